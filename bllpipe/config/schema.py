@@ -1,0 +1,192 @@
+"""Every key of a run's configuration, with its default and its meaning.
+
+The defaults are the embedded run: scikit-learn's handwritten digits, a small ResNet in four blocks, gloo on CPUs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def key(default: Any, doc: str, *, least: float | None = None, most: float | None = None) -> Any:
+    """A config key: its default, its meaning in one line, and the closed range it may take."""
+    metadata = {"doc": doc, "least": least, "most": most}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network that is cut into blocks."""
+
+    name: str = key("resnet18", "resnet18/34/50/101/152, or package.module:function that returns an ordered list of modules")
+    width: int = key(16, "channels of the stem; 64 is the ResNet of the papers", least=1)
+    stem: Literal["cifar", "imagenet"] = key("cifar", "cifar: 3x3, no max-pool; imagenet: 7x7 stride 2 and max-pool")
+    args: dict[str, Any] = key({}, "keyword arguments for package.module:function")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of the training images; a pure function of seed, epoch and step."""
+
+    crop_padding: int = key(1, "pad by this many zero pixels on each side and crop at random; 0: off", least=0)
+    flip: bool = key(False, "mirror left and right at random")
+    rotation: float = key(0.0, "rotate by at most this many degrees either way; 0: off", least=0, most=180)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where images and labels come from."""
+
+    name: Literal["digits", "cifar10", "cifar100", "fashion_mnist", "imagefolder", "npz", "synthetic"] = key(
+        "digits", "digits, cifar10, cifar100, fashion_mnist, imagefolder, npz or synthetic"
+    )
+    path: str | None = key(None, "folder or file of the data; digits and synthetic need none")
+    batch_size: int = key(64, "images in a global mini-batch", least=1)
+    image_size: int = key(32, "imagefolder and synthetic: images are made this high and wide", least=1)
+    workers: int = key(0, "imagefolder: processes that decode images; 0: in the rank itself", least=0)
+    mean: list[float] | None = key(None, "subtracted from every channel (pixels in 0..1); null: known or measured")
+    std: list[float] | None = key(None, "divides every channel; null: known or measured")
+    synthetic_images: int = key(1024, "synthetic: training images; a quarter as many again for the test", least=1)
+    synthetic_classes: int = key(10, "synthetic: number of classes", least=2)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """One optimiser of this kind for every block."""
+
+    name: Literal["sgd", "adamw"] = key("sgd", "sgd or adamw")
+    lr: float = key(0.05, "peak learning rate", least=0)
+    momentum: float = key(0.9, "sgd: momentum", least=0, most=1)
+    nesterov: bool = key(True, "sgd: Nesterov's form of momentum")
+    betas: list[float] = key([0.9, 0.999], "adamw: decay of the two moments")
+    weight_decay: float = key(5e-4, "weight decay", least=0)
+    decay_norm_and_bias: bool = key(False, "decay the weights of normalisations and biases too")
+    clip_norm: float | None = key(None, "clip the gradient norm of each block to this; null: off", least=0)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How the learning rate moves over the run; all blocks share it."""
+
+    name: Literal["constant", "cosine", "onecycle", "multistep"] = key(
+        "onecycle", "constant, cosine, onecycle or multistep"
+    )
+    warmup_steps: int = key(0, "constant, cosine, multistep: linear warm-up over this many steps", least=0)
+    final_fraction: float = key(0.0, "cosine, onecycle: fraction of the peak at the end", least=0, most=1)
+    peak_at: float = key(0.3, "onecycle: where in the run the peak lies", least=0, most=1)
+    start_fraction: float = key(0.04, "onecycle: fraction of the peak at the start", least=0, most=1)
+    milestones: list[float] = key([0.3, 0.6, 0.8], "multistep: fractions of the run after which the rate drops")
+    gamma: float = key(0.2, "multistep: factor of each drop", least=0, most=1)
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The local loss of every block but the last: kl_weight * KL + pred_weight * cross-entropy of a local head."""
+
+    kl_weight: float = key(1.0, "weight of KL(rho || alpha), nats summed over the channels", least=0)
+    pred_weight: float = key(1.0, "weight of the local head's cross-entropy", least=0)
+    head: Literal["linear", "mlp", "conv", "gap"] = key(
+        "linear", "linear (on a pool), mlp (hidden layer on a pool), conv (3x3 conv, then linear on a pool), gap"
+    )
+    head_features: int = key(4096, "linear, mlp, conv: pool alpha to at most this many features", least=1)
+    head_hidden: int = key(256, "mlp: width of the hidden layer", least=1)
+    label_smoothing: float = key(0.0, "label smoothing of every cross-entropy", least=0, most=1)
+
+
+@dataclass(frozen=True)
+class FeedbackConfig:
+    """The label-only network that makes the targets beta."""
+
+    update: Literal["closed_form", "sgd", "fixed"] = key(
+        "closed_form", "closed_form (least squares), sgd (on the same KL), fixed (random, never changes)"
+    )
+    lag: int = key(1, "steps between the statistics that a lane has seen and the target it makes", least=1)
+    layers: int = key(1, "sgd, fixed: linear layers, with ReLU between", least=1)
+    hidden: int = key(128, "sgd, fixed: width between the layers", least=1)
+    decay: float = key(0.9, "closed_form: what is kept of the class sums from step to step", least=0, most=1)
+    ridge: float = key(1e-3, "closed_form: ridge added to the class counts", least=0)
+    lr: float = key(0.1, "sgd: learning rate", least=0)
+    momentum: float = key(0.9, "sgd: momentum", least=0, most=1)
+    device: Literal["auto", "cpu", "cuda"] = key("auto", "where the feedback rank computes; auto: a GPU of its own, else the CPU")
+
+
+@dataclass(frozen=True)
+class BackendConfig:
+    """What carries the messages."""
+
+    alpha: Literal["auto", "nccl", "gloo"] = key("auto", "activations; auto: nccl between distinct GPUs, else gloo")
+    target: Literal["auto", "nccl", "gloo"] = key("auto", "targets; auto: gloo")
+    stats: Literal["auto", "nccl", "gloo"] = key("auto", "statistics; auto: gloo")
+    ring: int = key(2, "receive buffers an edge", least=1)
+    in_flight: int = key(2, "sends an edge may have under way", least=1)
+    timeout_seconds: float = key(600.0, "longest wait for a message before the run fails", least=0.1)
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    """Number formats."""
+
+    compute: Literal["fp32", "bf16"] = key("fp32", "bf16: forward and backward under autocast")
+    wire: Literal["fp32", "bf16"] = key("fp32", "format of alpha between ranks")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """The test set goes through the same pipeline."""
+
+    every_epochs: int = key(1, "evaluate after every so many epochs; 0: only at the end", least=0)
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """metrics.jsonl and progress."""
+
+    every_steps: int = key(20, "steps between two lines of metrics.jsonl a rank", least=1)
+    plain_seconds: float = key(10.0, "seconds between progress lines when the output is not a terminal", least=0.1)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """checkpoints/step-N in the run directory."""
+
+    every_steps: int | None = key(None, "steps between checkpoints; null: once an epoch; 0: only at the end", least=0)
+    keep: int = key(2, "newest checkpoints to keep", least=1)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    name: str | None = key(None, "name of the run directory under runs/; null: made from data, model and method")
+    method: Literal["bll"] = key("bll", "bll: block-local learning")
+    engine: Literal["ranks", "threads", "sequential"] = key(
+        "ranks", "ranks (a process a block), threads, or sequential (one after another); all give the same bits on a CPU"
+    )
+    seed: int = key(0, "seed of weights, order and augmentation", least=0)
+    epochs: int = key(20, "passes over the training data", least=1)
+    steps: int | None = key(None, "training steps; null: epochs decide", least=1)
+    stop_at: int | None = key(None, "end after this step with a checkpoint; the schedule still spans the whole run", least=1)
+    blocks: int | list[int | str] = key(
+        4, "number of blocks, or cuts: after how many residual units ([4, 8, 12]), or after which ([layer1.2, layer2.3])"
+    )
+    device: Literal["auto", "cpu", "cuda"] = key("auto", "where the blocks compute; auto: GPUs if there are any")
+    cpu_threads: int = key(1, "CPU threads of each rank; results depend on it, so it is fixed", least=1)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
+    backend: BackendConfig = field(default_factory=BackendConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    @property
+    def num_blocks(self) -> int:
+        return self.blocks if isinstance(self.blocks, int) else len(self.blocks) + 1

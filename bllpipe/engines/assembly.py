@@ -1,0 +1,91 @@
+"""Putting a rank together: its loops, the ports they use, and the books that are kept of them."""
+
+from __future__ import annotations
+
+import torch
+
+from bllpipe.config import to_mapping
+from bllpipe.engines.edges import ActorPorts, Dress, OnDevice, Wires, undressed
+from bllpipe.engines.job import Job, shape_of, unit_names
+from bllpipe.learn.block import make_block
+from bllpipe.learn.feedback import make_feedback
+from bllpipe.learn.gaussian import num_channels
+from bllpipe.learn.units import Segment
+from bllpipe.ports import Alpha, Receiver
+from bllpipe.run.checkpoint import CheckpointWriter
+from bllpipe.run.data.sets import ImageSet, LabelSet
+from bllpipe.run.data.source import ImageSource, label_batches
+from bllpipe.run.loops import BlockLoop, LaneLoop, Loop
+from bllpipe.run.rank import Actor, RankPart
+from bllpipe.run.recorder import Recorder
+from bllpipe.run.timing import Stopwatch
+
+STEADY_AFTER = 0.1  # fraction of the steps that rates leave out
+
+
+class Assembly:
+    """Builds the parts of a job over the given wires. ``dress`` may wrap every port, to delay messages for example."""
+
+    def __init__(self, job: Job, wires: Wires, dress: Dress = undressed) -> None:
+        self.job, self.wires, self.dress = job, wires, dress
+
+    def block_part(self, rank: int, segment: Segment, device: torch.device, images: ImageSet | None) -> RankPart:
+        """The rank of one block; the first one has the images."""
+        job, ports = self.job, self._ports()
+        is_last = rank == job.config.num_blocks - 1
+        loop = BlockLoop(
+            make_block(segment, shape_of(job, rank), job.config, job.spec.num_classes, job.plan.total_steps, is_last),
+            inputs=self._images(images, device) if images else self._alphas_before(rank, ports),
+            targets=ports.receiver(job.topology.target_edge(rank), job.messages("train", "evaluate")),
+            alphas=ports.sender(job.topology.alpha_edge(rank)),
+            stats=ports.sender(job.topology.stats_edge(rank)),
+        )
+        return self._part(rank, [self._actor(rank, f"block {rank}", loop, ports, device)])
+
+    def feedback_part(self, labels: LabelSet, device: torch.device) -> RankPart:
+        """The feedback rank: a lane for every block."""
+        lanes = [self._lane(block, name, labels, device) for block, name in enumerate(unit_names(self.job))]
+        return self._part(self.job.topology.feedback_rank, lanes)
+
+    def _lane(self, block: int, name: str, labels: LabelSet, device: torch.device) -> Actor:
+        job, ports, config = self.job, self._ports(), self.job.config
+        channels = num_channels(shape_of(job, block))
+        loop = LaneLoop(
+            name,
+            make_feedback(config.feedback, job.spec.num_classes, channels, config.seed, name, device),
+            labels=(label_B for _, label_B in label_batches(labels, job.rounds(), config.seed)),
+            targets=ports.sender(job.topology.target_edge(block)),
+            stats=ports.receiver(job.topology.stats_edge(block), job.messages("train")),
+            lag=config.feedback.lag,
+        )
+        return self._actor(job.topology.feedback_rank, f"lane {block}", loop, ports, device)
+
+    def _ports(self) -> ActorPorts:
+        return ActorPorts(self.job, self.wires, self.dress)
+
+    def _alphas_before(self, rank: int, ports: ActorPorts) -> Receiver[Alpha]:
+        edge = self.job.topology.alpha_edge(rank - 1)
+        assert edge is not None, "a block without images has one before it"
+        return ports.receiver(edge, self.job.messages("train", "evaluate"))
+
+    def _images(self, images: ImageSet, device: torch.device) -> OnDevice:
+        rounds = self.job.messages("train", "evaluate")
+        return OnDevice(ImageSource(images, rounds, self.job.config.seed, self.job.config.data.augment), device)
+
+    def _actor(self, rank: int, name: str, loop: Loop, ports: ActorPorts, device: torch.device) -> Actor:
+        """Adds stopwatch and recorder; losses on a GPU are only read when a line is written."""
+        job, log_every = self.job, self.job.config.log.every_steps
+        if job.checkpoint is not None:
+            loop.load(job.checkpoint.tensors(), job.start)
+        stopwatch = Stopwatch(ports.opened, int(job.start + STEADY_AFTER * (job.plan.last_step - job.start)))
+        place = {"rank": rank, "role": job.topology.role(rank), "actor": name}
+        check_every = 1 if device.type == "cpu" else log_every
+        recorder = Recorder(place, job.directory, job.store, stopwatch, log_every, check_every)
+        return Actor(loop, stopwatch, recorder)
+
+    def _part(self, rank: int, actors: list[Actor]) -> RankPart:
+        job = self.job
+        writer = CheckpointWriter(
+            job.directory.checkpoints, job.store, job.topology.world_size, job.attempt, job.config.checkpoint.keep
+        )
+        return RankPart(rank, job.topology.role(rank), actors, writer, {"config": to_mapping(job.config)})

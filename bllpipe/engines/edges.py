@@ -1,0 +1,94 @@
+"""What travels on each edge of a job, and the timed ports through which an actor uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+
+from bllpipe.engines.job import Job, shape_of
+from bllpipe.learn.gaussian import num_channels
+from bllpipe.ports import Alpha, Message, Receiver, Round, Sender
+from bllpipe.run.timing import TimedPort, TimedReceiver, TimedSender
+from bllpipe.topology import Edge
+from bllpipe.wire.layout import Field, Layout, alpha_fields, stats_fields, target_fields
+
+
+class Wires(Protocol):
+    """Whatever can make the two ends of an edge: LocalWires or ProcessWires."""
+
+    def sender(self, layout: Layout) -> Sender[Any]: ...
+
+    def receiver(self, layout: Layout, rounds: Iterator[Round]) -> Receiver[Any]: ...
+
+
+class Dress(Protocol):
+    """Wraps a port before an actor gets it; the tests delay messages with it."""
+
+    def __call__(self, port: Any, edge: Edge) -> Any: ...
+
+
+def undressed(port: Any, edge: Edge) -> Any:
+    """Leaves the port as it is."""
+    return port
+
+
+def layout_of(job: Job, edge: Edge) -> Layout:
+    """The layout of an edge; both of its ends compute it alike."""
+    block = edge.src if edge.kind in ("alpha", "stats") else edge.dst
+    ring = job.config.backend.ring
+    if edge.kind == "stats":
+        ring = max(ring, job.config.feedback.lag)  # a lane may be that many steps ahead of what it absorbs
+    roles = (job.topology.role(edge.src), job.topology.role(edge.dst))
+    return Layout(edge, roles, _fields(job, edge, shape_of(job, block)), job.config.data.batch_size, ring)
+
+
+def _fields(job: Job, edge: Edge, shape: tuple[int, ...]) -> tuple[Field, ...]:
+    if edge.kind == "alpha":
+        return alpha_fields(shape, job.alpha_dtype)
+    channels = num_channels(shape)
+    return target_fields(channels) if edge.kind == "target" else stats_fields(job.spec.num_classes, channels)
+
+
+class ActorPorts:
+    """Opens the ports of one actor, each timed, and keeps them for its stopwatch."""
+
+    def __init__(self, job: Job, wires: Wires, dress: Dress) -> None:
+        self._job, self._wires, self._dress = job, wires, dress
+        self.opened: list[TimedPort] = []
+
+    def sender(self, edge: Edge | None) -> Sender[Any]:
+        """The outgoing end of ``edge``; without an edge, what is sent is dropped (the last block's class scores)."""
+        if edge is None:
+            return Nowhere()
+        sender = TimedSender(self._dress(self._wires.sender(layout_of(self._job, edge)), edge), str(edge))
+        self.opened.append(sender)
+        return sender
+
+    def receiver(self, edge: Edge, rounds: Iterator[Round]) -> Receiver[Any]:
+        """The incoming end of ``edge``."""
+        port = self._dress(self._wires.receiver(layout_of(self._job, edge), rounds), edge)
+        receiver = TimedReceiver(port, str(edge))
+        self.opened.append(receiver)
+        return receiver
+
+
+class Nowhere:
+    """A sender whose messages nobody needs."""
+
+    def send(self, message: Message) -> None:
+        """Drops the message."""
+
+
+class OnDevice:
+    """Brings the images of the first block to its device."""
+
+    def __init__(self, images: Receiver[Alpha], device: torch.device) -> None:
+        self._images, self._device = images, device
+
+    def recv(self) -> Alpha:
+        message = self._images.recv()
+        return Alpha(message.round, message.alpha_BCHW.to(self._device, non_blocking=True))
+
+

@@ -1,0 +1,49 @@
+"""How a run ends badly: one message from one rank, a status file that says why, and no process left waiting."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from bllpipe.errors import BllpipeError
+from bllpipe.ports import Store
+from bllpipe.run.directory import RunDirectory
+
+
+def explain(error: BaseException) -> str:
+    """The message for people; a traceback only for what bllpipe itself did wrong."""
+    if isinstance(error, BllpipeError):
+        return str(error)
+    return "this is a fault in bllpipe or in a module of yours\n" + "".join(traceback.format_exception(error))
+
+
+def exit_code(error: BaseException) -> int:
+    return error.exit_code if isinstance(error, BllpipeError) else 1
+
+
+def report_failure(error: BaseException, store: Store, job_store: Store, rank: int, role: str) -> None:
+    """Prints the error and writes status.json, unless another rank failed first.
+
+    When one rank fails its neighbours fail too, for want of messages. Only the first is worth reading, so whoever
+    claims the key speaks, and the others are silent.
+    """
+    claim = f"rank {rank} ({role})"
+    try:
+        if store.compare_set("failure", "", claim).decode() != claim:
+            return
+        directory = job_store.get("directory").decode() if job_store.check(["directory"]) else None
+    except RuntimeError:  # the store is gone with its launcher: better twice than not at all
+        directory = None
+    print(f"bllpipe: {claim}: {explain(error)}", file=sys.stderr, flush=True)
+    if directory is not None:
+        RunDirectory(Path(directory)).write_status("failed", rank=rank, role=role, reason=explain(error).strip())
+
+
+def leave(code: int) -> None:
+    """Ends the process at once: threads that sit in a receive cannot be asked to stop."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+

@@ -1,0 +1,48 @@
+"""How a run ends well: the last checkpoint is whole, the summary is written, and one table is printed."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from bllpipe.engines.job import Job
+from bllpipe.run.progress import Progress
+from bllpipe.run.rank import RankPart
+from bllpipe.run.summary import gather_reports, post_report, summarise, table
+
+
+def progress(job: Job) -> Progress:
+    """The progress line of this job, to be entered by the one process that prints it."""
+    actors = [f"block {rank}" for rank in job.topology.block_ranks]
+    return Progress(job.store, actors, job.start, job.plan.last_step, sys.stdout, job.config.log.plain_seconds)
+
+
+def hand_in(job: Job, part: RankPart) -> None:
+    """Posts a rank's report, once the last checkpoint is committed."""
+    part.checkpoints.wait_committed(job.plan.last_step)
+    post_report(job.store, part.rank, part.report())
+
+
+def conclude(job: Job, started: float) -> None:
+    """Gathers all reports, writes summary.json and status.json, prints the table."""
+    reports = gather_reports(job.store, job.topology.world_size)
+    seconds = time.perf_counter() - started
+    summary = summarise(job.config, reports, job.plan.last_step, job.plan.steps_per_epoch, seconds)
+    job.directory.write_summary(summary)
+    complete = job.plan.last_step == job.plan.total_steps
+    reason = {} if complete else {"reason": f"stop_at={job.config.stop_at}"}
+    job.directory.write_status("completed" if complete else "preempted", step=job.plan.last_step, **reason)
+    print(f"{table(summary)}\nrun directory {job.directory.path}", flush=True)
+
+
+def nothing_left(job: Job) -> bool:
+    """Whether the run that is to go on has ended already; its files are left as they are."""
+    return job.start >= job.plan.last_step
+
+
+def say_nothing_left(job: Job) -> None:
+    print(
+        f"{job.directory.path} is complete: step {job.start} of {job.plan.last_step}; "
+        f"for another run leave out --resume, or raise epochs",
+        flush=True,
+    )

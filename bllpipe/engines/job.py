@@ -1,0 +1,125 @@
+"""What all ranks of a job agree on before the first step: the data's sizes, the plan, the shapes, where to go on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from bllpipe.config import Config
+from bllpipe.engines import Options
+from bllpipe.errors import ConfigError
+from bllpipe.learn.block import alpha_shape
+from bllpipe.learn.cuts import cut
+from bllpipe.learn.networks import network_units
+from bllpipe.learn.units import Segment
+from bllpipe.ports import Phase, Round, Store
+from bllpipe.run.checkpoint import Checkpoint, open_checkpoint
+from bllpipe.run.data.spec import DataSpec
+from bllpipe.run.directory import RunDirectory
+from bllpipe.run.itinerary import Plan
+from bllpipe.run.resuming import checkpoint_to_resume, choose_directory
+from bllpipe.topology import Topology
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run as every rank knows it."""
+
+    config: Config
+    topology: Topology
+    store: Store
+    directory: RunDirectory
+    attempt: str
+    spec: DataSpec
+    plan: Plan
+    checkpoint: Checkpoint | None
+
+    @property
+    def start(self) -> int:
+        """Training steps that are done already."""
+        return self.checkpoint.step if self.checkpoint else 0
+
+    def rounds(self) -> Iterator[Round]:
+        """A fresh iterator over the rounds that are left."""
+        return self.plan.rounds(self.start)
+
+    def messages(self, *phases: Phase) -> Iterator[Round]:
+        """The rounds that are left whose messages travel on an edge: ``train``, or ``train`` and ``evaluate``."""
+        return (entry for entry in self.rounds() if entry.phase in phases)
+
+    @property
+    def alpha_dtype(self) -> torch.dtype:
+        """The format of activations on the wire."""
+        return torch.bfloat16 if self.config.precision.wire == "bf16" else torch.float32
+
+
+def agree(
+    config: Config, options: Options, store: Store, job_store: Store, spec: DataSpec | None, attempt: int
+) -> Job:
+    """The job as all ranks see it. The one that has a ``spec`` (it holds the images) decides, the others listen.
+
+    Raises ConfigError or CheckpointError in the deciding rank.
+    """
+    if spec is not None:
+        _decide(config, options, store, job_store, spec, attempt)
+    decided = json.loads(store.get("job"))
+    spec = DataSpec.from_json(decided["spec"])
+    checkpoint = open_checkpoint(Path(decided["checkpoint"])) if decided["checkpoint"] else None
+    plan = Plan.of(config, spec.num_train, spec.num_test)
+    directory = RunDirectory(Path(decided["directory"]))
+    return Job(config, Topology(config.num_blocks), store, directory, str(attempt), spec, plan, checkpoint)
+
+
+def _decide(
+    config: Config, options: Options, store: Store, job_store: Store, spec: DataSpec, attempt: int
+) -> None:
+    """Chooses directory and checkpoint. A restarted group goes on in the directory of the attempt before it."""
+    Plan.of(config, spec.num_train, spec.num_test)
+    restarted = attempt > 0 and job_store.check(["directory"])
+    resume = "auto" if restarted else options.resume
+    path = Path(job_store.get("directory").decode()) if restarted else choose_directory(config, resume, options.run_dir)
+    checkpoint = checkpoint_to_resume(config, resume, path, lambda text: print(f"bllpipe: {text}", file=sys.stderr))
+    job_store.set("directory", str(path.absolute()))
+    where = str(checkpoint.path.absolute()) if checkpoint else None
+    RunDirectory(path).begin(config, checkpoint.step if checkpoint else 0)
+    RunDirectory(path).write_status("running", step=checkpoint.step if checkpoint else 0)
+    store.set("job", json.dumps({"directory": str(path.absolute()), "checkpoint": where, "spec": spec.to_json()}))
+
+
+def build_segment(job: Job, rank: int, device: torch.device) -> Segment:
+    """Block ``rank`` of the network, on its device; tells the others the shape of its alpha."""
+    channels = job.spec.image_shape[0]
+    units = network_units(job.config.model, channels, job.spec.num_classes, job.config.seed)
+    segment = Segment(cut(units, job.config.blocks)[rank], job.config.seed).to(device)
+    input_shape = job.spec.image_shape if rank == 0 else shape_of(job, rank - 1)
+    try:
+        shape = alpha_shape(segment, input_shape, device)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"block {rank} ({segment.last_unit} last) cannot take {list(input_shape)} from the block before it: {error}"
+        ) from error
+    if rank == job.config.num_blocks - 1 and shape != (job.spec.num_classes,):
+        raise ConfigError(
+            f"the last block gives {list(shape)} for each image; needed are {job.spec.num_classes} class scores"
+        )
+    job.store.set(f"shape/{rank}", json.dumps(shape))
+    return segment
+
+
+def shape_of(job: Job, rank: int) -> tuple[int, ...]:
+    """The shape of block ``rank``'s alpha, without the batch."""
+    return tuple(json.loads(job.store.get(f"shape/{rank}")))
+
+
+def unit_names(job: Job) -> list[str]:
+    """The last unit of every block: what heads and lanes are called after."""
+    units = network_units(job.config.model, job.spec.image_shape[0], job.spec.num_classes, job.config.seed)
+    return [block[-1].name for block in cut(units, job.config.blocks)]
+
+

@@ -1,0 +1,88 @@
+"""Engine ``ranks``: a process for every block and one for the feedback, started by torchrun."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from bllpipe.config import Config
+from bllpipe.engines import Options
+from bllpipe.engines.actors import follow, follow_all
+from bllpipe.engines.assembly import Assembly
+from bllpipe.engines.devices import distinct_gpus, rank_device
+from bllpipe.engines.edges import Dress, undressed
+from bllpipe.engines.failure import exit_code, leave, report_failure
+from bllpipe.engines.finish import conclude, hand_in, nothing_left, progress, say_nothing_left
+from bllpipe.engines.job import Job, agree, build_segment
+from bllpipe.run.data.sets import load_images, load_labels
+from bllpipe.run.rank import RankPart
+from bllpipe.topology import Topology
+from bllpipe.wire.environment import RankEnvironment
+from bllpipe.wire.processes import ProcessWires, chosen_backends
+from bllpipe.wire.world import World, close_group, open_edges, open_group, open_store
+
+
+def run(config: Config, options: Options, dress: Dress = undressed) -> None:
+    """This process's part of the job; does not return when it fails."""
+    environment = RankEnvironment.read()
+    assert environment is not None, "the launcher starts this engine under torchrun only"
+    torch.set_num_threads(config.cpu_threads)
+    world = open_store(environment, config.backend.timeout_seconds)
+    role = Topology(config.num_blocks).role(environment.rank)
+    try:
+        _run(config, options, world, dress)
+    except BaseException as error:
+        report_failure(error, world.store, world.job_store, environment.rank, role)
+        leave(exit_code(error))
+
+
+def _run(config: Config, options: Options, world: World, dress: Dress) -> None:
+    rank, topology = world.environment.rank, Topology(config.num_blocks)
+    device = rank_device(config, topology, world.environment)
+    images = load_images(config.data, config.seed) if rank == 0 else None
+    labels = load_labels(config.data, config.seed) if rank == topology.feedback_rank else None
+    spec = images.spec if images else None
+    job = agree(config, options, world.store, world.job_store, spec, world.environment.attempt)
+    if nothing_left(job):
+        return say_nothing_left(job) if rank == 0 else None
+    segment = None if labels else build_segment(job, rank, device)
+    wires = open_wires(job, world, device)
+    assembly = Assembly(job, wires, dress)
+    if labels:
+        part = assembly.feedback_part(labels, device)
+    else:
+        assert segment is not None
+        part = assembly.block_part(rank, segment, device, images)
+    train(job, part, rank)
+    wires.finish()
+    close_group()
+
+
+def open_wires(job: Job, world: World, device: torch.device) -> ProcessWires:
+    """Opens the process group and all edges; every rank waits for every other here."""
+    backends = chosen_backends(job.config.backend, distinct_gpus(job.config, job.topology, world.environment))
+    open_group(world, use_nccl="nccl" in backends.values())
+    groups = open_edges(job.topology.edges(), lambda edge: backends[edge.kind], device)
+    return ProcessWires(groups, backends, job.config.backend, device)
+
+
+def train(job: Job, part: RankPart, rank: int) -> None:
+    """The rounds of this rank; the first rank also prints."""
+    started = time.perf_counter()
+    if rank == 0:
+        with progress(job):
+            carry_out(job, part)
+    else:
+        carry_out(job, part)
+    hand_in(job, part)
+    if rank == 0:
+        conclude(job, started)
+
+
+def carry_out(job: Job, part: RankPart) -> None:
+    """A single actor runs in the main thread, several (the lanes) in a thread each."""
+    if len(part.actors) == 1:
+        follow(job, part, part.actors[0])
+    else:
+        follow_all(job, [part], on_error=lambda error: None)

@@ -1,0 +1,24 @@
+"""Engine ``sequential``: one process, one thread, the blocks one after another. The reference for all others."""
+
+from __future__ import annotations
+
+from bllpipe.config import Config
+from bllpipe.engines import Options
+from bllpipe.engines.job import Job
+from bllpipe.engines.together import run_together
+from bllpipe.run.rank import RankPart
+from bllpipe.wire.local import LocalWires
+
+
+def run(config: Config, options: Options) -> None:
+    """Trains ``config`` in this thread."""
+    run_together(config, options, take_turns)
+
+
+def take_turns(job: Job, parts: list[RankPart], wires: LocalWires) -> None:
+    """In every round the lanes go first, as the blocks need their targets; then the blocks from front to back."""
+    *blocks, feedback = parts
+    for entry in job.rounds():
+        for part in (feedback, *blocks):
+            for actor in part.actors:
+                part.carry_out(actor, entry)

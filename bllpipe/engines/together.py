@@ -1,0 +1,58 @@
+"""A whole job inside one process: what the engines ``sequential`` and ``threads`` have in common."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+
+from bllpipe.config import Config
+from bllpipe.engines import Options
+from bllpipe.engines.assembly import Assembly
+from bllpipe.engines.devices import one_device
+from bllpipe.engines.edges import Dress, undressed
+from bllpipe.engines.failure import report_failure
+from bllpipe.engines.finish import conclude, hand_in, nothing_left, progress, say_nothing_left
+from bllpipe.engines.job import Job, agree, build_segment
+from bllpipe.ports import Store
+from bllpipe.run.data.sets import load_images, load_labels
+from bllpipe.run.rank import RankPart
+from bllpipe.wire.local import LocalWires
+
+Execution = Callable[[Job, list[RankPart], LocalWires], None]
+
+
+def run_together(config: Config, options: Options, execute: Execution, dress: Dress = undressed) -> None:
+    """Builds every rank of the job here and lets ``execute`` carry out the itinerary."""
+    torch.set_num_threads(config.cpu_threads)
+    store: Store = dist.HashStore()  # type: ignore[assignment]  # satisfies the protocol
+    try:
+        _run(config, options, store, execute, dress)
+    except BaseException as error:
+        report_failure(error, store, store, rank=0, role="the only process")
+        raise
+
+
+def _run(config: Config, options: Options, store: Store, execute: Execution, dress: Dress) -> None:
+    images = load_images(config.data, config.seed)
+    job = agree(config, options, store, store, images.spec, attempt=0)
+    if nothing_left(job):
+        return say_nothing_left(job)
+    device = one_device(config)
+    wires = LocalWires(device, config.backend.timeout_seconds)
+    assembly = Assembly(job, wires, dress)
+    segments = [build_segment(job, rank, device) for rank in job.topology.block_ranks]
+    parts = [
+        assembly.block_part(rank, segment, device, images if rank == 0 else None)
+        for rank, segment in enumerate(segments)
+    ]
+    parts.append(assembly.feedback_part(load_labels(config.data, config.seed), device))
+    started = time.perf_counter()
+    with progress(job):
+        execute(job, parts, wires)
+    for part in parts:
+        hand_in(job, part)
+    conclude(job, started)
+

@@ -1,0 +1,40 @@
+"""What can go wrong, as seen by the person who started the run.
+
+Every message says what was found, what is needed and what to type.
+"""
+
+
+class BllpipeError(Exception):
+    """Any failure that bllpipe explains in one message instead of a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(BllpipeError):
+    """The run cannot start as it was described: a key, a value, a cut or a number of ranks is impossible."""
+
+    exit_code = 2
+
+
+class DataError(BllpipeError):
+    """The data are missing, unreadable, or not what they have to be."""
+
+    exit_code = 2
+
+
+class WireError(BllpipeError):
+    """A message did not arrive, or is not the one that its edge must carry next."""
+
+    exit_code = 3
+
+
+class CheckpointError(BllpipeError):
+    """A checkpoint is damaged, missing, or belongs to another model."""
+
+    exit_code = 4
+
+
+class NonFiniteError(BllpipeError):
+    """NaN or Inf appeared during training."""
+
+    exit_code = 5

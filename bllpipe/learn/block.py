@@ -1,0 +1,159 @@
+"""A block: consecutive units of the network that learn from a local loss, and from nothing behind them.
+
+Shapes: B images, C channels, H x W positions, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bllpipe.config.schema import Config
+from bllpipe.errors import ConfigError
+from bllpipe.learn.gaussian import channel_means, class_statistics
+from bllpipe.learn.heads import make_head
+from bllpipe.learn.objectives import OBJECTIVES, Objective, last_block
+from bllpipe.learn.optimizers import load_optimizer_state, make_optimizer, optimizer_state, set_learning_rate
+from bllpipe.learn.schedule import rate_factor
+from bllpipe.learn.units import Segment
+from bllpipe.ports import Target
+from bllpipe.randomness import derived_seed
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one batch did to one block: the terms of its loss and how many images its head got right (scalars)."""
+
+    terms: dict[str, Tensor]
+    correct: Tensor
+    lr: float = 0.0
+
+
+class Block:
+    """f_k with its local head, objective and optimiser."""
+
+    def __init__(
+        self,
+        segment: Segment,
+        head: nn.Module,
+        objective: Objective,
+        config: Config,
+        num_classes: int,
+        total_steps: int,
+    ) -> None:
+        self.segment, self.head, self.objective = segment, head, objective
+        self.num_classes, self.total_steps, self.config = num_classes, total_steps, config
+        self.parameters = {name: p for name, p in self._named(parameters=True).items() if isinstance(p, nn.Parameter)}
+        if not self.parameters:
+            raise ConfigError(f"the block that ends with {segment.last_unit} has no parameters; cut somewhere else")
+        self.optimizer = make_optimizer(self.parameters, config.optimizer)
+        self.device = next(iter(self.parameters.values())).device
+
+    def forward(self, x: Tensor) -> Tensor:
+        """alpha = f_k(x) (paper, eq. 1), in training mode; keeps what the local backward needs."""
+        self.segment.train()
+        with self._autocast():
+            return self.segment(x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+    def update(self, alpha: Tensor, target: Target, step: int) -> Outcome:
+        """One step on the local loss of ``alpha``, which must come from ``forward``."""
+        self.head.train()
+        with self._autocast():
+            scores_BK = self.head(alpha)
+        terms = self.objective(alpha, scores_BK, target)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        lr = self._step_optimizer(step)
+        return _outcome(terms, scores_BK, target.label_B, lr)
+
+    def stats(self, alpha: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Class sums [K, C] and counts [K] of alpha's channel means, for the feedback lane."""
+        return class_statistics(channel_means(alpha.detach()), label_B, self.num_classes)
+
+    @torch.no_grad()
+    def infer(self, x: Tensor) -> Tensor:
+        """alpha in evaluation mode."""
+        self.segment.eval()
+        with self._autocast():
+            return self.segment(x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+    @torch.no_grad()
+    def score(self, alpha: Tensor, target: Target) -> Outcome:
+        """The local loss and the local head's hits on a test batch."""
+        self.head.eval()
+        with self._autocast():
+            scores_BK = self.head(alpha)
+        return _outcome(self.objective(alpha, scores_BK, target), scores_BK, target.label_B, lr=0.0)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers, the live ones, by the names that a checkpoint gives them."""
+        return {name: value for name, value in self._named(parameters=False).items() if isinstance(value, Tensor)}
+
+    def state(self) -> dict[str, Tensor]:
+        """``weights`` and the optimiser's state: everything that a resumed run needs."""
+        moments = optimizer_state(self.optimizer, self.parameters)
+        return {**self.weights(), **{f"optimizer.{name}": value for name, value in moments.items()}}
+
+    def load(self, state: Mapping[str, Tensor]) -> list[str]:
+        """Takes what belongs to this block from ``state``; returns the names of weights that it did not find."""
+        own = self.weights()
+        with torch.no_grad():
+            for name in own.keys() & state.keys():
+                own[name].copy_(state[name])
+        prefix = "optimizer."
+        moments = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        load_optimizer_state(self.optimizer, self.parameters, moments)
+        return sorted(own.keys() - state.keys())
+
+    def _step_optimizer(self, step: int) -> float:
+        settings = self.config.optimizer
+        lr = settings.lr * rate_factor(step, self.total_steps, self.config.schedule)
+        set_learning_rate(self.optimizer, lr)
+        if settings.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters.values(), settings.clip_norm)
+        self.optimizer.step()
+        return lr
+
+    def _named(self, parameters: bool) -> dict[str, Tensor | nn.Parameter]:
+        """Names are those of the whole network under ``model.``; a head is named after the unit that it reads."""
+        parts = {"model": self.segment, f"heads.{self.segment.last_unit}": self.head}
+        return {
+            f"{prefix}.{name}": value
+            for prefix, module in parts.items()
+            for name, value in (module.named_parameters() if parameters else module.state_dict(keep_vars=True).items())
+        }
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision.compute == "bf16")
+
+
+def make_block(
+    segment: Segment, alpha_shape: Sequence[int], config: Config, num_classes: int, total_steps: int, is_last: bool
+) -> Block:
+    """Adds what learning needs to a segment whose alpha has ``alpha_shape`` (without the batch).
+
+    The last block's alpha are class scores already: it needs no head, and its loss is the cross-entropy alone.
+    """
+    if is_last:
+        return Block(segment, nn.Identity(), last_block(config.objective), config, num_classes, total_steps)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(config.seed, "heads", segment.last_unit))
+        head = make_head(alpha_shape, num_classes, config.objective)
+    objective = OBJECTIVES[config.method](config.objective)
+    device = next(iter(segment.state_dict().values()), torch.empty(0)).device
+    return Block(segment, head.to(device), objective, config, num_classes, total_steps)
+
+
+@torch.no_grad()
+def alpha_shape(segment: Segment, input_shape: Sequence[int], device: torch.device) -> tuple[int, ...]:
+    """The shape of alpha, without the batch, for inputs of ``input_shape``; leaves the segment as it was."""
+    segment.eval()
+    return tuple(segment(torch.zeros(1, *input_shape, device=device)).shape[1:])
+
+
+def _outcome(terms: Mapping[str, Tensor], scores_BK: Tensor, label_B: Tensor, lr: float) -> Outcome:
+    hits = (scores_BK.detach().argmax(dim=1) == label_B).sum()
+    return Outcome({name: term.detach() for name, term in terms.items()}, hits, lr)

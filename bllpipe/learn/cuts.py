@@ -1,0 +1,49 @@
+"""Where a network is cut into blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from bllpipe.errors import ConfigError
+from bllpipe.learn.units import Unit
+
+
+def cut(units: Sequence[Unit], blocks: int | Sequence[int | str]) -> list[list[Unit]]:
+    """The units of each block.
+
+    Args:
+        blocks: a number of blocks of equal numbers of units (the first ones take what is left over, so ResNet-50
+            in four is 4/4/4/4), or the cuts themselves: after how many units, or after the unit of which name.
+    """
+    positions = _equal(len(units), blocks) if isinstance(blocks, int) else _explicit(units, blocks)
+    bounds = [0, *positions, len(units)]
+    return [list(units[start:end]) for start, end in pairwise(bounds)]
+
+
+def _equal(num_units: int, num_blocks: int) -> list[int]:
+    if num_blocks > num_units:
+        raise ConfigError(
+            f"blocks={num_blocks}, but the network has only {num_units} units to cut between; "
+            f"use --set blocks={num_units} or less"
+        )
+    size, left_over = divmod(num_units, num_blocks)
+    return [size * k + min(k, left_over) for k in range(1, num_blocks)]
+
+
+def _explicit(units: Sequence[Unit], cuts: Sequence[int | str]) -> list[int]:
+    positions = [_position(units, place) for place in cuts]
+    if any(later <= earlier for earlier, later in pairwise([0, *positions])):
+        raise ConfigError(f"blocks={list(cuts)}: cuts must go forward, each behind the one before it")
+    return positions
+
+
+def _position(units: Sequence[Unit], place: int | str) -> int:
+    names = [unit.name for unit in units]
+    found = names.index(place) + 1 if place in names else place
+    if not isinstance(found, int) or not 1 <= found < len(units):
+        raise ConfigError(
+            f"blocks: cannot cut after {place!r}; needed is a number from 1 to {len(units) - 1} "
+            f"or one of {', '.join(names[:-1])}"
+        )
+    return found

@@ -1,0 +1,89 @@
+"""ResNet-18/34/50/101/152 (He et al. 2015) as units, with torchvision's residual blocks and parameter names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from bllpipe.learn.units import Layer, Unit
+
+ResidualUnit = type[BasicBlock] | type[Bottleneck]
+
+DEPTHS: dict[str, tuple[ResidualUnit, tuple[int, int, int, int]]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+    "resnet152": (Bottleneck, (3, 8, 36, 3)),
+}
+
+
+def resnet_units(name: str, width: int, stem: str, in_channels: int, num_classes: int) -> list[Unit]:
+    """The residual units of a ResNet whose stem has ``width`` channels (64 in the paper).
+
+    Args:
+        stem: ``cifar`` (3x3, no max-pool) or ``imagenet`` (7x7 stride 2 and max-pool).
+    """
+    kind, depths = DEPTHS[name]
+    units, channels = [], width
+    for stage, depth in enumerate(depths):
+        planes = width * 2**stage
+        for index in range(depth):
+            stride = 2 if stage > 0 and index == 0 else 1
+            make = partial(_residual, kind, channels, planes, stride)
+            path = f"layer{stage + 1}.{index}"
+            units.append(Unit(path, (Layer(path, make),)))
+            channels = planes * kind.expansion
+    first, last = units[0], units[-1]
+    units[0] = Unit(first.name, (*STEMS[stem](in_channels, width), *first.layers))
+    units[-1] = Unit(last.name, (*units[-1].layers, *_classifier(channels, num_classes)))
+    return units
+
+
+def _residual(kind: ResidualUnit, channels: int, planes: int, stride: int) -> nn.Module:
+    out_channels = planes * kind.expansion
+    shortcut = None
+    if stride != 1 or channels != out_channels:
+        conv = nn.Conv2d(channels, out_channels, kernel_size=1, stride=stride, bias=False)
+        shortcut = nn.Sequential(conv, nn.BatchNorm2d(out_channels))
+    # base_width 64 makes a bottleneck's inner width equal to its planes
+    return _initialised(kind(channels, planes, stride, shortcut, base_width=64))
+
+
+def _initialised(module: nn.Module) -> nn.Module:
+    """Kaiming's initialisation of the convolutions, as torchvision has it."""
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d):
+            nn.init.kaiming_normal_(child.weight, mode="fan_out", nonlinearity="relu")
+    return module
+
+
+def _cifar_stem(in_channels: int, width: int) -> tuple[Layer, ...]:
+    return (
+        Layer("conv1", lambda: _initialised(nn.Conv2d(in_channels, width, 3, padding=1, bias=False))),
+        Layer("bn1", lambda: nn.BatchNorm2d(width)),
+        Layer("relu", lambda: nn.ReLU(inplace=True)),
+    )
+
+
+def _imagenet_stem(in_channels: int, width: int) -> tuple[Layer, ...]:
+    return (
+        Layer("conv1", lambda: _initialised(nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False))),
+        Layer("bn1", lambda: nn.BatchNorm2d(width)),
+        Layer("relu", lambda: nn.ReLU(inplace=True)),
+        Layer("maxpool", lambda: nn.MaxPool2d(kernel_size=3, stride=2, padding=1)),
+    )
+
+
+STEMS: dict[str, Callable[[int, int], tuple[Layer, ...]]] = {"cifar": _cifar_stem, "imagenet": _imagenet_stem}
+
+
+def _classifier(channels: int, num_classes: int) -> tuple[Layer, ...]:
+    return (
+        Layer("avgpool", lambda: nn.AdaptiveAvgPool2d(1)),
+        Layer("flatten", lambda: nn.Flatten(1)),
+        Layer("fc", lambda: nn.Linear(channels, num_classes)),
+    )

@@ -1,0 +1,72 @@
+"""A network as an ordered list of units, of which any consecutive ones make a block.
+
+A unit is what a cut never divides: one residual unit, with the stem in front of the first and the classifier behind
+the last. Nothing is built before it is needed, so a rank only ever holds its own block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bllpipe.randomness import derived_seed
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One module and the name under which the whole network knows it, such as ``layer1.0``."""
+
+    path: str
+    make: Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Consecutive layers that stay together; ``name`` is what a cut can refer to."""
+
+    name: str
+    layers: tuple[Layer, ...]
+
+
+class Segment(nn.Module):
+    """Consecutive units, built: parameters have the names, and for one seed the values, that they have in the whole
+    network, wherever it is cut."""
+
+    def __init__(self, units: Sequence[Unit], seed: int) -> None:
+        super().__init__()
+        self.last_unit = units[-1].name
+        layers = [layer for unit in units for layer in unit.layers]
+        self._order = [_placed(self, layer, seed) for layer in layers]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, ...] of the block before to the alpha of this one."""
+        for module in self._order:
+            x = module(x)
+        return x
+
+
+def units_from_modules(modules: Iterable[nn.Module]) -> list[Unit]:
+    """One unit a module; the names are those of ``nn.Sequential(*modules)``."""
+
+    def keep(module: nn.Module) -> Callable[[], nn.Module]:
+        return lambda: module
+
+    return [Unit(str(i), (Layer(str(i), keep(module)),)) for i, module in enumerate(modules)]
+
+
+def _placed(root: nn.Module, layer: Layer, seed: int) -> nn.Module:
+    """Builds the layer from its own random stream and hangs it into ``root`` under its path."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(seed, "weights", layer.path))
+        module = layer.make()
+    *parents, leaf = layer.path.split(".")
+    node = root
+    for name in parents:
+        if name not in dict(node.named_children()):
+            node.add_module(name, nn.Module())
+        node = node.get_submodule(name)
+    node.add_module(leaf, module)
+    return module

@@ -1,0 +1,73 @@
+"""The itinerary: the one list of rounds that every rank follows, so that nobody has to ask what comes next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bllpipe.config import Config
+from bllpipe.errors import ConfigError
+from bllpipe.ports import Round
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Lengths of a run, in steps and images."""
+
+    total_steps: int
+    last_step: int
+    steps_per_epoch: int
+    batch_size: int
+    num_test: int
+    evaluate_every: int
+    save_every: int
+
+    @classmethod
+    def of(cls, config: Config, num_train: int, num_test: int) -> Plan:
+        """The plan of a run on ``num_train`` images; raises ConfigError when not even one batch can be filled."""
+        batch_size = config.data.batch_size
+        if batch_size > num_train:
+            raise ConfigError(
+                f"data.batch_size is {batch_size}, but {config.data.name} has only {num_train} training images; "
+                f"use --set data.batch_size={num_train} or less"
+            )
+        per_epoch = num_train // batch_size
+        total = config.steps or config.epochs * per_epoch
+        every = config.checkpoint.every_steps
+        return cls(
+            total_steps=total,
+            last_step=min(config.stop_at or total, total),
+            steps_per_epoch=per_epoch,
+            batch_size=batch_size,
+            num_test=num_test,
+            evaluate_every=config.evaluate.every_epochs * per_epoch,
+            save_every=per_epoch if every is None else every,
+        )
+
+    def rounds(self, start: int = 0) -> Iterator[Round]:
+        """Every round after ``start`` finished training steps, in order."""
+        for step in range(start, self.last_step):
+            epoch, batch = divmod(step, self.steps_per_epoch)
+            yield Round("train", step, epoch, batch, self.batch_size)
+            yield from self._after(step + 1, epoch)
+
+    def _after(self, done: int, epoch: int) -> Iterator[Round]:
+        """What follows when ``done`` steps are finished: a test, a checkpoint, both, or nothing."""
+        if done == self.total_steps or _is_multiple(done, self.evaluate_every):
+            yield from self._test(done, epoch)
+        if done == self.last_step or _is_multiple(done, self.save_every):
+            yield Round("save", done, epoch)
+
+    def _test(self, done: int, epoch: int) -> Iterator[Round]:
+        for batch, first in enumerate(range(0, self.num_test, self.batch_size)):
+            yield Round("evaluate", done, epoch, batch, min(self.batch_size, self.num_test - first))
+        yield Round("score", done, epoch)
+
+
+def messages(rounds: Iterator[Round]) -> Iterator[Round]:
+    """The rounds in which activations and targets travel."""
+    return (entry for entry in rounds if entry.has_messages)
+
+
+def _is_multiple(done: int, every: int) -> bool:
+    return every > 0 and done % every == 0

@@ -1,0 +1,141 @@
+"""The algorithm (paper, figure 2): what a block and what a feedback lane do in every round.
+
+A loop knows ports, not wires; it holds no timing, no logging and no device code.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from bllpipe.learn.block import Block, Outcome
+from bllpipe.learn.feedback import Feedback
+from bllpipe.ports import Alpha, Receiver, Round, Sender, Stats, Target
+
+
+class Loop(Protocol):
+    """One actor of the pipeline. ``run`` carries out its part of one round."""
+
+    def run(self, entry: Round) -> Outcome | None: ...
+
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers: what ``state_sha256`` covers."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds."""
+
+    def load(self, state: Mapping[str, Tensor], step: int) -> list[str]:
+        """Takes what is its own, as it was after ``step`` steps; returns the names of weights that were missing."""
+
+
+class BlockLoop:
+    """Block k: alpha_k = f_k(alpha_{k-1}), and one step on its local loss."""
+
+    def __init__(
+        self,
+        block: Block,
+        inputs: Receiver[Alpha],
+        targets: Receiver[Target],
+        alphas: Sender[Alpha],
+        stats: Sender[Stats],
+    ) -> None:
+        self.block, self.inputs, self.targets, self.alphas, self.stats = block, inputs, targets, alphas, stats
+
+    def run(self, entry: Round) -> Outcome | None:
+        match entry.phase:
+            case "train":
+                return self._train(entry)
+            case "evaluate":
+                return self._evaluate(entry)
+            case _:
+                return None
+
+    def _train(self, entry: Round) -> Outcome:
+        alpha_BCHW = self.block.forward(self.inputs.recv().alpha_BCHW)
+        self.alphas.send(Alpha(entry, alpha_BCHW))  # before the update: the next block never waits for our backward
+        target = self.targets.recv()
+        self.stats.send(Stats(entry, *self.block.stats(alpha_BCHW, target.label_B)))  # before it too: they need no step
+        return self.block.update(alpha_BCHW, target, entry.step)
+
+    def _evaluate(self, entry: Round) -> Outcome:
+        alpha_BCHW = self.block.infer(self.inputs.recv().alpha_BCHW)
+        self.alphas.send(Alpha(entry, alpha_BCHW))
+        return self.block.score(alpha_BCHW, self.targets.recv())
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.block.weights()
+
+    def state(self) -> dict[str, Tensor]:
+        return self.block.state()
+
+    def load(self, state: Mapping[str, Tensor], step: int) -> list[str]:
+        return self.block.load(state)
+
+
+class LaneLoop:
+    """Lane k of the feedback rank: beta_k = g_k(y), with a g_k that has seen the statistics of step t - lag.
+
+    A lane talks to one block only, so a slow block delays no other. The lag is fixed, never "whatever has arrived":
+    that is what makes the run reproducible.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        feedback: Feedback,
+        labels: Iterator[Tensor],
+        targets: Sender[Target],
+        stats: Receiver[Stats],
+        lag: int,
+    ) -> None:
+        self.name, self.feedback, self.labels = name, feedback, labels
+        self.targets, self.stats, self.lag = targets, stats, lag
+        self._ahead: deque[tuple[Tensor, Tensor]] = deque()  # received for a checkpoint, not absorbed yet
+
+    def run(self, entry: Round) -> Outcome | None:
+        if entry.phase == "train" and entry.step >= self.lag:
+            self.feedback.absorb(*self._next_stats())
+        if entry.has_messages:
+            self.targets.send(self._target(entry))
+        if entry.phase == "save":
+            self._catch_up(entry.step)
+        return None
+
+    def _target(self, entry: Round) -> Target:
+        label_B = next(self.labels)
+        beta_KC, known_K = self.feedback.table()
+        return Target(entry, beta_KC[label_B], known_K[label_B], label_B)
+
+    def _next_stats(self) -> tuple[Tensor, Tensor]:
+        return self._ahead.popleft() if self._ahead else self._received_stats()
+
+    def _received_stats(self) -> tuple[Tensor, Tensor]:
+        stats = self.stats.recv()
+        return stats.sums_KC, stats.counts_K
+
+    def _catch_up(self, done: int) -> None:
+        """Receives what is still on its way after ``done`` steps, because a checkpoint must hold it."""
+        while len(self._ahead) < min(self.lag, done):
+            sums_KC, counts_K = self._received_stats()
+            self._ahead.append((sums_KC.clone(), counts_K.clone()))
+
+    def weights(self) -> dict[str, Tensor]:
+        return {f"feedback.{self.name}.{key}": value for key, value in self.feedback.state().items()}
+
+    def state(self) -> dict[str, Tensor]:
+        named = {}
+        for age, (sums_KC, counts_K) in enumerate(self._ahead):
+            named[f"ahead.{self.name}.{age}.sums"] = sums_KC
+            named[f"ahead.{self.name}.{age}.counts"] = counts_K
+        return {**self.weights(), **named}
+
+    def load(self, state: Mapping[str, Tensor], step: int) -> list[str]:
+        own = self.weights()
+        for key in own.keys() & state.keys():
+            own[key].detach().copy_(state[key])
+        waiting = [(f"ahead.{self.name}.{age}.sums", f"ahead.{self.name}.{age}.counts") for age in range(self.lag)]
+        self._ahead.extend((state[sums], state[counts]) for sums, counts in waiting if sums in state)
+        return sorted(own.keys() - state.keys())

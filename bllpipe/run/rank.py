@@ -1,0 +1,92 @@
+"""Carrying out the itinerary on one rank: drive its loops, keep its books, write its share of every checkpoint."""
+
+from __future__ import annotations
+
+import resource
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bllpipe.ports import Round
+from bllpipe.run.checkpoint import CheckpointWriter
+from bllpipe.run.digest import part_digest
+from bllpipe.run.loops import Loop
+from bllpipe.run.recorder import Recorder
+from bllpipe.run.timing import Stopwatch
+
+
+@dataclass
+class Actor:
+    """A loop with its stopwatch and its recorder."""
+
+    loop: Loop
+    stopwatch: Stopwatch
+    recorder: Recorder
+
+    def carry_out(self, entry: Round) -> None:
+        """One round, timed and recorded."""
+        waited_before, start = self.stopwatch.waited(), time.perf_counter()
+        outcome = self.loop.run(entry)
+        self.stopwatch.measure(entry, time.perf_counter() - start, waited_before)
+        self.recorder.record(entry, outcome)
+
+
+@dataclass
+class RankPart:
+    """All actors of one rank: one for a block, one a lane for the feedback."""
+
+    rank: int
+    role: str
+    actors: list[Actor]
+    checkpoints: CheckpointWriter
+    facts: Mapping[str, Any]
+    _arrived: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _number_arrived: dict[int, int] = field(default_factory=dict)
+
+    def carry_out(self, actor: Actor, entry: Round) -> None:
+        """One round of one actor, its checkpoint included."""
+        actor.carry_out(entry)
+        if entry.phase == "save":
+            self._save(entry, actor.loop.state())
+
+    def _save(self, entry: Round, state: Mapping[str, Tensor]) -> None:
+        """The actor that comes last to this checkpoint writes the shard of the whole rank."""
+        only = len(self.actors) == 1
+        with self._lock:
+            tensors = self._arrived.setdefault(entry.step, {})
+            # lanes go on while the others are still on their way: keep what they were at this step
+            tensors.update(state if only else {name: value.detach().clone() for name, value in state.items()})
+            self._number_arrived[entry.step] = self._number_arrived.get(entry.step, 0) + 1
+            complete = self._number_arrived[entry.step] == len(self.actors)
+        if complete:
+            facts = {"rank": self.rank, "role": self.role, "step": entry.step, "epoch": entry.epoch, **self.facts}
+            self.checkpoints.write(entry.step, self.rank, self._arrived.pop(entry.step), facts)
+
+    def report(self) -> dict[str, Any]:
+        """This rank's share of summary.json."""
+        watches = [actor.stopwatch for actor in self.actors]
+        elapsed = max(watch.training for watch in watches)
+        weights = {name: value for actor in self.actors for name, value in actor.loop.weights().items()}
+        return {
+            "role": self.role,
+            "busy": sum(watch.computing for watch in watches) / elapsed if elapsed else 0.0,
+            "waiting": {edge: seconds for watch in watches for edge, seconds in watch.waiting.items()},
+            "images_per_second": min(watch.images_per_second for watch in watches),
+            "accuracy": self.actors[0].recorder.accuracy,
+            "parameters": sum(value.numel() for value in weights.values() if value.is_floating_point()),
+            "peak_memory_bytes": peak_memory_bytes(),
+            "digest": part_digest(weights),
+        }
+
+
+def peak_memory_bytes() -> int:
+    """Most memory this process ever held: of its GPU if it has one, else resident memory."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,116 @@
+"""What a block or lane tells the world: lines of metrics.jsonl, its latest figures for the progress line, and an error
+when a loss is not finite."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bllpipe.errors import NonFiniteError
+from bllpipe.learn.block import Outcome
+from bllpipe.ports import Round, Store
+from bllpipe.run.directory import RunDirectory
+from bllpipe.run.timing import Stopwatch
+
+POST_SECONDS = 0.5
+
+
+@dataclass
+class Totals:
+    """Sums over the batches since the last line; tensors stay on their device until they are read."""
+
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    correct: Tensor | None = None
+    images: int = 0
+    lr: float = 0.0
+
+    def add(self, outcome: Outcome, images: int) -> None:
+        for name, term in outcome.terms.items():
+            self.terms[name] = self.terms.get(name, torch.zeros_like(term)) + term * images
+        self.correct = outcome.correct if self.correct is None else self.correct + outcome.correct
+        self.images += images
+        self.lr = outcome.lr
+
+    def read(self) -> dict[str, float]:
+        """Means over the images: each term, their sum as ``loss``, and ``accuracy``."""
+        terms = {name: float(total) / self.images for name, total in self.terms.items()}
+        assert self.correct is not None, "read after at least one batch"
+        return {**terms, "loss": sum(terms.values()), "accuracy": float(self.correct) / self.images}
+
+
+class Recorder:
+    """Keeps the books of one block or lane."""
+
+    def __init__(
+        self,
+        place: Mapping[str, Any],
+        directory: RunDirectory,
+        store: Store,
+        stopwatch: Stopwatch,
+        log_every: int,
+        check_every: int,
+    ) -> None:
+        self.place, self.directory, self.store, self.stopwatch = place, directory, store, stopwatch
+        self.log_every, self.check_every = log_every, check_every
+        self.accuracy: float | None = None
+        self._train, self._test = Totals(), Totals()
+        self._posted = 0.0
+
+    def record(self, entry: Round, outcome: Outcome | None) -> None:
+        """Takes note of one round; ``outcome`` is None for lanes."""
+        if entry.phase == "train":
+            self._record_step(entry, outcome)
+        elif entry.phase == "evaluate" and outcome is not None:
+            self._test.add(outcome, entry.size)
+        elif entry.phase == "score" and self._test.images:
+            self._record_score(entry)
+
+    def _record_step(self, entry: Round, outcome: Outcome | None) -> None:
+        done = entry.step + 1
+        if outcome is not None:
+            self._train.add(outcome, entry.size)
+            if done % self.check_every == 0:
+                self._check_finite(entry, outcome)
+        if done % self.log_every == 0:
+            self._write_step(entry, done)
+        elif time.monotonic() - self._posted > POST_SECONDS:
+            self._post({"step": done})
+
+    def _write_step(self, entry: Round, done: int) -> None:
+        figures: dict[str, Any] = {"phase": "train", "step": done, "epoch": entry.epoch, **self.place}
+        if self._train.images:
+            figures |= {**self._train.read(), "lr": self._train.lr}
+            self._train = Totals()
+        figures["images_per_second"] = round(self.stopwatch.images_per_second, 2)
+        figures["waiting"] = {edge: round(seconds, 4) for edge, seconds in self.stopwatch.waiting.items()}
+        self.directory.add_metrics(figures)
+        self._post(figures)
+
+    def _record_score(self, entry: Round) -> None:
+        figures = self._test.read()
+        self.accuracy, self._test = figures["accuracy"], Totals()
+        place = {"phase": "evaluate", "step": entry.step, "epoch": entry.epoch, **self.place}
+        self.directory.add_metrics({**place, **figures})
+        self._post({"step": entry.step, "test_accuracy": self.accuracy})
+
+    def _post(self, figures: Mapping[str, Any]) -> None:
+        """The latest figures, for the progress line."""
+        self._posted = time.monotonic()
+        known = {"test_accuracy": self.accuracy} if self.accuracy is not None else {}
+        self.store.set(f"progress/{self.place['actor']}", json.dumps({**known, **figures}))
+
+    def _check_finite(self, entry: Round, outcome: Outcome) -> None:
+        for name, term in outcome.terms.items():
+            if not math.isfinite(float(term)):
+                raise NonFiniteError(
+                    f"rank {self.place['rank']} ({self.place['role']}), step {entry.step}: the loss term {name!r} is "
+                    f"{float(term)} at learning rate {outcome.lr:g}; lower optimizer.lr, set optimizer.clip_norm, or "
+                    f"check the images"
+                )

@@ -1,0 +1,68 @@
+"""The end of a run: every rank's report, gathered into summary.json and one table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bllpipe.config import Config
+from bllpipe.ports import Store
+from bllpipe.run.digest import state_sha256
+
+
+def post_report(store: Store, rank: int, report: Mapping[str, Any]) -> None:
+    """Hands this rank's report to whoever gathers them."""
+    store.set(f"report/{rank}", json.dumps(report))
+
+
+def gather_reports(store: Store, world_size: int) -> list[dict[str, Any]]:
+    """The reports of all ranks, in order; waits for the slowest."""
+    return [json.loads(store.get(f"report/{rank}")) for rank in range(world_size)]
+
+
+def summarise(
+    config: Config, reports: Sequence[Mapping[str, Any]], steps: int, steps_per_epoch: int, seconds: float
+) -> dict[str, Any]:
+    """summary.json. Accuracies are fractions of the test set, ``busy`` fractions of the training time, ``waiting``
+    seconds by edge; lists go by rank, the feedback rank last."""
+    blocks = reports[:-1]
+    return {
+        "method": config.method,
+        "engine": config.engine,
+        "world_size": len(reports),
+        "steps": steps,
+        "epochs": steps / steps_per_epoch,
+        "test_accuracy": blocks[-1]["accuracy"],
+        "block_accuracy": [report["accuracy"] for report in blocks],
+        "images_per_second": blocks[-1]["images_per_second"],
+        "seconds": seconds,
+        "roles": [report["role"] for report in reports],
+        "busy": [report["busy"] for report in reports],
+        "waiting": [report["waiting"] for report in reports],
+        "peak_memory_bytes": [report["peak_memory_bytes"] for report in reports],
+        "parameters": [report["parameters"] for report in reports],
+        "state_sha256": state_sha256([report["digest"] for report in reports]),
+    }
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """The summary for people: a row a rank, and the two figures that matter below."""
+    rows = [f"{'rank':>4}  {'role':<9} {'test accuracy':>13} {'busy':>6} {'parameters':>11} {'peak memory':>12}"]
+    for rank, role in enumerate(summary["roles"]):
+        accuracy = summary["block_accuracy"][rank] if rank < len(summary["block_accuracy"]) else None
+        rows.append(
+            f"{rank:>4}  {role:<9} {_percent(accuracy):>13} {_percent(summary['busy'][rank]):>6} "
+            f"{summary['parameters'][rank]:>11,} {summary['peak_memory_bytes'][rank] / 2**20:>8.0f} MiB"
+        )
+    rows.append(
+        f"test accuracy {_percent(summary['test_accuracy'])} after {summary['steps']} steps "
+        f"({summary['epochs']:.1f} epochs) in {summary['seconds']:.1f} s; "
+        f"{summary['images_per_second']:.0f} images/s in steady state"
+    )
+    rows.append(f"state_sha256 {summary['state_sha256']}")
+    return "\n".join(rows)
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.2f} %"

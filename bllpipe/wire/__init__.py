@@ -1,0 +1,1 @@
+"""The messages on their way: between processes, between threads, and the one place that opens process groups."""

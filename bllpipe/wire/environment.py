@@ -1,0 +1,53 @@
+"""What torchrun tells a process about its place; the one place that reads these variables. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bllpipe.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RankEnvironment:
+    """One process of a torchrun job. ``attempt`` counts the restarts of the whole group."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    attempt: int
+    master_addr: str
+    master_port: int
+    agent_hosts_store: bool
+
+    @property
+    def on_one_machine(self) -> bool:
+        return self.local_world_size == self.world_size
+
+    @classmethod
+    def read(cls, variables: Mapping[str, str] = os.environ) -> RankEnvironment | None:
+        """None outside torchrun; ConfigError when only a part of its variables is there."""
+        if "RANK" not in variables or "WORLD_SIZE" not in variables:
+            return None
+        try:
+            return cls._parse(variables)
+        except (KeyError, ValueError) as error:
+            raise ConfigError(
+                f"RANK and WORLD_SIZE are set, but {error} is missing or no number; start with torchrun, "
+                f"or unset RANK and WORLD_SIZE"
+            ) from error
+
+    @classmethod
+    def _parse(cls, variables: Mapping[str, str]) -> RankEnvironment:
+        return cls(
+            rank=int(variables["RANK"]),
+            world_size=int(variables["WORLD_SIZE"]),
+            local_rank=int(variables["LOCAL_RANK"]),
+            local_world_size=int(variables["LOCAL_WORLD_SIZE"]),
+            attempt=int(variables.get("TORCHELASTIC_RESTART_COUNT", "0")),
+            master_addr=variables["MASTER_ADDR"],
+            master_port=int(variables["MASTER_PORT"]),
+            agent_hosts_store=variables.get("TORCHELASTIC_USE_AGENT_STORE", "False") == "True",
+        )

@@ -1,0 +1,178 @@
+"""What travels on an edge: a header of fixed size, then one payload.
+
+    header   256 bytes: magic, edge, round, and dtype and shape of every tensor
+    payload  the tensors, each at a multiple of 64 bytes
+
+Both ends know the itinerary, so the receiver knows the next header to the byte; anything else is an error that is
+found before a single byte of payload is accepted.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from bllpipe.errors import WireError
+from bllpipe.ports import Alpha, Message, Round, Stats, Target
+from bllpipe.topology import Edge
+
+MAGIC = b"BLLPIPE\x01"  # the last byte is the version of this format
+HEADER_BYTES = 256
+ALIGNMENT = 64
+KINDS = ("alpha", "target", "stats")
+PHASES = ("train", "evaluate")
+DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.float16)
+MAX_DIMS = 5
+_NUMBERS = struct.Struct("<29q")
+
+
+@dataclass(frozen=True)
+class Field:
+    """One tensor of a message; ``batched`` ones have the number of images in front of ``shape``."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    batched: bool = True
+
+    def full_shape(self, size: int) -> tuple[int, ...]:
+        return (size, *self.shape) if self.batched else self.shape
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The messages of one edge: who talks to whom, in what shapes, for at most ``max_batch`` images; up to ``ring``
+    of them wait at the receiver."""
+
+    edge: Edge
+    roles: tuple[str, str]
+    fields: tuple[Field, ...]
+    max_batch: int
+    ring: int
+
+    def __str__(self) -> str:
+        return f"edge {self.edge} ({self.roles[0]} to {self.roles[1]})"
+
+    def shapes(self, size: int) -> list[tuple[torch.dtype, tuple[int, ...]]]:
+        """dtype and shape of every tensor in a message about ``size`` images."""
+        return [(field.dtype, field.full_shape(size)) for field in self.fields]
+
+    def expected_header(self, entry: Round) -> bytes:
+        """The header that the message of this round must have."""
+        return _header(self.edge, entry, self.shapes(entry.size))
+
+    def header(self, entry: Round, tensors: list[Tensor]) -> bytes:
+        """The header that describes ``tensors`` as they are."""
+        return _header(self.edge, entry, [(tensor.dtype, tuple(tensor.shape)) for tensor in tensors])
+
+    def check(self, header: bytes, entry: Round) -> None:
+        """Raises WireError, naming both sides and the edge, unless ``header`` is that of this round's message."""
+        expected = self.expected_header(entry)
+        if header != expected:
+            raise WireError(f"{self}: {self.roles[1]} expected {_describe(expected)}, but got {_describe(header)}")
+
+    def payload_bytes(self, size: int) -> int:
+        return sum(_aligned(_num_bytes(dtype, shape)) for dtype, shape in self.shapes(size))
+
+    def views(self, payload: Tensor, size: int) -> list[Tensor]:
+        """The tensors of a message about ``size`` images as views into its uint8 ``payload``."""
+        views, offset = [], 0
+        for dtype, shape in self.shapes(size):
+            length = _num_bytes(dtype, shape)
+            views.append(payload[offset : offset + length].view(dtype).view(shape))
+            offset += _aligned(length)
+        return views
+
+    def pack(self, tensors: list[Tensor]) -> Tensor:
+        """One flat uint8 payload; a single large tensor is not copied."""
+        flats = [tensor.reshape(-1).view(torch.uint8) for tensor in tensors]
+        if len(flats) == 1 and flats[0].numel() % ALIGNMENT == 0:
+            return flats[0]
+        length = sum(_aligned(flat.numel()) for flat in flats)
+        payload = torch.zeros(length, dtype=torch.uint8, device=flats[0].device)
+        offset = 0
+        for flat in flats:
+            payload[offset : offset + flat.numel()].copy_(flat)
+            offset += _aligned(flat.numel())
+        return payload
+
+
+def alpha_fields(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Field, ...]:
+    """Activations of ``shape`` (without the batch) in the wire's ``dtype``."""
+    return (Field(dtype, shape),)
+
+
+def target_fields(channels: int) -> tuple[Field, ...]:
+    """label, beta, known."""
+    return Field(torch.int64, ()), Field(torch.float32, (channels,)), Field(torch.float32, ())
+
+
+def stats_fields(num_classes: int, channels: int) -> tuple[Field, ...]:
+    """sums, counts: the same size for any batch."""
+    sums = Field(torch.float32, (num_classes, channels), batched=False)
+    return sums, Field(torch.float32, (num_classes,), batched=False)
+
+
+def tensors_of(message: Message, layout: Layout, device: torch.device) -> list[Tensor]:
+    """The message's tensors as they go on the wire: detached, contiguous, in the layout's dtypes, on ``device``."""
+    match message:
+        case Alpha():
+            parts = [message.alpha_BCHW]
+        case Target():
+            parts = [message.label_B, message.beta_BC, message.known_B]
+        case Stats():
+            parts = [message.sums_KC, message.counts_K]
+    pairs = zip(parts, layout.fields, strict=True)
+    return [part.detach().to(device, field.dtype).contiguous() for part, field in pairs]
+
+
+def message_of(entry: Round, tensors: list[Tensor], layout: Layout, device: torch.device) -> Message:
+    """The message as its receiver sees it: on ``device``, floats in float32."""
+    parts = [part.to(device, torch.float32 if part.is_floating_point() else part.dtype) for part in tensors]
+    match layout.edge.kind:
+        case "alpha":
+            return Alpha(entry, parts[0])
+        case "target":
+            return Target(entry, beta_BC=parts[1], known_B=parts[2], label_B=parts[0])
+        case "stats":
+            return Stats(entry, *parts)
+
+
+def _header(edge: Edge, entry: Round, shapes: list[tuple[torch.dtype, tuple[int, ...]]]) -> bytes:
+    numbers = [KINDS.index(edge.kind), edge.src, edge.dst, PHASES.index(entry.phase)]
+    numbers += [entry.step, entry.batch, entry.size, len(shapes)]
+    for dtype, shape in shapes:
+        numbers += [DTYPES.index(dtype), len(shape), *shape, *[0] * (MAX_DIMS - len(shape))]
+    numbers += [0] * (29 - len(numbers))
+    return (MAGIC + _NUMBERS.pack(*numbers)).ljust(HEADER_BYTES, b"\0")
+
+
+def _describe(header: bytes) -> str:
+    """A header in words, as far as it is one of ours."""
+    if header[: len(MAGIC)] != MAGIC:
+        return f"bytes that are no bllpipe header of version {MAGIC[-1]} ({header[:12].hex(' ')} ...)"
+    kind, src, dst, phase, step, batch, size, count, *rest = _NUMBERS.unpack_from(header, len(MAGIC))
+    tensors = [_describe_tensor(rest[i * 7 : i * 7 + 7]) for i in range(min(max(count, 0), 3))]
+    where = f"{_name(KINDS, kind)} {src}->{dst}, {_name(PHASES, phase)} step {step} batch {batch} of {size} images"
+    return f"{where}, {' '.join(tensors)}"
+
+
+def _describe_tensor(numbers: list[int]) -> str:
+    dtype, dims, *shape = numbers
+    name = str(DTYPES[dtype]).removeprefix("torch.") if 0 <= dtype < len(DTYPES) else f"dtype {dtype}"
+    return f"{name}{shape[: max(0, min(dims, MAX_DIMS))]}"
+
+
+def _name(names: tuple[str, ...], index: int) -> str:
+    return names[index] if 0 <= index < len(names) else f"number {index}"
+
+
+def _num_bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    return prod(shape) * dtype.itemsize
+
+
+def _aligned(length: int) -> int:
+    return -(-length // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,57 @@
+"""Links between the ranks of a job: gloo or NCCL, chosen per kind of edge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from bllpipe.config.schema import BackendConfig
+from bllpipe.topology import Edge
+from bllpipe.ports import Round
+from bllpipe.wire.gloo import GlooReceiver, GlooSender
+from bllpipe.wire.layout import Layout
+from bllpipe.wire.nccl import NcclReceiver, NcclSender
+
+
+class ProcessWires:
+    """This rank's ends of the edges in ``groups``; ``backends`` names what carries each kind."""
+
+    def __init__(
+        self,
+        groups: Mapping[Edge, Any],
+        backends: Mapping[str, str],
+        config: BackendConfig,
+        device: torch.device,
+    ) -> None:
+        self._groups, self._backends, self._config, self._device = groups, backends, config, device
+        self._senders: list[GlooSender | NcclSender] = []
+
+    def sender(self, layout: Layout) -> GlooSender | NcclSender:
+        """The outgoing end of the layout's edge."""
+        group, config = self._groups[layout.edge], self._config
+        if self._backends[layout.edge.kind] == "nccl":
+            self._senders.append(NcclSender(layout, group, config.in_flight, self._device))
+        else:
+            self._senders.append(GlooSender(layout, group, config.in_flight, config.timeout_seconds))
+        return self._senders[-1]
+
+    def receiver(self, layout: Layout, rounds: Iterator[Round]) -> GlooReceiver | NcclReceiver:
+        """The incoming end of the layout's edge, for the messages of ``rounds``."""
+        group = self._groups[layout.edge]
+        if self._backends[layout.edge.kind] == "nccl":
+            return NcclReceiver(layout, group, rounds, self._device)
+        return GlooReceiver(layout, group, rounds, self._device, self._config.timeout_seconds)
+
+    def finish(self) -> None:
+        """Waits until everything that was sent has left."""
+        for sender in self._senders:
+            sender.finish()
+
+
+def chosen_backends(config: BackendConfig, distinct_gpus: bool) -> dict[str, str]:
+    """``auto`` is NCCL for alpha between distinct GPUs, and gloo for the small messages of the feedback."""
+    automatic = {"alpha": "nccl" if distinct_gpus else "gloo", "target": "gloo", "stats": "gloo"}
+    asked = {"alpha": config.alpha, "target": config.target, "stats": config.stats}
+    return {kind: automatic[kind] if choice == "auto" else choice for kind, choice in asked.items()}

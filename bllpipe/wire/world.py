@@ -1,0 +1,84 @@
+"""Opening the world: the job's store, the default process group, and a group of two for every edge."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from bllpipe.ports import Store
+from bllpipe.topology import Edge
+from bllpipe.wire.environment import RankEnvironment
+
+# Receiving threads sit in gloo for as long as a slow block takes; the loops have their own, shorter, timeouts.
+FOR_EVER = timedelta(days=30)
+
+
+@dataclass(frozen=True)
+class World:
+    """``store`` belongs to this attempt alone; ``job_store`` outlives restarts of the group."""
+
+    environment: RankEnvironment
+    store: Store
+    job_store: Store
+    raw_store: Any
+
+
+def open_store(environment: RankEnvironment, timeout: float) -> World:
+    """Connects to the store of the job; no rank waits for another yet.
+
+    A restarted group must not read the keys of the attempt before it, so each attempt has a prefix of its own.
+    """
+    hosts = environment.rank == 0 and not environment.agent_hosts_store
+    tcp = dist.TCPStore(
+        environment.master_addr,
+        environment.master_port,
+        is_master=hosts,
+        timeout=timedelta(seconds=timeout),
+        wait_for_workers=False,
+    )
+    job = dist.PrefixStore("bllpipe", tcp)
+    attempt = dist.PrefixStore(f"attempt_{environment.attempt}", job)
+    return World(environment, attempt, job, attempt)
+
+
+def open_group(world: World, use_nccl: bool) -> None:
+    """Opens the default process group; every rank waits for every other here."""
+    environment = world.environment
+    if environment.on_one_machine:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if use_nccl else "gloo",
+        store=dist.PrefixStore("group", world.raw_store),
+        rank=environment.rank,
+        world_size=environment.world_size,
+        timeout=FOR_EVER,
+    )
+
+
+def open_edges(edges: Iterable[Edge], backend: Callable[[Edge], str], device: torch.device) -> dict[Edge, Any]:
+    """A group of two for every edge, made by all ranks in one order and warmed with one message."""
+    groups = {}
+    for edge in edges:
+        groups[edge] = dist.new_group([edge.src, edge.dst], backend=backend(edge), timeout=FOR_EVER)
+        _warm(edge, groups[edge], device if backend(edge) == "nccl" else torch.device("cpu"))
+    return groups
+
+
+def _warm(edge: Edge, group: Any, device: torch.device) -> None:
+    rank, greeting = dist.get_rank(), torch.zeros(1, device=device)
+    if rank == edge.src:
+        dist.send(greeting, edge.dst, group=group)
+    elif rank == edge.dst:
+        dist.recv(greeting, edge.src, group=group)
+
+
+def close_group() -> None:
+    """Leaves the process group; all messages must have arrived."""
+    dist.destroy_process_group()
