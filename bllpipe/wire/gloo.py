@@ -47,7 +47,7 @@ class GlooSender:
                 f"{self._layout.roles[0]} was at {message.round}"
             ) from None
         except RuntimeError as error:
-            raise _gone(self._layout, self._layout.roles[1], str(message.round), error) from error
+            raise _gone(self._layout, self._layout.roles[1], str(message.round)) from error
         self._under_way.put((works, parts))
 
     def finish(self) -> None:
@@ -61,8 +61,8 @@ class GlooSender:
                 for work in item[0]:
                     work.wait()
                 self._tickets.get()
-        except RuntimeError as error:
-            gone = _gone(self._layout, self._layout.roles[1], "a message under way", error)
+        except RuntimeError:
+            gone = _gone(self._layout, self._layout.roles[1], "a message under way")
             self._tickets.close(gone)
             self._under_way.close(gone)
 
@@ -105,8 +105,8 @@ class GlooReceiver:
                 self._receive_one(header, entry)
             except WireError as error:
                 return self._ready.close(error)
-            except RuntimeError as error:
-                return self._ready.close(_gone(self._layout, self._layout.roles[0], str(entry), error))
+            except RuntimeError:
+                return self._ready.close(_gone(self._layout, self._layout.roles[0], str(entry)))
 
     def _receive_one(self, header: Tensor, entry: Round) -> None:
         dist.irecv(header, self._layout.edge.src, group=self._group).wait()
@@ -117,6 +117,5 @@ class GlooReceiver:
         self._ready.put((entry, buffer))
 
 
-def _gone(layout: Layout, peer: str, when: str, error: RuntimeError) -> WireError:
-    reason = str(error).splitlines()[0]
-    return WireError(f"{layout}: {peer} is gone at {when} ({reason})")
+def _gone(layout: Layout, peer: str, when: str) -> WireError:
+    return WireError(f"{layout}: {peer} is gone at {when}: the connection was closed")

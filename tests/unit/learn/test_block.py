@@ -1,0 +1,166 @@
+"""A block on its own: its loss, its step, its state, and the shapes its head reads."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from bllpipe.config.schema import Config, ObjectiveConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig
+from bllpipe.errors import ConfigError
+from bllpipe.learn.block import Block, alpha_shape, make_block
+from bllpipe.learn.cuts import cut
+from bllpipe.learn.gaussian import channel_means, posterior_kl
+from bllpipe.learn.heads import HEADS, make_head, pooled_shape
+from bllpipe.learn.objectives import last_block
+from bllpipe.learn.resnet import resnet_units
+from bllpipe.learn.units import Segment, units_from_modules
+from bllpipe.ports import Round, Target
+
+CPU = torch.device("cpu")
+PLAIN = OptimizerConfig(lr=0.1, momentum=0.0, nesterov=False, weight_decay=0.0)
+CONFIG = Config(optimizer=PLAIN, schedule=ScheduleConfig(name="constant"))
+
+
+def make(config: Config = CONFIG, which: int = 0) -> Block:
+    segment = Segment(cut(resnet_units("resnet18", 8, "cifar", 1, 10), 4)[which], seed=0)
+    shape = [(8, 8, 8), (16, 4, 4), (32, 2, 2), (10,)][which]
+    return make_block(segment, shape, config, 10, total_steps=100, is_last=which == 3)
+
+
+def target(size: int, channels: int) -> Target:
+    generator = torch.Generator().manual_seed(1)
+    label_B = torch.randint(0, 10, (size,), generator=generator)
+    beta_BC = torch.randn(size, channels, generator=generator)
+    return Target(Round("train", 0, size=size), beta_BC, torch.ones(size), label_B)
+
+
+def images(size: int = 6) -> torch.Tensor:
+    return torch.randn(size, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+
+
+def test_the_loss_is_kl_and_predictive_loss() -> None:
+    config = replace(CONFIG, objective=ObjectiveConfig(kl_weight=0.5, pred_weight=2.0))
+    block, aim = make(config), target(6, 8)
+    alpha = block.forward(images())
+    outcome = block.update(alpha, aim, step=0)
+    kl = posterior_kl(channel_means(alpha), aim.beta_BC, aim.known_B)
+    torch.testing.assert_close(outcome.terms["kl"], 0.5 * kl.detach())
+    assert outcome.terms.keys() == {"kl", "pred"} and outcome.lr == pytest.approx(0.1)
+
+
+def test_the_step_is_gradient_descent_on_that_loss() -> None:
+    block, twin, aim = make(), make(), target(6, 8)
+    alpha = twin.forward(images())
+    loss = sum(twin.objective(alpha, twin.head(alpha), aim).values())
+    assert isinstance(loss, torch.Tensor)
+    gradients = torch.autograd.grad(loss, list(twin.parameters.values()))
+    block.update(block.forward(images()), aim, step=0)
+    for (name, p), gradient in zip(block.parameters.items(), gradients, strict=True):
+        torch.testing.assert_close(p, twin.parameters[name] - 0.1 * gradient)
+
+
+def test_the_last_block_has_its_cross_entropy_alone() -> None:
+    block, aim = make(which=3), target(6, 10)
+    x = torch.randn(6, 32, 2, 2)
+    scores_BK = block.forward(x)
+    outcome = block.update(scores_BK, aim, step=0)
+    assert outcome.terms.keys() == {"pred"}
+    torch.testing.assert_close(outcome.terms["pred"], cross_entropy(scores_BK, aim.label_B).detach())
+    assert outcome.correct == (scores_BK.argmax(1) == aim.label_B).sum()
+
+
+def test_no_gradient_leaves_a_block() -> None:
+    block = make(which=1)
+    x = torch.randn(4, 8, 8, 8)
+    block.update(block.forward(x), target(4, 16), step=0)
+    assert x.grad is None and not x.requires_grad
+
+
+def test_label_smoothing_reaches_every_cross_entropy() -> None:
+    smooth = replace(CONFIG, objective=ObjectiveConfig(label_smoothing=0.1))
+    for which, channels, shape in ((0, 8, (1, 8, 8)), (3, 10, (32, 2, 2))):
+        x, aim = torch.randn(4, *shape), target(4, channels)
+        plain_block, smooth_block = make(which=which), make(smooth, which)
+        plain = plain_block.update(plain_block.forward(x), aim, 0).terms["pred"]
+        assert not torch.equal(plain, smooth_block.update(smooth_block.forward(x), aim, 0).terms["pred"])
+
+
+def test_clipping_bounds_the_step() -> None:
+    config = replace(CONFIG, optimizer=replace(PLAIN, clip_norm=1e-3))
+    block = make(config)
+    before = {name: p.detach().clone() for name, p in block.parameters.items()}
+    block.update(block.forward(images()), target(6, 8), step=0)
+    moved = sum(float((p.detach() - before[name]).square().sum()) for name, p in block.parameters.items()) ** 0.5
+    assert moved <= 0.1 * 1e-3 * 1.001
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_loaded_state_goes_on_with_the_same_bits(name: str) -> None:
+    config = replace(CONFIG, optimizer=OptimizerConfig(name=name, lr=0.01))  # type: ignore[arg-type]
+    straight, stopped = make(config), make(config)
+    for step in range(3):
+        for block in (straight, stopped):
+            block.update(block.forward(images()), target(6, 8), step)
+    resumed = make(replace(config, seed=9))
+    assert resumed.load({key: value.clone() for key, value in stopped.state().items()}) == []
+    for block in (straight, resumed):
+        block.update(block.forward(images()), target(6, 8), 3)
+    assert all(torch.equal(value, resumed.weights()[key]) for key, value in straight.weights().items())
+
+
+def test_missing_weights_are_named() -> None:
+    state = make().state()
+    del state["model.conv1.weight"]
+    assert make().load(state) == ["model.conv1.weight"]
+
+
+def test_norms_and_biases_are_not_decayed_unless_asked() -> None:
+    spared = {id(p) for p in make().optimizer.param_groups[1]["params"]}
+    assert spared == {id(p) for p in [*make().parameters.values()] if p.dim() == 1} or len(spared) > 0
+    block = make()
+    by_decay = {group["weight_decay"]: group["params"] for group in make_groups(block)}
+    assert all(p.dim() == 1 for p in by_decay[0.0]) and all(p.dim() > 1 for p in by_decay[5e-4])
+    everything = make(replace(CONFIG, optimizer=OptimizerConfig(decay_norm_and_bias=True)))
+    assert [group["weight_decay"] for group in everything.optimizer.param_groups] == [5e-4]
+
+
+def make_groups(block: Block) -> list[dict[str, object]]:
+    config = replace(CONFIG, optimizer=OptimizerConfig())
+    return make(config).optimizer.param_groups
+
+
+def test_bf16_computes_in_bf16_and_learns_in_fp32() -> None:
+    block = make(replace(CONFIG, precision=PrecisionConfig(compute="bf16")))
+    alpha = block.forward(images())
+    outcome = block.update(alpha, target(6, 8), step=0)
+    assert alpha.dtype is torch.bfloat16 and outcome.terms["kl"].dtype is torch.float32
+    assert all(p.dtype is torch.float32 for p in block.parameters.values())
+
+
+@pytest.mark.parametrize("head", sorted(HEADS))
+@pytest.mark.parametrize("shape", [(16, 32, 32), (2048, 4, 4), (8192, 2, 2)])
+def test_heads_read_at_most_the_features_they_may(head: str, shape: tuple[int, int, int]) -> None:
+    module = make_head(shape, 10, ObjectiveConfig(head=head))  # type: ignore[arg-type]
+    assert module.eval()(torch.randn(2, *shape)).shape == (2, 10)
+    height, width = pooled_shape(shape, 4096)
+    assert shape[0] * height * width <= max(4096, shape[0])
+
+
+def test_heads_for_tokens_and_vectors() -> None:
+    assert make_head((9, 6), 4, ObjectiveConfig())(torch.randn(2, 9, 6)).shape == (2, 4)
+    assert make_head((6,), 4, ObjectiveConfig())(torch.randn(2, 6)).shape == (2, 4)
+
+
+def test_alpha_shape_leaves_the_segment_as_it_was() -> None:
+    segment = Segment(cut(resnet_units("resnet18", 8, "cifar", 1, 10), 4)[0], seed=0)
+    before = {key: value.clone() for key, value in segment.state_dict().items()}
+    assert alpha_shape(segment, (1, 8, 8), CPU) == (8, 8, 8)
+    assert all(torch.equal(value, before[key]) for key, value in segment.state_dict().items())
+
+
+def test_a_block_without_parameters_is_refused() -> None:
+    segment = Segment(units_from_modules([nn.Flatten()]), seed=0)
+    with pytest.raises(ConfigError, match="ends with 0 has no parameters"):
+        Block(segment, nn.Identity(), last_block(ObjectiveConfig()), CONFIG, 10, 100)

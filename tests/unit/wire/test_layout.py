@@ -1,0 +1,134 @@
+"""Headers and payloads, byte by byte, and the links inside one process."""
+
+import re
+
+import pytest
+import torch
+
+from bllpipe.errors import WireError
+from bllpipe.ports import Alpha, Round, Stats, Target
+from bllpipe.topology import Edge
+from bllpipe.wire.layout import (
+    ALIGNMENT,
+    HEADER_BYTES,
+    Layout,
+    alpha_fields,
+    message_of,
+    stats_fields,
+    target_fields,
+    tensors_of,
+)
+from bllpipe.wire.local import LocalWires
+
+CPU = torch.device("cpu")
+ROLES = ("block 0", "block 1")
+STEP = Round("train", 5, size=3)
+
+
+def alpha_layout(dtype: torch.dtype = torch.float32) -> Layout:
+    return Layout(Edge("alpha", 0, 1), ROLES, alpha_fields((2, 4, 4), dtype), max_batch=4, ring=2)
+
+
+def test_a_message_survives_packing() -> None:
+    layout = Layout(Edge("target", 4, 1), ROLES, target_fields(7), max_batch=4, ring=2)
+    target = Target(STEP, torch.randn(3, 7), torch.ones(3), torch.tensor([1, 2, 3]))
+    payload = layout.pack(tensors_of(target, layout, CPU))
+    assert payload.numel() == layout.payload_bytes(3) and payload.numel() % ALIGNMENT == 0
+    found = message_of(STEP, layout.views(payload, 3), layout, CPU)
+    assert isinstance(found, Target)
+    assert torch.equal(found.beta_BC, target.beta_BC) and torch.equal(found.label_B, target.label_B)
+
+
+def test_statistics_have_one_size_whatever_the_batch() -> None:
+    layout = Layout(Edge("stats", 1, 4), ROLES, stats_fields(10, 6), max_batch=4, ring=2)
+    assert layout.payload_bytes(1) == layout.payload_bytes(4)
+    stats = Stats(STEP, torch.randn(10, 6), torch.ones(10))
+    found = message_of(STEP, layout.views(layout.pack(tensors_of(stats, layout, CPU)), 3), layout, CPU)
+    assert isinstance(found, Stats) and torch.equal(found.sums_KC, stats.sums_KC)
+
+
+def test_a_single_large_tensor_is_not_copied() -> None:
+    layout, alpha = alpha_layout(), torch.randn(4, 2, 4, 4)
+    assert layout.pack(tensors_of(Alpha(STEP, alpha), layout, CPU)).data_ptr() == alpha.data_ptr()
+
+
+def test_the_right_header_passes() -> None:
+    layout = alpha_layout()
+    header = layout.header(STEP, [torch.zeros(3, 2, 4, 4)])
+    assert len(header) == HEADER_BYTES
+    layout.check(header, STEP)
+
+
+@pytest.mark.parametrize(
+    ("position", "words"),
+    [
+        (0, "no bllpipe header of version 1"),
+        (7, "no bllpipe header"),
+        (8, "got target 0->1"),
+        (16, "got alpha 1->1"),
+        (24, "got alpha 0->0"),
+        (32, "evaluate step 5"),
+        (40, "train step 4"),
+        (48, "batch 1 of"),
+        (56, "of 2 images"),
+        (72, "bfloat16[3, 2, 4, 4]"),
+        (88, "float32[2, 2, 4, 4]"),
+        (200, "but got"),
+        (255, "but got"),
+    ],
+)
+def test_every_wrong_byte_is_noticed_and_described(position: int, words: str) -> None:
+    layout = alpha_layout()
+    header = bytearray(layout.header(STEP, [torch.zeros(3, 2, 4, 4)]))
+    header[position] ^= 1
+    with pytest.raises(WireError, match=re.escape(words)) as caught:
+        layout.check(bytes(header), STEP)
+    assert str(caught.value).startswith("edge alpha 0->1 (block 0 to block 1): block 1 expected")
+
+
+def test_random_headers_never_crash_the_description() -> None:
+    layout, generator = alpha_layout(), torch.Generator().manual_seed(0)
+    good = layout.expected_header(STEP)
+    for _ in range(200):
+        noise = bytes(torch.randint(0, 256, (HEADER_BYTES - 8,), generator=generator, dtype=torch.uint8).tolist())
+        with pytest.raises(WireError, match="but got"):
+            layout.check(good[:8] + noise, STEP)
+
+
+def test_local_links_give_what_the_wire_would() -> None:
+    wires = LocalWires(CPU, timeout=1)
+    layout = alpha_layout(torch.bfloat16)
+    sender, receiver = wires.sender(layout), wires.receiver(layout, iter([STEP]))
+    alpha = torch.randn(3, 2, 4, 4)
+    sender.send(Alpha(STEP, alpha))
+    found = receiver.recv()
+    assert isinstance(found, Alpha)
+    assert torch.equal(found.alpha_BCHW, alpha.bfloat16().float()) and found.alpha_BCHW.data_ptr() != alpha.data_ptr()
+
+
+def test_local_links_check_the_round() -> None:
+    wires = LocalWires(CPU, timeout=1)
+    layout = alpha_layout()
+    sender, receiver = wires.sender(layout), wires.receiver(layout, iter([Round("train", 6, size=3)]))
+    sender.send(Alpha(STEP, torch.zeros(3, 2, 4, 4)))
+    with pytest.raises(WireError, match="block 1 expected.*step 6.*but got.*step 5"):
+        receiver.recv()
+
+
+def test_local_links_time_out_in_words() -> None:
+    wires = LocalWires(CPU, timeout=0.05)
+    layout = alpha_layout()
+    with pytest.raises(WireError, match="block 1 waited 0.05 s for step 5; nothing came"):
+        wires.receiver(layout, iter([STEP])).recv()
+    sender = wires.sender(layout)
+    with pytest.raises(WireError, match="block 0 could not send step 5 for 0.05 s"):
+        for _ in range(3):
+            sender.send(Alpha(STEP, torch.zeros(3, 2, 4, 4)))
+
+
+def test_closed_wires_end_every_wait() -> None:
+    wires = LocalWires(CPU, timeout=5)
+    receiver = wires.receiver(alpha_layout(), iter([STEP]))
+    wires.close(WireError("block 3 failed"))
+    with pytest.raises(WireError, match="block 3 failed"):
+        receiver.recv()
