@@ -32,7 +32,7 @@ class Actor:
         """One round, timed and recorded."""
         waited_before, start = self.stopwatch.waited(), time.perf_counter()
         outcome = self.loop.run(entry)
-        self.stopwatch.measure(entry, time.perf_counter() - start, waited_before)
+        self.stopwatch.measure(entry, start, waited_before)
         self.recorder.record(entry, outcome)
 
 
@@ -71,7 +71,7 @@ class RankPart:
     def report(self) -> dict[str, Any]:
         """This rank's share of summary.json."""
         watches = [actor.stopwatch for actor in self.actors]
-        elapsed = max(watch.training for watch in watches)
+        elapsed = max(watch.elapsed for watch in watches)
         weights = {name: value for actor in self.actors for name, value in actor.loop.weights().items()}
         return {
             "role": self.role,

@@ -39,28 +39,35 @@ TimedPort = TimedSender | TimedReceiver  # type: ignore[type-arg]  # of any mess
 
 @dataclass
 class Stopwatch:
-    """Seconds in training rounds and how much of them was waiting, in all and since ``steady_from`` steps.
+    """Seconds of one actor: computing and waiting in training rounds, and the rate since ``steady_from`` steps.
 
-    The first steps (``steady_from``) fill the pipeline and warm caches: rates leave them out.
+    The first steps fill the pipeline and warm caches: the rate leaves them out.
     """
 
     ports: list[TimedPort]
     steady_from: int
-    training: float = 0.0
+    rounds_seconds: float = 0.0
     waiting: dict[str, float] = field(default_factory=dict)
     steady_seconds: float = 0.0
     steady_images: int = 0
+    _began: float | None = None
+    _ended: float = 0.0
+    _between: float = 0.0
 
-    def measure(self, entry: Round, seconds: float, waited_before: dict[str, float]) -> None:
-        """Adds one round that took ``seconds``."""
+    def measure(self, entry: Round, start: float, waited_before: dict[str, float]) -> None:
+        """Adds one round that began at ``start`` (time.perf_counter) and ends now."""
+        now = time.perf_counter()
+        self._began = start if self._began is None else self._began
         if entry.phase != "train":
+            self._between += now - start
             return
-        self.training += seconds
+        self._ended = now
+        self.rounds_seconds += now - start
         for port in self.ports:
             spent = port.waited - waited_before[port.edge]
             self.waiting[port.edge] = self.waiting.get(port.edge, 0.0) + spent
         if entry.step >= self.steady_from:
-            self.steady_seconds += seconds
+            self.steady_seconds += now - start
             self.steady_images += entry.size
 
     def waited(self) -> dict[str, float]:
@@ -68,9 +75,14 @@ class Stopwatch:
         return {port.edge: port.waited for port in self.ports}
 
     @property
+    def elapsed(self) -> float:
+        """Seconds from the first to the last training round, without evaluations and checkpoints between them."""
+        return self._ended - self._began - self._between if self._began is not None and self._ended else 0.0
+
+    @property
     def computing(self) -> float:
         """Seconds of training rounds that were not spent waiting for messages."""
-        return self.training - sum(self.waiting.values())
+        return self.rounds_seconds - sum(self.waiting.values())
 
     @property
     def images_per_second(self) -> float:

@@ -1,0 +1,90 @@
+"""What no single key can tell: combinations that cannot work, each with what to type instead."""
+
+from __future__ import annotations
+
+import difflib
+from itertools import pairwise
+
+from bllpipe.config.schema import Config
+from bllpipe.errors import ConfigError
+
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+WITHOUT_PATH = ("digits", "synthetic")
+NEED_PATH = ("imagefolder", "npz")
+
+
+def check(config: Config) -> None:
+    """Raises ConfigError for the first impossible combination."""
+    for one in (_check_length, _check_blocks, _check_model, _check_data, _check_optimizer, _check_feedback, _check_wires):
+        one(config)
+
+
+def _check_length(config: Config) -> None:
+    if config.steps is not None and config.stop_at is not None and config.stop_at > config.steps:
+        raise ConfigError(
+            f"stop_at is {config.stop_at}, but the run has only {config.steps} steps; lower stop_at or raise steps"
+        )
+
+
+def _check_blocks(config: Config) -> None:
+    blocks = config.blocks
+    if isinstance(blocks, int):
+        if blocks < 1:
+            raise ConfigError(f"blocks is {blocks}; needed is at least 1")
+        return
+    numbers = [place for place in blocks if isinstance(place, int)]
+    if not blocks or len(set(blocks)) < len(blocks):
+        raise ConfigError(f"blocks is {blocks}; needed are cuts at different places, for example [4, 8, 12]")
+    if any(later <= earlier for earlier, later in pairwise([0, *numbers])):
+        raise ConfigError(f"blocks is {blocks}; needed are numbers of units that grow from 1, for example [4, 8, 12]")
+
+
+def _check_model(config: Config) -> None:
+    name = config.model.name
+    if ":" in name:
+        return
+    if name not in RESNETS:
+        close = difflib.get_close_matches(name, RESNETS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"model.name is {name!r}; needed is one of {', '.join(RESNETS)} or package.module:function{hint}")
+    if config.model.args:
+        raise ConfigError(f"model.args are for package.module:function; {name} has model.width and model.stem")
+
+
+def _check_data(config: Config) -> None:
+    data = config.data
+    if data.name in NEED_PATH and data.path is None:
+        raise ConfigError(f"data.name {data.name} needs to know where the images are; use --set data.path=PATH")
+    if data.name in WITHOUT_PATH and data.path is not None:
+        raise ConfigError(f"data.path is {data.path!r}, but {data.name} reads no files; leave it out")
+
+
+def _check_optimizer(config: Config) -> None:
+    optimizer, milestones = config.optimizer, config.schedule.milestones
+    if optimizer.name == "sgd" and optimizer.nesterov and optimizer.momentum == 0:
+        raise ConfigError("optimizer.nesterov needs momentum; use --set optimizer.nesterov=false")
+    if len(optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in optimizer.betas):
+        raise ConfigError(f"optimizer.betas is {optimizer.betas}; needed are two numbers from 0 to below 1")
+    inside = all(0 < milestone < 1 for milestone in milestones)
+    if not inside or any(later <= earlier for earlier, later in pairwise(milestones)):
+        raise ConfigError(f"schedule.milestones is {milestones}; needed are growing fractions between 0 and 1")
+
+
+def _check_feedback(config: Config) -> None:
+    feedback = config.feedback
+    if feedback.update == "closed_form" and feedback.layers > 1:
+        raise ConfigError(
+            f"feedback.layers is {feedback.layers}, but closed_form solves a single linear layer; "
+            f"use --set feedback.update=sgd"
+        )
+
+
+def _check_wires(config: Config) -> None:
+    kinds = {"alpha": config.backend.alpha, "target": config.backend.target, "stats": config.backend.stats}
+    for kind, choice in kinds.items():
+        if choice != "nccl":
+            continue
+        if config.engine != "ranks":
+            raise ConfigError(f"backend.{kind} is nccl, but engine {config.engine} has one process; use auto")
+        if config.device == "cpu":
+            raise ConfigError(f"backend.{kind} is nccl, but device is cpu; use --set backend.{kind}=gloo")

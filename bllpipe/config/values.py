@@ -1,0 +1,85 @@
+"""Turning one YAML value into the type that a key has, or saying exactly why not."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import types
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from bllpipe.errors import ConfigError
+
+NAMES = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", type(None): "null"}
+
+
+@cache
+def field_types(section: type) -> dict[str, Any]:
+    """The declared type of every field of a config section."""
+    return get_type_hints(section)
+
+
+def convert(value: Any, kind: Any, key: str, limits: Mapping[str, Any]) -> Any:
+    """``value`` as a ``kind`` within its limits; ConfigError naming ``key``, what was found and what is needed."""
+    if get_origin(kind) is Literal and isinstance(value, str) and value not in get_args(kind):
+        close = difflib.get_close_matches(value, get_args(kind), n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"{key} is {value!r}; needed is {describe(kind)}{hint}")
+    if not _fits(value, kind):
+        raise ConfigError(f"{key} is {value!r} ({_kind_of(value)}); needed is {describe(kind)}")
+    _check_limits(value, key, limits)
+    return _coerced(value, kind)
+
+
+def describe(kind: Any) -> str:
+    """A type in words."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return "one of " + ", ".join(str(argument) for argument in arguments)
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(argument) for argument in arguments)
+    if origin is list:
+        return f"a list, each {describe(arguments[0])}"
+    return "keys and values" if origin is dict else NAMES[kind]
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return value in arguments
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(isinstance(name, str) for name in value)
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _coerced(value: Any, kind: Any) -> Any:
+    """Whole numbers become floats where the key is a float."""
+    wants_float = kind is float or (float in get_args(kind) and int not in get_args(kind))
+    if wants_float and isinstance(value, (int, float)):
+        return float(value)
+    if isinstance(value, list) and kind in (list[float], list[float] | None):
+        return [float(item) for item in value]
+    return value
+
+
+def _check_limits(value: Any, key: str, limits: Mapping[str, Any]) -> None:
+    least, most = limits.get("least"), limits.get("most")
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return
+    if least is not None and value < least:
+        raise ConfigError(f"{key} is {value}; needed is at least {least:g}")
+    if most is not None and value > most:
+        raise ConfigError(f"{key} is {value}; needed is at most {most:g}")
+
+
+def _kind_of(value: Any) -> str:
+    if isinstance(value, (list, dict)):
+        return "a list" if isinstance(value, list) else "keys and values"
+    return NAMES.get(type(value), type(value).__name__)

@@ -1,0 +1,6 @@
+"""Checkpoints: safetensors and JSON, one pair a rank, and a manifest that lets nothing damaged pass."""
+
+from bllpipe.run.checkpoint.reading import Checkpoint, find_checkpoint, open_checkpoint
+from bllpipe.run.checkpoint.writing import CheckpointWriter
+
+__all__ = ["Checkpoint", "CheckpointWriter", "find_checkpoint", "open_checkpoint"]

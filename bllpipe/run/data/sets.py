@@ -1,0 +1,150 @@
+"""Data sets by name: images for the first block, labels alone for the feedback rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from bllpipe.config.schema import DataConfig
+from bllpipe.errors import ConfigError, DataError
+from bllpipe.run.data.spec import DataSpec
+
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """The labels of both splits, int64 [N]."""
+
+    train_N: Tensor
+    test_N: Tensor
+    num_classes: int
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A whole data set in memory: uint8 images [N, C, H, W] and int64 labels [N] of both splits."""
+
+    train_NCHW: Tensor
+    train_N: Tensor
+    test_NCHW: Tensor
+    test_N: Tensor
+    num_classes: int
+
+
+class ImageSet(Protocol):
+    """What the first block needs of a data set."""
+
+    spec: DataSpec
+    mean: list[float]
+    std: list[float]
+
+    def batches(self, wanted: Iterable[tuple[Split, Tensor]]) -> Iterator[Tensor]:
+        """uint8 images [B, C, H, W] for every (split, index_B) in ``wanted``, in that order."""
+
+
+class MemoryImages:
+    """An ImageSet over arrays."""
+
+    def __init__(self, arrays: Arrays, data: DataConfig) -> None:
+        self._splits = {"train": arrays.train_NCHW, "test": arrays.test_NCHW}
+        channels, height, width = arrays.train_NCHW.shape[1:]
+        sizes = (len(arrays.train_N), len(arrays.test_N))
+        self.spec = DataSpec(*sizes, (channels, height, width), arrays.num_classes)
+        self.mean, self.std = mean_and_std(data, channels, arrays.train_NCHW)
+
+    def batches(self, wanted: Iterable[tuple[Split, Tensor]]) -> Iterator[Tensor]:
+        return (self._splits[split][index_B] for split, index_B in wanted)
+
+
+# Over the training pixels in 0..1, a value a channel.
+MEAN_AND_STD: dict[str, tuple[list[float], list[float]]] = {
+    "digits": ([0.3050], [0.3763]),
+    "fashion_mnist": ([0.2860], [0.3530]),
+    "cifar10": ([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]),
+    "cifar100": ([0.5071, 0.4865, 0.4409], [0.2673, 0.2564, 0.2762]),
+    "imagefolder": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),  # ImageNet's
+}
+
+
+def mean_and_std(data: DataConfig, channels: int, train_NCHW: Tensor | None) -> tuple[list[float], list[float]]:
+    """What images are normalised with: as configured, as known for the set, or as measured on the training images."""
+    known = MEAN_AND_STD.get(data.name)
+    if known is None and train_NCHW is not None and (data.mean is None or data.std is None):
+        known = _measured(train_NCHW)
+    assert known is not None or (data.mean is not None and data.std is not None), "one of the three is there"
+    mean, std = data.mean or (known or ([], []))[0], data.std or (known or ([], []))[1]
+    for key, values in (("data.mean", mean), ("data.std", std)):
+        if len(values) != channels:
+            raise ConfigError(f"{key} has {len(values)} values, but the images have {channels} channels; give one each")
+    if min(std) <= 0:
+        raise ConfigError(f"data.std is {std}; needed are numbers above 0")
+    return mean, std
+
+
+def _measured(train_NCHW: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and deviation over at most the first 5,000 images; a channel without variation is divided by 1."""
+    pixels = train_NCHW[:5000].to(torch.float64) / 255
+    std = [value if value > 0 else 1.0 for value in pixels.std(dim=(0, 2, 3)).tolist()]
+    return pixels.mean(dim=(0, 2, 3)).tolist(), std
+
+
+def load_images(data: DataConfig, seed: int) -> ImageSet:
+    """The images of ``data.name``; DataError when they are missing or not what they have to be."""
+    if data.name == "imagefolder":
+        from bllpipe.run.data.folders import FolderImages
+
+        return FolderImages(data)
+    return MemoryImages(load_arrays(data, seed), data)
+
+
+def load_labels(data: DataConfig, seed: int) -> LabelSet:
+    """The labels of ``data.name``, without keeping any image."""
+    if data.name == "imagefolder":
+        from bllpipe.run.data.folders import folder_labels
+
+        return folder_labels(data)
+    if data.name == "npz":
+        from bllpipe.run.data.npz import read_labels
+
+        return read_labels(str(data.path))
+    arrays = load_arrays(data, seed)
+    return LabelSet(arrays.train_N, arrays.test_N, arrays.num_classes)
+
+
+def load_arrays(data: DataConfig, seed: int) -> Arrays:
+    """A set that fits into memory."""
+    return _loader(data.name)(data, seed)
+
+
+def _loader(name: str) -> Callable[[DataConfig, int], Arrays]:
+    from bllpipe.run.data import generated, npz, published
+
+    loaders: dict[str, Callable[[DataConfig, int], Arrays]] = {
+        "digits": lambda data, seed: published.digits(),
+        "synthetic": generated.synthetic,
+        "npz": lambda data, seed: npz.read_arrays(str(data.path)),
+    }
+    return loaders.get(name, lambda data, seed: published.torchvision_set(name, data.path or published.DEFAULT_PATH))
+
+
+def check_labels(train_N: Tensor, test_N: Tensor, source: str) -> int:
+    """The number of classes; DataError when there are no labels, negative ones, or test labels never trained."""
+    for split, labels_N in (("train", train_N), ("test", test_N)):
+        if len(labels_N) == 0:
+            raise DataError(f"{source}: the {split} split has no images; needed is at least one")
+        if int(labels_N.min()) < 0:
+            raise DataError(f"{source}: {split} label {int(labels_N.min())}; needed are classes numbered from 0")
+    classes = int(train_N.max()) + 1
+    if int(test_N.max()) >= classes:
+        raise DataError(
+            f"{source}: test label {int(test_N.max())}, but training labels only go up to {classes - 1}; "
+            f"needed are the same classes in both"
+        )
+    if classes < 2:
+        raise DataError(f"{source}: only one class; needed are at least 2")
+    return classes

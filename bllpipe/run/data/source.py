@@ -1,0 +1,59 @@
+"""The itinerary's images and labels: what the first block receives, and what the lanes are told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from bllpipe.config.schema import AugmentConfig
+from bllpipe.ports import Alpha, Round
+from bllpipe.randomness import stream
+from bllpipe.run.data.augment import augment, normalise
+from bllpipe.run.data.order import batch_index, epoch_order
+from bllpipe.run.data.sets import ImageSet, LabelSet, Split
+from bllpipe.run.itinerary import messages
+
+
+class ImageSource:
+    """A receiver whose messages are the batches of images: augmented in training, as they are in the test."""
+
+    def __init__(self, images: ImageSet, rounds: Iterator[Round], seed: int, config: AugmentConfig) -> None:
+        self._images, self._seed, self._config = images, seed, config
+        self._entries: list[Round] = []
+        self._batches = images.batches(self._wanted(messages(rounds)))
+
+    def recv(self) -> Alpha:
+        images_BCHW = next(self._batches)
+        entry = self._entries.pop(0)
+        if entry.phase == "train":
+            draws = stream(self._seed, "augment", entry.epoch, entry.batch)
+            images_BCHW = augment(images_BCHW, self._config, draws)
+        return Alpha(entry, normalise(images_BCHW, self._images.mean, self._images.std))
+
+    def _wanted(self, rounds: Iterator[Round]) -> Iterator[tuple[Split, Tensor]]:
+        """Which images each round needs; a loader may ask for several rounds ahead."""
+        for entry, split, index_B in _indices(rounds, self._images.spec.num_train, self._seed):
+            self._entries.append(entry)
+            yield split, index_B
+
+
+def label_batches(labels: LabelSet, rounds: Iterator[Round], seed: int) -> Iterator[tuple[Round, Tensor]]:
+    """The labels of exactly the images that ``ImageSource`` gives, int64 [B] a round."""
+    splits = {"train": labels.train_N, "test": labels.test_N}
+    for entry, split, index_B in _indices(messages(rounds), len(labels.train_N), seed):
+        yield entry, splits[split][index_B]
+
+
+def _indices(rounds: Iterator[Round], num_train: int, seed: int) -> Iterator[tuple[Round, Split, Tensor]]:
+    order = lru_cache(maxsize=1)(lambda epoch: epoch_order(seed, epoch, num_train))
+    first = 0  # of the next test batch
+    for entry in rounds:
+        if entry.phase == "train":
+            yield entry, "train", batch_index(order(entry.epoch), entry.batch, entry.size)
+        else:
+            first = 0 if entry.batch == 0 else first
+            yield entry, "test", torch.arange(first, first + entry.size)
+            first += entry.size
