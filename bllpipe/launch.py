@@ -24,7 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a run."""
     parser.add_argument("--config", metavar="FILE", help="YAML file; without it: the handwritten digits")
     parser.add_argument(
-        "--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[], help="override a key, e.g. epochs=3"
+        "--set",
+        metavar="KEY=VALUE",
+        dest="overrides",
+        action="append",
+        default=[],
+        help="override a key, e.g. epochs=3",
     )
     parser.add_argument(
         "--resume", default="never", metavar="auto|never|PATH", help="go on from the newest, or from this, checkpoint"

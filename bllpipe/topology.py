@@ -1,10 +1,10 @@
 """Who sits on which rank, and which directed edges exist: pure data.
 
-    rank 0  --alpha-->  rank 1  --alpha-->  rank 2  --alpha-->  rank 3
-     ^ |                 ^ |                 ^ |                 ^ |
-  target stats        target stats        target stats        target stats
-     | v                 | v                 | v                 | v
-     +------------------- rank 4: one feedback lane a block -----+
+  rank 0  --alpha-->  rank 1  --alpha-->  rank 2  --alpha-->  rank 3
+   ^ |                 ^ |                 ^ |                 ^ |
+target stats        target stats        target stats        target stats
+   | v                 | v                 | v                 | v
+   +------------------- rank 4: one feedback lane a block -----+
 """
 
 from __future__ import annotations

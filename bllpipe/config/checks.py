@@ -15,7 +15,15 @@ NEED_PATH = ("imagefolder", "npz")
 
 def check(config: Config) -> None:
     """Raises ConfigError for the first impossible combination."""
-    for one in (_check_length, _check_blocks, _check_model, _check_data, _check_optimizer, _check_feedback, _check_wires):
+    for one in (
+        _check_length,
+        _check_blocks,
+        _check_model,
+        _check_data,
+        _check_optimizer,
+        _check_feedback,
+        _check_wires,
+    ):
         one(config)
 
 
@@ -46,7 +54,9 @@ def _check_model(config: Config) -> None:
     if name not in RESNETS:
         close = difflib.get_close_matches(name, RESNETS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"model.name is {name!r}; needed is one of {', '.join(RESNETS)} or package.module:function{hint}")
+        raise ConfigError(
+            f"model.name is {name!r}; needed is one of {', '.join(RESNETS)} or package.module:function{hint}"
+        )
     if config.model.args:
         raise ConfigError(f"model.args are for package.module:function; {name} has model.width and model.stem")
 

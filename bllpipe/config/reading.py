@@ -7,6 +7,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import yaml
+
 from bllpipe.config.checks import check
 from bllpipe.config.schema import Config
 from bllpipe.config.strict_yaml import parse_yaml, read_yaml
@@ -32,6 +34,11 @@ def parse_config(mapping: Mapping[str, Any]) -> Config:
 def to_mapping(config: Any) -> dict[str, Any]:
     """The config as plain nested dicts, which ``parse_config`` turns into an equal one."""
     return dataclasses.asdict(config)
+
+
+def to_yaml(config: Config) -> str:
+    """The config as a YAML file that ``load_config`` reads."""
+    return yaml.safe_dump(to_mapping(config), sort_keys=False)  # type: ignore[no-any-return]  # the stubs say Any
 
 
 def known_keys(section: type = Config, prefix: str = "") -> list[str]:

@@ -21,7 +21,9 @@ def key(default: Any, doc: str, *, least: float | None = None, most: float | Non
 class ModelConfig:
     """The network that is cut into blocks."""
 
-    name: str = key("resnet18", "resnet18/34/50/101/152, or package.module:function that returns an ordered list of modules")
+    name: str = key(
+        "resnet18", "resnet18/34/50/101/152, or package.module:function that returns an ordered list of modules"
+    )
     width: int = key(16, "channels of the stem; 64 is the ResNet of the papers", least=1)
     stem: Literal["cifar", "imagenet"] = key("cifar", "cifar: 3x3, no max-pool; imagenet: 7x7 stride 2 and max-pool")
     args: dict[str, Any] = key({}, "keyword arguments for package.module:function")
@@ -111,7 +113,9 @@ class FeedbackConfig:
     ridge: float = key(1e-3, "closed_form: ridge added to the class counts", least=0)
     lr: float = key(0.1, "sgd: learning rate", least=0)
     momentum: float = key(0.9, "sgd: momentum", least=0, most=1)
-    device: Literal["auto", "cpu", "cuda"] = key("auto", "where the feedback rank computes; auto: a GPU of its own, else the CPU")
+    device: Literal["auto", "cpu", "cuda"] = key(
+        "auto", "where the feedback rank computes; auto: a GPU of its own, else the CPU"
+    )
 
 
 @dataclass(frozen=True)
@@ -164,14 +168,18 @@ class Config:
     name: str | None = key(None, "name of the run directory under runs/; null: made from data, model and method")
     method: Literal["bll"] = key("bll", "bll: block-local learning")
     engine: Literal["ranks", "threads", "sequential"] = key(
-        "ranks", "ranks (a process a block), threads, or sequential (one after another); all give the same bits on a CPU"
+        "ranks",
+        "ranks (a process a block), threads, or sequential (one after another); all give the same bits on a CPU",
     )
     seed: int = key(0, "seed of weights, order and augmentation", least=0)
     epochs: int = key(20, "passes over the training data", least=1)
     steps: int | None = key(None, "training steps; null: epochs decide", least=1)
-    stop_at: int | None = key(None, "end after this step with a checkpoint; the schedule still spans the whole run", least=1)
+    stop_at: int | None = key(
+        None, "end after this step with a checkpoint; the schedule still spans the whole run", least=1
+    )
     blocks: int | list[int | str] = key(
-        4, "number of blocks, or cuts: after how many residual units ([4, 8, 12]), or after which ([layer1.2, layer2.3])"
+        4,
+        "number of blocks, or cuts: after how many residual units ([4, 8, 12]), or after which ([layer1.2, layer2.3])",
     )
     device: Literal["auto", "cpu", "cuda"] = key("auto", "where the blocks compute; auto: GPUs if there are any")
     cpu_threads: int = key(1, "CPU threads of each rank; results depend on it, so it is fixed", least=1)

@@ -90,5 +90,3 @@ class OnDevice:
     def recv(self) -> Alpha:
         message = self._images.recv()
         return Alpha(message.round, message.alpha_BCHW.to(self._device, non_blocking=True))
-
-

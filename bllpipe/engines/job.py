@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -59,9 +58,7 @@ class Job:
         return torch.bfloat16 if self.config.precision.wire == "bf16" else torch.float32
 
 
-def agree(
-    config: Config, options: Options, store: Store, job_store: Store, spec: DataSpec | None, attempt: int
-) -> Job:
+def agree(config: Config, options: Options, store: Store, job_store: Store, spec: DataSpec | None, attempt: int) -> Job:
     """The job as all ranks see it. The one that has a ``spec`` (it holds the images) decides, the others listen.
 
     Raises ConfigError or CheckpointError in the deciding rank.
@@ -76,9 +73,7 @@ def agree(
     return Job(config, Topology(config.num_blocks), store, directory, str(attempt), spec, plan, checkpoint)
 
 
-def _decide(
-    config: Config, options: Options, store: Store, job_store: Store, spec: DataSpec, attempt: int
-) -> None:
+def _decide(config: Config, options: Options, store: Store, job_store: Store, spec: DataSpec, attempt: int) -> None:
     """Chooses directory and checkpoint. A restarted group goes on in the directory of the attempt before it."""
     Plan.of(config, spec.num_train, spec.num_test)
     restarted = attempt > 0 and job_store.check(["directory"])
@@ -121,5 +116,3 @@ def unit_names(job: Job) -> list[str]:
     """The last unit of every block: what heads and lanes are called after."""
     units = network_units(job.config.model, job.spec.image_shape[0], job.spec.num_classes, job.config.seed)
     return [block[-1].name for block in cut(units, job.config.blocks)]
-
-

@@ -24,20 +24,22 @@ from bllpipe.wire.world import World, close_group, open_edges, open_group, open_
 
 
 def run(config: Config, options: Options, dress: Dress = undressed) -> None:
-    """This process's part of the job; does not return when it fails."""
+    """This process's part of the job. It does not return: tearing torch down takes longer than leaving."""
     environment = RankEnvironment.read()
     assert environment is not None, "the launcher starts this engine under torchrun only"
     torch.set_num_threads(config.cpu_threads)
     world = open_store(environment, config.backend.timeout_seconds)
     role = Topology(config.num_blocks).role(environment.rank)
     try:
-        _run(config, options, world, dress)
+        run_in_world(config, options, world, dress)
     except BaseException as error:
         report_failure(error, world.store, world.job_store, environment.rank, role)
         leave(exit_code(error))
+    leave(0)
 
 
-def _run(config: Config, options: Options, world: World, dress: Dress) -> None:
+def run_in_world(config: Config, options: Options, world: World, dress: Dress = undressed) -> None:
+    """One job from its data to its summary; opens the process group and closes it again."""
     rank, topology = world.environment.rank, Topology(config.num_blocks)
     device = rank_device(config, topology, world.environment)
     images = load_images(config.data, config.seed) if rank == 0 else None

@@ -55,4 +55,3 @@ def _run(config: Config, options: Options, store: Store, execute: Execution, dre
     for part in parts:
         hand_in(job, part)
     conclude(job, started)
-

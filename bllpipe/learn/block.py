@@ -16,7 +16,7 @@ from bllpipe.errors import ConfigError
 from bllpipe.learn.gaussian import channel_means, class_statistics
 from bllpipe.learn.heads import make_head
 from bllpipe.learn.objectives import OBJECTIVES, Objective, last_block
-from bllpipe.learn.optimizers import load_optimizer_state, make_optimizer, optimizer_state, set_learning_rate
+from bllpipe.learn.optimizers import Optimizer
 from bllpipe.learn.schedule import rate_factor
 from bllpipe.learn.units import Segment
 from bllpipe.ports import Target
@@ -49,7 +49,7 @@ class Block:
         self.parameters = {name: p for name, p in self._named(parameters=True).items() if isinstance(p, nn.Parameter)}
         if not self.parameters:
             raise ConfigError(f"the block that ends with {segment.last_unit} has no parameters; cut somewhere else")
-        self.optimizer = make_optimizer(self.parameters, config.optimizer)
+        self.optimizer = Optimizer(self.parameters, config.optimizer)
         self.device = next(iter(self.parameters.values())).device
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class Block:
         with self._autocast():
             scores_BK = self.head(alpha)
         terms = self.objective(alpha, scores_BK, target)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         lr = self._step_optimizer(step)
         return _outcome(terms, scores_BK, target.label_B, lr)
@@ -94,8 +94,7 @@ class Block:
 
     def state(self) -> dict[str, Tensor]:
         """``weights`` and the optimiser's state: everything that a resumed run needs."""
-        moments = optimizer_state(self.optimizer, self.parameters)
-        return {**self.weights(), **{f"optimizer.{name}": value for name, value in moments.items()}}
+        return {**self.weights(), **{f"optimizer.{name}": value for name, value in self.optimizer.state.items()}}
 
     def load(self, state: Mapping[str, Tensor]) -> list[str]:
         """Takes what belongs to this block from ``state``; returns the names of weights that it did not find."""
@@ -104,17 +103,15 @@ class Block:
             for name in own.keys() & state.keys():
                 own[name].copy_(state[name])
         prefix = "optimizer."
-        moments = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-        load_optimizer_state(self.optimizer, self.parameters, moments)
+        self.optimizer.load({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
         return sorted(own.keys() - state.keys())
 
     def _step_optimizer(self, step: int) -> float:
         settings = self.config.optimizer
         lr = settings.lr * rate_factor(step, self.total_steps, self.config.schedule)
-        set_learning_rate(self.optimizer, lr)
         if settings.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters.values(), settings.clip_norm)
-        self.optimizer.step()
+        self.optimizer.step(lr)
         return lr
 
     def _named(self, parameters: bool) -> dict[str, Tensor | nn.Parameter]:

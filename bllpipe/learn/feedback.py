@@ -17,7 +17,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from bllpipe.config.schema import FeedbackConfig
+from bllpipe.config.schema import FeedbackConfig, OptimizerConfig
+from bllpipe.learn.optimizers import Optimizer
 from bllpipe.randomness import derived_seed
 
 
@@ -70,16 +71,15 @@ class Learned(nn.Module):
         super().__init__()
         self.network = network
         self.register_buffer("seen_K", torch.zeros(num_classes, device=next(network.parameters()).device))
-        self._optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=momentum)
-        for parameter in network.parameters():  # so that a fresh and a resumed lane have the same state
-            self._optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        settings = OptimizerConfig(momentum=momentum, nesterov=False, weight_decay=0.0)
+        self._optimizer, self._lr = Optimizer(dict(network.named_parameters()), settings), lr
 
     def absorb(self, sums_KC: Tensor, counts_K: Tensor) -> None:
         beta_KC = self.network(_one_hot_rows(counts_K))
         squares = (counts_K * beta_KC.square().sum(dim=1)).sum() - 2 * (beta_KC * sums_KC).sum()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad()
         (squares / (8 * counts_K.sum())).backward()
-        self._optimizer.step()
+        self._optimizer.step(self._lr)
         self.seen_K.logical_or_(counts_K > 0)
 
     @torch.no_grad()
@@ -87,8 +87,7 @@ class Learned(nn.Module):
         return self.network(_one_hot_rows(self.seen_K)), self.seen_K
 
     def state(self) -> dict[str, Tensor]:
-        named = self.network.named_parameters()
-        momenta = {f"momentum.{name}": self._optimizer.state[p]["momentum_buffer"] for name, p in named}
+        momenta = {f"optimizer.{name}": value for name, value in self._optimizer.state.items()}
         return {**self.state_dict(), **momenta}
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from bllpipe.config.schema import ModelConfig
 from bllpipe.errors import ConfigError
+from bllpipe.learn.resnet import resnet_units
 from bllpipe.learn.units import Unit, units_from_modules
 from bllpipe.randomness import derived_seed
 
@@ -18,8 +19,6 @@ from bllpipe.randomness import derived_seed
 def network_units(model: ModelConfig, in_channels: int, num_classes: int, seed: int) -> list[Unit]:
     """The network of ``model`` for images of ``in_channels`` and ``num_classes`` scores, as units."""
     if ":" not in model.name:
-        from bllpipe.learn.resnet import resnet_units  # torchvision is only needed here
-
         return resnet_units(model.name, model.width, model.stem, in_channels, num_classes)
     function = _imported(model.name)
     with torch.random.fork_rng(devices=[]):

@@ -1,51 +1,92 @@
-"""One optimiser a block: parameter groups with and without weight decay, and its state by parameter name."""
+"""SGD and AdamW with their state in plain named tensors.
+
+The arithmetic is torch's own (the functional forms behind torch.optim). Its optimiser classes are left out because
+their first step imports the compiler, which takes seconds in every rank, and because a state by name is what
+checkpoints and other cuts need.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
 
 from bllpipe.config.schema import OptimizerConfig
 
-
-def make_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """SGD or AdamW over ``parameters``; normalisations and biases (fewer than two dimensions) are not decayed
-    unless ``decay_norm_and_bias`` asks for it."""
-    decayed = [p for p in parameters.values() if p.dim() > 1 or config.decay_norm_and_bias]
-    spared = [p for p in parameters.values() if p.dim() <= 1 and not config.decay_norm_and_bias]
-    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": config.weight_decay}]
-    groups.append({"params": spared, "weight_decay": 0.0})
-    groups = [group for group in groups if group["params"]]
-    if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), fused=True)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+ENTRIES = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq", "step")}
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Gives every parameter group the same learning rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+class Optimizer:
+    """One optimiser over named parameters; ``state`` holds its tensors as ``<parameter>.<entry>``.
 
+    Normalisations and biases (fewer than two dimensions) are not decayed unless ``decay_norm_and_bias`` asks for it.
+    """
 
-def optimizer_state(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Momenta and the like as ``<parameter>.<entry>``; parameters that were never updated have none."""
-    return {
-        f"{name}.{entry}": value
-        for name, parameter in parameters.items()
-        for entry, value in optimizer.state.get(parameter, {}).items()
-        if isinstance(value, Tensor)
-    }
+    def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> None:
+        self.parameters, self.config = dict(parameters), config
+        self.state = {
+            f"{name}.{entry}": torch.zeros((), device=p.device) if entry == "step" else torch.zeros_like(p.detach())
+            for name, p in self.parameters.items()
+            for entry in ENTRIES[config.name]
+        }
+        self.decayed = [name for name, p in self.parameters.items() if p.dim() > 1 or config.decay_norm_and_bias]
+        self.spared = [name for name in self.parameters if name not in set(self.decayed)]
 
+    def zero_grad(self) -> None:
+        """Forgets the gradients of the step before."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
 
-def load_optimizer_state(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]
-) -> None:
-    """The inverse of ``optimizer_state``; entries of other parameters are ignored."""
-    for key, value in state.items():
-        name, _, entry = key.rpartition(".")
-        if name in parameters:
-            device = "cpu" if entry == "step" and not value.is_cuda else parameters[name].device
-            optimizer.state[parameters[name]][entry] = value.to(device)
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """One update with learning rate ``lr``; parameters without a gradient stay as they are."""
+        update = self._sgd if self.config.name == "sgd" else self._adamw
+        for names, weight_decay in ((self.decayed, self.config.weight_decay), (self.spared, 0.0)):
+            moved = [name for name in names if self.parameters[name].grad is not None]
+            if moved:
+                update(moved, lr, weight_decay)
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Takes from ``state`` what belongs to these parameters."""
+        for name in self.state.keys() & state.keys():
+            self.state[name].copy_(state[name])
+
+    def _sgd(self, names: Sequence[str], lr: float, weight_decay: float) -> None:
+        sgd(
+            *self._parameters_and_gradients(names),
+            list(self._entries(names, "momentum_buffer")),
+            fused=True,
+            weight_decay=weight_decay,
+            momentum=self.config.momentum,
+            lr=lr,
+            dampening=0.0,
+            nesterov=self.config.nesterov,
+            maximize=False,
+        )
+
+    def _adamw(self, names: Sequence[str], lr: float, weight_decay: float) -> None:
+        adamw(
+            *self._parameters_and_gradients(names),
+            self._entries(names, "exp_avg"),
+            self._entries(names, "exp_avg_sq"),
+            [],
+            self._entries(names, "step"),
+            fused=True,
+            amsgrad=False,
+            beta1=self.config.betas[0],
+            beta2=self.config.betas[1],
+            lr=lr,
+            weight_decay=weight_decay,
+            eps=1e-8,
+            maximize=False,
+        )
+
+    def _parameters_and_gradients(self, names: Sequence[str]) -> tuple[list[Tensor], list[Tensor]]:
+        parameters: list[Tensor] = [self.parameters[name] for name in names]
+        return parameters, [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+    def _entries(self, names: Sequence[str], entry: str) -> list[Tensor]:
+        return [self.state[f"{name}.{entry}"] for name in names]

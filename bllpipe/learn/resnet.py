@@ -1,14 +1,60 @@
-"""ResNet-18/34/50/101/152 (He et al. 2015) as units, with torchvision's residual blocks and parameter names."""
+"""ResNet-18/34/50/101/152 (He et al. 2015) as units, with torchvision's parameter names and the same arithmetic.
+
+The residual units are written out here because importing torchvision's takes seconds in every rank.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
 
-from torch import nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
+from torch import Tensor, nn
 
 from bllpipe.learn.units import Layer, Unit
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut: ResNet-18 and -34."""
+
+    expansion = 1
+
+    def __init__(self, channels: int, planes: int, stride: int, downsample: nn.Module | None) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, planes, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.relu, self.downsample = nn.ReLU(inplace=True), downsample
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x_BCHW)))
+        out = self.bn2(self.conv2(out))
+        out += x_BCHW if self.downsample is None else self.downsample(x_BCHW)
+        return self.relu(out)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (with the stride) and 1x1 convolutions and a shortcut: ResNet-50, -101 and -152."""
+
+    expansion = 4
+
+    def __init__(self, channels: int, planes: int, stride: int, downsample: nn.Module | None) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, planes, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv3 = nn.Conv2d(planes, planes * self.expansion, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(planes * self.expansion)
+        self.relu, self.downsample = nn.ReLU(inplace=True), downsample
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x_BCHW)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        out += x_BCHW if self.downsample is None else self.downsample(x_BCHW)
+        return self.relu(out)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
 
 ResidualUnit = type[BasicBlock] | type[Bottleneck]
 
@@ -49,8 +95,7 @@ def _residual(kind: ResidualUnit, channels: int, planes: int, stride: int) -> nn
     if stride != 1 or channels != out_channels:
         conv = nn.Conv2d(channels, out_channels, kernel_size=1, stride=stride, bias=False)
         shortcut = nn.Sequential(conv, nn.BatchNorm2d(out_channels))
-    # base_width 64 makes a bottleneck's inner width equal to its planes
-    return _initialised(kind(channels, planes, stride, shortcut, base_width=64))
+    return _initialised(kind(channels, planes, stride, shortcut))
 
 
 def _initialised(module: nn.Module) -> nn.Module:

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 import bllpipe
-from bllpipe.config import Config, to_mapping
+from bllpipe.config import Config, to_yaml
 
 
 class RunDirectory:
@@ -30,8 +29,7 @@ class RunDirectory:
     def begin(self, config: Config, first_step: int) -> None:
         """Writes config.yaml and env.json, and drops the metrics of steps that are about to be done again."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(to_mapping(config), sort_keys=False)
-        _write_whole(self.path / "config.yaml", text)
+        _write_whole(self.path / "config.yaml", to_yaml(config))
         _write_whole(self.path / "env.json", json.dumps(environment(), indent=1) + "\n")
         self._keep_metrics_until(first_step)
 

@@ -53,14 +53,16 @@ class Stopwatch:
     _began: float | None = None
     _ended: float = 0.0
     _between: float = 0.0
+    _since_training: float = 0.0
 
     def measure(self, entry: Round, start: float, waited_before: dict[str, float]) -> None:
         """Adds one round that began at ``start`` (time.perf_counter) and ends now."""
         now = time.perf_counter()
-        self._began = start if self._began is None else self._began
         if entry.phase != "train":
-            self._between += now - start
+            self._since_training += now - start
             return
+        self._began = start if self._began is None else self._began
+        self._between, self._since_training = self._between + self._since_training, 0.0
         self._ended = now
         self.rounds_seconds += now - start
         for port in self.ports:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from bllpipe.config.schema import BackendConfig
-from bllpipe.topology import Edge
 from bllpipe.ports import Round
+from bllpipe.topology import Edge
 from bllpipe.wire.gloo import GlooReceiver, GlooSender
 from bllpipe.wire.layout import Layout
 from bllpipe.wire.nccl import NcclReceiver, NcclSender

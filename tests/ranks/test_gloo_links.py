@@ -114,7 +114,9 @@ def everything(rank: int) -> dict[str, Any]:
         "fp32": deliver(rank, next(groups), torch.float32),
         "bf16": deliver(rank, next(groups), torch.bfloat16),
         "target": deliver_target(rank, next(groups)),
-        "shape": mismatch(rank, next(groups), alpha_fields(shape_2, torch.float32), ROUNDS[0], alpha(ROUNDS[0], shape_2)),
+        "shape": mismatch(
+            rank, next(groups), alpha_fields(shape_2, torch.float32), ROUNDS[0], alpha(ROUNDS[0], shape_2)
+        ),
         "dtype": mismatch(rank, next(groups), half, ROUNDS[0], alpha(ROUNDS[0])),
         "step": mismatch(rank, next(groups), layout().fields, other_step, alpha(other_step)),
         "foreign": foreign(rank, next(groups)),

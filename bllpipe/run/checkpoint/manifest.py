@@ -1,120 +1,101 @@
-"""What makes a directory a checkpoint: a manifest with the size and SHA-256 of every file, and of itself."""
+"""What makes a directory a checkpoint: a manifest with the size and the SHA-256 of every file, and of itself."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bllpipe.errors import CheckpointError
+from bllpipe.run.checkpoint.names import MANIFEST, DirectoryName, file_names
+from bllpipe.run.checkpoint.records import read_record, render, write_record
 
-NAME = "manifest.json"
 FORMAT = 1
-MAX_BYTES = 16 << 20
-CHUNK = 4 << 20
-_DIRECTORY = re.compile(r"step-([0-9]{8,})")
+CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file of a checkpoint."""
+    """Size and SHA-256 (hex) of one file."""
 
     bytes: int
     sha256: str
 
+    @classmethod
+    def of(cls, path: Path) -> FileEntry:
+        """The entry of a file as it stands on the disk, read a chunk at a time."""
+        digest, size, chunk = hashlib.sha256(), 0, memoryview(bytearray(CHUNK))
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(chunk):
+                digest.update(chunk[:count])
+                size += count
+        return cls(size, digest.hexdigest())
+
+    def verify(self, path: Path) -> None:
+        """Raises CheckpointError when the file is missing, unreadable or not the one that was written."""
+        try:
+            if not path.is_file():
+                raise CheckpointError(f"{path} is missing")
+            size = path.stat().st_size
+            if size != self.bytes:
+                raise CheckpointError(f"{path} is damaged: it has {size:,} bytes, the manifest says {self.bytes:,}")
+            if FileEntry.of(path) != self:
+                raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in the manifest")
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+
 
 @dataclass(frozen=True)
 class Manifest:
-    """The step, the number of ranks, and the files: exactly one pair a rank."""
+    """The step, the number of ranks, and exactly one pair of files a rank."""
 
     step: int
     world_size: int
     files: Mapping[str, FileEntry]
 
-    def to_json(self) -> str:
-        body = self._body()
-        return json.dumps({**body, "sha256": _digest_of(body)}, indent=1) + "\n"
+    def to_record(self) -> dict[str, Any]:
+        """The manifest as JSON, sealed with the SHA-256 of everything else in it."""
+        body = {"format": FORMAT, **asdict(self)}
+        return {**body, "sha256": hashlib.sha256(render(body)).hexdigest()}
+
+    def write(self, directory: Path) -> None:
+        write_record(directory / MANIFEST, self.to_record())
 
     @classmethod
-    def parse(cls, path: Path) -> Manifest:
-        """Reads and checks the manifest itself; CheckpointError names what is wrong with it."""
-        record = _read_json(path)
-        seal = record.pop("sha256", None)
-        if seal != _digest_of(record):
-            raise CheckpointError(f"{path} was changed: its own SHA-256 does not match")
+    def read(cls, directory: Path) -> Manifest:
+        """Reads the manifest and checks it against its own seal, byte for byte; CheckpointError says what is wrong."""
+        path = directory / MANIFEST
+        record, content = read_record(path)
         if record.get("format") != FORMAT:
             raise CheckpointError(f"{path} has format {record.get('format')!r}; this version reads format {FORMAT}")
-        files = {name: FileEntry(entry["bytes"], entry["sha256"]) for name, entry in record["files"].items()}
-        manifest = cls(record["step"], record["world_size"], files)
-        if set(files) != set(file_names(manifest.world_size)):
-            raise CheckpointError(f"{path} does not list one pair of files for each of {manifest.world_size} ranks")
+        manifest = _interpret(record, path)
+        if content != render(manifest.to_record()):
+            raise CheckpointError(f"{path} was changed: its content does not match its own SHA-256")
         return manifest
 
     def verify(self, directory: Path) -> None:
-        """Raises CheckpointError naming the first file that is missing or not what it was."""
-        if step_of(directory) != self.step:
-            raise CheckpointError(f"{directory} holds step {self.step}; its name says another")
-        for name, entry in self.files.items():
-            _verify_file(directory / name, entry)
-
-    def _body(self) -> dict[str, Any]:
-        files = {name: {"bytes": entry.bytes, "sha256": entry.sha256} for name, entry in sorted(self.files.items())}
-        return {"format": FORMAT, "step": self.step, "world_size": self.world_size, "files": files}
+        """Raises CheckpointError naming the first file that is missing or not what was written."""
+        name = DirectoryName.parse(directory.name)
+        if name is None or name.step != self.step:
+            raise CheckpointError(f"{directory} holds step {self.step}, but its name says otherwise")
+        for file, entry in self.files.items():
+            entry.verify(directory / file)
 
 
-def file_names(world_size: int) -> list[str]:
-    """The pair of every rank."""
-    return [f"rank-{rank}.{suffix}" for rank in range(world_size) for suffix in ("safetensors", "json")]
+def _interpret(record: Mapping[str, Any], path: Path) -> Manifest:
+    """The values of a manifest, if they have the right types and name the files of every rank and no others."""
+    match record:
+        case {"step": int(step), "world_size": int(world_size), "files": dict(entries)}:
+            if world_size < 1 or len(entries) != 2 * world_size or set(entries) != file_names(world_size):
+                raise CheckpointError(f"{path} does not list exactly one pair of files for each of {world_size} ranks")
+            return Manifest(step, world_size, {name: _entry(entry, path) for name, entry in entries.items()})
+    raise CheckpointError(f"{path} is damaged: it is not a manifest")
 
 
-def directory_name(step: int) -> str:
-    return f"step-{step:08}"
-
-
-def step_of(directory: Path) -> int | None:
-    """The step that a checkpoint directory is named after; None for any other name."""
-    match = _DIRECTORY.fullmatch(directory.name)
-    return int(match[1]) if match else None
-
-
-def file_entry(path: Path) -> FileEntry:
-    """Size and SHA-256 of a file as it is on disk."""
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-            size += len(chunk)
-    return FileEntry(size, digest.hexdigest())
-
-
-def _verify_file(path: Path, entry: FileEntry) -> None:
-    if path.is_symlink() or not path.is_file():
-        raise CheckpointError(f"{path} is missing")
-    size = path.stat().st_size
-    if size != entry.bytes:
-        raise CheckpointError(f"{path} has {size:,} bytes; the manifest says {entry.bytes:,}")
-    if file_entry(path).sha256 != entry.sha256:
-        raise CheckpointError(f"{path} is damaged: its SHA-256 does not match the manifest")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes; a manifest has at most {MAX_BYTES:,}")
-        record = json.loads(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise CheckpointError(f"{path} is not a manifest")
-    return record
-
-
-def _digest_of(body: Mapping[str, Any]) -> str:
-    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+def _entry(record: object, path: Path) -> FileEntry:
+    match record:
+        case {"bytes": int(size), "sha256": str(sha256)}:
+            return FileEntry(size, sha256)
+    raise CheckpointError(f"{path} is damaged: {record!r:.80} is not the size and SHA-256 of a file")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bllpipe.errors import CheckpointError
-from bllpipe.run.checkpoint import manifest
+from bllpipe.run.checkpoint.manifest import Manifest
+from bllpipe.run.checkpoint.names import DirectoryName
+from bllpipe.run.checkpoint.shard import read_facts, read_tensors
 
 
 @dataclass(frozen=True)
@@ -24,69 +24,74 @@ class Checkpoint:
     world_size: int
 
     def tensors(self, prefix: str = "") -> dict[str, Tensor]:
-        """The tensors of all ranks whose names start with ``prefix``; only those are read."""
+        """The tensors of all ranks whose names start with ``prefix``, on the CPU; only those are read.
+
+        Raises CheckpointError when a file is not safetensors, or when two ranks have a tensor of the same name.
+        """
         found: dict[str, Tensor] = {}
         for rank in range(self.world_size):
-            for name, tensor in _read_tensors(self.path / f"rank-{rank}.safetensors", prefix).items():
-                if name in found:
-                    raise CheckpointError(f"{self.path}: the tensor {name} is in two ranks")
-                found[name] = tensor
+            tensors = read_tensors(self.path, rank, prefix)
+            if twice := found.keys() & tensors.keys():
+                names = ", ".join(sorted(twice))
+                raise CheckpointError(f"{self.path}: rank {rank} and a rank before it both hold {names}")
+            found |= tensors
         return found
 
     def facts(self) -> list[dict[str, Any]]:
-        """What each rank wrote beside its tensors, in order of rank."""
-        return [json.loads((self.path / f"rank-{rank}.json").read_bytes()) for rank in range(self.world_size)]
-
-
-def open_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint at ``path``: a step directory, or the newest valid one of a run directory."""
-    if manifest.step_of(path) is not None:
-        return _verified(path)
-    for directory in (path, path / "checkpoints"):
-        found = find_checkpoint(directory, warn=lambda text: None)
-        if found is not None:
-            return found
-    raise CheckpointError(f"{path} holds no checkpoint; needed is a run directory or a step-N directory")
+        """What each rank wrote beside its tensors, in the order of ranks."""
+        return [read_facts(self.path, rank) for rank in range(self.world_size)]
 
 
 def find_checkpoint(directory: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     """The newest valid checkpoint in ``directory``; None when there is none at all.
 
-    A damaged one is named to ``warn`` and the one before it is taken. When all are damaged that is a CheckpointError:
-    a run must not start over silently.
+    A damaged one is told to ``warn``, and the one before it is taken. When all of them are damaged this raises
+    CheckpointError: a run must not start over silently.
     """
-    candidates = sorted(step_directories(directory), key=manifest.step_of, reverse=True)
-    for candidate in candidates:
+    candidates = _newest_first(directory)
+    for path in candidates:
         try:
-            return _verified(candidate)
+            return _verified(path)
         except CheckpointError as error:
-            warn(f"{error}; taking the checkpoint before it")
+            warn(f"skipped the checkpoint {path.name}: {error}")
     if candidates:
         raise CheckpointError(
-            f"all {len(candidates)} checkpoints in {directory} are damaged; "
-            f"to start over, name another --run-dir or remove them"
+            f"no checkpoint in {directory} is whole, and there are {len(candidates)}; "
+            f"to start over, name another --run-dir or move them away"
         )
     return None
 
 
-def step_directories(directory: Path) -> list[Path]:
-    """Every step-N directory, valid or not."""
-    if not directory.is_dir():
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint at ``path``: a step directory, or the newest one of a run or checkpoints directory.
+
+    Raises CheckpointError when it is damaged: who names a checkpoint gets that one or none.
+    """
+    path = path.resolve()
+    if DirectoryName.parse(path.name) is not None:
+        return _verified(path)
+    candidates = _newest_first(path) or _newest_first(path / "checkpoints")
+    if not candidates:
+        raise CheckpointError(f"{path} holds no checkpoint; name a run directory or one of its checkpoints/step-N")
+    try:
+        return _verified(candidates[0])
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; name an older checkpoint, or let --resume auto choose one") from error
+
+
+def _newest_first(directory: Path) -> list[Path]:
+    """What claims to be a checkpoint, damaged or not; one that was moved aside comes after its successor."""
+    try:
+        named = [(DirectoryName.parse(path.name), path) for path in directory.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    return [path for path in directory.iterdir() if manifest.step_of(path) is not None and path.is_dir()]
+    except OSError as error:
+        raise CheckpointError(f"{directory} cannot be read: {error.strerror}") from error
+    claims = [(name.step, name.state == "whole", path) for name, path in named if name and name.state != "partial"]
+    return [path for _, _, path in sorted(claims, reverse=True)]
 
 
 def _verified(path: Path) -> Checkpoint:
-    if not path.is_dir():
-        raise CheckpointError(f"{path} does not exist")
-    found = manifest.Manifest.parse(path / manifest.NAME)
-    found.verify(path)
-    return Checkpoint(path, found.step, found.world_size)
-
-
-def _read_tensors(path: Path, prefix: str) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
+    manifest = Manifest.read(path)
+    manifest.verify(path)
+    return Checkpoint(path, manifest.step, manifest.world_size)

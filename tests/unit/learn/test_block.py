@@ -1,6 +1,7 @@
 """A block on its own: its loss, its step, its state, and the shapes its head reads."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -117,18 +118,32 @@ def test_missing_weights_are_named() -> None:
 
 
 def test_norms_and_biases_are_not_decayed_unless_asked() -> None:
-    spared = {id(p) for p in make().optimizer.param_groups[1]["params"]}
-    assert spared == {id(p) for p in [*make().parameters.values()] if p.dim() == 1} or len(spared) > 0
     block = make()
-    by_decay = {group["weight_decay"]: group["params"] for group in make_groups(block)}
-    assert all(p.dim() == 1 for p in by_decay[0.0]) and all(p.dim() > 1 for p in by_decay[5e-4])
+    assert block.optimizer.spared and all(block.parameters[name].dim() == 1 for name in block.optimizer.spared)
+    assert all(block.parameters[name].dim() > 1 for name in block.optimizer.decayed)
     everything = make(replace(CONFIG, optimizer=OptimizerConfig(decay_norm_and_bias=True)))
-    assert [group["weight_decay"] for group in everything.optimizer.param_groups] == [5e-4]
+    assert everything.optimizer.spared == []
 
 
-def make_groups(block: Block) -> list[dict[str, object]]:
-    config = replace(CONFIG, optimizer=OptimizerConfig())
-    return make(config).optimizer.param_groups
+@pytest.mark.parametrize("config", [OptimizerConfig(), PLAIN, OptimizerConfig(name="adamw")])
+def test_updates_are_bit_for_bit_those_of_torch(config: OptimizerConfig) -> None:
+    ours = make(replace(CONFIG, optimizer=config))
+    theirs = [p.detach().clone().requires_grad_() for p in ours.parameters.values()]
+    groups = [[p for p in theirs if p.dim() > 1], [p for p in theirs if p.dim() == 1]]
+    decays: list[dict[str, Any]] = [
+        {"params": group, "weight_decay": decay} for group, decay in zip(groups, (config.weight_decay, 0), strict=True)
+    ]
+    if config.name == "adamw":
+        oracle: torch.optim.Optimizer = torch.optim.AdamW(decays, lr=0.01, betas=(0.9, 0.999), fused=True)
+    else:
+        oracle = torch.optim.SGD(decays, lr=0.01, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+    for step in range(4):
+        for mine, other in zip(ours.parameters.values(), theirs, strict=True):
+            mine.grad = torch.randn(mine.shape, generator=torch.Generator().manual_seed(step))
+            other.grad = mine.grad.clone()
+        ours.optimizer.step(0.01)
+        oracle.step()
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters.values(), theirs, strict=True))
 
 
 def test_bf16_computes_in_bf16_and_learns_in_fp32() -> None:

@@ -1,0 +1,64 @@
+"""The promise that everything else stands on: one after another, in threads and as ranks give the same bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.ranks import jobs
+
+STEPS = 60  # more than one epoch: evaluations and a checkpoint lie in between
+
+
+@pytest.fixture(scope="module", params=[4, 2])
+def digests(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """state_sha256 of every engine for the same job."""
+    folder = tmp_path_factory.mktemp(f"blocks-{request.param}")
+    settings = (*jobs.SMALL, f"steps={STEPS}", f"blocks={request.param}", "evaluate.every_epochs=1")
+    found = {
+        engine: jobs.in_this_process(folder / engine, f"engine={engine}", *settings)["state_sha256"]
+        for engine in ("sequential", "threads")
+    }
+    jobs.succeed(jobs.torchrun(request.param + 1, jobs.words(folder / "ranks", *settings)))
+    summary = jobs.summary(folder / "ranks")
+    assert summary["world_size"] == request.param + 1
+    assert summary["steps"] == STEPS
+    assert all(0 < busy < 1.05 for busy in summary["busy"])
+    return {**found, "ranks": summary["state_sha256"]}
+
+
+@pytest.mark.ranks
+def test_three_engines_give_the_same_bits(digests: dict[str, str]) -> None:
+    assert digests["threads"] == digests["sequential"]
+    assert digests["ranks"] == digests["sequential"]
+
+
+VARIATIONS = [
+    ("precision.wire=bf16", "precision.compute=bf16"),
+    ("optimizer.name=adamw", "optimizer.lr=0.002", "optimizer.clip_norm=1.0"),
+    ("feedback.update=sgd", "feedback.layers=2", "feedback.lag=3"),
+    ("feedback.update=fixed", "objective.head=conv", "objective.label_smoothing=0.1"),
+    ("blocks=8", "objective.head=mlp", "backend.ring=1", "backend.in_flight=1"),
+    ("blocks=1",),
+    ("blocks=[layer1.1, layer4.0]", "data.augment.flip=true", "data.augment.rotation=10"),
+]
+
+
+@pytest.mark.parametrize("variation", VARIATIONS, ids=" ".join)
+def test_threads_equal_sequential_in_every_setting(tmp_path: Path, variation: tuple[str, ...]) -> None:
+    digests = {
+        jobs.in_this_process(tmp_path / engine, f"engine={engine}", *jobs.SMALL, "steps=12", *variation)["state_sha256"]
+        for engine in ("sequential", "threads")
+    }
+    assert len(digests) == 1
+
+
+def test_another_seed_gives_other_bits(tmp_path: Path) -> None:
+    digests = {
+        jobs.in_this_process(tmp_path / str(seed), "engine=sequential", *jobs.SMALL, "steps=3", f"seed={seed}")[
+            "state_sha256"
+        ]
+        for seed in (0, 1)
+    }
+    assert len(digests) == 2
