@@ -157,7 +157,7 @@ class LogConfig:
 class CheckpointConfig:
     """checkpoints/step-N in the run directory."""
 
-    every_steps: int | None = key(None, "steps between checkpoints; null: once an epoch; 0: only at the end", least=0)
+    every_steps: int | None = key(200, "steps between checkpoints; null: once an epoch; 0: only at the end", least=0)
     keep: int = key(2, "newest checkpoints to keep", least=1)
 
 

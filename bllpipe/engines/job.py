@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ def agree(config: Config, options: Options, store: Store, job_store: Store, spec
     checkpoint = open_checkpoint(Path(decided["checkpoint"])) if decided["checkpoint"] else None
     plan = Plan.of(config, spec.num_train, spec.num_test)
     directory = RunDirectory(Path(decided["directory"]))
-    return Job(config, Topology(config.num_blocks), store, directory, str(attempt), spec, plan, checkpoint)
+    return Job(config, Topology(config.num_blocks), store, directory, decided["attempt"], spec, plan, checkpoint)
 
 
 def _decide(config: Config, options: Options, store: Store, job_store: Store, spec: DataSpec, attempt: int) -> None:
@@ -81,10 +82,16 @@ def _decide(config: Config, options: Options, store: Store, job_store: Store, sp
     path = Path(job_store.get("directory").decode()) if restarted else choose_directory(config, resume, options.run_dir)
     checkpoint = checkpoint_to_resume(config, resume, path, lambda text: print(f"bllpipe: {text}", file=sys.stderr))
     job_store.set("directory", str(path.absolute()))
-    where = str(checkpoint.path.absolute()) if checkpoint else None
-    RunDirectory(path).begin(config, checkpoint.step if checkpoint else 0)
-    RunDirectory(path).write_status("running", step=checkpoint.step if checkpoint else 0)
-    store.set("job", json.dumps({"directory": str(path.absolute()), "checkpoint": where, "spec": spec.to_json()}))
+    start = checkpoint.step if checkpoint else 0
+    RunDirectory(path).begin(config, start)
+    RunDirectory(path).write_status("running", step=start)
+    decided = {
+        "directory": str(path.absolute()),
+        "checkpoint": str(checkpoint.path.absolute()) if checkpoint else None,
+        "attempt": f"{attempt}-{uuid.uuid4().hex[:12]}",  # new for every start, so that leftovers are told apart
+        "spec": spec.to_json(),
+    }
+    store.set("job", json.dumps(decided))
 
 
 def build_segment(job: Job, rank: int, device: torch.device) -> Segment:

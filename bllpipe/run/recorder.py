@@ -61,6 +61,7 @@ class Recorder:
         self.log_every, self.check_every = log_every, check_every
         self.accuracy: float | None = None
         self._train, self._test = Totals(), Totals()
+        self._latest: dict[str, Any] = {}
         self._posted = 0.0
 
     def record(self, entry: Round, outcome: Outcome | None) -> None:
@@ -101,10 +102,10 @@ class Recorder:
         self._post({"step": entry.step, "test_accuracy": self.accuracy})
 
     def _post(self, figures: Mapping[str, Any]) -> None:
-        """The latest figures, for the progress line."""
+        """The latest of every figure, for the progress line."""
         self._posted = time.monotonic()
-        known = {"test_accuracy": self.accuracy} if self.accuracy is not None else {}
-        self.store.set(f"progress/{self.place['actor']}", json.dumps({**known, **figures}))
+        self._latest |= figures
+        self.store.set(f"progress/{self.place['actor']}", json.dumps(self._latest))
 
     def _check_finite(self, entry: Round, outcome: Outcome) -> None:
         for name, term in outcome.terms.items():
