@@ -1,4 +1,4 @@
-"""``python -m bllpipe.launch``: starts a run, under torchrun as one of its ranks, or alone as the one that starts them."""
+"""``python -m bllpipe.launch``: starts a run, as one of torchrun's ranks, or alone as the one that starts them."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class AugmentConfig:
 
     crop_padding: int = key(1, "pad by this many zero pixels on each side and crop at random; 0: off", least=0)
     flip: bool = key(False, "mirror left and right at random")
-    rotation: float = key(0.0, "rotate by at most this many degrees either way; 0: off", least=0, most=180)
+    rotation: float = key(10.0, "rotate by at most this many degrees either way; 0: off", least=0, most=180)
 
 
 @dataclass(frozen=True)

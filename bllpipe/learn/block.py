@@ -65,7 +65,7 @@ class Block:
             scores_BK = self.head(alpha)
         terms = self.objective(alpha, scores_BK, target)
         self.optimizer.zero_grad()
-        torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        torch.stack(list(terms.values())).sum().backward()
         lr = self._step_optimizer(step)
         return _outcome(terms, scores_BK, target.label_B, lr)
 

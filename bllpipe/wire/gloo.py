@@ -109,12 +109,16 @@ class GlooReceiver:
                 return self._ready.close(_gone(self._layout, self._layout.roles[0], str(entry)))
 
     def _receive_one(self, header: Tensor, entry: Round) -> None:
-        dist.irecv(header, self._layout.edge.src, group=self._group).wait()
+        self._fill(header)
         self._layout.check(bytes(header.numpy()), entry)
         buffer = self._free.get()
-        payload = buffer[: self._layout.payload_bytes(entry.size)]
-        dist.irecv(payload, self._layout.edge.src, group=self._group).wait()
+        self._fill(buffer[: self._layout.payload_bytes(entry.size)])
         self._ready.put((entry, buffer))
+
+    def _fill(self, buffer: Tensor) -> None:
+        work = dist.irecv(buffer, self._layout.edge.src, group=self._group)
+        assert work is not None, "this rank is an end of the edge"
+        work.wait()
 
 
 def _gone(layout: Layout, peer: str, when: str) -> WireError:

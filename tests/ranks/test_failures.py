@@ -47,7 +47,9 @@ def test_wrong_world_size() -> None:
 
 
 def test_single_process_engine_under_torchrun() -> None:
-    assert "needs a single process, but torchrun started 2" in fail(jobs.torchrun(2, jobs.words(None, "engine=threads")))
+    assert "needs a single process, but torchrun started 2" in fail(
+        jobs.torchrun(2, jobs.words(None, "engine=threads"))
+    )
 
 
 @pytest.mark.parametrize(
