@@ -11,9 +11,8 @@ import bllpipe
 from bllpipe import launch
 from bllpipe.config import load_config, to_yaml
 from bllpipe.errors import BllpipeError
+from bllpipe.run.data.downloads import DEFAULT_PATH, DOWNLOADS
 from bllpipe.topology import Topology
-
-FETCHABLE = ("cifar10", "cifar100", "fashion_mnist")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,8 +45,8 @@ def _parser() -> argparse.ArgumentParser:
 
     data = commands.add_parser("data", help="data sets").add_subparsers(required=True, metavar="COMMAND")
     fetch = data.add_parser("fetch", help="download and verify a data set")
-    fetch.add_argument("name", choices=FETCHABLE)
-    fetch.add_argument("--path", default="data", metavar="FOLDER")
+    fetch.add_argument("name", choices=sorted(DOWNLOADS))
+    fetch.add_argument("--path", default=DEFAULT_PATH, metavar="FOLDER")
     fetch.set_defaults(run=_fetch)
     return parser
 

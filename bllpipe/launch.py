@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from bllpipe.config import Config, load_config
 from bllpipe.engines import Options, engine
+from bllpipe.engines.preflight import check_data, check_plan
 from bllpipe.errors import BllpipeError, ConfigError
 from bllpipe.topology import Topology
 from bllpipe.wire.environment import RankEnvironment
@@ -65,7 +66,10 @@ def launch(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def _check_start(config: Config, environment: RankEnvironment | None) -> None:
-    """Whether torchrun started what the engine needs."""
+    """Whether torchrun started what the engine needs, and whether plan and data can work at all."""
+    check_plan(config)
+    if environment is None or environment.rank == 0:
+        check_data(config)
     if environment is None:
         return
     if config.engine == "ranks":

@@ -6,9 +6,10 @@ Shapes: B images, C channels (means), H x W positions, K classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
-from torch import Tensor
+if TYPE_CHECKING:  # who only plans a run needs no torch
+    from torch import Tensor
 
 Phase = Literal["train", "evaluate", "score", "save"]
 

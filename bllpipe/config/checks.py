@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 from itertools import pairwise
 
+from bllpipe.config.resnets import DEPTHS
 from bllpipe.config.schema import Config
 from bllpipe.errors import ConfigError
 
-RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 WITHOUT_PATH = ("digits", "synthetic")
 NEED_PATH = ("imagefolder", "npz")
 
@@ -51,11 +51,11 @@ def _check_model(config: Config) -> None:
     name = config.model.name
     if ":" in name:
         return
-    if name not in RESNETS:
-        close = difflib.get_close_matches(name, RESNETS, n=1)
+    if name not in DEPTHS:
+        close = difflib.get_close_matches(name, DEPTHS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ConfigError(
-            f"model.name is {name!r}; needed is one of {', '.join(RESNETS)} or package.module:function{hint}"
+            f"model.name is {name!r}; needed is one of {', '.join(DEPTHS)} or package.module:function{hint}"
         )
     if config.model.args:
         raise ConfigError(f"model.args are for package.module:function; {name} has model.width and model.stem")

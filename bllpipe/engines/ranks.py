@@ -43,11 +43,12 @@ def run_in_world(config: Config, options: Options, world: World, dress: Dress = 
     rank, topology = world.environment.rank, Topology(config.num_blocks)
     device = rank_device(config, topology, world.environment)
     images = load_images(config.data, config.seed) if rank == 0 else None
-    labels = load_labels(config.data, config.seed) if rank == topology.feedback_rank else None
     spec = images.spec if images else None
     job = agree(config, options, world.store, world.job_store, spec, world.environment.attempt)
     if nothing_left(job):
         return say_nothing_left(job) if rank == 0 else None
+    # only now, as the first rank may have downloaded them
+    labels = load_labels(config.data, config.seed) if rank == topology.feedback_rank else None
     segment = None if labels else build_segment(job, rank, device)
     wires = open_wires(job, world, device)
     assembly = Assembly(job, wires, dress)

@@ -1,24 +1,32 @@
-"""Where a network is cut into blocks."""
+"""Where a network is cut into blocks. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from bllpipe.errors import ConfigError
-from bllpipe.learn.units import Unit
+
+if TYPE_CHECKING:
+    from bllpipe.learn.units import Unit
 
 
 def cut(units: Sequence[Unit], blocks: int | Sequence[int | str]) -> list[list[Unit]]:
-    """The units of each block.
+    """The units of each block; ``blocks`` as in ``bounds``."""
+    return [list(units[start:end]) for start, end in bounds([unit.name for unit in units], blocks)]
+
+
+def bounds(names: Sequence[str], blocks: int | Sequence[int | str]) -> list[tuple[int, int]]:
+    """First unit of each block, and first unit behind it. ConfigError when the network cannot be cut so.
 
     Args:
+        names: of all units of the network, in order.
         blocks: a number of blocks of equal numbers of units (the first ones take what is left over, so ResNet-50
             in four is 4/4/4/4), or the cuts themselves: after how many units, or after the unit of which name.
     """
-    positions = _equal(len(units), blocks) if isinstance(blocks, int) else _explicit(units, blocks)
-    bounds = [0, *positions, len(units)]
-    return [list(units[start:end]) for start, end in pairwise(bounds)]
+    positions = _equal(len(names), blocks) if isinstance(blocks, int) else _explicit(names, blocks)
+    return list(pairwise([0, *positions, len(names)]))
 
 
 def _equal(num_units: int, num_blocks: int) -> list[int]:
@@ -31,19 +39,18 @@ def _equal(num_units: int, num_blocks: int) -> list[int]:
     return [size * k + min(k, left_over) for k in range(1, num_blocks)]
 
 
-def _explicit(units: Sequence[Unit], cuts: Sequence[int | str]) -> list[int]:
-    positions = [_position(units, place) for place in cuts]
+def _explicit(names: Sequence[str], cuts: Sequence[int | str]) -> list[int]:
+    positions = [_position(names, place) for place in cuts]
     if any(later <= earlier for earlier, later in pairwise([0, *positions])):
         raise ConfigError(f"blocks={list(cuts)}: cuts must go forward, each behind the one before it")
     return positions
 
 
-def _position(units: Sequence[Unit], place: int | str) -> int:
-    names = [unit.name for unit in units]
+def _position(names: Sequence[str], place: int | str) -> int:
     found = names.index(place) + 1 if place in names else place
-    if not isinstance(found, int) or not 1 <= found < len(units):
+    if not isinstance(found, int) or not 1 <= found < len(names):
         raise ConfigError(
-            f"blocks: cannot cut after {place!r}; needed is a number from 1 to {len(units) - 1} "
+            f"blocks: cannot cut after {place!r}; needed is a number from 1 to {len(names) - 1} "
             f"or one of {', '.join(names[:-1])}"
         )
     return found

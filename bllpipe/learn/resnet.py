@@ -10,6 +10,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from bllpipe.config.resnets import residual_units, unit_name
 from bllpipe.learn.units import Layer, Unit
 
 
@@ -58,13 +59,7 @@ class Bottleneck(nn.Module):
 
 ResidualUnit = type[BasicBlock] | type[Bottleneck]
 
-DEPTHS: dict[str, tuple[ResidualUnit, tuple[int, int, int, int]]] = {
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet34": (BasicBlock, (3, 4, 6, 3)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
-    "resnet101": (Bottleneck, (3, 4, 23, 3)),
-    "resnet152": (Bottleneck, (3, 8, 36, 3)),
-}
+BASIC = ("resnet18", "resnet34")
 
 
 def resnet_units(name: str, width: int, stem: str, in_channels: int, num_classes: int) -> list[Unit]:
@@ -73,16 +68,13 @@ def resnet_units(name: str, width: int, stem: str, in_channels: int, num_classes
     Args:
         stem: ``cifar`` (3x3, no max-pool) or ``imagenet`` (7x7 stride 2 and max-pool).
     """
-    kind, depths = DEPTHS[name]
+    kind: ResidualUnit = BasicBlock if name in BASIC else Bottleneck
     units, channels = [], width
-    for stage, depth in enumerate(depths):
-        planes = width * 2**stage
-        for index in range(depth):
-            stride = 2 if stage > 0 and index == 0 else 1
-            make = partial(_residual, kind, channels, planes, stride)
-            path = f"layer{stage + 1}.{index}"
-            units.append(Unit(path, (Layer(path, make),)))
-            channels = planes * kind.expansion
+    for stage, index in residual_units(name):
+        planes, stride = width * 2**stage, 2 if stage > 0 and index == 0 else 1
+        path, make = unit_name(stage, index), partial(_residual, kind, channels, planes, stride)
+        units.append(Unit(path, (Layer(path, make),)))
+        channels = planes * kind.expansion
     first, last = units[0], units[-1]
     units[0] = Unit(first.name, (*STEMS[stem](in_channels, width), *first.layers))
     units[-1] = Unit(last.name, (*units[-1].layers, *_classifier(channels, num_classes)))

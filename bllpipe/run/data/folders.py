@@ -1,9 +1,8 @@
-"""Image folders: PATH/train/CLASS/* and PATH/test/CLASS/* (or PATH/val), decoded as they are needed."""
+"""Image folders, decoded as they are needed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,20 +12,19 @@ from torch.utils.data import DataLoader, Dataset
 
 from bllpipe.config.schema import DataConfig
 from bllpipe.errors import DataError
-from bllpipe.run.data.sets import LabelSet, Split, check_labels, mean_and_std
-from bllpipe.run.data.spec import DataSpec
+from bllpipe.run.data.listing import Sample, listing
+from bllpipe.run.data.sets import LabelSet, Split, mean_and_std
+from bllpipe.run.data.spec import DataSpec, check_labels
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff")
 MAX_PIXELS = 64_000_000
-
-Sample = tuple[str, Path]
 
 
 class FolderImages:
     """An ImageSet that decodes in a DataLoader: short side to ``image_size``, centre crop, RGB."""
 
     def __init__(self, data: DataConfig) -> None:
-        self._listing, labels = _listing(data), folder_labels(data)
+        self._listing = listing(str(data.path))
+        labels = _labels(self._listing, str(data.path))
         self._size, self._workers = data.image_size, data.workers
         sizes = (len(self._listing["train"]), len(self._listing["test"]))
         self.spec = DataSpec(*sizes, (3, data.image_size, data.image_size), labels.num_classes)
@@ -77,33 +75,16 @@ class _Decoder(Dataset[Tensor]):
 
 def folder_labels(data: DataConfig) -> LabelSet:
     """The labels of both splits from the names of the folders alone."""
-    listing = _listing(data)
-    classes = sorted({name for name, _ in listing["train"]})
-    unknown = sorted({name for name, _ in listing["test"]} - set(classes))
+    return _labels(listing(str(data.path)), str(data.path))
+
+
+def _labels(samples: dict[str, list[Sample]], path: str) -> LabelSet:
+    classes = sorted({name for name, _ in samples["train"]})
+    unknown = sorted({name for name, _ in samples["test"]} - set(classes))
     if unknown:
-        raise DataError(f"{data.path}: the test folder has classes that the train folder lacks: {', '.join(unknown)}")
+        raise DataError(f"{path}: the test folder has classes that the train folder lacks: {', '.join(unknown)}")
+    number = {name: label for label, name in enumerate(classes)}
     train_N, test_N = (
-        torch.tensor([classes.index(name) for name, _ in listing[split]], dtype=torch.int64)
-        for split in ("train", "test")
+        torch.tensor([number[name] for name, _ in samples[split]], dtype=torch.int64) for split in ("train", "test")
     )
-    return LabelSet(train_N, test_N, check_labels(train_N, test_N, str(data.path)))
-
-
-def _listing(data: DataConfig) -> dict[str, list[Sample]]:
-    """(class, file) of every image of both splits, sorted by class and name."""
-    root = Path(str(data.path))
-    test = root / "test" if (root / "test").is_dir() else root / "val"
-    for folder in (root / "train", test):
-        if not folder.is_dir():
-            raise DataError(f"{folder} does not exist; needed are {root}/train/CLASS/*.png and {root}/test/CLASS/*.png")
-    return {"train": _samples(root / "train", root), "test": _samples(test, root)}
-
-
-def _samples(folder: Path, root: Path) -> list[Sample]:
-    samples = []
-    for group in sorted(path for path in folder.iterdir() if path.is_dir()):
-        for file in sorted(path for path in group.iterdir() if path.suffix.lower() in SUFFIXES):
-            if file.is_symlink() and root.resolve() not in file.resolve().parents:
-                raise DataError(f"{file} is a link to {file.resolve()}, outside of {root}; copy the image instead")
-            samples.append((group.name, file))
-    return samples
+    return LabelSet(train_N, test_N, check_labels(train_N, test_N, path))

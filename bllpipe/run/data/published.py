@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bllpipe.errors import DataError
 from bllpipe.randomness import stream
+from bllpipe.run.data.downloads import DOWNLOADS, SECONDS, missing
 from bllpipe.run.data.sets import Arrays
-
-DEFAULT_PATH = "data"
-CLASSES = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion_mnist": "FashionMNIST"}
 
 
 def digits() -> Arrays:
@@ -42,19 +40,19 @@ def _open(name: str, path: str, is_train: bool) -> Any:
     """torchvision's data set; it checks the files' digests. Missing files are downloaded if there is a network."""
     from torchvision import datasets
 
-    kind = getattr(datasets, CLASSES[name])
+    kind = getattr(datasets, DOWNLOADS[name].kind)
     try:
         return kind(path, train=is_train, download=False)
     except RuntimeError:
         pass  # not there, or damaged
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SECONDS)  # torchvision sets none
     try:
         return kind(path, train=is_train, download=True)
     except (OSError, RuntimeError) as error:
-        raise DataError(
-            f"{name} is not in {path} and could not be downloaded ({error}); on a machine with a network type\n"
-            f"  bllpipe data fetch {name} --path {path}\nand copy that folder here, or name its place with "
-            f"--set data.path=FOLDER"
-        ) from error
+        raise missing(name, path, error) from error
+    finally:
+        socket.setdefaulttimeout(patience)
 
 
 def _tensors(dataset: Any) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from bllpipe.config.schema import DataConfig
-from bllpipe.errors import ConfigError, DataError
+from bllpipe.errors import ConfigError
+from bllpipe.run.data.downloads import DEFAULT_PATH
 from bllpipe.run.data.spec import DataSpec
 
 Split = Literal["train", "test"]
@@ -129,22 +130,4 @@ def _loader(name: str) -> Callable[[DataConfig, int], Arrays]:
         "synthetic": generated.synthetic,
         "npz": lambda data, seed: npz.read_arrays(str(data.path)),
     }
-    return loaders.get(name, lambda data, seed: published.torchvision_set(name, data.path or published.DEFAULT_PATH))
-
-
-def check_labels(train_N: Tensor, test_N: Tensor, source: str) -> int:
-    """The number of classes; DataError when there are no labels, negative ones, or test labels never trained."""
-    for split, labels_N in (("train", train_N), ("test", test_N)):
-        if len(labels_N) == 0:
-            raise DataError(f"{source}: the {split} split has no images; needed is at least one")
-        if int(labels_N.min()) < 0:
-            raise DataError(f"{source}: {split} label {int(labels_N.min())}; needed are classes numbered from 0")
-    classes = int(train_N.max()) + 1
-    if int(test_N.max()) >= classes:
-        raise DataError(
-            f"{source}: test label {int(test_N.max())}, but training labels only go up to {classes - 1}; "
-            f"needed are the same classes in both"
-        )
-    if classes < 2:
-        raise DataError(f"{source}: only one class; needed are at least 2")
-    return classes
+    return loaders.get(name, lambda data, seed: published.torchvision_set(name, data.path or DEFAULT_PATH))

@@ -1,9 +1,12 @@
-"""What every rank has to know about the data, without having any of it."""
+"""What every rank has to know about the data, without having any of it. Imports no torch."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
+
+from bllpipe.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -22,3 +25,32 @@ class DataSpec:
     def from_json(cls, text: str | bytes) -> DataSpec:
         fields = json.loads(text)
         return cls(**{**fields, "image_shape": tuple(fields["image_shape"])})
+
+
+PUBLISHED = {
+    "digits": DataSpec(1442, 355, (1, 8, 8), 10),
+    "fashion_mnist": DataSpec(60_000, 10_000, (1, 28, 28), 10),
+    "cifar10": DataSpec(50_000, 10_000, (3, 32, 32), 10),
+    "cifar100": DataSpec(50_000, 10_000, (3, 32, 32), 100),
+}
+
+
+def check_labels(train_N: Any, test_N: Any, source: str) -> int:
+    """The number of classes; DataError when there are no labels, negative ones, or test labels never trained.
+
+    The labels may be arrays or tensors of whole numbers, [N].
+    """
+    for split, labels_N in (("train", train_N), ("test", test_N)):
+        if len(labels_N) == 0:
+            raise DataError(f"{source}: the {split} split has no images; needed is at least one")
+        if int(labels_N.min()) < 0:
+            raise DataError(f"{source}: {split} label {int(labels_N.min())}; needed are classes numbered from 0")
+    classes = int(train_N.max()) + 1
+    if int(test_N.max()) >= classes:
+        raise DataError(
+            f"{source}: test label {int(test_N.max())}, but training labels only go up to {classes - 1}; "
+            f"needed are the same classes in both"
+        )
+    if classes < 2:
+        raise DataError(f"{source}: only one class; needed are at least 2")
+    return classes

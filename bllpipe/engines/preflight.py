@@ -1,0 +1,40 @@
+"""What can be refused before torch is imported, so that a mistake costs a second and not ten."""
+
+from __future__ import annotations
+
+from bllpipe.config import Config
+from bllpipe.config.resnets import residual_units, unit_name
+from bllpipe.learn.cuts import bounds
+from bllpipe.run.data.downloads import DEFAULT_PATH, DOWNLOADS, check_obtainable
+from bllpipe.run.data.listing import split_folders
+from bllpipe.run.data.spec import PUBLISHED
+from bllpipe.run.itinerary import Plan
+
+
+def check_plan(config: Config) -> None:
+    """Raises ConfigError for a cut that the network does not allow or a batch that well-known data cannot fill."""
+    if ":" not in config.model.name:
+        bounds([unit_name(*unit) for unit in residual_units(config.model.name)], config.blocks)
+    if config.data.name in PUBLISHED:
+        Plan.of(config, PUBLISHED[config.data.name].num_train, PUBLISHED[config.data.name].num_test)
+    if config.data.name == "synthetic":
+        Plan.of(config, config.data.synthetic_images, num_test=1)
+
+
+def check_data(config: Config) -> None:
+    """Raises DataError for files that are not there or hold what cannot be trained on. Only for a process on the
+    machine that has the data."""
+    if config.data.name == "npz":
+        _check_archive(config)
+    if config.data.name in DOWNLOADS:
+        check_obtainable(config.data.name, config.data.path or DEFAULT_PATH)
+    if config.data.name == "imagefolder":
+        split_folders(str(config.data.path))
+
+
+def _check_archive(config: Config) -> None:
+    from bllpipe.run.data.archive import open_archive  # NumPy, which few runs need here
+
+    archive = open_archive(str(config.data.path))
+    Plan.of(config, archive.spec.num_train, archive.spec.num_test)
+    archive.check_floats()
