@@ -15,7 +15,7 @@ from bllpipe.engines import Options, engine
 from bllpipe.engines.preflight import check_data, check_plan
 from bllpipe.errors import BllpipeError, ConfigError
 from bllpipe.topology import Topology
-from bllpipe.wire.environment import RankEnvironment
+from bllpipe.wire.environment import RankEnvironment, speaks_for_all
 
 # A rank that fails before it has a store leaves the word to rank 0, and stays until rank 0 has spoken.
 SILENT_SECONDS = 5.0
@@ -83,10 +83,10 @@ def _check_start(config: Config, environment: RankEnvironment | None) -> None:
 
 def _fail_before_the_store(error: BllpipeError) -> int:
     """All ranks find the same error at the same time; only the first one prints it."""
-    if os.environ.get("RANK", "0") != "0":
-        threading.Event().wait(SILENT_SECONDS)
-    else:
+    if speaks_for_all():
         print(f"bllpipe: {error}", file=sys.stderr, flush=True)
+    else:
+        threading.Event().wait(SILENT_SECONDS)
     return error.exit_code
 
 

@@ -51,3 +51,8 @@ class RankEnvironment:
             master_port=int(variables["MASTER_PORT"]),
             agent_hosts_store=variables.get("TORCHELASTIC_USE_AGENT_STORE", "False") == "True",
         )
+
+
+def speaks_for_all(variables: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is the one that prints what all ranks found alike."""
+    return variables.get("RANK", "0") == "0"
