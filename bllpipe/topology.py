@@ -74,5 +74,5 @@ class Topology:
             blocks = "1 block" if self.num_blocks == 1 else f"{self.num_blocks} blocks"
             raise ConfigError(
                 f"{blocks} and 1 feedback rank need {self.world_size} ranks, but torchrun started {found}; "
-                f"use --nproc_per_node={self.world_size}, or --set blocks={max(found - 1, 1)}"
+                f"use --nproc_per_node={self.world_size}" + (f", or --set blocks={found - 1}" if found > 1 else "")
             )

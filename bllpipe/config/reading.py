@@ -7,11 +7,9 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from bllpipe.config.checks import check
 from bllpipe.config.schema import Config
-from bllpipe.config.strict_yaml import parse_yaml, read_yaml
+from bllpipe.config.strict_yaml import dump_yaml, parse_yaml, read_yaml
 from bllpipe.config.values import convert, field_types
 from bllpipe.errors import ConfigError
 
@@ -38,7 +36,7 @@ def to_mapping(config: Any) -> dict[str, Any]:
 
 def to_yaml(config: Config) -> str:
     """The config as a YAML file that ``load_config`` reads."""
-    return yaml.safe_dump(to_mapping(config), sort_keys=False)
+    return dump_yaml(to_mapping(config))
 
 
 def known_keys(section: Any = Config, prefix: str = "") -> list[str]:
@@ -51,7 +49,9 @@ def known_keys(section: Any = Config, prefix: str = "") -> list[str]:
 
 def _section(section: type, mapping: Any, prefix: str) -> Any:
     if not isinstance(mapping, Mapping):
-        raise ConfigError(f"{prefix.rstrip('.')} is {mapping!r}; needed are keys under it, such as {_example(prefix)}")
+        raise ConfigError(
+            f"{prefix.rstrip('.') or 'the config'} is {mapping!r}; needed are keys under it, such as {_example(prefix)}"
+        )
     types = field_types(section)
     for name in mapping:
         if name not in types:
@@ -67,17 +67,17 @@ def _section(section: type, mapping: Any, prefix: str) -> Any:
 
 def _apply(mapping: dict[str, Any], override: str) -> None:
     """Writes one ``key.path=value`` into the nested mapping."""
-    key, equals, text = override.partition("=")
-    if not equals or not key:
+    key, equals, text = (part.strip() for part in override.partition("="))
+    *parents, leaf = key.split(".")
+    if not equals or not leaf:
         raise ConfigError(f"--set {override}: needed is key.path=value, for example --set optimizer.lr=0.1")
-    *parents, leaf = key.strip().split(".")
-    if key.strip() not in known_keys() and not key.startswith("model.args."):
-        raise _unknown(key.strip())
+    if key not in known_keys() and not key.startswith("model.args."):
+        raise _unknown(key)
     node = mapping
     for name in parents:
         node = node.setdefault(name, {})
         if not isinstance(node, dict):
-            raise ConfigError(f"--set {override}: {name} is {node!r} in the file; needed are keys under it")
+            raise ConfigError(f"--set {override}: {name} is {node!r} already; needed are keys under it")
     node[leaf] = parse_yaml(text, f"--set {override}")
 
 

@@ -17,7 +17,7 @@ MAX_DEPTH = 20
 _SCALARS = {
     "null": re.compile(r"^(?:~|null|Null|NULL|)$"),
     "bool": re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"),
-    "int": re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$"),
+    "int": re.compile(r"^[-+]?[0-9]+$"),
     "float": re.compile(
         r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.nan$"
     ),
@@ -46,14 +46,33 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key must be a word", problem_mark=key.start_mark)
             if key.value in seen:
                 raise yaml.MarkedYAMLError(problem=f"duplicate key {key.value!r}", problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: Any) -> int:
+        """``010`` is ten."""
+        return int(node.value)
 
+
+class _Dumper(yaml.SafeDumper):
+    """Puts quotes round what ``_Loader`` would not read as text."""
+
+    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}  # type: ignore[misc]  # the stubs call it an instance variable
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 for _name, _pattern in _SCALARS.items():
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", _pattern, None)
+    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", _pattern, None)
+
+
+def dump_yaml(value: Any) -> str:
+    """``value`` as text that ``parse_yaml`` reads back."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False)  # type: ignore[no-any-return]  # the stubs say Any
 
 
 def parse_yaml(text: str, source: str) -> Any:

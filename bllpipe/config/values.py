@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import math
+import sys
 import types
 from collections.abc import Mapping
 from functools import cache
@@ -41,7 +41,7 @@ def describe(kind: Any) -> str:
         return " or ".join(describe(argument) for argument in arguments)
     if origin is list:
         return f"a list, each {describe(arguments[0])}"
-    return "keys and values" if origin is dict else NAMES[kind]
+    return "text keys and values" if origin is dict else NAMES[kind]
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -55,7 +55,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if origin is dict:
         return isinstance(value, dict) and all(isinstance(name, str) for name in value)
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
@@ -82,4 +82,4 @@ def _check_limits(value: Any, key: str, limits: Mapping[str, Any]) -> None:
 def _kind_of(value: Any) -> str:
     if isinstance(value, (list, dict)):
         return "a list" if isinstance(value, list) else "keys and values"
-    return NAMES.get(type(value), type(value).__name__)
+    return "a number" if isinstance(value, float) else NAMES.get(type(value), type(value).__name__)

@@ -1,0 +1,118 @@
+"""Ranks, roles and edges, against what was drawn by hand."""
+
+import re
+from itertools import product
+
+import pytest
+
+from bllpipe.errors import ConfigError
+from bllpipe.topology import Edge, Topology
+
+SIZES = [1, 2, 4, 8]
+
+BY_HAND = {
+    1: "target 1->0 stats 0->1",
+    2: "alpha 0->1 target 2->0 target 2->1 stats 0->2 stats 1->2",
+    4: (
+        "alpha 0->1 alpha 1->2 alpha 2->3 "
+        "target 4->0 target 4->1 target 4->2 target 4->3 "
+        "stats 0->4 stats 1->4 stats 2->4 stats 3->4"
+    ),
+    8: (
+        "alpha 0->1 alpha 1->2 alpha 2->3 alpha 3->4 alpha 4->5 alpha 5->6 alpha 6->7 "
+        "target 8->0 target 8->1 target 8->2 target 8->3 target 8->4 target 8->5 target 8->6 target 8->7 "
+        "stats 0->8 stats 1->8 stats 2->8 stats 3->8 stats 4->8 stats 5->8 stats 6->8 stats 7->8"
+    ),
+}
+
+
+@pytest.mark.parametrize("num_blocks", SIZES)
+def test_edges_and_their_order(num_blocks: int) -> None:
+    assert " ".join(str(edge) for edge in Topology(num_blocks).edges()) == BY_HAND[num_blocks]
+
+
+@pytest.mark.parametrize("num_blocks", [*SIZES, 3, 31])
+def test_edges_are_unique_and_3p_minus_1(num_blocks: int) -> None:
+    edges = Topology(num_blocks).edges()
+    assert len(edges) == len(set(edges)) == 3 * num_blocks - 1
+
+
+@pytest.mark.parametrize("num_blocks", SIZES)
+def test_every_edge_joins_two_ranks_of_the_world(num_blocks: int) -> None:
+    topology = Topology(num_blocks)
+    ranks = range(topology.world_size)
+    assert all(edge.src in ranks and edge.dst in ranks and edge.src != edge.dst for edge in topology.edges())
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "roles"),
+    [
+        (1, ["block 0", "feedback"]),
+        (2, ["block 0", "block 1", "feedback"]),
+        (4, ["block 0", "block 1", "block 2", "block 3", "feedback"]),
+        (8, [*(f"block {rank}" for rank in (0, 1, 2, 3, 4, 5, 6, 7)), "feedback"]),
+    ],
+)
+def test_ranks_and_roles(num_blocks: int, roles: list[str]) -> None:
+    topology = Topology(num_blocks)
+    assert topology.world_size == len(roles)
+    assert topology.feedback_rank == roles.index("feedback")
+    assert [topology.role(rank) for rank in range(topology.world_size)] == roles
+    assert [rank for rank, role in enumerate(roles) if role != "feedback"] == list(topology.block_ranks)
+
+
+def test_edges_of_one_block() -> None:
+    topology = Topology(4)
+    assert topology.alpha_edge(1) == Edge("alpha", 1, 2)
+    assert topology.target_edge(1) == Edge("target", 4, 1)
+    assert topology.stats_edge(1) == Edge("stats", 1, 4)
+
+
+@pytest.mark.parametrize("num_blocks", SIZES)
+def test_only_the_last_block_sends_no_alpha(num_blocks: int) -> None:
+    topology = Topology(num_blocks)
+    assert [block for block in topology.block_ranks if topology.alpha_edge(block) is None] == [num_blocks - 1]
+
+
+def test_edge_as_text() -> None:
+    assert str(Edge("stats", 3, 4)) == "stats 3->4"
+
+
+@pytest.mark.parametrize("num_blocks", SIZES)
+def test_right_world_size_is_accepted(num_blocks: int) -> None:
+    Topology(num_blocks).check_world_size(num_blocks + 1)
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "found"), [pair for pair in product(SIZES, range(12)) if pair[1] != pair[0] + 1]
+)
+def test_any_other_world_size_is_refused(num_blocks: int, found: int) -> None:
+    with pytest.raises(ConfigError, match=f"need {num_blocks + 1} ranks, but torchrun started {found};"):
+        Topology(num_blocks).check_world_size(found)
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "found", "message"),
+    [
+        (
+            4,
+            4,
+            "4 blocks and 1 feedback rank need 5 ranks, but torchrun started 4; "
+            "use --nproc_per_node=5, or --set blocks=3",
+        ),
+        (
+            1,
+            3,
+            "1 block and 1 feedback rank need 2 ranks, but torchrun started 3; "
+            "use --nproc_per_node=2, or --set blocks=2",
+        ),
+        (
+            4,
+            1,
+            "4 blocks and 1 feedback rank need 5 ranks, but torchrun started 1; use --nproc_per_node=5",
+        ),
+    ],
+)
+def test_wrong_world_size_says_what_to_type(num_blocks: int, found: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        Topology(num_blocks).check_world_size(found)
