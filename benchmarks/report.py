@@ -1,0 +1,56 @@
+"""What every benchmark prints and writes: a table, and JSON with environment, n, median and spread."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+from bllpipe.run.directory import environment
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of ``n`` repetitions: their median and the quartiles around it."""
+
+    n: int
+    median: float
+    lower_quartile: float
+    upper_quartile: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Timing:
+        lower, _, upper = quantiles(seconds, n=4)
+        return cls(len(seconds), median(seconds), lower, upper)
+
+    def __str__(self) -> str:
+        low, middle, high = (1e3 * value for value in (self.lower_quartile, self.median, self.upper_quartile))
+        return f"{middle:.3f} ms ({low:.3f} to {high:.3f})"
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Columns as wide as their widest cell; the first is flush left, the others flush right."""
+    cells = [[str(cell) for cell in row] for row in (heads, *rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(heads))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in cells
+    )
+
+
+def write(path: str | None, title: str, settings: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the results to ``path``, if one is given; timings as their fields, in seconds."""
+    if path is None:
+        return
+    plain = [
+        {name: asdict(value) if isinstance(value, Timing) else value for name, value in result.items()}
+        for result in results
+    ]
+    record = {"benchmark": title, "settings": dict(settings), "results": plain, "environment": environment()}
+    Path(path).write_text(json.dumps(record, indent=1) + "\n")
