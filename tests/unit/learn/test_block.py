@@ -155,12 +155,15 @@ def test_bf16_computes_in_bf16_and_learns_in_fp32() -> None:
 
 
 @pytest.mark.parametrize("head", sorted(HEADS))
-@pytest.mark.parametrize("shape", [(16, 32, 32), (2048, 4, 4), (8192, 2, 2)])
-def test_heads_read_at_most_the_features_they_may(head: str, shape: tuple[int, int, int]) -> None:
-    module = make_head(shape, 10, ObjectiveConfig(head=head))  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("shape", "at_most", "pool"), [((16, 32, 32), 4096, 16), ((512, 4, 4), 2048, 2), ((96, 2, 2), 64, 1)]
+)
+def test_heads_read_at_most_the_features_they_may(
+    head: str, shape: tuple[int, int, int], at_most: int, pool: int
+) -> None:
+    module = make_head(shape, 10, ObjectiveConfig(head=head, head_features=at_most))  # type: ignore[arg-type]
     assert module.eval()(torch.randn(2, *shape)).shape == (2, 10)
-    height, width = pooled_shape(shape, 4096)
-    assert shape[0] * height * width <= max(4096, shape[0])
+    assert pooled_shape(shape, at_most) == (pool, pool)
 
 
 def test_heads_for_tokens_and_vectors() -> None:

@@ -5,11 +5,12 @@ import torch
 import torchvision
 from torch import nn
 
+from bllpipe.config.resnets import DEPTHS
 from bllpipe.config.schema import ModelConfig
 from bllpipe.errors import ConfigError
 from bllpipe.learn.cuts import cut
 from bllpipe.learn.networks import network_units
-from bllpipe.learn.resnet import DEPTHS, resnet_units
+from bllpipe.learn.resnet import resnet_units
 from bllpipe.learn.units import Segment
 
 
