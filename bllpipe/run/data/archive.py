@@ -4,6 +4,7 @@ is refused in the first second."""
 from __future__ import annotations
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from bllpipe.errors import DataError
 from bllpipe.run.data.spec import DataSpec, check_labels
 
 NAMES = ("train_x", "train_y", "test_x", "test_y")
-UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile)
+MAX_CLASSES = 1_000_000
+UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
@@ -60,7 +62,8 @@ def open_archive(path: str) -> Archive:
 
 def _open(path: str) -> Any:
     if not Path(path).is_file():
-        raise DataError(f"{path} does not exist; needed is a NumPy archive with {', '.join(NAMES)}")
+        found = "is a folder" if Path(path).is_dir() else "does not exist"
+        raise DataError(f"{path} {found}; needed is a NumPy archive with {', '.join(NAMES)}")
     try:
         file = np.load(path, allow_pickle=False)
     except UNREADABLE as error:
@@ -75,9 +78,12 @@ def _open(path: str) -> Any:
 
 def _array(file: Any, name: str, path: str) -> Any:
     try:
-        return file[name]
+        array = file[name]
     except UNREADABLE as error:
         raise DataError(f"{path}: {name} cannot be read: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{path}: {name} is no NumPy array; write the archive with numpy.savez")
+    return array
 
 
 def _labels(file: Any, name: str, path: str) -> Any:
@@ -85,6 +91,8 @@ def _labels(file: Any, name: str, path: str) -> Any:
     array = _array(file, name, path)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise DataError(f"{path}: {name} is {array.dtype}{list(array.shape)}; needed are whole numbers [N]")
+    if array.size and array.max() >= MAX_CLASSES:
+        raise DataError(f"{path}: {name} has the label {array.max()}; needed are classes numbered from 0")
     return array.astype(np.int64)
 
 

@@ -49,10 +49,17 @@ def _flip(images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _rotate(images_BCHW: Tensor, degrees: float, generator: torch.Generator) -> Tensor:
-    """Each image turned by its own angle, bilinear, zeros from outside."""
+    """Each image turned by its own angle, bilinear, zeros from outside.
+
+    The grid's coordinates go from -1 to 1 along both sides, so the sines carry the ratio of the sides.
+    """
+    height, width = images_BCHW.shape[2:]
     angle_B = (2 * torch.rand(len(images_BCHW), generator=generator) - 1) * degrees * pi / 180
     cos_B, sin_B, zero_B = angle_B.cos(), angle_B.sin(), torch.zeros_like(angle_B)
-    rows = [torch.stack([cos_B, -sin_B, zero_B], 1), torch.stack([sin_B, cos_B, zero_B], 1)]
+    rows = [
+        torch.stack([cos_B, -sin_B * height / width, zero_B], 1),
+        torch.stack([sin_B * width / height, cos_B, zero_B], 1),
+    ]
     grid = affine_grid(torch.stack(rows, 1), list(images_BCHW.shape), align_corners=False).to(images_BCHW.device)
     turned = grid_sample(images_BCHW.to(torch.float32), grid, align_corners=False)
     return turned.round_().clamp_(0, 255).to(torch.uint8)

@@ -58,5 +58,5 @@ def missing(name: str, path: str, error: Exception) -> DataError:
     return DataError(
         f"{name} is not in {path} and could not be downloaded ({error}); on a machine with a network type\n"
         f"  bllpipe data fetch {name} --path {path}\n"
-        f"and copy that folder here, or name its place with --set data.path=FOLDER"
+        f"and copy that folder here, or name its place with --set data.path=FOLDER; delete it first if it is damaged"
     )

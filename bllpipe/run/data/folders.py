@@ -16,7 +16,7 @@ from bllpipe.run.data.listing import Sample, listing
 from bllpipe.run.data.sets import LabelSet, Split, mean_and_std
 from bllpipe.run.data.spec import DataSpec, check_labels
 
-MAX_PIXELS = 64_000_000
+MAX_PIXELS = 64_000_000  # as stored and as resized
 
 
 class FolderImages:
@@ -61,10 +61,12 @@ class _Decoder(Dataset[Tensor]):
             raise DataError(f"{path} cannot be read as an image: {error}; remove or replace it") from error
 
     def _decode(self, image: Image.Image, path: str) -> Tensor:
-        if image.width * image.height > MAX_PIXELS:
-            raise DataError(f"{path} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are decoded")
         scale = self._size / min(image.size)
         width, height = (max(self._size, round(side * scale)) for side in image.size)
+        if max(image.width * image.height, width * height) > MAX_PIXELS:
+            raise DataError(f"{path} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are decoded")
+        if image.mode.startswith(("I", "F")):
+            raise DataError(f"{path} has pixels of mode {image.mode}; save it with 8 bits a channel")
         rgb = image.convert("RGB")
         if rgb.size != (width, height):
             rgb = rgb.resize((width, height), Image.Resampling.BILINEAR)

@@ -30,8 +30,16 @@ def split_folders(path: str) -> dict[str, Path]:
 def _samples(folder: Path, root: Path) -> list[Sample]:
     samples = []
     for group in sorted(path for path in folder.iterdir() if path.is_dir()):
+        _check_inside(group, root)
         for file in sorted(path for path in group.iterdir() if path.suffix.lower() in SUFFIXES):
-            if file.is_symlink() and root.resolve() not in file.resolve().parents:
-                raise DataError(f"{file} is a link to {file.resolve()}, outside of {root}; copy the image instead")
+            _check_inside(file, root)
             samples.append((group.name, file))
+    if not samples:
+        raise DataError(f"{folder} holds no images; needed are {folder}/CLASS/*.png")
     return samples
+
+
+def _check_inside(path: Path, root: Path) -> None:
+    """Raises DataError for a link that leaves the data set."""
+    if path.is_symlink() and root.resolve() not in path.resolve().parents:
+        raise DataError(f"{path} is a link to {path.resolve()}, outside of {root}; copy the images instead")

@@ -37,7 +37,7 @@ def torchvision_set(name: str, path: str) -> Arrays:
 
 
 def _open(name: str, path: str, is_train: bool) -> Any:
-    """torchvision's data set; it checks the files' digests. Missing files are downloaded if there is a network."""
+    """torchvision's data set. Missing files are downloaded if there is a network; torchvision checks their digests."""
     from torchvision import datasets
 
     kind = getattr(datasets, DOWNLOADS[name].kind)

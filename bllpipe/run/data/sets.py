@@ -78,11 +78,12 @@ def mean_and_std(data: DataConfig, channels: int, train_NCHW: Tensor | None) -> 
     if known is None and train_NCHW is not None and (data.mean is None or data.std is None):
         known = _measured(train_NCHW)
     assert known is not None or (data.mean is not None and data.std is not None), "one of the three is there"
-    mean, std = data.mean or (known or ([], []))[0], data.std or (known or ([], []))[1]
+    mean = known[0] if data.mean is None and known else data.mean or []
+    std = known[1] if data.std is None and known else data.std or []
     for key, values in (("data.mean", mean), ("data.std", std)):
         if len(values) != channels:
             raise ConfigError(f"{key} has {len(values)} values, but the images have {channels} channels; give one each")
-    if min(std) <= 0:
+    if not all(value > 0 for value in std):
         raise ConfigError(f"data.std is {std}; needed are numbers above 0")
     return mean, std
 
@@ -90,7 +91,7 @@ def mean_and_std(data: DataConfig, channels: int, train_NCHW: Tensor | None) -> 
 def _measured(train_NCHW: Tensor) -> tuple[list[float], list[float]]:
     """Mean and deviation over at most the first 5,000 images; a channel without variation is divided by 1."""
     pixels = train_NCHW[:5000].to(torch.float64) / 255
-    std = [value if value > 0 else 1.0 for value in pixels.std(dim=(0, 2, 3)).tolist()]
+    std = [value if value > 0 else 1.0 for value in pixels.std(dim=(0, 2, 3), correction=0).tolist()]
     return pixels.mean(dim=(0, 2, 3)).tolist(), std
 
 

@@ -36,7 +36,7 @@ PUBLISHED = {
 
 
 def check_labels(train_N: Any, test_N: Any, source: str) -> int:
-    """The number of classes; DataError when there are no labels, negative ones, or test labels never trained.
+    """The number of classes; DataError when there are no labels, negative ones, or test labels beyond the training's.
 
     The labels may be arrays or tensors of whole numbers, [N].
     """

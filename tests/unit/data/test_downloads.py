@@ -1,0 +1,101 @@
+"""Sets that have to be downloaded: what is said when they are not here and cannot be had."""
+
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import pytest
+from torchvision import datasets
+
+from bllpipe.errors import DataError
+from bllpipe.run.data import downloads
+from bllpipe.run.data.downloads import DOWNLOADS, check_obtainable
+from bllpipe.run.data.published import fetch, torchvision_set
+
+
+def advice(name: str, path: Path, failure: str) -> str:
+    """What the message has to say, as a pattern."""
+    words = [f"{name} is not in {path} and could not be downloaded ({failure}"]
+    words += [f"type\n  bllpipe data fetch {name} --path {path}\n", "--set data.path=FOLDER"]
+    return "(?s)" + ".*".join(re.escape(part) for part in words)
+
+
+@pytest.mark.parametrize("name", DOWNLOADS)
+@pytest.mark.parametrize("failure", [URLError("no route to host"), OSError("disk full"), RuntimeError("bad digest")])
+@pytest.mark.parametrize("load", [torchvision_set, fetch])
+def test_without_data_and_network_the_message_names_the_command(
+    name: str, failure: Exception, load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(dataset: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(getattr(datasets, DOWNLOADS[name].kind), "download", download)
+    with pytest.raises(DataError, match=advice(name, tmp_path, str(failure))):
+        load(name, str(tmp_path))
+    assert socket.getdefaulttimeout() is None
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A server that is there, and has nothing."""
+
+    def do_HEAD(self) -> None:
+        self.send_error(404)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def refusing_server() -> Iterator[int]:
+    """The port of a server that answers every request with 404."""
+    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+def served_from(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CIFAR-10 comes from this port of this machine, whose silence is believed quickly."""
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setitem(DOWNLOADS, "cifar10", replace(DOWNLOADS["cifar10"], url=f"http://127.0.0.1:{port}/"))
+    monkeypatch.setattr(downloads, "SECONDS", 0.2)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(("is_open", "failure"), [(False, "<urlopen error"), (True, "timed out")])
+def test_a_server_that_is_not_there_or_says_nothing(
+    is_open: bool, failure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        if is_open:
+            listener.listen()
+        served_from(listener.getsockname()[1], monkeypatch)
+        with pytest.raises(DataError, match=advice("cifar10", tmp_path, failure)):
+            check_obtainable("cifar10", str(tmp_path))
+
+
+def test_a_server_that_answers_is_enough(tmp_path: Path, refusing_server: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    served_from(refusing_server, monkeypatch)
+    monkeypatch.setattr(downloads, "SECONDS", 30.0)
+    check_obtainable("cifar10", str(tmp_path))
+
+
+@pytest.mark.parametrize(("name", "trace"), [(name, trace) for name in DOWNLOADS for trace in DOWNLOADS[name].traces])
+def test_a_set_that_is_there_needs_no_server(
+    name: str, trace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setitem(DOWNLOADS, name, replace(DOWNLOADS[name], url="http://127.0.0.1:1/"))
+    with pytest.raises(DataError, match=f"{name} is not in"):
+        check_obtainable(name, str(tmp_path))
+    (tmp_path / trace).touch()
+    check_obtainable(name, str(tmp_path))
