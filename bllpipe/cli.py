@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import bllpipe
 from bllpipe import launch
 from bllpipe.config import load_config, to_yaml
+from bllpipe.engines.preflight import check_plan
 from bllpipe.errors import BllpipeError
 from bllpipe.run.data.downloads import DEFAULT_PATH, DOWNLOADS
 from bllpipe.topology import Topology
@@ -53,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check(options: argparse.Namespace, words: Sequence[str]) -> int:
     config = load_config(options.config, options.overrides)
+    check_plan(config)
     topology = Topology(config.num_blocks)
     print(to_yaml(config), end="")
     print("# ranks: " + ", ".join(f"{rank} {topology.role(rank)}" for rank in range(topology.world_size)))

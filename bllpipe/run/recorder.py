@@ -89,7 +89,7 @@ class Recorder:
         if self._train.images:
             figures |= {**self._train.read(), "lr": self._train.lr}
             self._train = Totals()
-        figures["images_per_second"] = round(self.stopwatch.images_per_second, 2)
+        figures["images_per_second"] = round(self.stopwatch.lap(), 2)
         figures["waiting"] = {edge: round(seconds, 4) for edge, seconds in self.stopwatch.waiting.items()}
         self.directory.add_metrics(figures)
         self._post(figures)

@@ -50,6 +50,8 @@ class Stopwatch:
     waiting: dict[str, float] = field(default_factory=dict)
     steady_seconds: float = 0.0
     steady_images: int = 0
+    _lap_seconds: float = 0.0
+    _lap_images: int = 0
     _began: float | None = None
     _ended: float = 0.0
     _between: float = 0.0
@@ -68,9 +70,16 @@ class Stopwatch:
         for port in self.ports:
             spent = port.waited - waited_before[port.edge]
             self.waiting[port.edge] = self.waiting.get(port.edge, 0.0) + spent
+        self._lap_seconds, self._lap_images = self._lap_seconds + now - start, self._lap_images + entry.size
         if entry.step >= self.steady_from:
             self.steady_seconds += now - start
             self.steady_images += entry.size
+
+    def lap(self) -> float:
+        """Images per second of training since the last lap."""
+        rate = self._lap_images / self._lap_seconds if self._lap_seconds else 0.0
+        self._lap_seconds, self._lap_images = 0.0, 0
+        return rate
 
     def waited(self) -> dict[str, float]:
         """Seconds waited so far on every port, by edge."""
@@ -88,4 +97,5 @@ class Stopwatch:
 
     @property
     def images_per_second(self) -> float:
+        """The steady rate: without the first steps."""
         return self.steady_images / self.steady_seconds if self.steady_seconds else 0.0

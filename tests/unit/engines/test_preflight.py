@@ -1,0 +1,76 @@
+"""What is refused before torch is imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bllpipe.config import load_config
+from bllpipe.engines.preflight import check_data, check_plan
+from bllpipe.errors import ConfigError, DataError
+from bllpipe.run.data.published import digits
+from bllpipe.run.data.spec import PUBLISHED
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["blocks=9"], "blocks=9, but the network has only 8 units to cut between; use --set blocks=8 or less"),
+        (["model.name=resnet50", "blocks=[16]"], "cannot cut after 16; needed is a number from 1 to 15"),
+        (["blocks=[layer2.0, layer1.0]"], "cuts must go forward"),
+        (["data.batch_size=1443"], "data.batch_size is 1443, but digits has only 1442 training images"),
+        (["data.name=cifar100", "data.batch_size=50001"], "cifar100 has only 50000 training images"),
+        (["data.name=synthetic", "data.synthetic_images=8"], "synthetic has only 8 training images"),
+    ],
+)
+def test_an_impossible_plan(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
+        check_plan(load_config(None, overrides))
+
+
+@pytest.mark.parametrize(
+    "overrides", [["blocks=8"], ["data.batch_size=1442"], ["model.name=some.module:function", "blocks=99"]]
+)
+def test_a_plan_that_is_just_possible(overrides: list[str]) -> None:
+    check_plan(load_config(None, overrides))
+
+
+def test_the_size_of_the_digits_is_known() -> None:
+    arrays = digits()
+    spec = PUBLISHED["digits"]
+    assert (spec.num_train, spec.num_test) == (len(arrays.train_N), len(arrays.test_N))
+    assert spec.image_shape == tuple(arrays.train_NCHW.shape[1:])
+
+
+@pytest.mark.parametrize("name", ["npz", "imagefolder"])
+def test_missing_files(tmp_path: Path, name: str) -> None:
+    config = load_config(None, [f"data.name={name}", f"data.path={tmp_path}/none"])
+    with pytest.raises(DataError, match=r"none(/train)? does not exist; needed"):
+        check_data(config)
+
+
+def test_an_archive_is_read_for_its_size_and_its_floats(tmp_path: Path) -> None:
+    path, images = tmp_path / "set.npz", np.full((20, 4, 4), 0.5, dtype=np.float32)
+    np.savez(path, train_x=images, train_y=np.arange(20) % 2, test_x=images, test_y=np.arange(20) % 2)
+    settings = ["data.name=npz", f"data.path={path}"]
+    check_data(load_config(None, [*settings, "data.batch_size=20"]))
+    with pytest.raises(ConfigError, match="data.batch_size is 21, but npz has only 20"):
+        check_data(load_config(None, [*settings, "data.batch_size=21"]))
+    images[3] = np.nan
+    np.savez(path, train_x=images, train_y=np.arange(20) % 2, test_x=images, test_y=np.arange(20) % 2)
+    with pytest.raises(DataError, match="train_x holds 16 values that are NaN or Inf, the first in image 3"):
+        check_data(load_config(None, [*settings, "data.batch_size=4"]))
+
+
+def test_digits_need_no_files() -> None:
+    check_data(load_config(None))
+
+
+@pytest.mark.parametrize("module", ["bllpipe.launch", "bllpipe.cli", "bllpipe.engines.preflight"])
+def test_it_needs_no_torch(module: str) -> None:
+    program = f"import sys, {module}, bllpipe.run.data.archive; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
