@@ -71,13 +71,13 @@ class RankPart:
     def report(self) -> dict[str, Any]:
         """This rank's share of summary.json."""
         watches = [actor.stopwatch for actor in self.actors]
-        elapsed = max(watch.elapsed for watch in watches)
+        training = max(watch.training.seconds for watch in watches)
         weights = {name: value for actor in self.actors for name, value in actor.loop.weights().items()}
         return {
             "role": self.role,
-            "busy": sum(watch.computing for watch in watches) / elapsed if elapsed else 0.0,
+            "busy": sum(watch.computing for watch in watches) / training if training else 0.0,
             "waiting": {edge: seconds for watch in watches for edge, seconds in watch.waiting.items()},
-            "images_per_second": min(watch.images_per_second for watch in watches),
+            "images_per_second": min(watch.steady.rate for watch in watches),
             "accuracy": self.actors[0].recorder.accuracy,
             "parameters": sum(value.numel() for value in weights.values() if value.is_floating_point()),
             "peak_memory_bytes": peak_memory_bytes(),

@@ -38,64 +38,64 @@ TimedPort = TimedSender | TimedReceiver  # type: ignore[type-arg]  # of any mess
 
 
 @dataclass
-class Stopwatch:
-    """Seconds of one actor: computing and waiting in training rounds, and the rate since ``steady_from`` steps.
+class Stretch:
+    """Seconds on the clock, and the images that were trained on in them."""
 
-    The first steps fill the pipeline and warm caches: the rate leaves them out.
+    seconds: float = 0.0
+    images: int = 0
+
+    def add(self, seconds: float, images: int) -> None:
+        self.seconds, self.images = self.seconds + seconds, self.images + images
+
+    @property
+    def rate(self) -> float:
+        """Images per second."""
+        return self.images / self.seconds if self.seconds else 0.0
+
+
+@dataclass
+class Stopwatch:
+    """Where the time of one actor goes.
+
+    ``training`` runs from one training round to the next, whoever else has a turn in between, but stands still for
+    tests and checkpoints. ``steady`` is the same without the first ``steady_from`` steps, which fill the pipeline and
+    warm caches. ``in_rounds`` are the seconds in the actor's own training rounds, ``waiting`` those of them that it
+    waited for messages, by edge.
     """
 
     ports: list[TimedPort]
     steady_from: int
-    rounds_seconds: float = 0.0
+    in_rounds: float = 0.0
     waiting: dict[str, float] = field(default_factory=dict)
-    steady_seconds: float = 0.0
-    steady_images: int = 0
-    _lap_seconds: float = 0.0
-    _lap_images: int = 0
-    _began: float | None = None
-    _ended: float = 0.0
-    _between: float = 0.0
-    _since_training: float = 0.0
+    training: Stretch = field(default_factory=Stretch)
+    steady: Stretch = field(default_factory=Stretch)
+    _lap: Stretch = field(default_factory=Stretch)
+    _ended: float | None = None
 
     def measure(self, entry: Round, start: float, waited_before: dict[str, float]) -> None:
         """Adds one round that began at ``start`` (time.perf_counter) and ends now."""
-        now = time.perf_counter()
         if entry.phase != "train":
-            self._since_training += now - start
+            self._ended = None
             return
-        self._began = start if self._began is None else self._began
-        self._between, self._since_training = self._between + self._since_training, 0.0
+        now = time.perf_counter()
+        seconds = now - (start if self._ended is None else self._ended)
         self._ended = now
-        self.rounds_seconds += now - start
+        self.in_rounds += now - start
         for port in self.ports:
-            spent = port.waited - waited_before[port.edge]
-            self.waiting[port.edge] = self.waiting.get(port.edge, 0.0) + spent
-        self._lap_seconds, self._lap_images = self._lap_seconds + now - start, self._lap_images + entry.size
-        if entry.step >= self.steady_from:
-            self.steady_seconds += now - start
-            self.steady_images += entry.size
-
-    def lap(self) -> float:
-        """Images per second of training since the last lap."""
-        rate = self._lap_images / self._lap_seconds if self._lap_seconds else 0.0
-        self._lap_seconds, self._lap_images = 0.0, 0
-        return rate
+            self.waiting[port.edge] = self.waiting.get(port.edge, 0.0) + port.waited - waited_before[port.edge]
+        for stretch in (self.training, self._lap, *([self.steady] if entry.step >= self.steady_from else [])):
+            stretch.add(seconds, entry.size)
 
     def waited(self) -> dict[str, float]:
         """Seconds waited so far on every port, by edge."""
         return {port.edge: port.waited for port in self.ports}
 
-    @property
-    def elapsed(self) -> float:
-        """Seconds from the first to the last training round, without evaluations and checkpoints between them."""
-        return self._ended - self._began - self._between if self._began is not None and self._ended else 0.0
+    def lap(self) -> float:
+        """Images per second of training since the last lap."""
+        lap, self._lap = self._lap, Stretch()
+        return lap.rate
 
     @property
     def computing(self) -> float:
-        """Seconds of training rounds that were not spent waiting for messages."""
-        return self.rounds_seconds - sum(self.waiting.values())
-
-    @property
-    def images_per_second(self) -> float:
-        """The steady rate: without the first steps."""
-        return self.steady_images / self.steady_seconds if self.steady_seconds else 0.0
+        """Seconds of the actor's training rounds that were not spent waiting for messages."""
+        return self.in_rounds - sum(self.waiting.values())
