@@ -1,0 +1,63 @@
+"""A run that fails: one rank speaks, and the status file says who and why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from bllpipe.engines.failure import exit_code, explain, report_failure
+from bllpipe.errors import BllpipeError, CheckpointError, ConfigError, DataError, NonFiniteError, WireError
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Any:
+    found = dist.HashStore()
+    found.set("directory", str(tmp_path))
+    return found
+
+
+def test_only_the_first_rank_speaks(store: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report_failure(DataError("the images are gone"), store, store, rank=2, role="block 2")
+    report_failure(WireError("block 2 is gone"), store, store, rank=1, role="block 1")
+    assert capsys.readouterr().err == "bllpipe: rank 2 (block 2): the images are gone\n"
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["status"], status["rank"], status["role"]) == ("failed", 2, "block 2")
+    assert status["reason"] == "the images are gone"
+
+
+def test_before_there_is_a_directory_there_is_still_a_message(capsys: pytest.CaptureFixture[str]) -> None:
+    store: Any = dist.HashStore()
+    report_failure(ConfigError("no such cut"), store, store, rank=0, role="block 0")
+    assert capsys.readouterr().err == "bllpipe: rank 0 (block 0): no such cut\n"
+
+
+class Gone:
+    """A store whose server has died."""
+
+    def compare_set(self, key: str, expected: str, desired: str) -> bytes:
+        raise RuntimeError("connection reset")
+
+
+def test_without_a_store_every_rank_speaks(capsys: pytest.CaptureFixture[str]) -> None:
+    gone: Any = Gone()
+    report_failure(WireError("nothing came"), gone, gone, rank=3, role="block 3")
+    assert "rank 3 (block 3): nothing came" in capsys.readouterr().err
+
+
+def test_what_is_not_ours_comes_with_a_traceback() -> None:
+    try:
+        [][1]  # type: ignore[var-annotated]  # it is the error that counts
+    except IndexError as error:
+        text = explain(error)
+    assert text.startswith("this is a fault in bllpipe or in a module of yours\nTraceback")
+    assert "IndexError: list index out of range" in text
+    assert explain(ConfigError("the message alone")) == "the message alone"
+
+
+def test_exit_codes_tell_kinds_of_failure_apart() -> None:
+    kinds = [BllpipeError, ConfigError, DataError, WireError, CheckpointError, NonFiniteError, KeyError]
+    assert [exit_code(kind("x")) for kind in kinds] == [1, 2, 2, 3, 4, 5, 1]

@@ -1,0 +1,107 @@
+"""The books of one block: lines of metrics.jsonl, figures for the progress line, and the end of a run that diverges."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from bllpipe.errors import NonFiniteError
+from bllpipe.learn.block import Outcome
+from bllpipe.ports import Round
+from bllpipe.run.directory import RunDirectory
+from bllpipe.run.recorder import Recorder
+from bllpipe.run.timing import Stopwatch
+
+
+def outcome(kl: float, pred: float, correct: int, lr: float = 0.5) -> Outcome:
+    return Outcome({"kl": torch.tensor(kl), "pred": torch.tensor(pred)}, torch.tensor(correct), lr)
+
+
+class Books:
+    """A recorder with the store and the directory it writes to."""
+
+    def __init__(self, path: Path, log_every: int = 2, check_every: int = 1) -> None:
+        self.store, self.directory = dist.HashStore(), RunDirectory(path)
+        place = {"rank": 1, "role": "block 1", "actor": "block 1"}
+        store: Any = self.store
+        self.recorder = Recorder(place, self.directory, store, Stopwatch([], 0), log_every, check_every)
+
+    def lines(self) -> list[dict[str, Any]]:
+        path = self.directory.metrics
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def posted(self) -> dict[str, Any]:
+        figures: dict[str, Any] = json.loads(self.store.get("progress/block 1"))
+        return figures
+
+
+@pytest.fixture
+def books(tmp_path: Path) -> Books:
+    return Books(tmp_path)
+
+
+def test_a_line_every_so_many_steps_with_means_over_the_images(books: Books) -> None:
+    books.recorder.record(Round("train", 0, size=10), outcome(1.0, 2.0, 5))
+    assert books.lines() == []
+    books.recorder.record(Round("train", 1, size=30), outcome(3.0, 4.0, 15, lr=0.25))
+    (line,) = books.lines()
+    assert (line["phase"], line["step"], line["rank"], line["actor"]) == ("train", 2, 1, "block 1")
+    assert (line["kl"], line["pred"], line["loss"]) == (2.5, 3.5, 6.0), "weighted with the sizes of the batches"
+    assert (line["accuracy"], line["lr"]) == (0.5, 0.25)
+
+
+def test_every_line_starts_anew(books: Books) -> None:
+    for step in range(4):
+        books.recorder.record(Round("train", step, size=10), outcome(float(step), 0.0, step))
+    assert [(line["step"], line["kl"]) for line in books.lines()] == [(2, 0.5), (4, 2.5)]
+
+
+def test_a_test_is_scored_over_all_its_batches(books: Books) -> None:
+    books.recorder.record(Round("evaluate", 7, batch=0, size=30), outcome(1.0, 1.0, 30))
+    books.recorder.record(Round("evaluate", 7, batch=1, size=10), outcome(5.0, 1.0, 0))
+    assert books.recorder.accuracy is None
+    books.recorder.record(Round("score", 7, epoch=3), None)
+    (line,) = books.lines()
+    assert (line["phase"], line["step"], line["epoch"]) == ("evaluate", 7, 3)
+    assert (line["accuracy"], line["kl"]) == (0.75, 2.0)
+    assert books.recorder.accuracy == 0.75
+
+
+def test_the_progress_line_gets_the_latest_of_every_figure(books: Books) -> None:
+    for step in range(2):
+        books.recorder.record(Round("train", step, size=10), outcome(1.0, 1.0, 5))
+    books.recorder.record(Round("evaluate", 2, size=10), outcome(1.0, 1.0, 9))
+    books.recorder.record(Round("score", 2), None)
+    figures = books.posted()
+    assert (figures["loss"], figures["test_accuracy"], figures["step"]) == (2.0, 0.9, 2)
+
+
+def test_a_lane_has_lines_without_losses(books: Books) -> None:
+    for step in range(2):
+        books.recorder.record(Round("train", step, size=10), None)
+    books.recorder.record(Round("score", 2), None)
+    (line,) = books.lines()
+    assert "loss" not in line and line["waiting"] == {}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_ends_the_run(books: Books, value: float) -> None:
+    with pytest.raises(
+        NonFiniteError,
+        match=rf"rank 1 \(block 1\), step 6: the loss term 'pred' is {value} at learning rate 0.5; "
+        rf"lower optimizer.lr, set optimizer.clip_norm, or check the images",
+    ):
+        books.recorder.record(Round("train", 6, size=10), outcome(1.0, value, 5))
+
+
+def test_losses_on_a_gpu_are_checked_only_now_and_then(tmp_path: Path) -> None:
+    books = Books(tmp_path, log_every=3, check_every=3)
+    for step in range(2):
+        books.recorder.record(Round("train", step, size=10), outcome(float("nan"), 1.0, 5))
+    with pytest.raises(NonFiniteError, match="step 2"):
+        books.recorder.record(Round("train", 2, size=10), outcome(float("nan"), 1.0, 5))

@@ -1,0 +1,73 @@
+"""What stands at the end of a run: summary.json as others rely on it, and one table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+
+from bllpipe.config import Config
+from bllpipe.run.summary import gather_reports, post_report, summarise, table
+
+KEYS = {
+    *("method", "engine", "world_size", "steps", "epochs", "test_accuracy", "block_accuracy", "images_per_second"),
+    *("seconds", "busy", "waiting", "peak_memory_bytes", "parameters", "state_sha256"),
+}
+
+
+def report(role: str, accuracy: float | None, digest: str) -> dict[str, Any]:
+    return {
+        "role": role,
+        "busy": 0.5,
+        "waiting": {"alpha 0->1": 1.5},
+        "images_per_second": 100.0 if accuracy is None else 1000 * accuracy,
+        "accuracy": accuracy,
+        "parameters": 12345,
+        "peak_memory_bytes": 3 * 2**20,
+        "digest": digest,
+    }
+
+
+REPORTS = [report("block 0", 0.5, "a"), report("block 1", 0.75, "b"), report("feedback", None, "c")]
+
+
+def summary(reports: list[dict[str, Any]] = REPORTS) -> dict[str, Any]:
+    return summarise(Config(blocks=2), reports, steps=30, steps_per_epoch=20, seconds=4.0)
+
+
+def test_the_summary_has_every_key_of_the_contract() -> None:
+    found = summary()
+    assert found.keys() >= KEYS
+    assert (found["test_accuracy"], found["block_accuracy"]) == (0.75, [0.5, 0.75]), "the last block's head counts"
+    assert (found["world_size"], found["steps"], found["epochs"]) == (3, 30, 1.5)
+    assert found["images_per_second"] == 750.0
+    assert len(found["busy"]) == len(found["waiting"]) == len(found["parameters"]) == 3
+
+
+def test_the_digest_depends_on_every_rank_and_their_order() -> None:
+    digests = {
+        summary([{**one, "digest": digest} for one, digest in zip(REPORTS, letters, strict=True)])["state_sha256"]
+        for letters in ("abc", "abd", "acb", "xbc")
+    }
+    assert len(digests) == 4
+
+
+def test_the_table_has_a_row_a_rank() -> None:
+    lines = table(summary()).splitlines()
+    assert lines[1].split() == ["0", "block", "0", "50.00", "%", "50.00", "%", "12,345", "3", "MiB"]
+    assert lines[3].split() == ["2", "feedback", "-", "50.00", "%", "12,345", "3", "MiB"]
+    assert lines[4] == "test accuracy 75.00 % after 30 steps (1.5 epochs) in 4.0 s; 750 images/s in steady state"
+    assert lines[5] == f"state_sha256 {summary()['state_sha256']}"
+
+
+def test_a_run_without_a_test_has_no_accuracy() -> None:
+    found = summary([{**one, "accuracy": None} for one in REPORTS])
+    assert found["test_accuracy"] is None
+    assert "test accuracy - after 30 steps" in table(found)
+
+
+def test_reports_are_gathered_by_rank() -> None:
+    store: Any = dist.HashStore()
+    for rank in (2, 0, 1):
+        post_report(store, rank, REPORTS[rank])
+    assert gather_reports(store, 3) == REPORTS
