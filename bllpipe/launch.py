@@ -58,10 +58,10 @@ def launch(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         return start_ranks(config, arguments)
     try:
         engine(config.engine)(config, Options(options.resume, options.run_dir))
-    except BllpipeError as error:
-        return error.exit_code
     except KeyboardInterrupt:
         return 130
+    except Exception as error:  # which the engine has explained
+        return getattr(error, "exit_code", 1)
     return 0
 
 

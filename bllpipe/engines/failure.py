@@ -10,17 +10,25 @@ from pathlib import Path
 from bllpipe.errors import BllpipeError
 from bllpipe.ports import Store
 from bllpipe.run.directory import RunDirectory
+from bllpipe.run.rank import RoundError
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """What really happened, without the round that it happened in."""
+    return error.__cause__ if isinstance(error, RoundError) and error.__cause__ else error
 
 
 def explain(error: BaseException) -> str:
     """The message for people; a traceback only for what bllpipe itself did wrong."""
+    error = cause_of(error)
     if isinstance(error, BllpipeError):
         return str(error)
     return "this is a fault in bllpipe or in a module of yours\n" + "".join(traceback.format_exception(error))
 
 
 def exit_code(error: BaseException) -> int:
-    return error.exit_code if isinstance(error, BllpipeError) else 1
+    cause = cause_of(error)
+    return cause.exit_code if isinstance(cause, BllpipeError) else 1
 
 
 def report_failure(error: BaseException, store: Store, job_store: Store, rank: int, role: str) -> None:
@@ -38,7 +46,9 @@ def report_failure(error: BaseException, store: Store, job_store: Store, rank: i
         directory = None
     print(f"bllpipe: {claim}: {explain(error)}", file=sys.stderr, flush=True)
     if directory is not None:
-        RunDirectory(Path(directory)).write_status("failed", rank=rank, role=role, reason=explain(error).strip())
+        step = {"step": error.entry.step} if isinstance(error, RoundError) else {}
+        facts = {**step, "rank": rank, "role": role, "reason": explain(error).strip()}
+        RunDirectory(Path(directory)).write_status("failed", **facts)
 
 
 def leave(code: int) -> None:

@@ -13,7 +13,7 @@ from bllpipe.engines import Options
 from bllpipe.engines.assembly import Assembly
 from bllpipe.engines.devices import one_device
 from bllpipe.engines.edges import Dress, undressed
-from bllpipe.engines.failure import report_failure
+from bllpipe.engines.failure import cause_of, report_failure
 from bllpipe.engines.finish import conclude, hand_in, nothing_left, progress, say_nothing_left
 from bllpipe.engines.job import Job, agree, build_segment
 from bllpipe.ports import Store
@@ -32,7 +32,7 @@ def run_together(config: Config, options: Options, execute: Execution, dress: Dr
         _run(config, options, store, execute, dress)
     except BaseException as error:
         report_failure(error, store, store, rank=0, role="the only process")
-        raise
+        raise cause_of(error) from None
 
 
 def _run(config: Config, options: Options, store: Store, execute: Execution, dress: Dress) -> None:

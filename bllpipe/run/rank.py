@@ -20,6 +20,14 @@ from bllpipe.run.recorder import Recorder
 from bllpipe.run.timing import Stopwatch
 
 
+class RoundError(Exception):
+    """The cause happened to an actor in ``entry``."""
+
+    def __init__(self, entry: Round) -> None:
+        super().__init__(str(entry))
+        self.entry = entry
+
+
 @dataclass
 class Actor:
     """A loop with its stopwatch and its recorder."""
@@ -50,10 +58,13 @@ class RankPart:
     _number_arrived: dict[int, int] = field(default_factory=dict)
 
     def carry_out(self, actor: Actor, entry: Round) -> None:
-        """One round of one actor, its checkpoint included."""
-        actor.carry_out(entry)
-        if entry.phase == "save":
-            self._save(entry, actor.loop.state())
+        """One round of one actor, its checkpoint included; RoundError says in which round something went wrong."""
+        try:
+            actor.carry_out(entry)
+            if entry.phase == "save":
+                self._save(entry, actor.loop.state())
+        except Exception as error:
+            raise RoundError(entry) from error
 
     def _save(self, entry: Round, state: Mapping[str, Tensor]) -> None:
         """The actor that comes last to this checkpoint writes the shard of the whole rank."""

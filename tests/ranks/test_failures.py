@@ -123,3 +123,4 @@ def test_nan_in_training_ends_all_ranks_and_the_status_says_where(tmp_path: Path
     assert status["status"] == "failed"
     assert status["role"] in ("block 0", "block 1")
     assert "at learning rate" in status["reason"]
+    assert 0 < status["step"] < 440

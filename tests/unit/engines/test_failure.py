@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from bllpipe.engines.failure import exit_code, explain, report_failure
+from bllpipe.engines.failure import cause_of, exit_code, explain, report_failure
 from bllpipe.errors import BllpipeError, CheckpointError, ConfigError, DataError, NonFiniteError, WireError
+from bllpipe.ports import Round
+from bllpipe.run.rank import RoundError
 
 
 @pytest.fixture
@@ -27,6 +29,17 @@ def test_only_the_first_rank_speaks(store: Any, tmp_path: Path, capsys: pytest.C
     status = json.loads((tmp_path / "status.json").read_text())
     assert (status["status"], status["rank"], status["role"]) == ("failed", 2, "block 2")
     assert status["reason"] == "the images are gone"
+
+
+def test_the_status_names_the_step(store: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        raise RoundError(Round("train", 57)) from NonFiniteError("the loss is nan")
+    except RoundError as error:
+        report_failure(error, store, store, rank=1, role="block 1")
+        assert (exit_code(error), str(cause_of(error))) == (5, "the loss is nan")
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["step"], status["reason"]) == (57, "the loss is nan")
+    assert capsys.readouterr().err == "bllpipe: rank 1 (block 1): the loss is nan\n"
 
 
 def test_before_there_is_a_directory_there_is_still_a_message(capsys: pytest.CaptureFixture[str]) -> None:

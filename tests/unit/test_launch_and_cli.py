@@ -1,0 +1,126 @@
+"""The command line, as far as it goes without starting ranks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bllpipe
+from bllpipe import cli, launch
+from bllpipe.config import load_config
+from bllpipe.errors import ConfigError
+from bllpipe.wire.environment import RankEnvironment, speaks_for_all
+
+TORCHRUN = {
+    "RANK": "3",
+    "WORLD_SIZE": "5",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "host",
+    "MASTER_PORT": "29500",
+    "TORCHELASTIC_RESTART_COUNT": "2",
+    "TORCHELASTIC_USE_AGENT_STORE": "True",
+}
+
+
+def test_what_torchrun_says() -> None:
+    assert RankEnvironment.read(TORCHRUN) == RankEnvironment(3, 5, 1, 2, 2, "host", 29500, True)
+    without = {key: value for key, value in TORCHRUN.items() if not key.startswith("TORCHELASTIC")}
+    assert RankEnvironment.read(without) == RankEnvironment(3, 5, 1, 2, 0, "host", 29500, False)
+
+
+def test_outside_of_torchrun_there_is_no_rank() -> None:
+    assert RankEnvironment.read({}) is None
+    assert RankEnvironment.read({"RANK": "0"}) is None
+
+
+@pytest.mark.parametrize(("name", "value"), [("MASTER_PORT", None), ("LOCAL_RANK", None), ("RANK", "first")])
+def test_half_an_environment_is_an_error(name: str, value: str | None) -> None:
+    broken = {key: text for key, text in {**TORCHRUN, name: value}.items() if text is not None}
+    found = value or name
+    with pytest.raises(ConfigError, match=f"{found}.* is missing or no number; start with torchrun, or unset RANK"):
+        RankEnvironment.read(broken)
+
+
+@pytest.mark.parametrize(("variables", "speaks"), [({}, True), ({"RANK": "0"}, True), ({"RANK": "1"}, False)])
+def test_one_rank_speaks_for_all(variables: dict[str, str], speaks: bool) -> None:
+    assert speaks_for_all(variables) is speaks
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "seeed=1"], "unknown key 'seeed'; did you mean 'seed'?"),
+        (["--config", "none.yaml"], "none.yaml does not exist; examples are in configs/"),
+        (["--set", "blocks=9"], "the network has only 8 units"),
+        (["--set", "engine=sequential", "--resume", "none"], "none"),
+    ],
+)
+def test_a_mistake_is_one_message_and_an_exit_code(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch.main(words) != 0
+    error = capsys.readouterr().err
+    assert error.startswith("bllpipe: ") and error.count("bllpipe:") == 1
+    assert message in error
+
+
+def test_a_wrong_world_size(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for key, value in {**TORCHRUN, "RANK": "0", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(key, value)
+    assert launch.main([]) == 2
+    assert "need 5 ranks, but torchrun started 4; use --nproc_per_node=5" in capsys.readouterr().err
+
+
+def test_a_fault_of_a_users_module_is_shown_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--set", "engine=sequential", "--set", "model.name=builtins:sorted", "--run-dir", str(tmp_path / "run")]
+    assert launch.main(words) == 1
+    error = capsys.readouterr().err
+    assert "this is a fault in bllpipe or in a module of yours" in error
+    assert error.count("Traceback") == 1
+
+
+def test_an_interrupt_has_the_exit_code_of_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "engine", lambda name: interrupted)
+    assert launch.main(["--set", "engine=threads"]) == 130
+
+
+def test_check_prints_a_config_that_can_be_read_with_its_ranks_and_edges(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["check", "--set", "blocks=2", "--set", "seed=4"]) == 0
+    out = capsys.readouterr().out
+    (tmp_path / "again.yaml").write_text(out)
+    assert load_config(str(tmp_path / "again.yaml")) == load_config(None, ["blocks=2", "seed=4"])
+    assert "# ranks: 0 block 0, 1 block 1, 2 feedback\n" in out
+    assert "# edges: alpha 0->1, target 2->0, target 2->1, stats 0->2, stats 1->2\n" in out
+
+
+def test_check_refuses_what_cannot_be_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", "--set", "data.batch_size=2000"]) == 2
+    assert "bllpipe: data.batch_size is 2000, but digits has only 1442" in capsys.readouterr().err
+
+
+def test_env_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["env"]) == 0
+    assert json.loads(capsys.readouterr().out)["bllpipe"] == bllpipe.__version__
+
+
+def test_train_is_launch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--set", "engine=sequential", "--set", "steps=2", "--set", "model.width=4", "--run-dir", str(tmp_path)]
+    assert cli.main(["train", *words]) == 0
+    assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 2
+    assert "state_sha256" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [[], ["trian"], ["data", "fetch", "mnist"]])
+def test_an_unknown_command_says_which_there_are(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(words)
+    assert "usage: bllpipe" in capsys.readouterr().err
