@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -41,10 +42,8 @@ def _open(name: str, path: str, is_train: bool) -> Any:
     from torchvision import datasets
 
     kind = getattr(datasets, DOWNLOADS[name].kind)
-    try:
+    with suppress(RuntimeError):  # not there, or damaged
         return kind(path, train=is_train, download=False)
-    except RuntimeError:
-        pass  # not there, or damaged
     patience = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SECONDS)  # torchvision sets none
     try:
