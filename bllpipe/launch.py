@@ -11,10 +11,9 @@ import uuid
 from collections.abc import Sequence
 
 from bllpipe.config import Config, load_config
-from bllpipe.engines import Options, engine
+from bllpipe.engines import Options, engine, topology
 from bllpipe.engines.preflight import check_data, check_plan
 from bllpipe.errors import BllpipeError, ConfigError
-from bllpipe.topology import Topology
 from bllpipe.wire.environment import RankEnvironment, speaks_for_all
 
 # A rank that fails before it has a store leaves the word to rank 0, and stays until rank 0 has spoken.
@@ -73,7 +72,7 @@ def _check_start(config: Config, environment: RankEnvironment | None) -> None:
     if environment is None:
         return
     if config.engine == "ranks":
-        Topology(config.num_blocks).check_world_size(environment.world_size)
+        topology(config).check_world_size(environment.world_size)
     elif environment.world_size > 1:
         raise ConfigError(
             f"engine {config.engine} needs a single process, but torchrun started {environment.world_size}; "
@@ -101,7 +100,7 @@ def start_ranks(config: Config, arguments: Sequence[str]) -> int:
     launch_config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
-        nproc_per_node=Topology(config.num_blocks).world_size,
+        nproc_per_node=topology(config).world_size,
         run_id=str(uuid.uuid4()),
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",

@@ -31,13 +31,14 @@ class Edge:
 
 @dataclass(frozen=True)
 class Topology:
-    """``num_blocks`` forward ranks in a chain and one feedback rank behind them."""
+    """``num_blocks`` forward ranks in a chain, and one feedback rank behind them unless ``has_feedback`` is false."""
 
     num_blocks: int
+    has_feedback: bool = True
 
     @property
     def world_size(self) -> int:
-        return self.num_blocks + 1
+        return self.num_blocks + self.has_feedback
 
     @property
     def feedback_rank(self) -> int:
@@ -63,10 +64,11 @@ class Topology:
 
     def edges(self) -> tuple[Edge, ...]:
         """Every edge, in the one order in which all ranks open them."""
-        alphas = [self.alpha_edge(block) for block in self.block_ranks]
-        targets = [self.target_edge(block) for block in self.block_ranks]
-        stats = [self.stats_edge(block) for block in self.block_ranks]
-        return tuple(edge for edge in [*alphas, *targets, *stats] if edge is not None)
+        alphas = [edge for edge in map(self.alpha_edge, self.block_ranks) if edge is not None]
+        if not self.has_feedback:
+            return tuple(alphas)
+        targets, stats = map(self.target_edge, self.block_ranks), map(self.stats_edge, self.block_ranks)
+        return (*alphas, *targets, *stats)
 
     def check_world_size(self, found: int) -> None:
         """Raises ConfigError unless torchrun started exactly one rank a block and one for the feedback."""

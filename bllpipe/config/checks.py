@@ -6,7 +6,7 @@ import difflib
 from itertools import pairwise
 
 from bllpipe.config.resnets import DEPTHS
-from bllpipe.config.schema import Config
+from bllpipe.config.schema import END_TO_END, Config
 from bllpipe.errors import ConfigError
 
 WITHOUT_PATH = ("digits", "synthetic")
@@ -17,6 +17,7 @@ def check(config: Config) -> None:
     """Raises ConfigError for the first impossible combination."""
     for one in (
         _check_length,
+        _check_method,
         _check_blocks,
         _check_model,
         _check_data,
@@ -31,6 +32,19 @@ def _check_length(config: Config) -> None:
     if config.steps is not None and config.stop_at is not None and config.stop_at > config.steps:
         raise ConfigError(
             f"stop_at is {config.stop_at}, but the run has only {config.steps} steps; lower stop_at or raise steps"
+        )
+
+
+def _check_method(config: Config) -> None:
+    if config.is_end_to_end and config.engine != "single":
+        raise ConfigError(
+            f"method {config.method} learns end to end, but engine {config.engine} trains blocks; "
+            f"use --set engine=single"
+        )
+    if not config.is_end_to_end and config.engine == "single":
+        raise ConfigError(
+            f"engine single holds the whole network, but method {config.method} learns in blocks; "
+            f"use --set engine=sequential, or one of --set method={'|'.join(END_TO_END)}"
         )
 
 

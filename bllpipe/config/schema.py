@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+END_TO_END = ("bp", "fa", "usf", "dfa")
+
 
 def key(default: Any, doc: str, *, least: float | None = None, most: float | None = None) -> Any:
     """A config key: its default, its meaning in one line, and the closed range it may take."""
@@ -25,7 +27,9 @@ class ModelConfig:
         "resnet18", "resnet18/34/50/101/152, or package.module:function that returns an ordered list of modules"
     )
     width: int = key(16, "channels of the stem; 64 is the ResNet of the papers", least=1)
-    stem: Literal["cifar", "imagenet"] = key("cifar", "cifar: 3x3, no max-pool; imagenet: 7x7 stride 2 and max-pool")
+    stem: Literal["cifar", "half", "imagenet"] = key(
+        "cifar", "cifar: 3x3, no max-pool; half: the same with stride 2; imagenet: 7x7 stride 2 and max-pool"
+    )
     args: dict[str, Any] = key({}, "keyword arguments for package.module:function")
 
 
@@ -89,13 +93,19 @@ class ScheduleConfig:
 class ObjectiveConfig:
     """The local loss of every block but the last: kl_weight * KL + pred_weight * cross-entropy of a local head."""
 
-    kl_weight: float = key(1.0, "weight of KL(rho || alpha), nats summed over the channels", least=0)
-    pred_weight: float = key(1.0, "weight of the local head's cross-entropy", least=0)
+    kl_weight: float = key(1.0, "bll: weight of KL(rho || alpha), nats summed over the channels", least=0)
+    pred_weight: float = key(1.0, "bll, dgl: weight of the local head's cross-entropy", least=0)
+    sim_share: float = key(0.99, "predsim: share of the similarity-matching loss, the rest predicts", least=0, most=1)
+    keep_weight: float = key(0.0, "weight of what a decoder cannot tell of the block's input from alpha", least=0)
+    family: Literal["gaussian", "gaussian_learned", "bernoulli", "categorical"] = key(
+        "gaussian", "bll: distribution of alpha and beta; gaussian: of variance 1; gaussian_learned: one a channel"
+    )
     head: Literal["linear", "mlp", "conv", "gap"] = key(
         "linear", "linear (on a pool), mlp (hidden layer on a pool), conv (3x3 conv, then linear on a pool), gap"
     )
     head_features: int = key(4096, "linear, mlp, conv: pool alpha to at most this many features", least=1)
     head_hidden: int = key(256, "mlp: width of the hidden layer", least=1)
+    head_layers: int = key(1, "conv: 3x3 convolutions; all but the first have stride 2", least=1)
     label_smoothing: float = key(0.0, "label smoothing of every cross-entropy", least=0, most=1)
 
 
@@ -166,10 +176,12 @@ class Config:
     """One run."""
 
     name: str | None = key(None, "name of the run directory under runs/; null: made from data, model and method")
-    method: Literal["bll"] = key("bll", "bll: block-local learning")
-    engine: Literal["ranks", "threads", "sequential"] = key(
+    method: Literal["bll", "dgl", "predsim", "bp", "fa", "usf", "dfa"] = key(
+        "bll", "local: bll, dgl (local heads alone), predsim; end to end, engine single: bp, fa, usf, dfa"
+    )
+    engine: Literal["ranks", "threads", "sequential", "single"] = key(
         "ranks",
-        "ranks (a process a block), threads, or sequential (one after another); all give the same bits on a CPU",
+        "ranks (a process a block), threads, sequential (in turn): the same bits on a CPU; single: the whole network",
     )
     seed: int = key(0, "seed of weights, order and augmentation", least=0)
     epochs: int = key(20, "passes over the training data", least=1)
@@ -194,6 +206,11 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     log: LogConfig = field(default_factory=LogConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    @property
+    def is_end_to_end(self) -> bool:
+        """Whether the network learns as a whole, in one process and without a feedback rank."""
+        return self.method in END_TO_END
 
     @property
     def num_blocks(self) -> int:

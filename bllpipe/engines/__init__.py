@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bllpipe.config import Config
+from bllpipe.topology import Topology
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,12 @@ class Options:
 
 
 Engine = Callable[[Config, Options], None]
-NAMES = ("ranks", "threads", "sequential")
+NAMES = ("ranks", "threads", "sequential", "single")
+
+
+def topology(config: Config) -> Topology:
+    """Who takes part: a whole network is one block that learns without feedback."""
+    return Topology(1, has_feedback=False) if config.is_end_to_end else Topology(config.num_blocks)
 
 
 def engine(name: str) -> Engine:

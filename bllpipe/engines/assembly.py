@@ -5,16 +5,17 @@ from __future__ import annotations
 import torch
 
 from bllpipe.config import to_mapping
-from bllpipe.engines.edges import ActorPorts, Dress, OnDevice, Wires, undressed
-from bllpipe.engines.job import Job, shape_of, unit_names
-from bllpipe.learn.block import make_block
+from bllpipe.engines.edges import ActorPorts, Dress, Nowhere, OnDevice, Wires, undressed
+from bllpipe.engines.job import Job, input_shape, shape_of, unit_names
+from bllpipe.learn.block import Block, make_block
+from bllpipe.learn.channels import num_channels
+from bllpipe.learn.families import FAMILIES
 from bllpipe.learn.feedback import make_feedback
-from bllpipe.learn.gaussian import num_channels
 from bllpipe.learn.units import Segment
 from bllpipe.ports import Alpha, Receiver
 from bllpipe.run.checkpoint import CheckpointWriter
 from bllpipe.run.data.sets import ImageSet, LabelSet
-from bllpipe.run.data.source import ImageSource, label_batches
+from bllpipe.run.data.source import ImageSource, LabelSource, label_batches
 from bllpipe.run.loops import BlockLoop, LaneLoop, Loop
 from bllpipe.run.rank import Actor, RankPart
 from bllpipe.run.recorder import Recorder
@@ -32,15 +33,26 @@ class Assembly:
     def block_part(self, rank: int, segment: Segment, device: torch.device, images: ImageSet | None) -> RankPart:
         """The rank of one block; the first one has the images."""
         job, ports = self.job, self._ports()
-        is_last = rank == job.config.num_blocks - 1
         loop = BlockLoop(
-            make_block(segment, shape_of(job, rank), job.config, job.spec.num_classes, job.plan.total_steps, is_last),
+            self._block(rank, segment),
             inputs=self._images(images, device) if images else self._alphas_before(rank, ports),
             targets=ports.receiver(job.topology.target_edge(rank), job.messages("train", "evaluate")),
             alphas=ports.sender(job.topology.alpha_edge(rank)),
             stats=ports.sender(job.topology.stats_edge(rank)),
         )
         return self._part(rank, [self._actor(rank, f"block {rank}", loop, ports, device)])
+
+    def whole_part(self, segment: Segment, device: torch.device, images: ImageSet, labels: LabelSet) -> RankPart:
+        """The only rank of a network that learns end to end: it has images and labels, and nobody to tell."""
+        rounds, nowhere = self.job.messages("train", "evaluate"), Nowhere()
+        loop = BlockLoop(
+            self._block(0, segment),
+            inputs=self._images(images, device),
+            targets=LabelSource(labels, rounds, self.job.config.seed, device),
+            alphas=nowhere,
+            stats=nowhere,
+        )
+        return self._part(0, [self._actor(0, "block 0", loop, self._ports(), device)])
 
     def feedback_part(self, labels: LabelSet, device: torch.device) -> RankPart:
         """The feedback rank: a lane for every block."""
@@ -49,16 +61,22 @@ class Assembly:
 
     def _lane(self, block: int, name: str, labels: LabelSet, device: torch.device) -> Actor:
         job, ports, config = self.job, self._ports(), self.job.config
-        channels = num_channels(shape_of(job, block))
+        channels, family = num_channels(shape_of(job, block)), FAMILIES[config.objective.family]
         loop = LaneLoop(
             name,
-            make_feedback(config.feedback, job.spec.num_classes, channels, config.seed, name, device),
+            make_feedback(config.feedback, job.spec.num_classes, channels, config.seed, name, device, family),
             labels=(label_B for _, label_B in label_batches(labels, job.rounds(), config.seed)),
             targets=ports.sender(job.topology.target_edge(block)),
             stats=ports.receiver(job.topology.stats_edge(block), job.messages("train")),
             lag=config.feedback.lag,
         )
         return self._actor(job.topology.feedback_rank, f"lane {block}", loop, ports, device)
+
+    def _block(self, rank: int, segment: Segment) -> Block:
+        job = self.job
+        shapes = input_shape(job, rank), shape_of(job, rank)
+        is_last = rank == job.topology.num_blocks - 1
+        return make_block(segment, *shapes, job.config, job.spec.num_classes, job.plan.total_steps, is_last)
 
     def _ports(self) -> ActorPorts:
         return ActorPorts(self.job, self.wires, self.dress)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from bllpipe.engines.job import Job, shape_of
-from bllpipe.learn.gaussian import num_channels
+from bllpipe.learn.channels import num_channels
 from bllpipe.ports import Alpha, Message, Receiver, Round, Sender
 from bllpipe.run.timing import TimedPort, TimedReceiver, TimedSender
 from bllpipe.topology import Edge

@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 
 from bllpipe.config import Config
-from bllpipe.engines import Options
+from bllpipe.engines import Options, topology
 from bllpipe.errors import ConfigError
 from bllpipe.learn.block import alpha_shape
 from bllpipe.learn.cuts import cut
 from bllpipe.learn.networks import network_units
+from bllpipe.learn.propagation import propagate
 from bllpipe.learn.units import Segment
 from bllpipe.ports import Phase, Round, Store
 from bllpipe.run.checkpoint import Checkpoint, open_checkpoint
@@ -45,6 +46,11 @@ class Job:
         """Training steps that are done already."""
         return self.checkpoint.step if self.checkpoint else 0
 
+    @property
+    def blocks(self) -> int | list[int | str]:
+        """The cut; what learns end to end is not cut."""
+        return 1 if self.config.is_end_to_end else self.config.blocks
+
     def rounds(self) -> Iterator[Round]:
         """A fresh iterator over the rounds that are left."""
         return self.plan.rounds(self.start)
@@ -71,7 +77,7 @@ def agree(config: Config, options: Options, store: Store, job_store: Store, spec
     checkpoint = open_checkpoint(Path(decided["checkpoint"])) if decided["checkpoint"] else None
     plan = Plan.of(config, spec.num_train, spec.num_test)
     directory = RunDirectory(Path(decided["directory"]))
-    return Job(config, Topology(config.num_blocks), store, directory, decided["attempt"], spec, plan, checkpoint)
+    return Job(config, topology(config), store, directory, decided["attempt"], spec, plan, checkpoint)
 
 
 def _decide(config: Config, options: Options, store: Store, job_store: Store, spec: DataSpec, attempt: int) -> None:
@@ -98,20 +104,26 @@ def build_segment(job: Job, rank: int, device: torch.device) -> Segment:
     """Block ``rank`` of the network, on its device; tells the others the shape of its alpha."""
     channels = job.spec.image_shape[0]
     units = network_units(job.config.model, channels, job.spec.num_classes, job.config.seed)
-    segment = Segment(cut(units, job.config.blocks)[rank], job.config.seed).to(device)
-    input_shape = job.spec.image_shape if rank == 0 else shape_of(job, rank - 1)
+    segment = Segment(cut(units, job.blocks)[rank], job.config.seed).to(device)
+    propagate(segment, job.config.method, job.spec.num_classes, job.config.seed)
+    given = input_shape(job, rank)
     try:
-        shape = alpha_shape(segment, input_shape, device)
+        shape = alpha_shape(segment, given, device)
     except RuntimeError as error:
         raise ConfigError(
-            f"block {rank} ({segment.last_unit} last) cannot take {list(input_shape)} from the block before it: {error}"
+            f"block {rank} ({segment.last_unit} last) cannot take {list(given)} from the block before it: {error}"
         ) from error
-    if rank == job.config.num_blocks - 1 and shape != (job.spec.num_classes,):
+    if rank == job.topology.num_blocks - 1 and shape != (job.spec.num_classes,):
         raise ConfigError(
             f"the last block gives {list(shape)} for each image; needed are {job.spec.num_classes} class scores"
         )
     job.store.set(f"shape/{rank}", json.dumps(shape))
     return segment
+
+
+def input_shape(job: Job, rank: int) -> tuple[int, ...]:
+    """The shape of what block ``rank`` is given, without the batch."""
+    return job.spec.image_shape if rank == 0 else shape_of(job, rank - 1)
 
 
 def shape_of(job: Job, rank: int) -> tuple[int, ...]:
@@ -122,4 +134,4 @@ def shape_of(job: Job, rank: int) -> tuple[int, ...]:
 def unit_names(job: Job) -> list[str]:
     """The last unit of every block: what heads and lanes are called after."""
     units = network_units(job.config.model, job.spec.image_shape[0], job.spec.num_classes, job.config.seed)
-    return [block[-1].name for block in cut(units, job.config.blocks)]
+    return [block[-1].name for block in cut(units, job.blocks)]

@@ -7,7 +7,7 @@ import time
 import torch
 
 from bllpipe.config import Config
-from bllpipe.engines import Options
+from bllpipe.engines import Options, topology
 from bllpipe.engines.actors import follow, follow_all
 from bllpipe.engines.assembly import Assembly
 from bllpipe.engines.devices import distinct_gpus, rank_device
@@ -17,7 +17,6 @@ from bllpipe.engines.finish import conclude, hand_in, nothing_left, progress, sa
 from bllpipe.engines.job import Job, agree, build_segment
 from bllpipe.run.data.sets import load_images, load_labels
 from bllpipe.run.rank import RankPart
-from bllpipe.topology import Topology
 from bllpipe.wire.environment import RankEnvironment
 from bllpipe.wire.processes import ProcessWires, chosen_backends
 from bllpipe.wire.world import World, close_group, open_edges, open_group, open_store
@@ -29,7 +28,7 @@ def run(config: Config, options: Options, dress: Dress = undressed) -> None:
     assert environment is not None, "the launcher starts this engine under torchrun only"
     torch.set_num_threads(config.cpu_threads)
     world = open_store(environment, config.backend.timeout_seconds)
-    role = Topology(config.num_blocks).role(environment.rank)
+    role = topology(config).role(environment.rank)
     try:
         run_in_world(config, options, world, dress)
     except BaseException as error:
@@ -40,15 +39,15 @@ def run(config: Config, options: Options, dress: Dress = undressed) -> None:
 
 def run_in_world(config: Config, options: Options, world: World, dress: Dress = undressed) -> None:
     """One job from its data to its summary; opens the process group and closes it again."""
-    rank, topology = world.environment.rank, Topology(config.num_blocks)
-    device = rank_device(config, topology, world.environment)
+    rank, layout = world.environment.rank, topology(config)
+    device = rank_device(config, layout, world.environment)
     images = load_images(config.data, config.seed) if rank == 0 else None
     spec = images.spec if images else None
     job = agree(config, options, world.store, world.job_store, spec, world.environment.attempt)
     if nothing_left(job):
         return say_nothing_left(job) if rank == 0 else None
     # only now, as the first rank may have downloaded them
-    labels = load_labels(config.data, config.seed) if rank == topology.feedback_rank else None
+    labels = load_labels(config.data, config.seed) if rank == layout.feedback_rank else None
     segment = None if labels else build_segment(job, rank, device)
     wires = open_wires(job, world, device)
     assembly = Assembly(job, wires, dress)

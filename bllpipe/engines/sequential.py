@@ -17,8 +17,8 @@ def run(config: Config, options: Options) -> None:
 
 def take_turns(job: Job, parts: list[RankPart], wires: LocalWires) -> None:
     """In every round the lanes go first, as the blocks need their targets; then the blocks from front to back."""
-    *blocks, feedback = parts
+    blocks = job.topology.num_blocks
     for entry in job.rounds():
-        for part in (feedback, *blocks):
+        for part in (*parts[blocks:], *parts[:blocks]):
             for actor in part.actors:
                 part.carry_out(actor, entry)

@@ -17,7 +17,7 @@ from bllpipe.engines.failure import cause_of, report_failure
 from bllpipe.engines.finish import conclude, hand_in, nothing_left, progress, say_nothing_left
 from bllpipe.engines.job import Job, agree, build_segment
 from bllpipe.ports import Store
-from bllpipe.run.data.sets import load_images, load_labels
+from bllpipe.run.data.sets import ImageSet, load_images, load_labels
 from bllpipe.run.rank import RankPart
 from bllpipe.wire.local import LocalWires
 
@@ -42,16 +42,23 @@ def _run(config: Config, options: Options, store: Store, execute: Execution, dre
         return say_nothing_left(job)
     device = one_device(config)
     wires = LocalWires(device, config.backend.timeout_seconds)
-    assembly = Assembly(job, wires, dress)
-    segments = [build_segment(job, rank, device) for rank in job.topology.block_ranks]
-    parts = [
-        assembly.block_part(rank, segment, device, images if rank == 0 else None)
-        for rank, segment in enumerate(segments)
-    ]
-    parts.append(assembly.feedback_part(load_labels(config.data, config.seed), device))
+    parts = _parts(job, Assembly(job, wires, dress), images, device)
     started = time.perf_counter()
     with progress(job):
         execute(job, parts, wires)
     for part in parts:
         hand_in(job, part)
     conclude(job, started)
+
+
+def _parts(job: Job, assembly: Assembly, images: ImageSet, device: torch.device) -> list[RankPart]:
+    """All ranks of the job, the feedback last if there is one."""
+    labels = load_labels(job.config.data, job.config.seed)
+    segments = [build_segment(job, rank, device) for rank in job.topology.block_ranks]
+    if not job.topology.has_feedback:
+        return [assembly.whole_part(segments[0], device, images, labels)]
+    blocks = [
+        assembly.block_part(rank, segment, device, images if rank == 0 else None)
+        for rank, segment in enumerate(segments)
+    ]
+    return [*blocks, assembly.feedback_part(labels, device)]

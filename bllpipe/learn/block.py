@@ -6,16 +6,18 @@ Shapes: B images, C channels, H x W positions, K classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from bllpipe.config.schema import Config
 from bllpipe.errors import ConfigError
-from bllpipe.learn.gaussian import channel_means, class_statistics
+from bllpipe.learn.channels import alignment, channel_means, class_statistics
+from bllpipe.learn.families import FAMILIES
 from bllpipe.learn.heads import make_head
-from bllpipe.learn.objectives import OBJECTIVES, Objective, last_block
+from bllpipe.learn.local import Objective
+from bllpipe.learn.objectives import last_block, make_objective
 from bllpipe.learn.optimizers import Optimizer
 from bllpipe.learn.schedule import rate_factor
 from bllpipe.learn.units import Segment
@@ -25,11 +27,13 @@ from bllpipe.randomness import derived_seed
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one batch did to one block: the terms of its loss and how many images its head got right (scalars)."""
+    """What one batch did to one block (scalars): the terms of its loss, how many images its head got right, and
+    ``figures`` that are watched but not minimised."""
 
     terms: dict[str, Tensor]
     correct: Tensor
     lr: float = 0.0
+    figures: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Block:
@@ -51,42 +55,43 @@ class Block:
             raise ConfigError(f"the block that ends with {segment.last_unit} has no parameters; cut somewhere else")
         self.optimizer = Optimizer(self.parameters, config.optimizer)
         self.device = next(iter(self.parameters.values())).device
+        self._x = torch.empty(0)
 
     def forward(self, x: Tensor) -> Tensor:
         """alpha = f_k(x) (paper, eq. 1), in training mode; keeps what the local backward needs."""
         self.segment.train()
+        self._x = x
         with self._autocast():
             return self.segment(x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     def update(self, alpha: Tensor, target: Target, step: int) -> Outcome:
         """One step on the local loss of ``alpha``, which must come from ``forward``."""
-        self.head.train()
-        with self._autocast():
-            scores_BK = self.head(alpha)
-        terms = self.objective(alpha, scores_BK, target)
+        self._train(True)
+        terms, scores_BK = self._losses(alpha, target)
         self.optimizer.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
         lr = self._step_optimizer(step)
-        return _outcome(terms, scores_BK, target.label_B, lr)
+        return self._outcome(terms, alpha, scores_BK, target, lr)
 
     def stats(self, alpha: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Class sums [K, C] and counts [K] of alpha's channel means, for the feedback lane."""
-        return class_statistics(channel_means(alpha.detach()), label_B, self.num_classes)
+        """Class sums [K, C] and counts [K] of what alpha expects, for Gaussians its channel means, for the lane."""
+        statistic_BC = FAMILIES[self.config.objective.family].statistic(channel_means(alpha.detach()))
+        return class_statistics(statistic_BC, label_B, self.num_classes)
 
     @torch.no_grad()
     def infer(self, x: Tensor) -> Tensor:
         """alpha in evaluation mode."""
         self.segment.eval()
+        self._x = x
         with self._autocast():
             return self.segment(x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     @torch.no_grad()
     def score(self, alpha: Tensor, target: Target) -> Outcome:
         """The local loss and the local head's hits on a test batch."""
-        self.head.eval()
-        with self._autocast():
-            scores_BK = self.head(alpha)
-        return _outcome(self.objective(alpha, scores_BK, target), scores_BK, target.label_B, lr=0.0)
+        self._train(False)
+        terms, scores_BK = self._losses(alpha, target)
+        return self._outcome(terms, alpha, scores_BK, target, lr=0.0)
 
     def weights(self) -> dict[str, Tensor]:
         """Parameters and buffers, the live ones, by the names that a checkpoint gives them."""
@@ -106,6 +111,27 @@ class Block:
         self.optimizer.load({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
         return sorted(own.keys() - state.keys())
 
+    def _train(self, mode: bool) -> None:
+        for part in (self.head, self.objective):
+            if isinstance(part, nn.Module):
+                part.train(mode)
+
+    def _losses(self, alpha: Tensor, target: Target) -> tuple[dict[str, Tensor], Tensor]:
+        with self._autocast():
+            scores_BK = self.head(alpha)
+            return self.objective(alpha, scores_BK, target, self._x), scores_BK
+
+    @torch.no_grad()
+    def _outcome(
+        self, terms: Mapping[str, Tensor], alpha: Tensor, scores_BK: Tensor, target: Target, lr: float
+    ) -> Outcome:
+        hits = (scores_BK.argmax(dim=1) == target.label_B).sum()
+        figures = {} if self.config.is_end_to_end else self._figures(alpha, target)
+        return Outcome({name: term.detach() for name, term in terms.items()}, hits, lr, figures)
+
+    def _figures(self, alpha: Tensor, target: Target) -> dict[str, Tensor]:
+        return {"alignment": alignment(channel_means(alpha), target.beta_BC, target.known_B)}
+
     def _step_optimizer(self, step: int) -> float:
         settings = self.config.optimizer
         lr = settings.lr * rate_factor(step, self.total_steps, self.config.schedule)
@@ -117,6 +143,8 @@ class Block:
     def _named(self, parameters: bool) -> dict[str, Tensor | nn.Parameter]:
         """Names are those of the whole network under ``model.``; a head is named after the unit that it reads."""
         parts = {"model": self.segment, f"heads.{self.segment.last_unit}": self.head}
+        if isinstance(self.objective, nn.Module):
+            parts[f"objectives.{self.segment.last_unit}"] = self.objective
         return {
             f"{prefix}.{name}": value
             for prefix, module in parts.items()
@@ -128,9 +156,15 @@ class Block:
 
 
 def make_block(
-    segment: Segment, alpha_shape: Sequence[int], config: Config, num_classes: int, total_steps: int, is_last: bool
+    segment: Segment,
+    input_shape: Sequence[int],
+    alpha_shape: Sequence[int],
+    config: Config,
+    num_classes: int,
+    total_steps: int,
+    is_last: bool,
 ) -> Block:
-    """Adds what learning needs to a segment whose alpha has ``alpha_shape`` (without the batch).
+    """Adds what learning needs to a segment that makes ``alpha_shape`` of ``input_shape`` (both without the batch).
 
     The last block's alpha are class scores already: it needs no head, and its loss is the cross-entropy alone.
     """
@@ -139,8 +173,10 @@ def make_block(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(config.seed, "heads", segment.last_unit))
         head = make_head(alpha_shape, num_classes, config.objective)
-    objective = OBJECTIVES[config.method](config.objective)
+        objective = make_objective(config, input_shape, alpha_shape, num_classes)
     device = next(iter(segment.state_dict().values()), torch.empty(0)).device
+    if isinstance(objective, nn.Module):
+        objective.to(device)
     return Block(segment, head.to(device), objective, config, num_classes, total_steps)
 
 
@@ -149,8 +185,3 @@ def alpha_shape(segment: Segment, input_shape: Sequence[int], device: torch.devi
     """The shape of alpha, without the batch, for inputs of ``input_shape``; leaves the segment as it was."""
     segment.eval()
     return tuple(segment(torch.zeros(1, *input_shape, device=device)).shape[1:])
-
-
-def _outcome(terms: Mapping[str, Tensor], scores_BK: Tensor, label_B: Tensor, lr: float) -> Outcome:
-    hits = (scores_BK.detach().argmax(dim=1) == label_B).sum()
-    return Outcome({name: term.detach() for name, term in terms.items()}, hits, lr)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bllpipe.config.schema import FeedbackConfig, OptimizerConfig
+from bllpipe.learn.families import FAMILIES, Family, negative_log_likelihood
 from bllpipe.learn.optimizers import Optimizer
 from bllpipe.randomness import derived_seed
 
@@ -36,16 +37,19 @@ class Feedback(Protocol):
 class ClosedForm(nn.Module):
     """The least-squares optimum of one linear layer: W[c] = S_c / (n_c + ridge).
 
-    With fixed Gaussians the loss of eq. 6 is convex in phi_k, and its minimum is the mean of the class. A batch may
-    lack many classes, so sums and counts decay instead of being forgotten.
+    With fixed Gaussians the loss of eq. 6 is convex in phi_k, and its minimum is the mean of the class; for other
+    families the mean of the class is the maximum of the likelihood. A batch may lack many classes, so sums and counts
+    decay instead of being forgotten.
     """
 
     sums_KC: Tensor
     counts_K: Tensor
 
-    def __init__(self, num_classes: int, channels: int, decay: float, ridge: float) -> None:
+    def __init__(
+        self, num_classes: int, channels: int, decay: float, ridge: float, family: Family = FAMILIES["gaussian"]
+    ) -> None:
         super().__init__()
-        self.decay, self.ridge = decay, ridge
+        self.decay, self.ridge, self.family = decay, ridge, family
         self.register_buffer("sums_KC", torch.zeros(num_classes, channels))
         self.register_buffer("counts_K", torch.zeros(num_classes))
 
@@ -55,7 +59,7 @@ class ClosedForm(nn.Module):
 
     def table(self) -> tuple[Tensor, Tensor]:
         known_K = self.counts_K > 0
-        beta_KC = self.sums_KC / (self.counts_K + self.ridge).unsqueeze(1)
+        beta_KC = self.family.message(self.sums_KC / (self.counts_K + self.ridge).unsqueeze(1))
         return torch.where(known_K.unsqueeze(1), beta_KC, 0.0), known_K.float()
 
     def state(self) -> dict[str, Tensor]:
@@ -63,22 +67,26 @@ class ClosedForm(nn.Module):
 
 
 class Learned(nn.Module):
-    """One or more layers that follow the gradient of KL(rho || alpha) with respect to phi_k (eq. 6)."""
+    """One or more layers that follow the gradient of their local loss with respect to phi_k (eq. 6).
+
+    For fixed Gaussians it is KL(rho || alpha); for every family a quarter of the negative log-likelihood, which for
+    Gaussians is the same.
+    """
 
     seen_K: Tensor
 
-    def __init__(self, network: nn.Module, num_classes: int, lr: float, momentum: float) -> None:
+    def __init__(self, network: nn.Module, num_classes: int, lr: float, momentum: float, family: Family) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.family = network, family
         self.register_buffer("seen_K", torch.zeros(num_classes, device=next(network.parameters()).device))
         settings = OptimizerConfig(momentum=momentum, nesterov=False, weight_decay=0.0)
         self._optimizer, self._lr = Optimizer(dict(network.named_parameters()), settings), lr
 
     def absorb(self, sums_KC: Tensor, counts_K: Tensor) -> None:
         beta_KC = self.network(_one_hot_rows(counts_K))
-        squares = (counts_K * beta_KC.square().sum(dim=1)).sum() - 2 * (beta_KC * sums_KC).sum()
+        loss = negative_log_likelihood(self.family, beta_KC, sums_KC, counts_K) / (4 * counts_K.sum())
         self._optimizer.zero_grad()
-        (squares / (8 * counts_K.sum())).backward()
+        loss.backward()
         self._optimizer.step(self._lr)
         self.seen_K.logical_or_(counts_K > 0)
 
@@ -121,16 +129,22 @@ def feedback_network(num_classes: int, channels: int, layers: int, hidden: int) 
 
 
 def make_feedback(
-    config: FeedbackConfig, num_classes: int, channels: int, seed: int, name: str, device: torch.device
+    config: FeedbackConfig,
+    num_classes: int,
+    channels: int,
+    seed: int,
+    name: str,
+    device: torch.device,
+    family: Family = FAMILIES["gaussian"],
 ) -> Feedback:
     """The feedback network of the block called ``name``, with ``channels`` channel means."""
     if config.update == "closed_form":
-        return ClosedForm(num_classes, channels, config.decay, config.ridge).to(device)
+        return ClosedForm(num_classes, channels, config.decay, config.ridge, family).to(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, "feedback", name))
         network = feedback_network(num_classes, channels, config.layers, config.hidden).to(device)
     if config.update == "sgd":
-        return Learned(network, num_classes, config.lr, config.momentum)
+        return Learned(network, num_classes, config.lr, config.momentum, family)
     return Fixed(network, num_classes)
 
 

@@ -46,9 +46,13 @@ def _mlp(alpha_shape: Sequence[int], num_classes: int, config: ObjectiveConfig) 
 
 
 def _conv(alpha_shape: Sequence[int], num_classes: int, config: ObjectiveConfig) -> nn.Module:
-    channels = alpha_shape[0]
-    conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU(), _linear(alpha_shape, num_classes, config))
+    channels, height, width = alpha_shape
+    layers: list[nn.Module] = []
+    for index in range(config.head_layers):
+        stride = 2 if index else 1
+        height, width = -(-height // stride), -(-width // stride)
+        layers += [nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+    return nn.Sequential(*layers, _linear((channels, height, width), num_classes, config))
 
 
 def _gap(alpha_shape: Sequence[int], num_classes: int, config: ObjectiveConfig) -> nn.Module:

@@ -38,13 +38,15 @@ class Segment(nn.Module):
     def __init__(self, units: Sequence[Unit], seed: int) -> None:
         super().__init__()
         self.last_unit = units[-1].name
-        layers = [layer for unit in units for layer in unit.layers]
-        self._order = [_placed(self, layer, seed) for layer in layers]
+        self.unit_ends = [unit.layers[-1].path for unit in units]
+        self._paths = [layer.path for unit in units for layer in unit.layers]
+        for layer in (layer for unit in units for layer in unit.layers):
+            _place(self, layer, seed)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, ...] of the block before to the alpha of this one."""
-        for module in self._order:
-            x = module(x)
+        for path in self._paths:
+            x = self.get_submodule(path)(x)
         return x
 
 
@@ -57,7 +59,7 @@ def units_from_modules(modules: Iterable[nn.Module]) -> list[Unit]:
     return [Unit(str(i), (Layer(str(i), keep(module)),)) for i, module in enumerate(modules)]
 
 
-def _placed(root: nn.Module, layer: Layer, seed: int) -> nn.Module:
+def _place(root: nn.Module, layer: Layer, seed: int) -> None:
     """Builds the layer from its own random stream and hangs it into ``root`` under its path."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, "weights", layer.path))
@@ -69,4 +71,3 @@ def _placed(root: nn.Module, layer: Layer, seed: int) -> nn.Module:
             node.add_module(name, nn.Module())
         node = node.get_submodule(name)
     node.add_module(leaf, module)
-    return module

@@ -27,22 +27,25 @@ class Totals:
     """Sums over the batches since the last line; tensors stay on their device until they are read."""
 
     terms: dict[str, Tensor] = field(default_factory=dict)
+    figures: dict[str, Tensor] = field(default_factory=dict)
     correct: Tensor | None = None
     images: int = 0
     lr: float = 0.0
 
     def add(self, outcome: Outcome, images: int) -> None:
-        for name, term in outcome.terms.items():
-            self.terms[name] = self.terms.get(name, torch.zeros_like(term)) + term * images
+        for sums, values in ((self.terms, outcome.terms), (self.figures, outcome.figures)):
+            for name, value in values.items():
+                sums[name] = sums.get(name, torch.zeros_like(value)) + value * images
         self.correct = outcome.correct if self.correct is None else self.correct + outcome.correct
         self.images += images
         self.lr = outcome.lr
 
     def read(self) -> dict[str, float]:
-        """Means over the images: each term, their sum as ``loss``, and ``accuracy``."""
+        """Means over the images: each term, their sum as ``loss``, the figures, and ``accuracy``."""
         terms = {name: float(total) / self.images for name, total in self.terms.items()}
+        figures = {name: float(total) / self.images for name, total in self.figures.items()}
         assert self.correct is not None, "read after at least one batch"
-        return {**terms, "loss": sum(terms.values()), "accuracy": float(self.correct) / self.images}
+        return {**terms, "loss": sum(terms.values()), **figures, "accuracy": float(self.correct) / self.images}
 
 
 class Recorder:

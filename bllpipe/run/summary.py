@@ -26,7 +26,7 @@ def summarise(
 ) -> dict[str, Any]:
     """summary.json. Accuracies are fractions of the test set, ``busy`` fractions of the training time, ``waiting``
     seconds by edge; lists go by rank, the feedback rank last."""
-    blocks = reports[:-1]
+    blocks = [report for report in reports if report["role"] != "feedback"]
     return {
         "method": config.method,
         "engine": config.engine,

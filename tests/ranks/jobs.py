@@ -44,6 +44,11 @@ def summary(run_dir: Path) -> dict[str, Any]:
     return read_json(run_dir / "summary.json")
 
 
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl."""
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
 def read_json(path: Path) -> dict[str, Any]:
     record: dict[str, Any] = json.loads(path.read_text())
     return record

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -44,7 +43,7 @@ def test_a_run_can_be_stopped_many_times_and_change_its_engine(tmp_path: Path) -
 def test_metrics_have_every_step_once(tmp_path: Path) -> None:
     short(tmp_path / "run", "stop_at=4", "log.every_steps=1", "checkpoint.every_steps=3")
     assert launch.main(jobs.words(tmp_path / "run", *SHORT, "steps=9", "log.every_steps=1", options=AUTO)) == 0
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = jobs.metrics(tmp_path / "run")
     seen = [(line["actor"], line["step"]) for line in lines if line["phase"] == "train"]
     assert len(seen) == len(set(seen)) == 9 * 8, "four blocks and four lanes"
 

@@ -24,8 +24,9 @@ MAY_IMPORT = {
     "wire": {"config", *GROUND},
     "run": {"config", "learn", *GROUND},
     "engines": {"config", "learn", "wire", "run", *GROUND},
+    "results": {"config", "learn", "run", *GROUND},
     "launch": {"config", "engines", "wire", *GROUND},
-    "cli": {"config", "engines", "launch", "run", *GROUND},
+    "cli": {"config", "engines", "launch", "results", "run", *GROUND},
 }
 # And which packages of others it may not: nobody imports the tests, mathematics knows no processes, wires no layers.
 NEVER = {

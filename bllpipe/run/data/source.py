@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bllpipe.config.schema import AugmentConfig
-from bllpipe.ports import Alpha, Round
+from bllpipe.ports import Alpha, Round, Target
 from bllpipe.randomness import stream
 from bllpipe.run.data.augment import augment, normalise
 from bllpipe.run.data.order import batch_index, epoch_order
@@ -38,6 +38,20 @@ class ImageSource:
         for entry, split, index_B in _indices(rounds, self._images.spec.num_train, self._seed):
             self._entries.append(entry)
             yield split, index_B
+
+
+class LabelSource:
+    """A receiver whose messages are targets of labels alone: for a network that learns end to end there is no beta."""
+
+    def __init__(self, labels: LabelSet, rounds: Iterator[Round], seed: int, device: torch.device) -> None:
+        self._batches = label_batches(labels, rounds, seed)
+        self._num_classes, self._device = labels.num_classes, device
+
+    def recv(self) -> Target:
+        entry, label_B = next(self._batches)
+        beta_BK = torch.zeros(len(label_B), self._num_classes, device=self._device)
+        known_B = torch.zeros(len(label_B), device=self._device)
+        return Target(entry, beta_BK, known_B, label_B.to(self._device))
 
 
 def label_batches(labels: LabelSet, rounds: Iterator[Round], seed: int) -> Iterator[tuple[Round, Tensor]]:

@@ -196,7 +196,10 @@ def test_no_key_takes_keys_and_values(key: str) -> None:
         ("optimizer.lr=" + "9" * 400, "optimizer.lr is 999"),
         ("seed=true", "seed is True (true or false); needed is a whole number"),
         ("data.augment.flip=on", "data.augment.flip is 'on' (text); needed is true or false"),
-        ("engine=thread", "engine is 'thread'; needed is one of ranks, threads, sequential; did you mean 'threads'?"),
+        (
+            "engine=thread",
+            "engine is 'thread'; needed is one of ranks, threads, sequential, single; did you mean 'threads'?",
+        ),
     ],
 )
 def test_value_that_the_schema_refuses(override: str, message: str) -> None:

@@ -11,8 +11,10 @@ from torch.nn.functional import cross_entropy
 from bllpipe.config.schema import Config, ObjectiveConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig
 from bllpipe.errors import ConfigError
 from bllpipe.learn.block import Block, alpha_shape, make_block
+from bllpipe.learn.block_local import posterior_kl
+from bllpipe.learn.channels import channel_means
 from bllpipe.learn.cuts import cut
-from bllpipe.learn.gaussian import channel_means, posterior_kl
+from bllpipe.learn.families import Gaussian
 from bllpipe.learn.heads import HEADS, make_head, pooled_shape
 from bllpipe.learn.objectives import last_block
 from bllpipe.learn.resnet import resnet_units
@@ -26,8 +28,8 @@ CONFIG = Config(optimizer=PLAIN, schedule=ScheduleConfig(name="constant"))
 
 def make(config: Config = CONFIG, which: int = 0) -> Block:
     segment = Segment(cut(resnet_units("resnet18", 8, "cifar", 1, 10), 4)[which], seed=0)
-    shape = [(8, 8, 8), (16, 4, 4), (32, 2, 2), (10,)][which]
-    return make_block(segment, shape, config, 10, total_steps=100, is_last=which == 3)
+    shapes = [(1, 8, 8), (8, 8, 8), (16, 4, 4), (32, 2, 2), (10,)]
+    return make_block(segment, shapes[which], shapes[which + 1], config, 10, total_steps=100, is_last=which == 3)
 
 
 def target(size: int, channels: int) -> Target:
@@ -46,7 +48,7 @@ def test_the_loss_is_kl_and_predictive_loss() -> None:
     block, aim = make(config), target(6, 8)
     alpha = block.forward(images())
     outcome = block.update(alpha, aim, step=0)
-    kl = posterior_kl(channel_means(alpha), aim.beta_BC, aim.known_B)
+    kl = posterior_kl(Gaussian(), channel_means(alpha), aim.beta_BC, aim.known_B)
     torch.testing.assert_close(outcome.terms["kl"], 0.5 * kl.detach())
     assert outcome.terms.keys() == {"kl", "pred"} and outcome.lr == pytest.approx(0.1)
 
@@ -54,7 +56,7 @@ def test_the_loss_is_kl_and_predictive_loss() -> None:
 def test_the_step_is_gradient_descent_on_that_loss() -> None:
     block, twin, aim = make(), make(), target(6, 8)
     alpha = twin.forward(images())
-    loss = sum(twin.objective(alpha, twin.head(alpha), aim).values())
+    loss = sum(twin.objective(alpha, twin.head(alpha), aim, images()).values())
     assert isinstance(loss, torch.Tensor)
     gradients = torch.autograd.grad(loss, list(twin.parameters.values()))
     block.update(block.forward(images()), aim, step=0)

@@ -5,8 +5,10 @@ import torch
 from torch.nn.functional import one_hot
 
 from bllpipe.config.schema import FeedbackConfig
+from bllpipe.learn.block_local import posterior_kl
+from bllpipe.learn.channels import class_statistics
+from bllpipe.learn.families import Gaussian
 from bllpipe.learn.feedback import ClosedForm, Fixed, Learned, feedback_network, make_feedback
-from bllpipe.learn.gaussian import class_statistics, posterior_kl
 
 CPU = torch.device("cpu")
 
@@ -29,10 +31,10 @@ def test_closed_form_minimises_the_kl_of_the_batch() -> None:
     feedback = ClosedForm(5, 3, decay=0.0, ridge=0.0)
     feedback.absorb(*class_statistics(alpha_BC, label_B, 5))
     beta_KC = feedback.table()[0]
-    least = posterior_kl(alpha_BC, beta_KC[label_B], torch.ones(len(label_B)))
+    least = posterior_kl(Gaussian(), alpha_BC, beta_KC[label_B], torch.ones(len(label_B)))
     for _ in range(20):
         moved = beta_KC + 0.1 * torch.randn_like(beta_KC)
-        assert posterior_kl(alpha_BC, moved[label_B], torch.ones(len(label_B))) > least
+        assert posterior_kl(Gaussian(), alpha_BC, moved[label_B], torch.ones(len(label_B))) > least
 
 
 def test_sums_decay_and_the_ridge_shrinks() -> None:
@@ -58,7 +60,7 @@ def test_learned_feedback_follows_the_gradient_of_the_kl(layers: int) -> None:
     feedback = make_feedback(config, 5, 3, 0, "layer1.0", CPU)
     assert isinstance(feedback, Learned)
     before = {name: p.detach().clone() for name, p in feedback.network.named_parameters()}
-    kl = posterior_kl(alpha_BC, feedback.network(one_hot(label_B, 5).float()), torch.ones(len(label_B)))
+    kl = posterior_kl(Gaussian(), alpha_BC, feedback.network(one_hot(label_B, 5).float()), torch.ones(len(label_B)))
     gradients = dict(zip(before, torch.autograd.grad(kl, list(feedback.network.parameters())), strict=True))
     feedback.absorb(*class_statistics(alpha_BC, label_B, 5))
     for name, p in feedback.network.named_parameters():

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from bllpipe.config import Config
 from bllpipe.learn.block import Block, make_block
+from bllpipe.learn.channels import channel_means, class_statistics
 from bllpipe.learn.cuts import cut
 from bllpipe.learn.feedback import ClosedForm
-from bllpipe.learn.gaussian import channel_means, class_statistics
 from bllpipe.learn.resnet import resnet_units
 from bllpipe.learn.units import Segment
 from bllpipe.ports import Alpha, Round, Stats, Target
@@ -60,7 +60,7 @@ def train(step: int) -> Round:
 
 def block(events: list[str]) -> Block:
     segment = Segment(cut(resnet_units("resnet18", CHANNELS, "cifar", 1, CLASSES), 4)[0], seed=0)
-    made = make_block(segment, (CHANNELS, 8, 8), Config(), CLASSES, total_steps=10, is_last=False)
+    made = make_block(segment, (1, 8, 8), (CHANNELS, 8, 8), Config(), CLASSES, total_steps=10, is_last=False)
     made.__class__, made.events = Watched, events  # type: ignore[attr-defined]  # Watched has them
     return made
 

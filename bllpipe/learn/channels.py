@@ -1,0 +1,44 @@
+"""A block's forward message: one number a channel, and what the feedback and its observers make of it.
+
+Shapes: B images, C channels, H x W positions, K classes, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, one_hot
+
+
+def channel_means(alpha: Tensor) -> Tensor:
+    """The parameters a of the forward message, float32 [B, C]: [B, C, H, W] over positions, [B, T, C] over tokens."""
+    alpha = alpha.float()
+    if alpha.dim() == 4:
+        return alpha.mean(dim=(2, 3))
+    return alpha.mean(dim=1) if alpha.dim() == 3 else alpha
+
+
+def num_channels(alpha_shape: Sequence[int]) -> int:
+    """How many channel means an alpha of ``alpha_shape`` (without the batch) has."""
+    return alpha_shape[0] if len(alpha_shape) == 3 else alpha_shape[-1]
+
+
+def class_statistics(statistic_BC: Tensor, label_B: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Per-class sums S [K, C] and counts n [K]: all that a feedback network of labels needs.
+
+    A feedback network sees only the label, so the squared error of Gaussians on a batch is
+    sum_c n_c |g_c|^2 - 2 g_c . S_c and a constant. A matrix product, because it is deterministic on a GPU too.
+    """
+    member_BK = one_hot(label_B, num_classes).to(statistic_BC.dtype)
+    return member_BK.T @ statistic_BC, member_BK.sum(dim=0)
+
+
+def alignment(alpha_BC: Tensor, beta_BC: Tensor, known_B: Tensor) -> Tensor:
+    """How far alpha points where beta points: the cosine between the two, each less its mean over the batch (after a
+    ReLU all means are positive, and any two would look alike), averaged over the samples that have a beta."""
+    num_known = known_B.sum().clamp(min=1)
+    weight_B1 = (known_B / num_known).unsqueeze(1)
+    centred_alpha_BC = alpha_BC - (weight_B1 * alpha_BC).sum(dim=0)
+    centred_beta_BC = beta_BC - (weight_B1 * beta_BC).sum(dim=0)
+    return (cosine_similarity(centred_alpha_BC, centred_beta_BC, dim=1) * known_B).sum() / num_known

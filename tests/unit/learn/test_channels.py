@@ -1,0 +1,35 @@
+"""Forward messages: what the feedback learns of them, and how far they point its way."""
+
+import pytest
+import torch
+
+from bllpipe.learn.channels import alignment, channel_means, class_statistics, num_channels
+
+
+@pytest.mark.parametrize(("shape", "channels"), [((6, 4, 4), 6), ((9, 6), 6), ((6,), 6)])
+def test_channel_means_of_maps_tokens_and_vectors(shape: tuple[int, ...], channels: int) -> None:
+    assert channel_means(torch.randn(2, *shape)).shape == (2, channels)
+    assert num_channels(shape) == channels
+
+
+def test_class_statistics_equal_a_loop() -> None:
+    alpha_BC, label_B = torch.randn(11, 3), torch.randint(0, 4, (11,))
+    sums_KC, counts_K = class_statistics(alpha_BC, label_B, 5)
+    for label in range(5):
+        torch.testing.assert_close(sums_KC[label], alpha_BC[label_B == label].sum(0))
+        assert counts_K[label] == (label_B == label).sum()
+
+
+def test_alignment_is_one_for_the_same_direction_and_minus_one_for_the_opposite() -> None:
+    alpha_BC, known_B = torch.randn(8, 5), torch.ones(8)
+    offset_C = torch.rand(5)
+    assert alignment(alpha_BC, 3 * alpha_BC + offset_C, known_B).item() == pytest.approx(1, abs=1e-5)
+    assert alignment(alpha_BC, -alpha_BC + offset_C, known_B).item() == pytest.approx(-1, abs=1e-5)
+
+
+def test_alignment_leaves_out_samples_without_a_target() -> None:
+    alpha_BC, beta_BC = torch.randn(6, 5), torch.randn(6, 5)
+    known_B = torch.tensor([1.0, 1, 0, 1, 0, 0])
+    of_known = alignment(alpha_BC[known_B > 0], beta_BC[known_B > 0], torch.ones(3))
+    torch.testing.assert_close(alignment(alpha_BC, beta_BC, known_B), of_known)
+    assert alignment(alpha_BC, beta_BC, torch.zeros(6)) == 0
