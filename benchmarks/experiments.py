@@ -1,0 +1,98 @@
+"""Variants of one config, each with several seeds, as a YAML file lists them: ``config`` (a config file), ``common``
+(overrides of all variants) and ``variants`` (a name and its overrides, key.path: value)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import report
+from benchmarks.records import Record, Sample, alike, merge, read
+from benchmarks.trial_options import add_run_options, finish, run
+from benchmarks.trials import Trial
+from bllpipe.config.strict_yaml import read_yaml
+from bllpipe.errors import ConfigError
+from bllpipe.run.resuming import flat
+
+SECTIONS = ("config", "common", "variants")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Reads the command line and carries it out; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    return finish(lambda: _run(options) if options.command == "run" else _show(options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.experiments", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    runs = commands.add_parser("run", help="run what is not finished yet")
+    runs.add_argument("file", metavar="FILE.yaml")
+    add_run_options(runs, out="runs/experiments.jsonl", runs="runs/experiments")
+    shows = commands.add_parser("show", help="print a line a variant")
+    shows.add_argument("files", nargs="+", type=Path, metavar="FILE.jsonl")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    return run(experiment_trials(options.file, options.seeds, options.data_path), options)
+
+
+def _show(options: argparse.Namespace) -> int:
+    print(show([record for file in options.files for record in read(file)]))
+    return 0
+
+
+def experiment_trials(file: str, seeds: Sequence[int], data_path: str | None = None) -> list[Trial]:
+    """Variants times seeds, all variants of the first seed first."""
+    text = read_yaml(file)
+    unknown = [key for key in text if key not in SECTIONS]
+    if unknown or not isinstance(text.get("config"), str) or not isinstance(text.get("variants"), dict):
+        raise ConfigError(
+            f"{file} holds {', '.join(text) or 'nothing'}; needed are config: FILE, variants: NAME: overrides, "
+            f"and perhaps common: overrides"
+        )
+    common = _overrides(file, "common", text.get("common"))
+    variants = {name: _overrides(file, name, overrides) for name, overrides in text["variants"].items()}
+    path = {} if data_path is None else {"data.path": data_path}
+    return [
+        Trial(f"{name}-s{seed}", Path(text["config"]), {**common, **path, **own}, seed, {"variant": name})
+        for seed in seeds
+        for name, own in variants.items()
+    ]
+
+
+def _overrides(file: str, name: str, overrides: Any) -> dict[str, Any]:
+    if not isinstance(overrides, Mapping | None):
+        raise ConfigError(f"{file}: {name} is {overrides!r}; needed are lines of the form key.path: value under it")
+    return flat(overrides or {})
+
+
+def show(records: Sequence[Record]) -> str:
+    """A line a variant, in the order of the file; accuracies in %."""
+    merged, notes = merge(records)
+    depth = max((len(record["block_accuracy"]) for record in merged), default=0)
+    rows = []
+    for variant in dict.fromkeys(record.get("variant", record["key"]) for record in merged):
+        kept, left_out = alike([r for r in merged if r.get("variant", r["key"]) == variant], variant)
+        rows.append(_row(variant, kept, depth))
+        notes += left_out
+    heads = ["variant", "n", "last block %", *(f"block {block}" for block in range(depth)), "seconds"]
+    return "\n".join([report.table(heads, rows), *notes])
+
+
+def _row(variant: str, records: Sequence[Record], depth: int) -> list[object]:
+    """Times are only of runs that went through in one piece."""
+    accuracy = Sample.of([100 * record["test_accuracy"] for record in records])
+    per_block = zip(*(record["block_accuracy"] for record in records), strict=True)
+    blocks = [f"{100 * Sample.of(values).mean:.2f}" for values in per_block]
+    seconds = [record["seconds"] for record in records if not record["resumed"]]
+    time = f"{Sample.of(seconds).mean:.0f}" if seconds else "-"
+    return [variant, accuracy.n, accuracy, *blocks, *["-"] * (depth - len(blocks)), time]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
