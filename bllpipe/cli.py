@@ -1,4 +1,4 @@
-"""The ``bllpipe`` command: start a run, look at a config, describe the machine, fetch data."""
+"""The ``bllpipe`` command: start a run, look at a config, read a run's results, describe the machine, fetch data."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import bllpipe
 from bllpipe import launch
 from bllpipe.config import load_config, to_yaml
+from bllpipe.engines import topology
 from bllpipe.engines.preflight import check_plan
 from bllpipe.errors import BllpipeError
 from bllpipe.run.data.downloads import DEFAULT_PATH, DOWNLOADS
-from bllpipe.topology import Topology
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,6 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[])
     check.set_defaults(run=_check)
 
+    _add_results(commands)
+
     env = commands.add_parser("env", help="versions and devices, as a bug report needs them")
     env.set_defaults(run=_env)
 
@@ -52,13 +56,47 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_results(commands: Any) -> None:
+    """The commands that read run directories."""
+    report = commands.add_parser("report", help="one page with figures and curves of one or more runs")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="a run directory, such as runs/NAME")
+    report.add_argument("--out", metavar="FILE", help="default: report.html in the first run directory")
+    report.set_defaults(run=_report)
+
+    evaluate = commands.add_parser("eval", help="test every exit of a run: accuracy, cost, leaving early")
+    evaluate.add_argument("directory", metavar="RUN", help="a run directory; its newest checkpoint is tested")
+    evaluate.add_argument("--json", metavar="FILE", help="write the figures to FILE too")
+    evaluate.add_argument(
+        "--threshold",
+        dest="thresholds",
+        type=float,
+        nargs="+",
+        action="extend",
+        metavar="P",
+        help="confidences at which images leave early (default: 0.5 0.7 0.8 0.9 0.95 0.99)",
+    )
+    evaluate.set_defaults(run=_evaluate)
+
+    export = commands.add_parser("export", help="write a run's network to one safetensors file, and check it")
+    export.add_argument("directory", metavar="RUN", help="a run directory; its newest checkpoint is exported")
+    export.add_argument("file", metavar="FILE")
+    export.add_argument(
+        "--to",
+        choices=("torchvision", "bllpipe"),
+        default="torchvision",
+        help="torchvision (default): a ResNet, checked in torchvision's own if it has this one; bllpipe: any network",
+    )
+    export.add_argument("--no-check", dest="check", action="store_false", help="do not compare FILE with the run")
+    export.set_defaults(run=_export)
+
+
 def _check(options: argparse.Namespace, words: Sequence[str]) -> int:
     config = load_config(options.config, options.overrides)
     check_plan(config)
-    topology = Topology(config.num_blocks)
+    layout = topology(config)
     print(to_yaml(config), end="")
-    print("# ranks: " + ", ".join(f"{rank} {topology.role(rank)}" for rank in range(topology.world_size)))
-    print("# edges: " + ", ".join(str(edge) for edge in topology.edges()))
+    print("# ranks: " + ", ".join(f"{rank} {layout.role(rank)}" for rank in range(layout.world_size)))
+    print("# edges: " + ", ".join(str(edge) for edge in layout.edges()))
     return 0
 
 
@@ -75,3 +113,42 @@ def _fetch(options: argparse.Namespace, words: Sequence[str]) -> int:
     fetch(options.name, options.path)
     print(f"{options.name} is complete in {options.path}")
     return 0
+
+
+def _report(options: argparse.Namespace, words: Sequence[str]) -> int:
+    from bllpipe.results.report import write_report
+
+    runs = [Path(text) for text in options.runs]
+    out = Path(options.out) if options.out else runs[0] / "report.html"
+    write_report(runs, out)
+    print(f"wrote {out}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace, words: Sequence[str]) -> int:
+    from bllpipe.results.evaluation import THRESHOLDS, evaluate_run
+    from bllpipe.results.evaluation_table import evaluation_table
+    from bllpipe.results.finished import open_run
+    from bllpipe.results.places import output_file, run_directory
+
+    file = output_file(options.json) if options.json else None
+    evaluation = evaluate_run(open_run(run_directory(options.directory), _warn), options.thresholds or THRESHOLDS)
+    print(evaluation_table(evaluation))
+    if file is not None:
+        file.write_text(json.dumps(evaluation.to_json(), indent=1) + "\n")
+        print(f"wrote {file}")
+    return 0
+
+
+def _export(options: argparse.Namespace, words: Sequence[str]) -> int:
+    from bllpipe.results.export import export_run
+    from bllpipe.results.finished import open_run
+    from bllpipe.results.places import output_file, run_directory
+
+    file = output_file(options.file)
+    export_run(open_run(run_directory(options.directory), _warn), options.to, file, options.check, print)
+    return 0
+
+
+def _warn(text: str) -> None:
+    print(f"bllpipe: {text}", file=sys.stderr)

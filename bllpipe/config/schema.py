@@ -213,5 +213,10 @@ class Config:
         return self.method in END_TO_END
 
     @property
+    def cuts(self) -> int | list[int | str]:
+        """``blocks``; what learns end to end is not cut."""
+        return 1 if self.is_end_to_end else self.blocks
+
+    @property
     def num_blocks(self) -> int:
-        return self.blocks if isinstance(self.blocks, int) else len(self.blocks) + 1
+        return self.cuts if isinstance(self.cuts, int) else len(self.cuts) + 1

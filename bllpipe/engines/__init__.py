@@ -24,7 +24,7 @@ NAMES = ("ranks", "threads", "sequential", "single")
 
 def topology(config: Config) -> Topology:
     """Who takes part: a whole network is one block that learns without feedback."""
-    return Topology(1, has_feedback=False) if config.is_end_to_end else Topology(config.num_blocks)
+    return Topology(config.num_blocks, has_feedback=not config.is_end_to_end)
 
 
 def engine(name: str) -> Engine:

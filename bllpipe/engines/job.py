@@ -46,11 +46,6 @@ class Job:
         """Training steps that are done already."""
         return self.checkpoint.step if self.checkpoint else 0
 
-    @property
-    def blocks(self) -> int | list[int | str]:
-        """The cut; what learns end to end is not cut."""
-        return 1 if self.config.is_end_to_end else self.config.blocks
-
     def rounds(self) -> Iterator[Round]:
         """A fresh iterator over the rounds that are left."""
         return self.plan.rounds(self.start)
@@ -104,7 +99,7 @@ def build_segment(job: Job, rank: int, device: torch.device) -> Segment:
     """Block ``rank`` of the network, on its device; tells the others the shape of its alpha."""
     channels = job.spec.image_shape[0]
     units = network_units(job.config.model, channels, job.spec.num_classes, job.config.seed)
-    segment = Segment(cut(units, job.blocks)[rank], job.config.seed).to(device)
+    segment = Segment(cut(units, job.config.cuts)[rank], job.config.seed).to(device)
     propagate(segment, job.config.method, job.spec.num_classes, job.config.seed)
     given = input_shape(job, rank)
     try:
@@ -134,4 +129,4 @@ def shape_of(job: Job, rank: int) -> tuple[int, ...]:
 def unit_names(job: Job) -> list[str]:
     """The last unit of every block: what heads and lanes are called after."""
     units = network_units(job.config.model, job.spec.image_shape[0], job.spec.num_classes, job.config.seed)
-    return [block[-1].name for block in cut(units, job.blocks)]
+    return [block[-1].name for block in cut(units, job.config.cuts)]

@@ -13,8 +13,8 @@ from bllpipe.run.itinerary import Plan
 
 def check_plan(config: Config) -> None:
     """Raises ConfigError for a cut that the network does not allow or a batch that well-known data cannot fill."""
-    if ":" not in config.model.name and not config.is_end_to_end:
-        bounds([unit_name(*unit) for unit in residual_units(config.model.name)], config.blocks)
+    if ":" not in config.model.name:
+        bounds([unit_name(*unit) for unit in residual_units(config.model.name)], config.cuts)
     if config.data.name in PUBLISHED:
         Plan.of(config, PUBLISHED[config.data.name].num_train, PUBLISHED[config.data.name].num_test)
     if config.data.name == "synthetic":

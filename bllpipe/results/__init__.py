@@ -1,0 +1,1 @@
+"""What can be read from finished runs: reports and comparisons."""

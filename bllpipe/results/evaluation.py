@@ -1,0 +1,181 @@
+"""Every exit of a run on the test set: how often it is right, what it costs, and what leaving early would save.
+
+An exit is a local head, and at the end the classifier. Shapes: B images of a batch, N test images, E exits, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bllpipe.errors import ConfigError
+from bllpipe.learn.block import Block
+from bllpipe.results.cost import BlockCost, block_costs, share
+from bllpipe.results.finished import FinishedRun, evaluation_batches, load_blocks
+
+THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What each exit says about each test image: its class, and its confidence, the largest class probability."""
+
+    class_EN: Tensor
+    confidence_EN: Tensor
+    label_N: Tensor
+
+    @property
+    def accuracy(self) -> list[float]:
+        """Of every exit, as a run computes it."""
+        return [int(hits) / len(self.label_N) for hits in (self.class_EN == self.label_N).sum(dim=1)]
+
+
+@dataclass(frozen=True)
+class Exit:
+    """Exit ``number``, behind unit ``after``. ``flops`` (for one image), ``macs`` and ``parameters`` are those of the
+    network up to it and of its own head; the shares are the head's in its block with head."""
+
+    number: int
+    after: str
+    test_accuracy: float
+    flops: int
+    macs: int
+    parameters: int
+    head_flops: int
+    head_flops_share: float
+    head_parameters: int
+    head_parameters_share: float
+    training_only_parameters: int
+
+
+@dataclass(frozen=True)
+class EarlyExit:
+    """Images leave at the first exit whose confidence reaches ``threshold``. ``left`` is the share of images by exit;
+    ``mean_flops`` counts every head on an image's way, ``relative_cost`` compares them with the network alone."""
+
+    threshold: float
+    left: list[float]
+    test_accuracy: float
+    mean_flops: float
+    relative_cost: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A run's exits, and its early exits by threshold. ``flops``, ``macs`` and ``parameters`` are those of the network
+    without local heads; ``recorded_test_accuracy`` is what the run itself measured at this step."""
+
+    run: str
+    method: str
+    engine: str
+    step: int
+    device: str
+    test_images: int
+    test_accuracy: float
+    recorded_test_accuracy: float | None
+    flops: int
+    macs: int
+    parameters: int
+    training_only_parameters: int
+    exits: list[Exit]
+    early_exits: list[EarlyExit]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def evaluate_run(run: FinishedRun, thresholds: Sequence[float] = THRESHOLDS) -> Evaluation:
+    """Tests all exits of ``run``; ConfigError for a threshold that is no probability."""
+    for threshold in thresholds:
+        if not 0 <= threshold <= 1:
+            raise ConfigError(f"--threshold {threshold:g} is no probability; needed are numbers from 0 to 1")
+    blocks = load_blocks(run)
+    costs = block_costs(blocks, run.images.spec.image_shape)
+    predictions = predict(run, blocks, run.wire_dtype)
+    exits = _exits(blocks, costs, predictions.accuracy)
+    return Evaluation(
+        run=run.path.resolve().name,
+        method=run.config.method,
+        engine=run.config.engine,
+        step=run.checkpoint.step,
+        device=run.device.type,
+        test_images=len(predictions.label_N),
+        test_accuracy=exits[-1].test_accuracy,
+        recorded_test_accuracy=run.recorded_accuracy,
+        flops=exits[-1].flops,
+        macs=exits[-1].macs,
+        parameters=exits[-1].parameters,
+        training_only_parameters=sum(cost.training_only for cost in costs),
+        exits=exits,
+        early_exits=[leave_early(predictions, threshold, costs) for threshold in thresholds],
+    )
+
+
+def predict(run: FinishedRun, blocks: Sequence[Block], wire_dtype: torch.dtype) -> Predictions:
+    """The test set through all blocks, with activations of ``wire_dtype`` between them."""
+    classes, confidences, labels = [], [], []
+    for x_BCHW, label_B in evaluation_batches(run):
+        scores_EBK = torch.stack(exit_scores(run, blocks, x_BCHW, wire_dtype))
+        classes.append(scores_EBK.argmax(dim=2).cpu())
+        confidences.append(scores_EBK.float().softmax(dim=2).amax(dim=2).cpu())
+        labels.append(label_B.cpu())
+    return Predictions(torch.cat(classes, dim=1), torch.cat(confidences, dim=1), torch.cat(labels))
+
+
+@torch.no_grad()
+def exit_scores(run: FinishedRun, blocks: Sequence[Block], x: Tensor, wire_dtype: torch.dtype) -> list[Tensor]:
+    """The class scores [B, K] of every exit, as the run computes them when it tests."""
+    scores = []
+    for block in blocks:
+        alpha = block.infer(x)
+        with run.autocast():
+            scores.append(block.head.eval()(alpha))
+        x = alpha.to(wire_dtype).float()
+    return scores
+
+
+def leave_early(predictions: Predictions, threshold: float, costs: Sequence[BlockCost]) -> EarlyExit:
+    """Lets every image leave at the first exit that is sure of it; the last one takes all that come."""
+    sure_EN = predictions.confidence_EN >= threshold
+    sure_EN[-1] = True
+    exit_N = sure_EN.int().argmax(dim=0)  # the first of them
+    class_N = predictions.class_EN.gather(0, exit_N.unsqueeze(0)).squeeze(0)
+    num_images = len(exit_N)
+    left_E = torch.bincount(exit_N, minlength=len(costs)).tolist()
+    until_E = accumulate(cost.flops + cost.head_flops for cost in costs)
+    mean_flops = sum(left * flops for left, flops in zip(left_E, until_E, strict=True)) / num_images
+    return EarlyExit(
+        threshold=threshold,
+        left=[left / num_images for left in left_E],
+        test_accuracy=int((class_N == predictions.label_N).sum()) / num_images,
+        mean_flops=mean_flops,
+        relative_cost=share(mean_flops, sum(cost.flops for cost in costs)),
+    )
+
+
+def _exits(blocks: Sequence[Block], costs: Sequence[BlockCost], accuracies: Sequence[float]) -> list[Exit]:
+    exits = []
+    for number, (block, cost, accuracy) in enumerate(zip(blocks, costs, accuracies, strict=True)):
+        way = costs[: number + 1]
+        flops = sum(each.flops for each in way) + cost.head_flops
+        exits.append(
+            Exit(
+                number=number,
+                after=block.segment.last_unit,
+                test_accuracy=accuracy,
+                flops=flops,
+                macs=flops // 2,
+                parameters=sum(each.parameters for each in way) + cost.head_parameters,
+                head_flops=cost.head_flops,
+                head_flops_share=cost.head_flops_share,
+                head_parameters=cost.head_parameters,
+                head_parameters_share=cost.head_parameters_share,
+                training_only_parameters=cost.training_only,
+            )
+        )
+    return exits
