@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint bench clean
+.PHONY: help train test lint bench table questions clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 18
 
 train: $(READY) ## train the digits on this machine; ARGS="--config configs/... --set key=value"
 	$(BIN)/python -m bllpipe.launch $(ARGS)
@@ -25,6 +25,12 @@ lint: $(READY) ## style, formatting and types
 
 bench: $(READY) ## time the messages between two processes; ARGS="--json FILE"
 	$(BIN)/python -m benchmarks.messages $(ARGS)
+
+table: $(READY) ## methods x data x seeds, to be continued; ARGS="--size small --data-path data/cifar10.npz --budget 60"
+	$(BIN)/python -m benchmarks.table run $(ARGS)
+
+questions: $(READY) ## variants x seeds; ARGS="benchmarks/questions/heads.yaml --data-path data/cifar10.npz"
+	$(BIN)/python -m benchmarks.experiments run $(ARGS)
 
 clean: ## remove the environment and caches; runs/ and data/ stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

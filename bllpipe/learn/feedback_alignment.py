@@ -87,7 +87,8 @@ class Aligned(nn.Module):
     def __init__(self, layer: nn.Conv2d | nn.Linear, feedback_weight: Tensor | None) -> None:
         super().__init__()
         self.weight, self.bias = layer.weight, layer.bias
-        self.how = (layer.stride, layer.padding, layer.dilation, layer.groups) if _is_conv(layer) else None
+        is_linear = isinstance(layer, nn.Linear)
+        self.how = None if is_linear else (layer.stride, layer.padding, layer.dilation, layer.groups)
         self.register_buffer("feedback_weight", feedback_weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -110,10 +111,6 @@ def concordant(weight: Tensor) -> Tensor:
 
 def _fan_out(weight: Tensor) -> int:
     return prod(weight.shape) // weight.shape[1]
-
-
-def _is_conv(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Conv2d)
 
 
 def _align_layers(segment: Segment, seed: int, random: bool) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import statistics
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ from bllpipe.run.checkpoint import find_checkpoint
 from tests.ranks import jobs
 
 EPOCHS, SEEDS = 8, (0, 1, 2)
-LEAST = {"bll": 0.955, "dgl": 0.955, "predsim": 0.6, "bp": 0.93, "fa": 0.4, "usf": 0.7, "dfa": 0.8}
+# The least mean accuracy over the seeds. Measured: bll 96.4, dgl 96.7, predsim 75.1, bp 94.5, fa 66.3, usf 87.0 and
+# dfa 87.6 %.
+LEAST = {"bll": 0.94, "dgl": 0.94, "predsim": 0.68, "bp": 0.92, "fa": 0.55, "usf": 0.8, "dfa": 0.8}
 END_TO_END = ("bp", "fa", "usf", "dfa")
 
 
@@ -33,6 +37,21 @@ def test_what_each_method_reaches_over_three_seeds(tmp_path: Path, method: str) 
     settings = ("model.width=8", f"epochs={EPOCHS}", "evaluate.every_epochs=0")
     found = [run(tmp_path / f"{seed}", method, f"seed={seed}", *settings)["test_accuracy"] for seed in SEEDS]
     assert statistics.mean(found) >= LEAST[method], found
+
+
+@pytest.mark.ranks
+def test_each_method_runs_from_the_command_line(tmp_path: Path) -> None:
+    """``python -m bllpipe.launch``, which starts its own ranks for the local ones."""
+
+    def start(method: str) -> subprocess.CompletedProcess[str]:
+        settings = (f"method={method}", *(["engine=single"] if method in END_TO_END else []), *jobs.SMALL, "steps=6")
+        return jobs.alone(jobs.words(tmp_path / method, *settings))
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for done in pool.map(start, sorted(LEAST)):
+            jobs.succeed(done)
+    worlds = {method: jobs.summary(tmp_path / method)["world_size"] for method in LEAST}
+    assert worlds == {method: 1 if method in END_TO_END else 5 for method in LEAST}
 
 
 def test_bp_is_bll_with_one_block_and_no_kl(tmp_path: Path) -> None:
