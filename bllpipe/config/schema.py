@@ -100,12 +100,12 @@ class ObjectiveConfig:
     family: Literal["gaussian", "gaussian_learned", "bernoulli", "categorical"] = key(
         "gaussian", "bll: distribution of alpha and beta; gaussian: of variance 1; gaussian_learned: one a channel"
     )
-    head: Literal["linear", "mlp", "conv", "gap"] = key(
-        "linear", "linear (on a pool), mlp (hidden layer on a pool), conv (3x3 conv, then linear on a pool), gap"
+    head: Literal["linear", "mlp", "conv", "narrow", "gap"] = key(
+        "linear", "linear (on a pool), mlp (hidden layer on it), conv (3x3, then linear), narrow (1x1, then conv), gap"
     )
-    head_features: int = key(4096, "linear, mlp, conv: pool alpha to at most this many features", least=1)
-    head_hidden: int = key(256, "mlp: width of the hidden layer", least=1)
-    head_layers: int = key(1, "conv: 3x3 convolutions; all but the first have stride 2", least=1)
+    head_features: int = key(4096, "all but gap: pool alpha to at most this many features", least=1)
+    head_hidden: int = key(256, "mlp: width of the hidden layer; narrow: at most so many channels", least=1)
+    head_layers: int = key(1, "conv, narrow: 3x3 convolutions; all but the first have stride 2", least=1)
     label_smoothing: float = key(0.0, "label smoothing of every cross-entropy", least=0, most=1)
 
 

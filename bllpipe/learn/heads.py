@@ -55,6 +55,14 @@ def _conv(alpha_shape: Sequence[int], num_classes: int, config: ObjectiveConfig)
     return nn.Sequential(*layers, _linear((channels, height, width), num_classes, config))
 
 
+def _narrow(alpha_shape: Sequence[int], num_classes: int, config: ObjectiveConfig) -> nn.Module:
+    """A convolutional head that costs little whatever the block's width: it first takes the channels together."""
+    channels, height, width = alpha_shape
+    few = min(channels, config.head_hidden)
+    reduce = (nn.Conv2d(channels, few, 1, bias=False), nn.BatchNorm2d(few), nn.ReLU())
+    return nn.Sequential(*reduce, _conv((few, height, width), num_classes, config))
+
+
 def _gap(alpha_shape: Sequence[int], num_classes: int, config: ObjectiveConfig) -> nn.Module:
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(alpha_shape[0], num_classes))
 
@@ -63,6 +71,7 @@ HEADS: dict[str, Callable[[Sequence[int], int, ObjectiveConfig], nn.Module]] = {
     "linear": _linear,
     "mlp": _mlp,
     "conv": _conv,
+    "narrow": _narrow,
     "gap": _gap,
 }
 
