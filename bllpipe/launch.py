@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Sequence
 
 from bllpipe.config import Config, load_config
+from bllpipe.config.schema import SYNCHRONOUS
 from bllpipe.engines import Options, engine, topology
 from bllpipe.engines.preflight import check_data, check_plan
 from bllpipe.errors import BllpipeError, ConfigError
@@ -18,6 +19,7 @@ from bllpipe.wire.environment import RankEnvironment, speaks_for_all
 
 # A rank that fails before it has a store leaves the word to rank 0, and stays until rank 0 has spoken.
 SILENT_SECONDS = 5.0
+SPREAD = ("ranks", *SYNCHRONOUS)  # engines of several processes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +55,7 @@ def launch(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         _check_start(config, environment)
     except BllpipeError as error:
         return _fail_before_the_store(error)
-    if config.engine == "ranks" and environment is None:
+    if config.engine in SPREAD and environment is None:
         return start_ranks(config, arguments)
     try:
         engine(config.engine)(config, Options(options.resume, options.run_dir))
@@ -71,7 +73,7 @@ def _check_start(config: Config, environment: RankEnvironment | None) -> None:
         check_data(config)
     if environment is None:
         return
-    if config.engine == "ranks":
+    if config.engine in SPREAD:
         topology(config).check_world_size(environment.world_size)
     elif environment.world_size > 1:
         raise ConfigError(

@@ -16,6 +16,10 @@ from bllpipe.errors import ConfigError
 
 EdgeKind = Literal["alpha", "target", "stats"]
 
+# What the ranks of a job hold: a block each, which learns by itself; of a synchronous pipeline with P ranks stage r,
+# or stages r and r + P (a loop), or r and 2P - 1 - r (a V); or the whole network each.
+Placement = Literal["block", "stage", "loop", "v", "replica"]
+
 
 @dataclass(frozen=True)
 class Edge:
@@ -35,6 +39,7 @@ class Topology:
 
     num_blocks: int
     has_feedback: bool = True
+    placement: Placement = "block"
 
     @property
     def world_size(self) -> int:
@@ -49,8 +54,40 @@ class Topology:
         return range(self.num_blocks)
 
     def role(self, rank: int) -> str:
-        """``block 2`` or ``feedback``."""
-        return "feedback" if rank == self.feedback_rank else f"block {rank}"
+        """``block 2`` or ``feedback``; ``stage 2``, ``stages 0+3`` or ``replica 2`` in a synchronous engine."""
+        if rank == self.feedback_rank:
+            return "feedback"
+        if self.placement in ("loop", "v"):
+            return "stages " + "+".join(map(str, self.stages_of(rank)))
+        return f"{self.placement} {rank}"
+
+    @property
+    def num_stages(self) -> int:
+        return self.num_blocks * len(self.stages_of(0))
+
+    def stages_of(self, rank: int) -> tuple[int, ...]:
+        """The stages of a synchronous pipeline that ``rank`` holds, in order."""
+        match self.placement:
+            case "loop":
+                return rank, rank + self.num_blocks
+            case "v":
+                return rank, 2 * self.num_blocks - 1 - rank
+            case _:
+                return (rank,)
+
+    def rank_of(self, stage: int) -> int:
+        """The rank that holds ``stage``."""
+        return next(rank for rank in self.block_ranks if stage in self.stages_of(rank))
+
+    @property
+    def tested_ranks(self) -> tuple[int, ...]:
+        """The ranks that know class scores: every block has a head, but only one rank of a network has its scores."""
+        return tuple(self.block_ranks) if self.placement == "block" else (self.scoring_rank,)
+
+    @property
+    def scoring_rank(self) -> int:
+        """The rank of a synchronous engine that knows the class scores of the network."""
+        return 0 if self.placement in ("v", "replica") else self.num_blocks - 1
 
     def alpha_edge(self, block: int) -> Edge | None:
         """The edge on which ``block`` sends its activations; the last block sends none."""
@@ -65,13 +102,23 @@ class Topology:
     def edges(self) -> tuple[Edge, ...]:
         """Every edge, in the one order in which all ranks open them."""
         alphas = [edge for edge in map(self.alpha_edge, self.block_ranks) if edge is not None]
+        if self.placement != "block":
+            return ()  # torch carries the messages
         if not self.has_feedback:
             return tuple(alphas)
         targets, stats = map(self.target_edge, self.block_ranks), map(self.stats_edge, self.block_ranks)
         return (*alphas, *targets, *stats)
 
     def check_world_size(self, found: int) -> None:
-        """Raises ConfigError unless torchrun started exactly one rank a block and one for the feedback."""
+        """Raises ConfigError unless torchrun started exactly one rank a block and one for the feedback, or what a
+        synchronous engine needs."""
+        if found != self.world_size and self.placement != "block":
+            each, kind = len(self.stages_of(0)), "replica" if self.placement == "replica" else "stage"
+            parts = f"{self.num_stages} {kind}{'s' if self.num_stages > 1 else ''}{', two a rank,' if each > 1 else ''}"
+            raise ConfigError(
+                f"{parts} need {self.world_size} ranks, but torchrun started {found}; "
+                f"use --nproc_per_node={self.world_size}, or --set blocks={each * found}"
+            )
         if found != self.world_size:
             blocks = "1 block" if self.num_blocks == 1 else f"{self.num_blocks} blocks"
             raise ConfigError(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from itertools import pairwise
 
 from bllpipe.config.resnets import DEPTHS
-from bllpipe.config.schema import END_TO_END, Config
+from bllpipe.config.schema import END_TO_END, PIPELINES, SYNCHRONOUS, TWO_STAGES, Config
 from bllpipe.errors import ConfigError
 
 WITHOUT_PATH = ("digits", "synthetic")
@@ -19,6 +20,8 @@ def check(config: Config) -> None:
         _check_length,
         _check_method,
         _check_blocks,
+        _check_pipeline,
+        _check_replicas,
         _check_model,
         _check_data,
         _check_optimizer,
@@ -36,7 +39,14 @@ def _check_length(config: Config) -> None:
 
 
 def _check_method(config: Config) -> None:
-    if config.is_end_to_end and config.engine != "single":
+    if config.engine in SYNCHRONOUS:
+        if config.method != "bp":
+            other = "single" if config.is_end_to_end else "ranks"
+            raise ConfigError(
+                f"engine {config.engine} is for method bp alone, but method is {config.method}; "
+                f"use --set engine={other}, or --set method=bp"
+            )
+    elif config.is_end_to_end and config.engine != "single":
         raise ConfigError(
             f"method {config.method} learns end to end, but engine {config.engine} trains blocks; "
             f"use --set engine=single"
@@ -54,11 +64,58 @@ def _check_blocks(config: Config) -> None:
         if blocks < 1:
             raise ConfigError(f"blocks is {blocks}; needed is at least 1")
         return
+    if isinstance(blocks, str):
+        if not re.fullmatch(r"balanced( [1-9][0-9]{0,5})?", blocks):
+            raise ConfigError(
+                f"blocks is {blocks!r}; needed is a number of blocks, a list of cuts such as [4, 8, 12], "
+                f"balanced, or balanced with a number of blocks: --set blocks='balanced 8'"
+            )
+        return
     numbers = [place for place in blocks if isinstance(place, int)]
     if not blocks or len(set(blocks)) < len(blocks):
         raise ConfigError(f"blocks is {blocks}; needed are cuts at different places, for example [4, 8, 12]")
     if any(later <= earlier for earlier, later in pairwise([0, *numbers])):
         raise ConfigError(f"blocks is {blocks}; needed are numbers of units that grow from 1, for example [4, 8, 12]")
+
+
+def _check_pipeline(config: Config) -> None:
+    engine, stages, microbatches = config.engine, config.num_parts, config.pipeline.microbatches
+    if engine not in PIPELINES:
+        return
+    if engine in TWO_STAGES and stages % 2:
+        raise ConfigError(f"engine {engine} holds two stages a rank, but blocks makes {stages}; use an even number")
+    if engine in ("1f1b", "dualpipev") and microbatches < stages:
+        raise ConfigError(
+            f"engine {engine} with {stages} stages needs as many microbatches, but pipeline.microbatches is "
+            f"{microbatches}; use --set pipeline.microbatches={stages} or more"
+        )
+    per_round = stages // 2
+    if engine == "interleaved" and microbatches % max(1, microbatches // per_round):
+        raise ConfigError(
+            f"engine interleaved on {per_round} ranks cannot deal {microbatches} microbatches out in equal rounds; "
+            f"use --set pipeline.microbatches={microbatches // per_round * per_round}"
+        )
+    _check_divisible(config, microbatches, "microbatches")
+
+
+def _check_replicas(config: Config) -> None:
+    if config.engine != "ddp":
+        return
+    if not isinstance(config.blocks, int):
+        raise ConfigError(
+            f"engine ddp cuts nothing, blocks is its number of replicas, but blocks is {config.blocks}; "
+            f"use --set blocks={config.num_parts}"
+        )
+    _check_divisible(config, config.blocks, "replicas")
+
+
+def _check_divisible(config: Config, parts: int, kind: str) -> None:
+    size = config.data.batch_size
+    if size % parts:
+        raise ConfigError(
+            f"data.batch_size is {size}, which {parts} {kind} cannot share equally; "
+            f"use --set data.batch_size={-(-size // parts) * parts}"
+        )
 
 
 def _check_model(config: Config) -> None:
@@ -108,6 +165,10 @@ def _check_wires(config: Config) -> None:
     for kind, choice in kinds.items():
         if choice != "nccl":
             continue
+        if config.engine in SYNCHRONOUS:
+            raise ConfigError(
+                f"backend.{kind} is nccl, but engine {config.engine} chooses for itself, nccl between GPUs; use auto"
+            )
         if config.engine != "ranks":
             raise ConfigError(f"backend.{kind} is nccl, but engine {config.engine} has one process; use auto")
         if config.device == "cpu":

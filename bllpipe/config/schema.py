@@ -9,6 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 END_TO_END = ("bp", "fa", "usf", "dfa")
+TWO_STAGES = ("interleaved", "zbv", "dualpipev")  # pipelines in which every rank holds two stages
+PIPELINES = ("gpipe", "1f1b", *TWO_STAGES)
+SYNCHRONOUS = (*PIPELINES, "ddp")
+DEFAULT_BALANCED = 4  # blocks of ``balanced`` without a number
 
 
 def key(default: Any, doc: str, *, least: float | None = None, most: float | None = None) -> Any:
@@ -129,6 +133,13 @@ class FeedbackConfig:
 
 
 @dataclass(frozen=True)
+class PipelineConfig:
+    """The synchronous pipelines: gpipe, 1f1b, interleaved, zbv, dualpipev."""
+
+    microbatches: int = key(4, "equal parts that every batch is split into; BatchNorm sees one at a time", least=1)
+
+
+@dataclass(frozen=True)
 class BackendConfig:
     """What carries the messages."""
 
@@ -164,6 +175,14 @@ class LogConfig:
 
 
 @dataclass(frozen=True)
+class TraceConfig:
+    """spans/rank-N.jsonl in the run directory: who did what when, for bllpipe timeline."""
+
+    first_step: int = key(0, "first step that is traced", least=0)
+    num_steps: int = key(0, "steps that are traced, with the tests and checkpoints behind them; 0: off", least=0)
+
+
+@dataclass(frozen=True)
 class CheckpointConfig:
     """checkpoints/step-N in the run directory."""
 
@@ -177,11 +196,15 @@ class Config:
 
     name: str | None = key(None, "name of the run directory under runs/; null: made from data, model and method")
     method: Literal["bll", "dgl", "predsim", "bp", "fa", "usf", "dfa"] = key(
-        "bll", "local: bll, dgl (local heads alone), predsim; end to end, engine single: bp, fa, usf, dfa"
+        "bll",
+        "local: bll, dgl (local heads alone), predsim; end to end: bp (single, ddp, pipelines), fa, usf, dfa (single)",
     )
-    engine: Literal["ranks", "threads", "sequential", "single"] = key(
+    engine: Literal[
+        "ranks", "threads", "sequential", "single", "ddp", "gpipe", "1f1b", "interleaved", "zbv", "dualpipev"
+    ] = key(
         "ranks",
-        "ranks (a process a block), threads, sequential (in turn): the same bits on a CPU; single: the whole network",
+        "local: ranks, threads, sequential; whole network: single, ddp (blocks: replicas); pipelines (blocks: stages): "
+        "one a rank gpipe, 1f1b, two a rank interleaved, zbv, dualpipev",
     )
     seed: int = key(0, "seed of weights, order and augmentation", least=0)
     epochs: int = key(20, "passes over the training data", least=1)
@@ -189,9 +212,10 @@ class Config:
     stop_at: int | None = key(
         None, "end after this step with a checkpoint; the schedule still spans the whole run", least=1
     )
-    blocks: int | list[int | str] = key(
+    blocks: int | str | list[int | str] = key(
         4,
-        "number of blocks, or cuts: after how many residual units ([4, 8, 12]), or after which ([layer1.2, layer2.3])",
+        "number of blocks, or cuts: after how many residual units ([4, 8, 12]), or after which ([layer1.2, layer2.3]), "
+        "or balanced, or balanced 8: equal operations",
     )
     device: Literal["auto", "cpu", "cuda"] = key("auto", "where the blocks compute; auto: GPUs if there are any")
     cpu_threads: int = key(1, "CPU threads of each rank; results depend on it, so it is fixed", least=1)
@@ -201,22 +225,34 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     backend: BackendConfig = field(default_factory=BackendConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    trace: TraceConfig = field(default_factory=TraceConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     @property
     def is_end_to_end(self) -> bool:
-        """Whether the network learns as a whole, in one process and without a feedback rank."""
+        """Whether the network learns as a whole, without a feedback rank."""
         return self.method in END_TO_END
 
     @property
-    def cuts(self) -> int | list[int | str]:
-        """``blocks``; what learns end to end is not cut."""
+    def cuts(self) -> int | str | list[int | str]:
+        """``blocks``; what learns end to end is one block, though its stages may lie on several ranks."""
         return 1 if self.is_end_to_end else self.blocks
 
     @property
+    def num_parts(self) -> int:
+        """``blocks`` as a number, whatever it cuts: blocks, stages or replicas."""
+        return self.balanced or (self.blocks if isinstance(self.blocks, int) else len(self.blocks) + 1)
+
+    @property
+    def balanced(self) -> int | None:
+        """How many blocks of equal operations ``blocks`` asks for; None when it says itself where to cut."""
+        return int(self.blocks.partition(" ")[2] or DEFAULT_BALANCED) if isinstance(self.blocks, str) else None
+
+    @property
     def num_blocks(self) -> int:
-        return self.cuts if isinstance(self.cuts, int) else len(self.cuts) + 1
+        return 1 if self.is_end_to_end else self.num_parts

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bllpipe.config import Config
-from bllpipe.topology import Topology
+from bllpipe.config.schema import PIPELINES, SYNCHRONOUS, TWO_STAGES
+from bllpipe.topology import Placement, Topology
 
 
 @dataclass(frozen=True)
@@ -19,15 +20,28 @@ class Options:
 
 
 Engine = Callable[[Config, Options], None]
-NAMES = ("ranks", "threads", "sequential", "single")
+NAMES = ("ranks", "threads", "sequential", "single", *SYNCHRONOUS)
+PLACEMENTS: dict[str, Placement] = {
+    "gpipe": "stage",
+    "1f1b": "stage",
+    "interleaved": "loop",
+    "zbv": "v",
+    "dualpipev": "v",
+    "ddp": "replica",
+}
 
 
 def topology(config: Config) -> Topology:
-    """Who takes part: a whole network is one block that learns without feedback."""
+    """Who takes part: a whole network is one block that learns without feedback, unless its stages or replicas are
+    spread over ranks."""
+    if config.engine in SYNCHRONOUS:
+        each = 2 if config.engine in TWO_STAGES else 1
+        return Topology(config.num_parts // each, has_feedback=False, placement=PLACEMENTS[config.engine])
     return Topology(config.num_blocks, has_feedback=not config.is_end_to_end)
 
 
 def engine(name: str) -> Engine:
     """The engine called ``name``; its module, and torch with it, is imported only now."""
     assert name in NAMES, "the config admits no other"
-    return importlib.import_module(f"bllpipe.engines.{name}").run  # type: ignore[no-any-return]  # an Engine by contract
+    module = "pipeline" if name in PIPELINES else name
+    return importlib.import_module(f"bllpipe.engines.{module}").run  # type: ignore[no-any-return]  # an Engine by contract

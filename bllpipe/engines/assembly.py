@@ -1,10 +1,10 @@
-"""Putting a rank together: its loops, the ports they use, and the books that are kept of them."""
+"""Putting a rank of a local engine together: its loops, and the ports they use."""
 
 from __future__ import annotations
 
 import torch
 
-from bllpipe.config import to_mapping
+from bllpipe.engines.books import make_actor, make_part
 from bllpipe.engines.edges import ActorPorts, Dress, Nowhere, OnDevice, Wires, undressed
 from bllpipe.engines.job import Job, input_shape, shape_of, unit_names
 from bllpipe.learn.block import Block, make_block
@@ -13,15 +13,10 @@ from bllpipe.learn.families import FAMILIES
 from bllpipe.learn.feedback import make_feedback
 from bllpipe.learn.units import Segment
 from bllpipe.ports import Alpha, Receiver
-from bllpipe.run.checkpoint import CheckpointWriter
 from bllpipe.run.data.sets import ImageSet, LabelSet
 from bllpipe.run.data.source import ImageSource, LabelSource, label_batches
 from bllpipe.run.loops import BlockLoop, LaneLoop, Loop
 from bllpipe.run.rank import Actor, RankPart
-from bllpipe.run.recorder import Recorder
-from bllpipe.run.timing import Stopwatch
-
-STEADY_AFTER = 0.1  # fraction of the steps that rates leave out
 
 
 class Assembly:
@@ -40,7 +35,7 @@ class Assembly:
             alphas=ports.sender(job.topology.alpha_edge(rank)),
             stats=ports.sender(job.topology.stats_edge(rank)),
         )
-        return self._part(rank, [self._actor(rank, f"block {rank}", loop, ports, device)])
+        return make_part(self.job, rank, [self._actor(rank, f"block {rank}", loop, ports, device)])
 
     def whole_part(self, segment: Segment, device: torch.device, images: ImageSet, labels: LabelSet) -> RankPart:
         """The only rank of a network that learns end to end: it has images and labels, and nobody to tell."""
@@ -52,12 +47,12 @@ class Assembly:
             alphas=nowhere,
             stats=nowhere,
         )
-        return self._part(0, [self._actor(0, "block 0", loop, self._ports(), device)])
+        return make_part(self.job, 0, [self._actor(0, "block 0", loop, self._ports(), device)])
 
     def feedback_part(self, labels: LabelSet, device: torch.device) -> RankPart:
         """The feedback rank: a lane for every block."""
         lanes = [self._lane(block, name, labels, device) for block, name in enumerate(unit_names(self.job))]
-        return self._part(self.job.topology.feedback_rank, lanes)
+        return make_part(self.job, self.job.topology.feedback_rank, lanes)
 
     def _lane(self, block: int, name: str, labels: LabelSet, device: torch.device) -> Actor:
         job, ports, config = self.job, self._ports(), self.job.config
@@ -91,19 +86,4 @@ class Assembly:
         return OnDevice(ImageSource(images, rounds, self.job.config.seed, self.job.config.data.augment), device)
 
     def _actor(self, rank: int, name: str, loop: Loop, ports: ActorPorts, device: torch.device) -> Actor:
-        """Adds stopwatch and recorder; losses on a GPU are only read when a line is written."""
-        job, log_every = self.job, self.job.config.log.every_steps
-        if job.checkpoint is not None:
-            loop.load(job.checkpoint.tensors(), job.start)
-        stopwatch = Stopwatch(ports.opened, int(job.start + STEADY_AFTER * (job.plan.last_step - job.start)))
-        place = {"rank": rank, "role": job.topology.role(rank), "actor": name}
-        check_every = 1 if device.type == "cpu" else log_every
-        recorder = Recorder(place, job.directory, job.store, stopwatch, log_every, check_every)
-        return Actor(loop, stopwatch, recorder)
-
-    def _part(self, rank: int, actors: list[Actor]) -> RankPart:
-        job = self.job
-        writer = CheckpointWriter(
-            job.directory.checkpoints, job.store, job.topology.world_size, job.attempt, job.config.checkpoint.keep
-        )
-        return RankPart(rank, job.topology.role(rank), actors, writer, {"config": to_mapping(job.config)})
+        return make_actor(self.job, rank, self.job.topology.role(rank), name, loop, ports.opened, device)

@@ -1,20 +1,45 @@
-"""How a run ends well: the last checkpoint is whole, the summary is written, and one table is printed."""
+"""A rank's way through the rounds, and how a run ends well: the last checkpoint is whole, the summary is written, and
+one table is printed."""
 
 from __future__ import annotations
 
 import sys
 import time
 
+from bllpipe.engines.actors import follow, follow_all
 from bllpipe.engines.job import Job
 from bllpipe.run.progress import Progress
 from bllpipe.run.rank import RankPart
 from bllpipe.run.summary import gather_reports, post_report, summarise, table
 
+NETWORK = "block 0"  # what learns end to end is one block, wherever its stages or replicas are
+
 
 def progress(job: Job) -> Progress:
     """The progress line of this job, to be entered by the one process that prints it."""
-    actors = [f"block {rank}" for rank in job.topology.block_ranks]
+    actors = [NETWORK] if job.config.is_end_to_end else [f"block {rank}" for rank in job.topology.block_ranks]
     return Progress(job.store, actors, job.start, job.plan.last_step, sys.stdout, job.config.log.plain_seconds)
+
+
+def train(job: Job, part: RankPart) -> None:
+    """The rounds of this rank; the first rank also prints."""
+    started = time.perf_counter()
+    if part.rank == 0:
+        with progress(job):
+            carry_out(job, part)
+    else:
+        carry_out(job, part)
+    hand_in(job, part)
+    if part.rank == 0:
+        conclude(job, started)
+
+
+def carry_out(job: Job, part: RankPart) -> None:
+    """A single actor runs in the main thread, several (the lanes) in a thread each."""
+    if len(part.actors) == 1:
+        follow(job, part, part.actors[0])
+    else:
+        follow_all(job, [part], on_error=lambda error: None)
 
 
 def hand_in(job: Job, part: RankPart) -> None:
@@ -27,7 +52,7 @@ def conclude(job: Job, started: float) -> None:
     """Gathers all reports, writes summary.json and status.json, prints the table."""
     reports = gather_reports(job.store, job.topology.world_size)
     seconds = time.perf_counter() - started
-    summary = summarise(job.config, reports, job.plan.last_step, job.plan.steps_per_epoch, seconds)
+    summary = summarise(job.config, job.topology.tested_ranks, reports, job.plan, seconds)
     job.directory.write_summary(summary)
     complete = job.plan.last_step == job.plan.total_steps
     reason = {} if complete else {"reason": f"stop_at={job.config.stop_at}"}

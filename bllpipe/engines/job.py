@@ -6,7 +6,7 @@ import json
 import sys
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -68,6 +68,7 @@ def agree(config: Config, options: Options, store: Store, job_store: Store, spec
     if spec is not None:
         _decide(config, options, store, job_store, spec, attempt)
     decided = json.loads(store.get("job"))
+    config = replace(config, blocks=decided["blocks"])
     spec = DataSpec.from_json(decided["spec"])
     checkpoint = open_checkpoint(Path(decided["checkpoint"])) if decided["checkpoint"] else None
     plan = Plan.of(config, spec.num_train, spec.num_test)
@@ -78,6 +79,7 @@ def agree(config: Config, options: Options, store: Store, job_store: Store, spec
 def _decide(config: Config, options: Options, store: Store, job_store: Store, spec: DataSpec, attempt: int) -> None:
     """Chooses directory and checkpoint. A restarted group goes on in the directory of the attempt before it."""
     Plan.of(config, spec.num_train, spec.num_test)
+    config = _with_cuts(config, spec)
     restarted = attempt > 0 and job_store.check(["directory"])
     resume = "auto" if restarted else options.resume
     path = Path(job_store.get("directory").decode()) if restarted else choose_directory(config, resume, options.run_dir)
@@ -91,8 +93,18 @@ def _decide(config: Config, options: Options, store: Store, job_store: Store, sp
         "checkpoint": str(checkpoint.path.absolute()) if checkpoint else None,
         "attempt": f"{attempt}-{uuid.uuid4().hex[:12]}",  # new for every start, so that leftovers are told apart
         "spec": spec.to_json(),
+        "blocks": config.blocks,
     }
     store.set("job", json.dumps(decided))
+
+
+def _with_cuts(config: Config, spec: DataSpec) -> Config:
+    """``config`` with the cuts that ``blocks: balanced`` asks for, written out."""
+    if config.balanced is None:
+        return config
+    from bllpipe.plan.balanced import resolved  # torch's counters, which few runs need
+
+    return resolved(config, spec.image_shape, spec.num_classes)
 
 
 def build_segment(job: Job, rank: int, device: torch.device) -> Segment:

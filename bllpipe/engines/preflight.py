@@ -14,7 +14,8 @@ from bllpipe.run.itinerary import Plan
 def check_plan(config: Config) -> None:
     """Raises ConfigError for a cut that the network does not allow or a batch that well-known data cannot fill."""
     if ":" not in config.model.name:
-        bounds([unit_name(*unit) for unit in residual_units(config.model.name)], config.cuts)
+        cuts = config.num_blocks if config.balanced else config.cuts
+        bounds([unit_name(*unit) for unit in residual_units(config.model.name)], cuts)
     if config.data.name in PUBLISHED:
         Plan.of(config, PUBLISHED[config.data.name].num_train, PUBLISHED[config.data.name].num_test)
     if config.data.name == "synthetic":

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
 
 from bllpipe.config import Config
 from bllpipe.engines import Options, topology
-from bllpipe.engines.actors import follow, follow_all
 from bllpipe.engines.assembly import Assembly
 from bllpipe.engines.devices import distinct_gpus, rank_device
 from bllpipe.engines.edges import Dress, undressed
 from bllpipe.engines.failure import exit_code, leave, report_failure
-from bllpipe.engines.finish import conclude, hand_in, nothing_left, progress, say_nothing_left
+from bllpipe.engines.finish import nothing_left, say_nothing_left, train
 from bllpipe.engines.job import Job, agree, build_segment
 from bllpipe.run.data.sets import load_images, load_labels
-from bllpipe.run.rank import RankPart
 from bllpipe.wire.environment import RankEnvironment
 from bllpipe.wire.processes import ProcessWires, chosen_backends
 from bllpipe.wire.world import World, close_group, open_edges, open_group, open_store
@@ -56,7 +52,7 @@ def run_in_world(config: Config, options: Options, world: World, dress: Dress = 
     else:
         assert segment is not None
         part = assembly.block_part(rank, segment, device, images)
-    train(job, part, rank)
+    train(job, part)
     wires.finish()
     close_group()
 
@@ -67,24 +63,3 @@ def open_wires(job: Job, world: World, device: torch.device) -> ProcessWires:
     open_group(world, use_nccl="nccl" in backends.values())
     groups = open_edges(job.topology.edges(), lambda edge: backends[edge.kind], device)
     return ProcessWires(groups, backends, job.config.backend, device)
-
-
-def train(job: Job, part: RankPart, rank: int) -> None:
-    """The rounds of this rank; the first rank also prints."""
-    started = time.perf_counter()
-    if rank == 0:
-        with progress(job):
-            carry_out(job, part)
-    else:
-        carry_out(job, part)
-    hand_in(job, part)
-    if rank == 0:
-        conclude(job, started)
-
-
-def carry_out(job: Job, part: RankPart) -> None:
-    """A single actor runs in the main thread, several (the lanes) in a thread each."""
-    if len(part.actors) == 1:
-        follow(job, part, part.actors[0])
-    else:
-        follow_all(job, [part], on_error=lambda error: None)

@@ -67,11 +67,39 @@ class Block:
     def update(self, alpha: Tensor, target: Target, step: int) -> Outcome:
         """One step on the local loss of ``alpha``, which must come from ``forward``."""
         self._train(True)
-        terms, scores_BK = self._losses(alpha, target)
+        terms, scores_BK = self.losses(alpha, target)
+        self.backward(terms)
+        lr = self.step_optimizer(step)
+        return self.outcome(terms, alpha, scores_BK, target, lr)
+
+    def losses(self, alpha: Tensor, target: Target) -> tuple[dict[str, Tensor], Tensor]:
+        """The terms of the local loss, and the head's scores [B, K]."""
+        with self._autocast():
+            scores_BK = self.head(alpha)
+            return self.objective(alpha, scores_BK, target, self._x), scores_BK
+
+    def backward(self, terms: Mapping[str, Tensor]) -> None:
+        """The gradients of the sum of ``terms``, and of nothing before them."""
         self.optimizer.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
-        lr = self._step_optimizer(step)
-        return self._outcome(terms, alpha, scores_BK, target, lr)
+
+    def step_optimizer(self, step: int) -> float:
+        """One step along the gradients; returns its learning rate."""
+        settings = self.config.optimizer
+        lr = settings.lr * rate_factor(step, self.total_steps, self.config.schedule)
+        if settings.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters.values(), settings.clip_norm)
+        self.optimizer.step(lr)
+        return lr
+
+    @torch.no_grad()
+    def outcome(
+        self, terms: Mapping[str, Tensor], alpha: Tensor, scores_BK: Tensor, target: Target, lr: float
+    ) -> Outcome:
+        """What the batch did, for the records."""
+        hits = (scores_BK.argmax(dim=1) == target.label_B).sum()
+        figures = {} if self.config.is_end_to_end else self._figures(alpha, target)
+        return Outcome({name: term.detach() for name, term in terms.items()}, hits, lr, figures)
 
     def stats(self, alpha: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
         """Class sums [K, C] and counts [K] of what alpha expects, for Gaussians its channel means, for the lane."""
@@ -90,8 +118,8 @@ class Block:
     def score(self, alpha: Tensor, target: Target) -> Outcome:
         """The local loss and the local head's hits on a test batch."""
         self._train(False)
-        terms, scores_BK = self._losses(alpha, target)
-        return self._outcome(terms, alpha, scores_BK, target, lr=0.0)
+        terms, scores_BK = self.losses(alpha, target)
+        return self.outcome(terms, alpha, scores_BK, target, lr=0.0)
 
     def weights(self) -> dict[str, Tensor]:
         """Parameters and buffers, the live ones, by the names that a checkpoint gives them."""
@@ -116,29 +144,8 @@ class Block:
             if isinstance(part, nn.Module):
                 part.train(mode)
 
-    def _losses(self, alpha: Tensor, target: Target) -> tuple[dict[str, Tensor], Tensor]:
-        with self._autocast():
-            scores_BK = self.head(alpha)
-            return self.objective(alpha, scores_BK, target, self._x), scores_BK
-
-    @torch.no_grad()
-    def _outcome(
-        self, terms: Mapping[str, Tensor], alpha: Tensor, scores_BK: Tensor, target: Target, lr: float
-    ) -> Outcome:
-        hits = (scores_BK.argmax(dim=1) == target.label_B).sum()
-        figures = {} if self.config.is_end_to_end else self._figures(alpha, target)
-        return Outcome({name: term.detach() for name, term in terms.items()}, hits, lr, figures)
-
     def _figures(self, alpha: Tensor, target: Target) -> dict[str, Tensor]:
         return {"alignment": alignment(channel_means(alpha), target.beta_BC, target.known_B)}
-
-    def _step_optimizer(self, step: int) -> float:
-        settings = self.config.optimizer
-        lr = settings.lr * rate_factor(step, self.total_steps, self.config.schedule)
-        if settings.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters.values(), settings.clip_norm)
-        self.optimizer.step(lr)
-        return lr
 
     def _named(self, parameters: bool) -> dict[str, Tensor | nn.Parameter]:
         """Names are those of the whole network under ``model.``; a head is named after the unit that it reads."""

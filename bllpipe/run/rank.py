@@ -17,6 +17,7 @@ from bllpipe.run.checkpoint import CheckpointWriter
 from bllpipe.run.digest import part_digest
 from bllpipe.run.loops import Loop
 from bllpipe.run.recorder import Recorder
+from bllpipe.run.spans import SpanFile, Track, record
 from bllpipe.run.timing import Stopwatch
 
 
@@ -30,14 +31,17 @@ class RoundError(Exception):
 
 @dataclass
 class Actor:
-    """A loop with its stopwatch and its recorder."""
+    """A loop with its stopwatch and its recorder, and with a track of its spans if it is traced."""
 
     loop: Loop
     stopwatch: Stopwatch
     recorder: Recorder
+    track: Track | None = None
 
     def carry_out(self, entry: Round) -> None:
         """One round, timed and recorded."""
+        if self.track is not None:
+            self.track.enter(entry)
         waited_before, start = self.stopwatch.waited(), time.perf_counter()
         outcome = self.loop.run(entry)
         self.stopwatch.measure(entry, start, waited_before)
@@ -53,6 +57,7 @@ class RankPart:
     actors: list[Actor]
     checkpoints: CheckpointWriter
     facts: Mapping[str, Any]
+    spans: SpanFile | None = None
     _arrived: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _number_arrived: dict[int, int] = field(default_factory=dict)
@@ -62,7 +67,8 @@ class RankPart:
         try:
             actor.carry_out(entry)
             if entry.phase == "save":
-                self._save(entry, actor.loop.state())
+                with record(actor.track, "save"):
+                    self._save(entry, actor.loop.state())
         except Exception as error:
             raise RoundError(entry) from error
 
@@ -80,7 +86,9 @@ class RankPart:
             self.checkpoints.write(entry.step, self.rank, self._arrived.pop(entry.step), facts)
 
     def report(self) -> dict[str, Any]:
-        """This rank's share of summary.json."""
+        """This rank's share of summary.json, at the end of the run."""
+        if self.spans is not None:
+            self.spans.write()
         watches = [actor.stopwatch for actor in self.actors]
         training = max(watch.training.seconds for watch in watches)
         weights = {name: value for actor in self.actors for name, value in actor.loop.weights().items()}

@@ -9,6 +9,7 @@ from typing import Any
 from bllpipe.config import Config
 from bllpipe.ports import Store
 from bllpipe.run.digest import state_sha256
+from bllpipe.run.itinerary import Plan
 
 
 def post_report(store: Store, rank: int, report: Mapping[str, Any]) -> None:
@@ -22,20 +23,21 @@ def gather_reports(store: Store, world_size: int) -> list[dict[str, Any]]:
 
 
 def summarise(
-    config: Config, reports: Sequence[Mapping[str, Any]], steps: int, steps_per_epoch: int, seconds: float
+    config: Config, tested_ranks: Sequence[int], reports: Sequence[Mapping[str, Any]], plan: Plan, seconds: float
 ) -> dict[str, Any]:
     """summary.json. Accuracies are fractions of the test set, ``busy`` fractions of the training time, ``waiting``
-    seconds by edge; lists go by rank, the feedback rank last."""
-    blocks = [report for report in reports if report["role"] != "feedback"]
+    seconds by edge; lists go by rank, the feedback rank last, but ``block_accuracy`` goes by ``tested_ranks``."""
+    tested = [reports[rank] for rank in tested_ranks]
     return {
         "method": config.method,
         "engine": config.engine,
         "world_size": len(reports),
-        "steps": steps,
-        "epochs": steps / steps_per_epoch,
-        "test_accuracy": blocks[-1]["accuracy"],
-        "block_accuracy": [report["accuracy"] for report in blocks],
-        "images_per_second": blocks[-1]["images_per_second"],
+        "steps": plan.last_step,
+        "epochs": plan.last_step / plan.steps_per_epoch,
+        "test_accuracy": tested[-1]["accuracy"],
+        "block_accuracy": [report["accuracy"] for report in tested],
+        "tested_ranks": list(tested_ranks),
+        "images_per_second": tested[-1]["images_per_second"],
         "seconds": seconds,
         "roles": [report["role"] for report in reports],
         "busy": [report["busy"] for report in reports],
@@ -49,10 +51,10 @@ def summarise(
 def table(summary: Mapping[str, Any]) -> str:
     """The summary for people: a row a rank, and the two figures that matter below."""
     rows = [f"{'rank':>4}  {'role':<9} {'test accuracy':>13} {'busy':>6} {'parameters':>11} {'peak memory':>12}"]
+    accuracies = dict(zip(summary["tested_ranks"], summary["block_accuracy"], strict=True))
     for rank, role in enumerate(summary["roles"]):
-        accuracy = summary["block_accuracy"][rank] if rank < len(summary["block_accuracy"]) else None
         rows.append(
-            f"{rank:>4}  {role:<9} {_percent(accuracy):>13} {_percent(summary['busy'][rank]):>6} "
+            f"{rank:>4}  {role:<9} {_percent(accuracies.get(rank)):>13} {_percent(summary['busy'][rank]):>6} "
             f"{summary['parameters'][rank]:>11,} {summary['peak_memory_bytes'][rank] / 2**20:>8.0f} MiB"
         )
     rows.append(

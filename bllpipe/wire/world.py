@@ -79,6 +79,29 @@ def _warm(edge: Edge, group: Any, device: torch.device) -> None:
         dist.recv(greeting, edge.src, group=group)
 
 
+def add_up(value: torch.Tensor) -> torch.Tensor:
+    """The sum of ``value`` over all ranks."""
+    total = value.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def send_to(rank: int, message: torch.Tensor) -> None:
+    """Sends ``message`` over the default group; returns when it is on its way and its memory may be used again."""
+    dist.send(message, rank)
+
+
+def receive_from(rank: int, buffer: torch.Tensor) -> torch.Tensor:
+    """The next message of ``rank``, in ``buffer``, which must have its shape and format."""
+    dist.recv(buffer, rank)
+    return buffer
+
+
+def wait_for_all() -> None:
+    """Returns when every rank has come here."""
+    dist.all_reduce(torch.zeros(1))
+
+
 def close_group() -> None:
     """Leaves the process group; all messages must have arrived."""
     dist.destroy_process_group()

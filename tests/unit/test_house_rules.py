@@ -23,10 +23,11 @@ MAY_IMPORT = {
     "learn": {"config", *GROUND},
     "wire": {"config", *GROUND},
     "run": {"config", "learn", *GROUND},
-    "engines": {"config", "learn", "wire", "run", *GROUND},
+    "plan": {"config", "learn", "run", *GROUND},
+    "engines": {"config", "learn", "plan", "wire", "run", *GROUND},
     "results": {"config", "learn", "run", *GROUND},
     "launch": {"config", "engines", "wire", *GROUND},
-    "cli": {"config", "engines", "launch", "results", "run", *GROUND},
+    "cli": {"config", "engines", "launch", "plan", "results", "run", *GROUND},
 }
 # And which packages of others it may not: nobody imports the tests, mathematics knows no processes, wires no layers.
 NEVER = {

@@ -25,6 +25,74 @@ def test_stop_behind_the_end(steps: int, stop_at: int) -> None:
     )
 
 
+@pytest.mark.parametrize("engine", ["ddp", "1f1b", "zbv"])
+@pytest.mark.parametrize(("method", "other"), [("fa", "single"), ("dfa", "single"), ("bll", "ranks"), ("dgl", "ranks")])
+def test_synchronous_engines_are_for_bp(engine: str, method: str, other: str) -> None:
+    refused(
+        [f"engine={engine}", f"method={method}"],
+        f"engine {engine} is for method bp alone, but method is {method}; use --set engine={other}, or --set method=bp",
+    )
+
+
+@pytest.mark.parametrize("engine", ["ranks", "threads", "sequential"])
+def test_bp_has_no_blocks(engine: str) -> None:
+    refused(
+        [f"engine={engine}", "method=bp"],
+        f"method bp learns end to end, but engine {engine} trains blocks; use --set engine=single",
+    )
+
+
+@pytest.mark.parametrize("engine", ["interleaved", "zbv", "dualpipev"])
+def test_an_odd_number_of_stages_two_a_rank(engine: str) -> None:
+    refused(
+        ["method=bp", f"engine={engine}", "blocks=3"],
+        f"engine {engine} holds two stages a rank, but blocks makes 3; use an even number",
+    )
+
+
+@pytest.mark.parametrize("engine", ["1f1b", "dualpipev"])
+def test_fewer_microbatches_than_stages(engine: str) -> None:
+    refused(
+        ["method=bp", f"engine={engine}", "blocks=4", "pipeline.microbatches=2"],
+        f"engine {engine} with 4 stages needs as many microbatches, but pipeline.microbatches is 2; "
+        f"use --set pipeline.microbatches=4 or more",
+    )
+
+
+def test_interleaved_microbatches_in_unequal_rounds() -> None:
+    refused(
+        ["method=bp", "engine=interleaved", "blocks=6", "pipeline.microbatches=7"],
+        "engine interleaved on 3 ranks cannot deal 7 microbatches out in equal rounds; "
+        "use --set pipeline.microbatches=6",
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts", "size"),
+    [(["engine=gpipe"], "4 microbatches", 68), (["engine=ddp", "blocks=3"], "3 replicas", 66)],
+)
+def test_a_batch_that_cannot_be_shared(overrides: list[str], parts: str, size: int) -> None:
+    refused(
+        ["method=bp", "data.batch_size=65", *overrides],
+        f"data.batch_size is 65, which {parts} cannot share equally; use --set data.batch_size={size}",
+    )
+
+
+def test_replicas_are_not_cut() -> None:
+    refused(
+        ["method=bp", "engine=ddp", "blocks=[2, 4]"],
+        "engine ddp cuts nothing, blocks is its number of replicas, but blocks is [2, 4]; use --set blocks=3",
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nccl_for_an_engine_that_chooses_for_itself(kind: str) -> None:
+    refused(
+        ["method=bp", "engine=1f1b", f"backend.{kind}=nccl"],
+        f"backend.{kind} is nccl, but engine 1f1b chooses for itself, nccl between GPUs; use auto",
+    )
+
+
 @pytest.mark.parametrize("blocks", [0, -1])
 def test_fewer_than_one_block(blocks: int) -> None:
     refused([f"blocks={blocks}"], f"blocks is {blocks}; needed is at least 1")
@@ -130,6 +198,11 @@ def test_nccl_on_a_cpu(kind: str) -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
+        *(["method=bp", f"engine={engine}"] for engine in ("single", "ddp", "gpipe", "1f1b", "interleaved", "zbv")),
+        ["method=bp", "engine=dualpipev"],
+        ["method=bp", "engine=gpipe", "blocks=[1, 4]", "pipeline.microbatches=1"],
+        ["method=bp", "engine=interleaved", "blocks=6", "pipeline.microbatches=2"],
+        ["method=bp", "engine=zbv", "pipeline.microbatches=1"],
         ["steps=5", "stop_at=5"],
         ["stop_at=5"],
         ["blocks=1"],

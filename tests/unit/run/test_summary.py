@@ -7,6 +7,7 @@ from typing import Any
 import torch.distributed as dist
 
 from bllpipe.config import Config
+from bllpipe.run.itinerary import Plan
 from bllpipe.run.summary import gather_reports, post_report, summarise, table
 
 KEYS = {
@@ -28,11 +29,14 @@ def report(role: str, accuracy: float | None, digest: str) -> dict[str, Any]:
     }
 
 
+PLAN = Plan(
+    total_steps=30, last_step=30, steps_per_epoch=20, batch_size=8, num_test=10, evaluate_every=20, save_every=20
+)
 REPORTS = [report("block 0", 0.5, "a"), report("block 1", 0.75, "b"), report("feedback", None, "c")]
 
 
 def summary(reports: list[dict[str, Any]] = REPORTS) -> dict[str, Any]:
-    return summarise(Config(blocks=2), reports, steps=30, steps_per_epoch=20, seconds=4.0)
+    return summarise(Config(blocks=2), (0, 1), reports, PLAN, seconds=4.0)
 
 
 def test_the_summary_has_every_key_of_the_contract() -> None:

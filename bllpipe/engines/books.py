@@ -1,0 +1,63 @@
+"""The books of a rank, the same for every engine: where its time goes, what it reports, what it saves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+from bllpipe.config import to_mapping
+from bllpipe.engines.job import Job
+from bllpipe.run.checkpoint import CheckpointWriter
+from bllpipe.run.loops import Loop
+from bllpipe.run.rank import Actor, RankPart
+from bllpipe.run.recorder import Recorder
+from bllpipe.run.spans import Clock, SpanFile, align_clock, machine_id, trace
+from bllpipe.run.timing import Stopwatch, TimedPort
+
+STEADY_AFTER = 0.1  # fraction of the steps that rates leave out
+
+
+def make_actor(
+    job: Job, rank: int, role: str, name: str, loop: Loop, ports: list[TimedPort], device: torch.device
+) -> Actor:
+    """``loop`` with what the checkpoint holds of it, stopwatch, recorder and, if the job asks for them, spans.
+
+    Losses on a GPU are only read when a line is written.
+    """
+    log_every = job.config.log.every_steps
+    if job.checkpoint is not None:
+        loop.load(job.checkpoint.tensors(), job.start)
+    stopwatch = Stopwatch(ports, int(job.start + STEADY_AFTER * (job.plan.last_step - job.start)))
+    place = {"rank": rank, "role": role, "actor": name}
+    check_every = 1 if device.type == "cpu" else log_every
+    recorder = Recorder(place, job.directory, job.store, stopwatch, log_every, check_every)
+    return with_spans(job, Actor(loop, stopwatch, recorder))
+
+
+def make_part(job: Job, rank: int, actors: list[Actor]) -> RankPart:
+    """A rank with its actors and its share of every checkpoint."""
+    writer = CheckpointWriter(
+        job.directory.checkpoints, job.store, job.topology.world_size, job.attempt, job.config.checkpoint.keep
+    )
+    facts = {"config": to_mapping(job.config)}
+    return RankPart(rank, job.topology.role(rank), actors, writer, facts, span_file(job, rank, actors))
+
+
+def with_spans(job: Job, actor: Actor) -> Actor:
+    """The actor, traced if the job asks for it."""
+    settings = job.config.trace
+    window = range(settings.first_step, settings.first_step + settings.num_steps)
+    return trace(actor, window) if window else actor
+
+
+def span_file(job: Job, rank: int, actors: Sequence[Actor]) -> SpanFile | None:
+    """Where the spans of a rank go. Ranks in processes of their own agree on a clock: all of them come here."""
+    tracks, clock = [actor.track for actor in actors if actor.track is not None], Clock()
+    if not tracks:
+        return None
+    if dist.is_initialized():
+        clock = align_clock(job.store, rank, job.topology.world_size, machine_id())
+    header = {"rank": rank, "role": job.topology.role(rank), **clock.to_json()}
+    return SpanFile(job.directory.path / "spans", header, tracks)

@@ -1,0 +1,125 @@
+"""Engine ``ddp``: data parallelism. Every rank holds the whole network and learns from its share of every batch, and
+DistributedDataParallel averages the gradients: the rival that a pipeline has to beat.
+
+Shapes: B images of the whole batch, K classes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from bllpipe.config import Config
+from bllpipe.engines import Options
+from bllpipe.engines.edges import OnDevice
+from bllpipe.engines.job import build_segment
+from bllpipe.engines.share import Share
+from bllpipe.engines.synchronous import Seat, run_synchronous
+from bllpipe.learn.block import Outcome
+from bllpipe.learn.units import Segment
+from bllpipe.ports import Alpha, Phase, Receiver, Round, Target
+from bllpipe.run.data.sets import load_images, load_labels
+from bllpipe.run.data.source import ImageSource, LabelSource
+from bllpipe.run.loops import Loop
+from bllpipe.run.timing import TimedPort
+from bllpipe.wire.world import wait_for_all
+
+
+def run(config: Config, options: Options) -> None:
+    """Trains ``config`` together with the other replicas."""
+    run_synchronous(config, options, build_loop)
+
+
+class ReplicaLoop:
+    """Replica ``number`` of ``num_replicas``. Replica 0 is the one that is tested and saved; all have the same
+    parameters, but BatchNorm's statistics are those of a replica's own images.
+
+    ``images`` and ``labels`` are whole batches, so that augmentation is the same for any number of replicas.
+    """
+
+    def __init__(
+        self,
+        share: Share,
+        replica: nn.Module,
+        images: Receiver[Alpha],
+        labels: Receiver[Target],
+        number: int,
+        num_replicas: int,
+    ) -> None:
+        self.share, self.replica, self.images, self.labels = share, replica, images, labels
+        self.number, self.num_replicas = number, num_replicas
+        (self.segment,) = share.segments
+
+    def run(self, entry: Round) -> Outcome | None:
+        match entry.phase:
+            case "train":
+                return self._train(entry)
+            case "evaluate" if self.number == 0:
+                return self._evaluate()
+            case "score":
+                wait_for_all()  # or the next step of the others would seem to last as long as the test
+                return None
+            case _:
+                return None
+
+    def _train(self, entry: Round) -> Outcome:
+        image_BCHW, label_B = self._own(self.images.recv().alpha_BCHW), self._own(self.labels.recv().label_B)
+        self.share.mode(train=True)
+        self.share.optimizer.zero_grad()
+        with self.share.autocast():
+            scores_BK = self.replica(image_BCHW)
+        loss = self.share.loss(scores_BK, label_B)
+        loss.backward()
+        lr = self.share.step(entry.step)
+        outcome = self.share.outcome(scores_BK, label_B, loss, lr)
+        return Outcome(outcome.terms, outcome.correct * self.num_replicas, lr)  # as if the other shares were like ours
+
+    @torch.no_grad()
+    def _evaluate(self) -> Outcome:
+        self.share.mode(train=False)
+        label_B = self.labels.recv().label_B
+        with self.share.autocast():
+            scores_BK = self.segment(self.images.recv().alpha_BCHW)
+        return self.share.outcome(scores_BK, label_B, self.share.loss(scores_BK, label_B))
+
+    def _own(self, batch: Tensor) -> Tensor:
+        return batch.chunk(self.num_replicas)[self.number]
+
+    def weights(self) -> dict[str, Tensor]:
+        """All of replica 0; of the others the parameters alone, by which one sees that they are the same."""
+        return self.share.weights() if self.number == 0 else dict(self.share.parameters)
+
+    def state(self) -> dict[str, Tensor]:
+        return self.share.state() if self.number == 0 else {}
+
+    def load(self, state: Mapping[str, Tensor], step: int) -> list[str]:
+        return self.share.load(state)
+
+
+def build_loop(seat: Seat) -> tuple[Loop, list[TimedPort]]:
+    """The loop of a replica. Waiting for the others is hidden in the backward pass, so it counts as computing."""
+    job, config = seat.job, seat.job.config
+    segment = build_segment(job, 0, seat.device)
+    share = Share([segment], config, job.plan.total_steps, add_up=lambda square: square)
+    images = seat.images or load_images(config.data, config.seed)
+    phases: tuple[Phase, ...] = ("train", "evaluate") if seat.rank == 0 else ("train",)
+    loop = ReplicaLoop(
+        share,
+        averaging(segment),
+        OnDevice(ImageSource(images, job.messages(*phases), config.seed, config.data.augment), seat.device),
+        LabelSource(load_labels(config.data, config.seed), job.messages(*phases), config.seed, seat.device),
+        seat.rank,
+        job.topology.num_blocks,
+    )
+    return loop, []
+
+
+def averaging(segment: Segment) -> DistributedDataParallel:
+    """The network that averages its gradients over all ranks; buffers stay those of the rank."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the new name of this option is younger than our oldest torch
+        return DistributedDataParallel(segment, broadcast_buffers=False)

@@ -1,0 +1,85 @@
+"""A rank of a synchronous engine, from its data to the summary: what pipelines and data parallelism have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from bllpipe.config import Config
+from bllpipe.engines import Options, topology
+from bllpipe.engines.books import make_actor, make_part
+from bllpipe.engines.devices import distinct_gpus, rank_device
+from bllpipe.engines.failure import exit_code, leave, report_failure
+from bllpipe.engines.finish import NETWORK, nothing_left, say_nothing_left, train
+from bllpipe.engines.job import Job, agree
+from bllpipe.errors import ConfigError
+from bllpipe.run.data.sets import ImageSet, load_images
+from bllpipe.run.loops import Loop
+from bllpipe.run.rank import RankPart
+from bllpipe.run.timing import TimedPort
+from bllpipe.topology import Topology
+from bllpipe.wire.environment import RankEnvironment
+from bllpipe.wire.world import World, close_group, open_group, open_store
+
+
+@dataclass(frozen=True)
+class Seat:
+    """What a loop is built for: a rank of a job, its device, and the images if the rank read them already."""
+
+    job: Job
+    rank: int
+    device: torch.device
+    images: ImageSet | None
+
+
+# The loop of a rank, and what its stopwatch counts as waiting; called when the process group is open.
+Build = Callable[[Seat], tuple[Loop, list[TimedPort]]]
+
+
+def run_synchronous(config: Config, options: Options, build: Build) -> None:
+    """This process's part of the job. It does not return: tearing torch down takes longer than leaving."""
+    environment = RankEnvironment.read()
+    assert environment is not None, "the launcher starts this engine under torchrun only"
+    torch.set_num_threads(config.cpu_threads)
+    world = open_store(environment, config.backend.timeout_seconds)
+    try:
+        _run_in_world(config, options, world, build)
+    except BaseException as error:
+        role = topology(config).role(environment.rank)
+        report_failure(error, world.store, world.job_store, environment.rank, role)
+        leave(exit_code(error))
+    leave(0)
+
+
+def _run_in_world(config: Config, options: Options, world: World, build: Build) -> None:
+    rank, environment = world.environment.rank, world.environment
+    device = own_device(config, topology(config), environment)
+    images = load_images(config.data, config.seed) if rank == 0 else None
+    spec = images.spec if images else None
+    job = agree(config, options, world.store, world.job_store, spec, environment.attempt)
+    if nothing_left(job):
+        return say_nothing_left(job) if rank == 0 else None
+    open_group(world, use_nccl=device.type == "cuda")
+    train(job, make_rank(Seat(job, rank, device, images), build))
+    close_group()
+
+
+def own_device(config: Config, layout: Topology, environment: RankEnvironment) -> torch.device:
+    """The device of this rank; ConfigError when ranks would have to share a GPU, which NCCL refuses."""
+    device = rank_device(config, layout, environment)
+    if device.type == "cuda" and not distinct_gpus(config, layout, environment):
+        raise ConfigError(
+            f"engine {config.engine} needs a GPU a rank, but {layout.num_blocks} ranks find "
+            f"{torch.cuda.device_count()} on this machine; use --set device=cpu, or fewer blocks"
+        )
+    return device
+
+
+def make_rank(seat: Seat, build: Build) -> RankPart:
+    """The rank with its one actor, its books and its checkpoints."""
+    job, role = seat.job, seat.job.topology.role(seat.rank)
+    loop, waits = build(seat)
+    shown = NETWORK if seat.rank in job.topology.tested_ranks else role
+    return make_part(job, seat.rank, [make_actor(job, seat.rank, shown, shown, loop, waits, seat.device)])

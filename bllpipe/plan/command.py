@@ -1,0 +1,216 @@
+"""``bllpipe plan``: measure the units of a network here, find the best cuts, predict every engine, write a cut out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from bllpipe.config import Config, load_config, to_yaml
+from bllpipe.errors import ConfigError
+from bllpipe.plan.costs import Link, UnitCost, local_cost, memory_bytes, stage_cost
+from bllpipe.plan.partition import best_cut, largest
+from bllpipe.plan.predict import Prediction, Setting, predict_all, predict_local
+from bllpipe.plan.profile import Profile, load_profile, save_profile
+from bllpipe.plan.table import cut_table, prediction_table, unit_table
+
+BLOCKS = (2, 4, 8, 16, 32, 64)
+LINKS = (1.0, 10.0, 50.0)  # GB/s: a fast network, PCIe, NVLink
+MICROBATCHES = (4, 8, 16)
+REPETITIONS = 20
+LATENCY = 10e-6  # seconds of every message
+SECONDS_BETWEEN_LINES = 3.0
+GIB = 2**30
+
+
+def add_plan(commands: Any) -> None:
+    """The subcommand and its options."""
+    plan = commands.add_parser("plan", help="measure a network here, cut it evenly, predict the rate of every engine")
+    plan.add_argument("--config", metavar="FILE")
+    plan.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[])
+    plan.add_argument("--blocks", type=int, nargs="+", metavar="P", help="devices (default: 2 4 8 ... up to the units)")
+    plan.add_argument(
+        "--link", type=float, nargs="+", default=LINKS, metavar="GB/s", help="between devices (default: 1 10 50)"
+    )
+    plan.add_argument("--microbatches", type=int, nargs="+", default=MICROBATCHES, metavar="M", help="default: 4 8 16")
+    plan.add_argument("--memory", type=float, metavar="GiB", help="most that a block may need (counted, not measured)")
+    plan.add_argument("--repetitions", type=int, default=REPETITIONS, metavar="N", help=f"default: {REPETITIONS}")
+    plan.add_argument("--profile", metavar="FILE", help="use this profile; where there is none, measure and write it")
+    plan.add_argument("--json", metavar="FILE", help="write profile, cuts and predictions to FILE")
+    plan.add_argument("--write", metavar="FILE.yaml", help="write the config with the best cut by name")
+    plan.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, words: Sequence[str]) -> int:
+    """Prints the tables and writes the files that were asked for; returns the exit code."""
+    config = load_config(options.config, options.overrides)
+    _check(options)
+    files = {name: _file(name, getattr(options, name)) for name in ("profile", "json", "write")}
+    profile = _profile(_local(config), options.repetitions, files["profile"])
+    asked = options.blocks or [number for number in BLOCKS if number <= len(profile.units)]
+    shown = options.blocks or [config.num_parts]
+    _check_blocks(profile, [*asked, *shown])
+    limit = inf if options.memory is None else options.memory * GIB
+    settings = [Setting(profile.costs(), profile.batch_size, Link(rate * 1e9, LATENCY)) for rate in options.link]
+    print(unit_table(profile))
+    for number in shown:
+        best = _best(profile, settings[0], number, limit)
+        print(f"\n{cut_table(profile, settings[0], best, _steps(config, profile))}")
+    predictions = [[predict_all(each, number, options.microbatches, limit) for number in asked] for each in settings]
+    print(f"\n{prediction_table(settings, asked, predictions)}")
+    for line in _left_out(profile, options):
+        print(line)
+    if files["json"]:
+        _write_json(files["json"], profile, options, predictions)
+    if files["write"]:
+        _write_config(files["write"], config, profile, settings[0], shown[0], limit)
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Numbers that no prediction can be made of."""
+    for name, values, least in (
+        ("blocks", options.blocks or (), 1),
+        ("microbatches", options.microbatches, 1),
+        ("repetitions", [options.repetitions], 2),
+    ):
+        if any(value < least for value in values):
+            raise ConfigError(f"--{name} is {' '.join(map(str, values))}; needed is at least {least}")
+    for name, values in (("link", options.link), ("memory", [] if options.memory is None else [options.memory])):
+        if not all(0 < value < inf for value in values):
+            raise ConfigError(f"--{name} is {' '.join(f'{value:g}' for value in values)}; needed is a number above 0")
+    if options.write and len(options.blocks or ()) > 1:
+        raise ConfigError(f"--write writes one cut, but --blocks are {options.blocks}; name one, such as --blocks 4")
+
+
+def _left_out(profile: Profile, options: argparse.Namespace) -> Iterator[str]:
+    """What the tables do not show, and why."""
+    too_many = [] if options.blocks else [number for number in BLOCKS if number > len(profile.units)]
+    too_small = [number for number in options.microbatches if number > profile.batch_size]
+    if too_many:
+        yield f"left out: {', '.join(map(str, too_many))} blocks, as the network has {len(profile.units)} units"
+    if too_small:
+        yield f"left out: {', '.join(map(str, too_small))} microbatches, as a batch has {profile.batch_size} images"
+    if options.memory is not None:
+        yield f"left out: cuts with a block of more than {options.memory:g} GiB; ddp, which is not cut, is not checked"
+
+
+def _check_blocks(profile: Profile, numbers: Sequence[int]) -> None:
+    if max(numbers) > len(profile.units):
+        raise ConfigError(
+            f"{max(numbers)} blocks, but the network has only {len(profile.units)} units to cut between; "
+            f"use --blocks {len(profile.units)} or less"
+        )
+
+
+def _local(config: Config) -> Config:
+    """What is measured: a network that learns end to end is compared with bll, so its heads are those of bll."""
+    return replace(config, method="bll", engine="ranks") if config.is_end_to_end else config
+
+
+def _file(name: str, text: str | None) -> Path | None:
+    """The file that an option names, which need not exist."""
+    if text is not None and Path(text).is_dir():
+        raise ConfigError(f"--{name} {text} is a directory; needed is the name of a file, such as {text}/FILE")
+    if text is not None and not Path(text).parent.is_dir():
+        raise ConfigError(f"--{name} {text} cannot be written: there is no directory {Path(text).parent}; make it")
+    return None if text is None else Path(text)
+
+
+def _profile(config: Config, repetitions: int, file: Path | None) -> Profile:
+    """The profile in ``file``, or a new one."""
+    if file is not None and file.exists():
+        return load_profile(file, config)
+    from bllpipe.plan.measure import data_spec, measure  # torch
+
+    profile = measure(config, data_spec(config), repetitions, _Progress())
+    if file is not None:
+        save_profile(profile, file)
+        print(f"wrote {file}\n")
+    return profile
+
+
+class _Progress:
+    """A line every few seconds."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        if time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
+            self._last = time.monotonic()
+            print(f"bllpipe plan: {text}", file=sys.stderr, flush=True)
+
+
+def _best(profile: Profile, setting: Setting, number: int, limit: float) -> Prediction:
+    found = predict_local(setting, number, limit)
+    if found is None:
+        raise _too_little_memory(profile, number, limit)
+    return found
+
+
+def _too_little_memory(profile: Profile, number: int, limit: float) -> ConfigError:
+    """Says how much ``number`` blocks need, and how many blocks would do."""
+    costs = profile.costs()
+    least = _least_memory(costs, number)
+    if least == inf:
+        return ConfigError(
+            f"{number} blocks would leave the last one, {profile.names[-1]}, without parameters; "
+            f"use --blocks {number - 1} or less"
+        )
+    enough = [more for more in range(number, len(costs) + 1) if _least_memory(costs, more) <= limit]
+    more = f", or --blocks {enough[0]}" if enough else "; no other number of blocks is small enough either"
+    return ConfigError(
+        f"--memory {limit / GIB:g}: the largest of {number} blocks needs {least / GIB:.3g} GiB at best; "
+        f"use --memory {least / GIB * 1.01:.3g}{more}"
+    )
+
+
+def _least_memory(costs: Sequence[UnitCost], number: int) -> float:
+    allowed = local_cost(costs, Link())
+
+    def memory(first: int, end: int) -> float:
+        return inf if allowed(first, end) == inf else float(memory_bytes(costs, first, end))
+
+    cut = best_cut(len(costs), number, memory)
+    return inf if cut is None else largest(cut, len(costs), memory)
+
+
+def _steps(config: Config, profile: Profile) -> int:
+    """Steps of the run that ``config`` describes."""
+    return config.steps or config.epochs * profile.steps_per_epoch
+
+
+def _write_json(
+    file: Path, profile: Profile, options: argparse.Namespace, predictions: Sequence[Sequence[Sequence[Prediction]]]
+) -> None:
+    found = [
+        {"link_bytes_per_second": rate * 1e9, "latency_seconds": LATENCY, **asdict(prediction)}
+        for rate, of_link in zip(options.link, predictions, strict=True)
+        for of_number in of_link
+        for prediction in of_number
+    ]
+    for record in found:
+        record["cut"] = [profile.names[position - 1] for position in record["cut"]]
+    file.write_text(json.dumps({"profile": profile.to_json(), "predictions": found}, indent=1) + "\n")
+    print(f"wrote {file}")
+
+
+def _write_config(file: Path, config: Config, profile: Profile, setting: Setting, number: int, limit: float) -> None:
+    """The cut for what ``config`` runs: stages have no heads, so theirs may differ."""
+    if config.is_end_to_end:
+        cut = best_cut(len(profile.units), number, stage_cost(setting.units, setting.link, limit))
+        if cut is None:
+            raise _too_little_memory(profile, number, limit)
+    else:
+        cut = list(_best(profile, setting, number, limit).cut)
+    blocks: list[int | str] = [profile.names[position - 1] for position in cut]
+    head = f"# Cut by bllpipe plan on {profile.environment['processor']} ({profile.device}).\n"
+    file.write_text(head + to_yaml(replace(config, blocks=blocks or 1)))
+    print(f"wrote {file} with blocks: {blocks or 1}")

@@ -1,0 +1,162 @@
+"""Predicted throughput of every way to train one network on several devices, each with the cut that suits it best.
+Imports no torch.
+
+Microbatches and shares of a batch are taken to cost their share of the batch, which flatters whatever splits it; block-
+local learning does not. Messages overlap with computing, and so does data parallelism's all-reduce with backward. The
+feedback rank is left out: it has a fraction of a block's work, and a step's time for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import inf
+
+from bllpipe.plan.costs import Link, StageSeconds, UnitCost, local_cost, local_seconds, stage_cost, stage_seconds
+from bllpipe.plan.partition import best_cut
+from bllpipe.plan.schedules import StepOrder, gpipe, local, one_f_one_b, orders_of, zero_bubble
+from bllpipe.plan.simulate import Timeline, simulate
+
+BYTES_OF_A_GRADIENT = 4
+STEPS = 4  # after which a schedule repeats itself
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one engine would do: the cut (after how many units), the seconds of a step in steady state, and the share of
+    them that each rank computes."""
+
+    engine: str
+    num_blocks: int
+    microbatches: int | None
+    cut: tuple[int, ...]
+    step_seconds: float
+    images_per_second: float
+    speed_up: float
+    busy: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a prediction starts from: units in order, images in a global batch, and the link between devices."""
+
+    units: Sequence[UnitCost]
+    batch_size: int
+    link: Link
+
+    @property
+    def single_seconds(self) -> float:
+        """A step of the whole network on one device, learning end to end."""
+        whole = stage_seconds(self.units, 0, len(self.units))
+        return whole.forward + whole.backward + whole.update
+
+    def prediction(
+        self, engine: str, cut: Sequence[int], step_seconds: float, busy: Sequence[float], microbatches: int | None
+    ) -> Prediction:
+        rate, speed_up = self.batch_size / step_seconds, self.single_seconds / step_seconds
+        return Prediction(engine, len(busy), microbatches, tuple(cut), step_seconds, rate, speed_up, tuple(busy))
+
+    def blocks(self, cut: Sequence[int]) -> list[tuple[int, int]]:
+        """First unit of each block, and first unit behind it."""
+        return list(pairwise([0, *cut, len(self.units)]))
+
+    def messages(self, cut: Sequence[int], microbatches: int = 1) -> list[float]:
+        """Seconds of a message behind each block but the last."""
+        return [self.link.seconds(self.units[end - 1].output_bytes / microbatches) for end in cut]
+
+
+def predict_local(setting: Setting, num_blocks: int, memory_limit: float = inf) -> Prediction | None:
+    """Block-local learning in steady state; None when there is no such cut.
+
+    It fills once a run: ``run_seconds`` has the fill.
+    """
+    cut = best_cut(len(setting.units), num_blocks, local_cost(setting.units, setting.link, memory_limit))
+    if cut is None:
+        return None
+    return setting.prediction("bll", cut, *_steady(lambda steps: _play_local(setting, cut, steps)), microbatches=None)
+
+
+def run_seconds(setting: Setting, cut: Sequence[int], steps: int) -> float:
+    """A run of block-local learning from its first batch to the last update, the fill included."""
+    few = min(steps, STEPS)
+    each, _ = _steady(lambda number: _play_local(setting, cut, number))
+    return _play_local(setting, cut, few).makespan + (steps - few) * each
+
+
+SCHEDULES: dict[str, StepOrder] = {"gpipe": gpipe, "1f1b": one_f_one_b, "zb-h1": zero_bubble}
+
+
+def predict_pipeline(
+    setting: Setting, engine: str, num_blocks: int, microbatches: int, memory_limit: float = inf
+) -> Prediction | None:
+    """A synchronous pipeline with the schedule ``engine``, by playing it; None when there is no such cut."""
+    cut = best_cut(len(setting.units), num_blocks, stage_cost(setting.units, setting.link, memory_limit))
+    if cut is None:
+        return None
+    stages = [stage_seconds(setting.units, *block) for block in setting.blocks(cut)]
+    seconds = [_of_a_microbatch(stage, microbatches, engine == "zb-h1") for stage in stages]
+    messages = setting.messages(cut, microbatches)
+
+    def play(steps: int) -> Timeline:
+        return simulate(seconds, orders_of(SCHEDULES[engine], num_blocks, microbatches, steps), messages)
+
+    return setting.prediction(engine, cut, *_steady(play), microbatches)
+
+
+def predict_data_parallel(setting: Setting, num_devices: int) -> Prediction:
+    """Every device has the whole network and its share of the batch; a ring sums the gradients during backward."""
+    whole = stage_seconds(setting.units, 0, len(setting.units))
+    num_bytes = BYTES_OF_A_GRADIENT * sum(unit.parameters for unit in setting.units)
+    link, rounds = setting.link, 2 * (num_devices - 1)
+    all_reduce = rounds * link.seconds(num_bytes / num_devices)
+    forward, backward = whole.forward / num_devices, whole.backward / num_devices
+    step = forward + max(backward, all_reduce) + whole.update
+    share = (forward + backward + whole.update) / step
+    return setting.prediction("ddp", (), step, [share] * num_devices, microbatches=None)
+
+
+def predict_all(
+    setting: Setting, num_blocks: int, microbatches: Sequence[int], memory_limit: float = inf
+) -> list[Prediction]:
+    """All engines on ``num_blocks`` devices. Missing are those that the memory limit leaves no cut, and parts of
+    a batch without an image. Data parallelism cuts nothing, and is not held to the limit."""
+    pipelines = [
+        predict_pipeline(setting, engine, num_blocks, number, memory_limit)
+        for engine in SCHEDULES
+        for number in microbatches
+        if number <= setting.batch_size
+    ]
+    replicas = predict_data_parallel(setting, num_blocks) if num_blocks <= setting.batch_size else None
+    found = [predict_local(setting, num_blocks, memory_limit), replicas, *pipelines]
+    return [prediction for prediction in found if prediction is not None]
+
+
+def _play_local(setting: Setting, cut: Sequence[int], steps: int) -> Timeline:
+    """A local step is a block's work without its forward."""
+    blocks = setting.blocks(cut)
+    forward = [sum(unit.forward for unit in setting.units[first:end]) for first, end in blocks]
+    totals = [local_seconds(setting.units, first, end) for first, end in blocks]
+    seconds = [{"F": there, "L": total - there} for there, total in zip(forward, totals, strict=True)]
+    return simulate(seconds, orders_of(local, len(blocks), steps, 1, updates=False), setting.messages(cut))
+
+
+def _of_a_microbatch(stage: StageSeconds, microbatches: int, splits_backward: bool) -> dict[str, float]:
+    backward = stage.backward_of_input if splits_backward else stage.backward
+    return {
+        "F": stage.forward / microbatches,
+        "B": backward / microbatches,
+        "W": (stage.backward - backward) / microbatches,
+        "U": stage.update,
+    }
+
+
+def _steady(play: Callable[[int], Timeline]) -> tuple[float, list[float]]:
+    """Seconds that one more step takes, and the share of them that each rank computes."""
+    before, after = play(STEPS), play(STEPS + 1)
+    step = after.makespan - before.makespan
+    works = [
+        later * after.makespan - earlier * before.makespan
+        for earlier, later in zip(before.busy, after.busy, strict=True)
+    ]
+    return step, [work / step for work in works]

@@ -1,0 +1,239 @@
+"""The synchronous baselines on two real ranks: their gradients are those of the whole network in one process, they
+learn the digits, and they go on after an interruption with the same bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bllpipe import cli
+from bllpipe.config import Config, load_config
+from bllpipe.config.schema import SYNCHRONOUS, TWO_STAGES
+from bllpipe.engines import Options, ddp
+from bllpipe.engines.actors import follow
+from bllpipe.engines.job import agree
+from bllpipe.engines.synchronous import Build, Seat, make_rank
+from bllpipe.learn.networks import network_units
+from bllpipe.learn.optimizers import Optimizer
+from bllpipe.learn.units import Segment
+from bllpipe.ports import Round
+from bllpipe.run.checkpoint import find_checkpoint
+from bllpipe.run.data.sets import load_images, load_labels
+from bllpipe.run.data.source import ImageSource, label_batches
+from tests.ranks import jobs
+from tests.ranks.spawning import run_ranks
+
+pytestmark = pytest.mark.ranks
+
+ONE_STEP = ("steps=1", "optimizer.lr=0.2", "schedule.name=constant")
+LEARN = ("epochs=5", "optimizer.lr=0.1", "evaluate.every_epochs=0")
+EPOCHS_REACH = 0.9  # of the test set; engine single gets 0.93 on average after 8 epochs
+# The whole network's gradient norm is far above 0.1, so each of these steps is clipped.
+CLIPPED = {"1f1b-clipped": "1f1b", "zbv-clipped": "zbv", "ddp-clipped": "ddp"}
+ENGINE_OF = {**{name: name for name in SYNCHRONOUS}, **CLIPPED, "gpipe-whole": "gpipe"}
+CPU = torch.device("cpu")
+Array = NDArray[np.generic]  # a tensor would be sent by a process that must not end before it is read
+
+
+def configure(name: str, *settings: str) -> Config:
+    """Two ranks: four stages where a rank holds two, else two parts."""
+    engine = ENGINE_OF[name]
+    words = ["method=bp", f"engine={engine}", f"blocks={4 if engine in TWO_STAGES else 2}", "model.width=8"]
+    if name in CLIPPED:
+        words.append("optimizer.clip_norm=0.1")
+    if name == "gpipe-whole":
+        words.append("pipeline.microbatches=1")
+    return load_config(None, [*words, *settings])
+
+
+def carry_out(rank: int, config: Config, folder: str, resume: str = "never") -> tuple[dict[str, Array], float | None]:
+    """All rounds of a run, checkpoints included; the weights in the end, and the accuracy if this rank knows it."""
+    import torch.distributed as dist
+
+    from bllpipe.engines import pipeline
+
+    store: Any = dist.FileStore(f"{folder}-{config.stop_at}-{resume}.store", 2)
+    images = load_images(config.data, config.seed) if rank == 0 else None
+    options = Options(resume, folder)
+    job = agree(config, options, store, store, images.spec if images else None, attempt=0)
+    build: Build = ddp.build_loop if config.engine == "ddp" else pipeline.build_loop
+    part = make_rank(Seat(job, rank, CPU, images), build)
+    follow(job, part, part.actors[0])
+    part.checkpoints.wait_committed(job.plan.last_step)
+    weights = {name: value.detach().numpy() for name, value in part.actors[0].loop.weights().items()}
+    return weights, part.actors[0].recorder.accuracy
+
+
+def every_engine(rank: int, folder: str) -> dict[str, Any]:
+    """What one spawn is for: each engine's weights after a step, after five of which two came after a restart, and its
+    test accuracy after some epochs."""
+    found: dict[str, Any] = {}
+    Path(folder).mkdir(exist_ok=True)
+    for name in ENGINE_OF:
+        found[name], _ = carry_out(rank, configure(name, *ONE_STEP), f"{folder}/step-{name}")
+    for name in SYNCHRONOUS:
+        straight, stopped = f"{folder}/straight-{name}", f"{folder}/stopped-{name}"
+        found[f"{name} straight"], _ = carry_out(rank, configure(name, "steps=5"), straight)
+        carry_out(rank, configure(name, "steps=5", "stop_at=3"), stopped)
+        found[f"{name} resumed"], _ = carry_out(rank, configure(name, "steps=5"), stopped, resume="auto")
+    for name in SYNCHRONOUS:
+        _, found[f"{name} learns"] = carry_out(rank, configure(name, *LEARN), f"{folder}/learn-{name}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of the two ranks found."""
+    return run_ranks(every_engine, 2, str(tmp_path_factory.mktemp("ranks")), timeout=280)
+
+
+def first_batch(config: Config) -> tuple[Tensor, Tensor]:
+    rounds = [Round("train", 0, size=config.data.batch_size)]
+    images = ImageSource(load_images(config.data, config.seed), iter(rounds), config.seed, config.data.augment)
+    ((_, label_B),) = label_batches(load_labels(config.data, config.seed), iter(rounds), config.seed)
+    return images.recv().alpha_BCHW, label_B
+
+
+def parts_of(config: Config) -> int:
+    return config.num_parts if config.engine == "ddp" else config.pipeline.microbatches
+
+
+def one_step_in_one_process(config: Config) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The whole network before and after a step: the parts of the batch go through it one after another, each as
+    BatchNorm would see it, and their gradients are averaged."""
+    segment = Segment(network_units(config.model, 1, 10, config.seed), config.seed).train()
+    before = {f"model.{name}": value.clone() for name, value in segment.state_dict().items()}
+    image_BCHW, label_B = first_batch(config)
+    for images, labels in zip(image_BCHW.chunk(parts_of(config)), label_B.chunk(parts_of(config)), strict=True):
+        (torch.nn.functional.cross_entropy(segment(images), labels) / parts_of(config)).backward()
+    parameters = dict(segment.named_parameters())
+    if config.optimizer.clip_norm is not None:
+        norm = torch.nn.utils.clip_grad_norm_(parameters.values(), config.optimizer.clip_norm)
+        assert norm > 5 * config.optimizer.clip_norm
+    Optimizer(parameters, config.optimizer).step(config.optimizer.lr)
+    return before, {f"model.{name}": value for name, value in segment.state_dict().items()}
+
+
+def whole(ranks: list[dict[str, Any]], name: str) -> dict[str, Tensor]:
+    """The weights of both ranks; of replicas those of the first, which are the ones that count."""
+    return {key: torch.from_numpy(np.asarray(value)) for key, value in {**ranks[1][name], **ranks[0][name]}.items()}
+
+
+def is_statistic(name: str) -> bool:
+    return "running_" in name or "num_batches" in name
+
+
+@pytest.mark.parametrize("name", sorted(ENGINE_OF))
+def test_a_step_is_that_of_the_whole_network(ranks: list[dict[str, Any]], name: str) -> None:
+    config = configure(name, *ONE_STEP)
+    before, after = one_step_in_one_process(config)
+    together = whole(ranks, name)
+    assert together.keys() == after.keys()
+    compared = [key for key in after if config.engine != "ddp" or not is_statistic(key)]
+    for key in compared:
+        torch.testing.assert_close(together[key], after[key], atol=2e-6, rtol=1e-5, msg=f"{key} differs")
+    least = 1e-3 if name in CLIPPED else 1e-2
+    moved = max(float((after[key] - before[key]).abs().max()) for key in compared if not is_statistic(key))
+    assert moved > least, "far more than the tolerance"
+
+
+@pytest.mark.parametrize("name", [name for name in SYNCHRONOUS if name != "ddp"])
+def test_every_weight_is_on_one_rank(ranks: list[dict[str, Any]], name: str) -> None:
+    first, second = (found[name].keys() for found in ranks)
+    assert first and second and not first & second
+
+
+def test_replicas_keep_the_same_parameters(ranks: list[dict[str, Any]]) -> None:
+    first, second = (found["ddp"] for found in ranks)
+    assert second and not any(is_statistic(name) for name in second)
+    assert all(np.array_equal(value, first[name]) for name, value in second.items())
+
+
+@pytest.mark.parametrize("name", SYNCHRONOUS)
+def test_it_learns_the_digits(ranks: list[dict[str, Any]], name: str) -> None:
+    scoring = 0 if name in ("zbv", "dualpipev", "ddp") else 1
+    accuracy = [found[f"{name} learns"] for found in ranks]
+    assert accuracy[scoring] >= EPOCHS_REACH
+    assert accuracy[1 - scoring] is None
+
+
+@pytest.mark.parametrize("name", SYNCHRONOUS)
+def test_a_stopped_run_goes_on_with_the_same_bits(ranks: list[dict[str, Any]], name: str) -> None:
+    for found in ranks:
+        straight, resumed = found[f"{name} straight"], found[f"{name} resumed"]
+        assert straight.keys() == resumed.keys()
+        assert all(np.array_equal(value, resumed[key]) for key, value in straight.items())
+
+
+def commands(engine: str) -> tuple[str, ...]:
+    return ("method=bp", f"engine={engine}", "blocks=2", *jobs.SMALL, "data.batch_size=48", "steps=12")
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    checkpoint = find_checkpoint(folder / "checkpoints", warn=pytest.fail)
+    assert checkpoint is not None
+    return checkpoint.tensors()
+
+
+def test_1f1b_through_torchrun_and_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    jobs.succeed(jobs.alone(jobs.words(straight, *commands("1f1b"))))
+    jobs.succeed(jobs.torchrun(2, jobs.words(stopped, *commands("1f1b"), "stop_at=5")))
+    assert jobs.read_json(stopped / "status.json")["status"] == "preempted"
+    jobs.succeed(jobs.torchrun(2, jobs.words(stopped, *commands("1f1b"), options=("--resume", "auto"))))
+    one, other = jobs.summary(straight), jobs.summary(stopped)
+    assert one["state_sha256"] == other["state_sha256"]
+    assert one["test_accuracy"] == other["test_accuracy"]
+    ours, theirs = weights(straight), weights(stopped)
+    assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    check_books(straight, "stage")
+    check_results(straight, capsys)
+
+
+def test_ddp_through_torchrun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    jobs.succeed(jobs.torchrun(2, jobs.words(tmp_path / "run", *commands("ddp"))))
+    check_books(tmp_path / "run", "replica")
+    check_results(tmp_path / "run", capsys)
+
+
+def check_books(folder: Path, kind: str) -> None:
+    """Summary and metrics are those of any engine; the figures of the network are under block 0, as for single."""
+    summary, lines = jobs.summary(folder), jobs.metrics(folder)
+    assert summary["roles"] == [f"{kind} 0", f"{kind} 1"] and summary["world_size"] == 2
+    assert summary["block_accuracy"] == [summary["test_accuracy"]]
+    assert all(0 < share <= 1 for share in summary["busy"]) and summary["images_per_second"] > 0
+    train = [line for line in lines if (line["phase"], line["role"]) == ("train", "block 0")]
+    assert [line["step"] for line in train] == [5, 10] and all(line["loss"] > 0 for line in train)
+    (test,) = [line for line in lines if line["phase"] == "evaluate"]
+    assert test["role"] == "block 0" and test["accuracy"] == summary["test_accuracy"]
+
+
+def check_results(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Such a run can be evaluated and exported like any other."""
+    assert cli.main(["eval", str(folder)]) == 0
+    accuracy = f"{100 * jobs.summary(folder)['test_accuracy']:.2f} %"
+    assert f"test accuracy {accuracy}" in capsys.readouterr().out
+    assert cli.main(["export", str(folder), str(folder / "network.safetensors")]) == 0
+
+
+def test_one_microbatch_is_engine_single(ranks: list[dict[str, Any]], tmp_path: Path) -> None:
+    jobs.in_this_process(tmp_path, "method=bp", "engine=single", "model.width=8", *ONE_STEP)
+    single = {name: value for name, value in weights(tmp_path).items() if name.startswith("model.")}
+    together = whole(ranks, "gpipe-whole")
+    for name, value in single.items():
+        torch.testing.assert_close(together[name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_a_rank_that_fails_ends_the_run_with_one_message(tmp_path: Path) -> None:
+    settings = (*commands("1f1b"), "optimizer.lr=1e30", "schedule.name=constant")
+    done = jobs.torchrun(2, jobs.words(tmp_path / "run", *settings))
+    assert done.returncode != 0
+    assert done.stderr.count("bllpipe:") == 1
+    assert "rank 1 (stage 1): " in done.stderr and "lower optimizer.lr" in done.stderr
+    assert jobs.read_json(tmp_path / "run" / "status.json")["role"] == "stage 1"

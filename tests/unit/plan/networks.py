@@ -1,0 +1,25 @@
+"""Networks of a user's own, for planning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class DataDependent(nn.Module):
+    """Looks at a value, which whoever only counts operations does not have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if float(x.detach().sum()) > 0 else x
+
+
+def small(in_channels: int, num_classes: int, looks: bool = False) -> list[nn.Module]:
+    """Begins in place, ends without parameters."""
+    middle: nn.Module = DataDependent() if looks else nn.ReLU(inplace=True)
+    first = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(in_channels, 6, 3))
+    return [first, middle, nn.Conv2d(6, num_classes, 3), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1))]
+
+
+def no_list(**settings: Any) -> list[nn.Module]:
+    return []
