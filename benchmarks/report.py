@@ -31,6 +31,23 @@ class Timing:
         return f"{middle:.3f} ms ({low:.3f} to {high:.3f})"
 
 
+@dataclass(frozen=True)
+class Spread:
+    """The median of ``n`` repetitions, in any unit, with the smallest and the largest of them."""
+
+    n: int
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        return cls(len(values), median(values), min(values), max(values))
+
+    def __str__(self) -> str:
+        return f"{self.median:.1f} ({self.least:.1f} to {self.most:.1f})"
+
+
 def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Columns as wide as their widest cell; the first is flush left, the others flush right."""
     cells = [[str(cell) for cell in row] for row in (heads, *rows)]
@@ -49,7 +66,7 @@ def write(path: str | None, title: str, settings: Mapping[str, Any], results: Se
     if path is None:
         return
     plain = [
-        {name: asdict(value) if isinstance(value, Timing) else value for name, value in result.items()}
+        {name: asdict(value) if isinstance(value, Timing | Spread) else value for name, value in result.items()}
         for result in results
     ]
     record = {"benchmark": title, "settings": dict(settings), "results": plain, "environment": environment()}

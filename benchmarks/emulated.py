@@ -1,0 +1,100 @@
+"""A network of stages that wait instead of computing: its schedules, processes and messages are real, its devices not.
+
+A stage's forward and backward take given times and use no CPU, so many stages fit on few cores, and what is measured is
+the engine. Given to the launcher as ``model.name=benchmarks.emulated:stages``.
+
+Shapes: B images, C channels, S x S positions, K classes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class Clock:
+    """Waits for a share of a whole batch's time, each time longer or shorter by up to ``jitter`` of it."""
+
+    jitter: float
+    draws: torch.Generator
+
+    def wait(self, seconds: float) -> None:
+        if seconds == 0:
+            return  # even a sleep of nothing gives the core away
+        between = 2 * float(torch.rand((), generator=self.draws)) - 1
+        time.sleep(seconds * (1 + self.jitter * between))
+
+
+class PassInput(torch.autograd.Function):
+    """The identity; the gradient of the input takes ``seconds``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, clock: Clock, seconds: float) -> Tensor:
+        ctx.clock, ctx.seconds = clock, seconds
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        ctx.clock.wait(ctx.seconds)
+        return gradients[0], None, None
+
+
+class AddWeight(torch.autograd.Function):
+    """x + weight; the gradient of the weight takes ``seconds``."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, x: Tensor, clock: Clock, seconds: float) -> Tensor:
+        ctx.clock, ctx.seconds = clock, seconds
+        return x + weight
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        ctx.clock.wait(ctx.seconds)
+        return gradients[0].sum().reshape(1), None, None, None
+
+
+class Stage(nn.Module):
+    """Seconds for a batch of ``batch_size``; a microbatch takes its share. Half of the backward time is the gradient of
+    the input, where one is wanted, as zero-bubble schedules tell the two halves apart."""
+
+    def __init__(self, shape: Sequence[int], forward: float, backward: float, batch_size: int, clock: Clock) -> None:
+        super().__init__()
+        self.shape, self.seconds, self.batch_size, self.clock = tuple(shape), (forward, backward), batch_size, clock
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, ...] to [B, *shape], whatever the input's shape."""
+        share = len(x) / self.batch_size if self.training else 0.0
+        forward, backward = (seconds * share for seconds in self.seconds)
+        self.clock.wait(forward)
+        split = x.requires_grad
+        x = PassInput.apply(x, self.clock, backward / 2) if split else x  # type: ignore[no-untyped-call]
+        flat = x.flatten(1).mean(dim=1)
+        made = flat.view(-1, *[1] * len(self.shape)).expand(-1, *self.shape)
+        rest = backward / 2 if split else backward
+        return made * 0 + AddWeight.apply(self.weight, made.detach(), self.clock, rest)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def stages(
+    in_channels: int,
+    num_classes: int,
+    forward: Sequence[float],
+    backward: Sequence[float],
+    batch_size: int,
+    channels: int = 16,
+    side: int = 8,
+    jitter: float = 0.0,
+) -> list[nn.Module]:
+    """A stage for every entry of ``forward`` and ``backward`` (seconds a batch). What travels between them is
+    [B, channels, side, side]; the last one makes class scores [B, K]."""
+    shapes: list[tuple[int, ...]] = [(channels, side, side)] * (len(forward) - 1) + [(num_classes,)]
+    return [
+        Stage(shape, f, b, batch_size, Clock(jitter, torch.Generator().manual_seed(number)))
+        for number, (shape, f, b) in enumerate(zip(shapes, forward, backward, strict=True))
+    ]
