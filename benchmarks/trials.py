@@ -112,6 +112,12 @@ def resolved(config: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
     return flat(to_mapping(load_config(str(config), settings)))
 
 
+def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with the data's file alone: where it lay concerns nobody else."""
+    path = settings.get("data.path")
+    return {**settings, "data.path": Path(path).name} if path else dict(settings)
+
+
 def _check_keys(keys: Sequence[str]) -> None:
     double = [key for key, count in Counter(keys).items() if count > 1]
     if double:
@@ -183,15 +189,15 @@ class _Session:
             "data": config["data.name"],
             **trial.facts,
             "seed": trial.seed,
-            "overrides": dict(trial.overrides),
+            "overrides": without_folders(trial.overrides),
             **{name: summary[name] for name in FROM_SUMMARY},
             "resumed": self.resumed[trial.key],
             "workers": self.workers,
             "environment": _json(run_dir / "env.json"),
             "finished": datetime.now(UTC).isoformat(),
-            "config_file": str(trial.config),
+            "config_file": trial.config.name,
             "config_sha256": hashlib.sha256(trial.config.read_bytes()).hexdigest(),
-            "config": config,
+            "config": without_folders(config),
         }
 
     def _say(self, text: str) -> None:
