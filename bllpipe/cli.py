@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,10 +26,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(given)
     try:
-        return int(options.run(options, given[1:]))
+        code = int(options.run(options, given[1:]))
+        sys.stdout.flush()
+        return code
     except BllpipeError as error:
         print(f"bllpipe: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # whoever read has seen enough, as in ``bllpipe eval RUN | head``
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it ends
+        return 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from bllpipe.config import load_config
 from bllpipe.errors import ConfigError
 from bllpipe.wire.environment import RankEnvironment, speaks_for_all
 
+REPOSITORY = Path(__file__).parents[2]
 TORCHRUN = {
     "RANK": "3",
     "WORLD_SIZE": "5",
@@ -124,3 +128,13 @@ def test_an_unknown_command_says_which_there_are(words: list[str], capsys: pytes
     with pytest.raises(SystemExit, match="2"):
         cli.main(words)
     assert "usage: bllpipe" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    """``bllpipe check | head`` once ended in a traceback."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-c", "from bllpipe.cli import main; raise SystemExit(main(['check']))"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60, cwd=REPOSITORY)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
