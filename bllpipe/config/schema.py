@@ -104,6 +104,9 @@ class ObjectiveConfig:
     family: Literal["gaussian", "gaussian_learned", "bernoulli", "categorical"] = key(
         "gaussian", "bll: distribution of alpha and beta; gaussian: of variance 1; gaussian_learned: one a channel"
     )
+    normalize: Literal["none", "sample", "batch"] = key(
+        "none", "bll: channel means as they are, or with mean 0 and variance 1 within each sample or over the batch"
+    )
     head: Literal["linear", "mlp", "conv", "narrow", "gap"] = key(
         "linear", "linear (on a pool), mlp (hidden layer on it), conv (3x3, then linear), narrow (1x1, then conv), gap"
     )

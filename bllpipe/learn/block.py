@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bllpipe.config.schema import Config
 from bllpipe.errors import ConfigError
-from bllpipe.learn.channels import alignment, channel_means, class_statistics
+from bllpipe.learn.channels import alignment, class_statistics, forward_message
 from bllpipe.learn.families import FAMILIES
 from bllpipe.learn.heads import make_head
 from bllpipe.learn.local import Objective
@@ -103,7 +103,7 @@ class Block:
 
     def stats(self, alpha: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
         """Class sums [K, C] and counts [K] of what alpha expects, for Gaussians its channel means, for the lane."""
-        statistic_BC = FAMILIES[self.config.objective.family].statistic(channel_means(alpha.detach()))
+        statistic_BC = FAMILIES[self.config.objective.family].statistic(self._message(alpha.detach()))
         return class_statistics(statistic_BC, label_B, self.num_classes)
 
     @torch.no_grad()
@@ -145,7 +145,10 @@ class Block:
                 part.train(mode)
 
     def _figures(self, alpha: Tensor, target: Target) -> dict[str, Tensor]:
-        return {"alignment": alignment(channel_means(alpha), target.beta_BC, target.known_B)}
+        return {"alignment": alignment(self._message(alpha), target.beta_BC, target.known_B)}
+
+    def _message(self, alpha: Tensor) -> Tensor:
+        return forward_message(alpha, self.config.objective.normalize)
 
     def _named(self, parameters: bool) -> dict[str, Tensor | nn.Parameter]:
         """Names are those of the whole network under ``model.``; a head is named after the unit that it reads."""

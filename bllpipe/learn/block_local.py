@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bllpipe.config.schema import ObjectiveConfig
-from bllpipe.learn.channels import channel_means, num_channels
+from bllpipe.learn.channels import forward_message, num_channels
 from bllpipe.learn.families import FAMILIES, Family, Gaussian
 from bllpipe.learn.local import predictive
 from bllpipe.ports import Target
@@ -41,7 +41,7 @@ class BlockLocal(nn.Module):
         self.learned = LearnedVariance(num_channels(alpha_shape)) if config.family == "gaussian_learned" else None
 
     def forward(self, alpha: Tensor, scores_BK: Tensor, target: Target, x: Tensor) -> dict[str, Tensor]:
-        alpha_BC = channel_means(alpha)
+        alpha_BC = forward_message(alpha, self.config.normalize)
         kl = posterior_kl(self._family(alpha_BC, target), alpha_BC, target.beta_BC, target.known_B)
         pred = predictive(self.config, scores_BK, target)
         return {"kl": self.config.kl_weight * kl, "pred": self.config.pred_weight * pred}

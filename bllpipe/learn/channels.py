@@ -5,10 +5,12 @@ Shapes: B images, C channels, H x W positions, K classes, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, one_hot
+from torch.nn.functional import cosine_similarity, layer_norm, one_hot
+
+LEAST_DEVIATION = 1e-3  # of a channel over the batch
 
 
 def channel_means(alpha: Tensor) -> Tensor:
@@ -17,6 +19,24 @@ def channel_means(alpha: Tensor) -> Tensor:
     if alpha.dim() == 4:
         return alpha.mean(dim=(2, 3))
     return alpha.mean(dim=1) if alpha.dim() == 3 else alpha
+
+
+def _over_batch(mean_BC: Tensor) -> Tensor:
+    """Every channel with mean 0 and variance 1 over the batch, tests included."""
+    centred_BC = mean_BC - mean_BC.mean(dim=0)
+    return centred_BC / (centred_BC.square().mean(dim=0) + LEAST_DEVIATION**2).sqrt()
+
+
+NORMALIZATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda mean_BC: mean_BC,
+    "sample": lambda mean_BC: layer_norm(mean_BC, mean_BC.shape[1:]),
+    "batch": _over_batch,
+}
+
+
+def forward_message(alpha: Tensor, normalization: str) -> Tensor:
+    """What is compared with beta, float32 [B, C]: the channel means, as they are or normalised."""
+    return NORMALIZATIONS[normalization](channel_means(alpha))
 
 
 def num_channels(alpha_shape: Sequence[int]) -> int:

@@ -23,15 +23,27 @@ def test_noisy_changes_the_share_and_every_changed_label_is_wrong() -> None:
     assert (changed != LABELS).sum() == 80 and set(changed) == set(range(5))
 
 
+def test_pairs_are_of_every_two_classes_and_show_each_image_left_and_right() -> None:
+    label_N = np.repeat(np.arange(4), 32)
+    image_NHWC = np.arange(128, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), dtype=np.uint8)
+    picture_NHWC, label_P = archives.pairs(image_NHWC, label_N, np.random.default_rng(0))
+    left, right = picture_NHWC[:, 0, 0, 0], picture_NHWC[:, 0, 2, 0]
+    assert picture_NHWC.shape == image_NHWC.shape and np.bincount(label_P).tolist() == [8] * 16
+    assert sorted(left) == sorted(right) == list(range(128))
+    assert (4 * label_N[left] + label_N[right] == label_P).all()
+
+
 def test_the_command_writes_an_archive_and_leaves_the_test_alone(tmp_path: Path) -> None:
     images = np.arange(200 * 4 * 4 * 3, dtype=np.uint8).reshape(200, 4, 4, 3)
     np.savez(tmp_path / "all.npz", train_x=images, train_y=LABELS, test_x=images[:9], test_y=LABELS[:9])
-    for kind in ("few", "noisy"):
+    for kind in ("few", "noisy", "pairs"):
         words = [kind, str(tmp_path / "all.npz"), str(tmp_path / f"{kind}.npz"), "--per-class", "3"]
         assert archives.main(words) == 0
     with np.load(tmp_path / "few.npz") as few, np.load(tmp_path / "noisy.npz") as noisy:
         assert len(few["train_x"]) == len(few["train_y"]) == 15 and len(few["test_y"]) == 9
         assert np.array_equal(noisy["train_x"], images) and np.array_equal(noisy["test_y"], LABELS[:9])
+    with np.load(tmp_path / "pairs.npz") as two:
+        assert two["train_x"].shape[1:] == (4, 4, 3) and two["train_y"].max() == 24
 
 
 def test_every_variant_of_every_question_is_a_config_that_can_run() -> None:

@@ -12,7 +12,7 @@ from bllpipe.config.schema import Config, ObjectiveConfig, OptimizerConfig, Prec
 from bllpipe.errors import ConfigError
 from bllpipe.learn.block import Block, alpha_shape, make_block
 from bllpipe.learn.block_local import posterior_kl
-from bllpipe.learn.channels import channel_means
+from bllpipe.learn.channels import channel_means, forward_message
 from bllpipe.learn.cuts import cut
 from bllpipe.learn.families import Gaussian
 from bllpipe.learn.heads import HEADS, make_head, pooled_shape
@@ -51,6 +51,16 @@ def test_the_loss_is_kl_and_predictive_loss() -> None:
     kl = posterior_kl(Gaussian(), channel_means(alpha), aim.beta_BC, aim.known_B)
     torch.testing.assert_close(outcome.terms["kl"], 0.5 * kl.detach())
     assert outcome.terms.keys() == {"kl", "pred"} and outcome.lr == pytest.approx(0.1)
+
+
+def test_what_is_normalised_for_the_kl_is_normalised_for_the_feedback() -> None:
+    block, aim = make(replace(CONFIG, objective=ObjectiveConfig(normalize="sample"))), target(6, 8)
+    alpha = block.forward(images())
+    sums_KC, _ = block.stats(alpha, aim.label_B)
+    message_BC = forward_message(alpha, "sample")
+    torch.testing.assert_close(sums_KC.sum(dim=0), message_BC.sum(dim=0).detach(), atol=1e-5, rtol=0)
+    kl = block.losses(alpha, aim)[0]["kl"]
+    torch.testing.assert_close(kl, posterior_kl(Gaussian(), message_BC, aim.beta_BC, aim.known_B))
 
 
 def test_the_step_is_gradient_descent_on_that_loss() -> None:

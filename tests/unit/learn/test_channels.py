@@ -3,13 +3,26 @@
 import pytest
 import torch
 
-from bllpipe.learn.channels import alignment, channel_means, class_statistics, num_channels
+from bllpipe.learn.channels import alignment, channel_means, class_statistics, forward_message, num_channels
 
 
 @pytest.mark.parametrize(("shape", "channels"), [((6, 4, 4), 6), ((9, 6), 6), ((6,), 6)])
 def test_channel_means_of_maps_tokens_and_vectors(shape: tuple[int, ...], channels: int) -> None:
     assert channel_means(torch.randn(2, *shape)).shape == (2, channels)
     assert num_channels(shape) == channels
+
+
+@pytest.mark.parametrize(("normalization", "over"), [("sample", 1), ("batch", 0)])
+def test_a_normalised_message_has_mean_0_and_variance_1(normalization: str, over: int) -> None:
+    message_BC = forward_message(3 + 2 * torch.randn(64, 48, 4, 4), normalization)
+    torch.testing.assert_close(message_BC.mean(dim=over), torch.zeros(message_BC.shape[1 - over]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        message_BC.var(dim=over, correction=0), torch.ones(message_BC.shape[1 - over]), atol=1e-2, rtol=0
+    )
+
+
+def test_a_channel_that_is_the_same_for_all_images_stays_finite() -> None:
+    assert forward_message(torch.full((4, 3), 2.0), "batch").eq(0).all()
 
 
 def test_class_statistics_equal_a_loop() -> None:
