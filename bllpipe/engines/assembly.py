@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from bllpipe.engines.books import make_actor, make_part
-from bllpipe.engines.edges import ActorPorts, Dress, Nowhere, OnDevice, Wires, undressed
+from bllpipe.engines.edges import ActorPorts, Dress, Nowhere, Wires, image_port, undressed
 from bllpipe.engines.job import Job, input_shape, shape_of, unit_names
 from bllpipe.learn.block import Block, make_block
 from bllpipe.learn.channels import num_channels
@@ -14,23 +14,24 @@ from bllpipe.learn.feedback import make_feedback
 from bllpipe.learn.units import Segment
 from bllpipe.ports import Alpha, Receiver
 from bllpipe.run.data.sets import ImageSet, LabelSet
-from bllpipe.run.data.source import ImageSource, LabelSource, label_batches
+from bllpipe.run.data.source import LabelSource, label_batches
 from bllpipe.run.loops import BlockLoop, LaneLoop, Loop
 from bllpipe.run.rank import Actor, RankPart
 
 
 class Assembly:
-    """Builds the parts of a job over the given wires. ``dress`` may wrap every port, to delay messages for example."""
+    """Builds the parts of a job over the given wires. ``dress`` may wrap every port, to delay messages for example;
+    ``ahead`` gives the images a thread of their own."""
 
-    def __init__(self, job: Job, wires: Wires, dress: Dress = undressed) -> None:
-        self.job, self.wires, self.dress = job, wires, dress
+    def __init__(self, job: Job, wires: Wires, dress: Dress = undressed, ahead: bool = False) -> None:
+        self.job, self.wires, self.dress, self.ahead = job, wires, dress, ahead
 
     def block_part(self, rank: int, segment: Segment, device: torch.device, images: ImageSet | None) -> RankPart:
         """The rank of one block; the first one has the images."""
         job, ports = self.job, self._ports()
         loop = BlockLoop(
             self._block(rank, segment),
-            inputs=self._images(images, device) if images else self._alphas_before(rank, ports),
+            inputs=image_port(job, images, device, ahead=self.ahead) if images else self._alphas_before(rank, ports),
             targets=ports.receiver(job.topology.target_edge(rank), job.messages("train", "evaluate")),
             alphas=ports.sender(job.topology.alpha_edge(rank)),
             stats=ports.sender(job.topology.stats_edge(rank)),
@@ -42,7 +43,7 @@ class Assembly:
         rounds, nowhere = self.job.messages("train", "evaluate"), Nowhere()
         loop = BlockLoop(
             self._block(0, segment),
-            inputs=self._images(images, device),
+            inputs=image_port(self.job, images, device, ahead=self.ahead),
             targets=LabelSource(labels, rounds, self.job.config.seed, device),
             alphas=nowhere,
             stats=nowhere,
@@ -80,10 +81,6 @@ class Assembly:
         edge = self.job.topology.alpha_edge(rank - 1)
         assert edge is not None, "a block without images has one before it"
         return ports.receiver(edge, self.job.messages("train", "evaluate"))
-
-    def _images(self, images: ImageSet, device: torch.device) -> OnDevice:
-        rounds = self.job.messages("train", "evaluate")
-        return OnDevice(ImageSource(images, rounds, self.job.config.seed, self.job.config.data.augment), device)
 
     def _actor(self, rank: int, name: str, loop: Loop, ports: ActorPorts, device: torch.device) -> Actor:
         return make_actor(self.job, rank, self.job.topology.role(rank), name, loop, ports.opened, device)

@@ -14,13 +14,13 @@ from bllpipe.run.loops import Loop
 from bllpipe.run.rank import Actor, RankPart
 from bllpipe.run.recorder import Recorder
 from bllpipe.run.spans import Clock, SpanFile, align_clock, machine_id, trace
-from bllpipe.run.timing import Stopwatch, TimedPort
+from bllpipe.run.timing import Metered, Stopwatch
 
 STEADY_AFTER = 0.1  # fraction of the steps that rates leave out
 
 
 def make_actor(
-    job: Job, rank: int, role: str, name: str, loop: Loop, ports: list[TimedPort], device: torch.device
+    job: Job, rank: int, role: str, name: str, loop: Loop, ports: list[Metered], device: torch.device
 ) -> Actor:
     """``loop`` with what the checkpoint holds of it, stopwatch, recorder and, if the job asks for them, spans.
 

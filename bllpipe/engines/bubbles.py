@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from bllpipe.engines.stages import Schedule
+from bllpipe.run.timing import Meter
 
 COMPUTE = ("forward_one_chunk", "backward_one_chunk", "backward_weight_one_chunk")
 
@@ -17,10 +18,8 @@ class TimedSchedule:
     """A schedule that adds up what it waits, as a port does for the stopwatch: a step without what ``stages``
     (torch's PipelineStage) compute in it. Only right where computing is not queued, so on CPUs."""
 
-    edge = "other stages"
-
     def __init__(self, schedule: Schedule, stages: Sequence[object]) -> None:
-        self._schedule, self.waited, self._computed = schedule, 0.0, 0.0
+        self._schedule, self.meter, self._computed = schedule, Meter("other stages"), 0.0
         for stage in stages:
             for name in COMPUTE:
                 setattr(stage, name, self._counted(getattr(stage, name)))
@@ -28,7 +27,7 @@ class TimedSchedule:
     def step(self, *images: Tensor, target: Tensor | None = None, losses: list[Tensor] | None = None) -> Any:
         start, computed = time.perf_counter(), self._computed
         scores = self._schedule.step(*images, target=target, losses=losses)
-        self.waited += time.perf_counter() - start - (self._computed - computed)
+        self.meter.waited += time.perf_counter() - start - (self._computed - computed)
         return scores
 
     def _counted(self, call: Callable[..., Any]) -> Callable[..., Any]:

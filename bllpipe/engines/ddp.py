@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bllpipe.config import Config
 from bllpipe.engines import Options
-from bllpipe.engines.edges import OnDevice
+from bllpipe.engines.edges import image_port
 from bllpipe.engines.job import build_segment
 from bllpipe.engines.share import Share
 from bllpipe.engines.synchronous import Seat, run_synchronous
@@ -23,9 +23,9 @@ from bllpipe.learn.block import Outcome
 from bllpipe.learn.units import Segment
 from bllpipe.ports import Alpha, Phase, Receiver, Round, Target
 from bllpipe.run.data.sets import load_images, load_labels
-from bllpipe.run.data.source import ImageSource, LabelSource
+from bllpipe.run.data.source import LabelSource
 from bllpipe.run.loops import Loop
-from bllpipe.run.timing import TimedPort
+from bllpipe.run.timing import Metered
 from bllpipe.wire.world import wait_for_all
 
 
@@ -100,7 +100,7 @@ class ReplicaLoop:
         return self.share.load(state)
 
 
-def build_loop(seat: Seat) -> tuple[Loop, list[TimedPort]]:
+def build_loop(seat: Seat) -> tuple[Loop, list[Metered]]:
     """The loop of a replica. Waiting for the others is hidden in the backward pass, so it counts as computing."""
     job, config = seat.job, seat.job.config
     segment = build_segment(job, 0, seat.device)
@@ -110,7 +110,7 @@ def build_loop(seat: Seat) -> tuple[Loop, list[TimedPort]]:
     loop = ReplicaLoop(
         share,
         averaging(segment),
-        OnDevice(ImageSource(images, job.messages(*phases), config.seed, config.data.augment), seat.device),
+        image_port(job, images, seat.device, phases),
         LabelSource(load_labels(config.data, config.seed), job.messages(*phases), config.seed, seat.device),
         seat.rank,
         job.topology.num_blocks,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 
 from bllpipe.engines.job import Job, shape_of
 from bllpipe.learn.channels import num_channels
-from bllpipe.ports import Alpha, Message, Receiver, Round, Sender
-from bllpipe.run.timing import TimedPort, TimedReceiver, TimedSender
+from bllpipe.ports import Alpha, Message, Phase, Receiver, Round, Sender
+from bllpipe.run.data.sets import ImageSet
+from bllpipe.run.data.source import ImageSource
+from bllpipe.run.timing import Metered, TimedReceiver, TimedSender
 from bllpipe.topology import Edge
+from bllpipe.wire.channel import Channel
 from bllpipe.wire.layout import Field, Layout, alpha_fields, stats_fields, target_fields
 
 
@@ -56,13 +60,14 @@ class ActorPorts:
 
     def __init__(self, job: Job, wires: Wires, dress: Dress) -> None:
         self._job, self._wires, self._dress = job, wires, dress
-        self.opened: list[TimedPort] = []
+        self.opened: list[Metered] = []
 
     def sender(self, edge: Edge | None) -> Sender[Any]:
         """The outgoing end of ``edge``; without an edge, what is sent is dropped (the last block's class scores)."""
         if edge is None:
             return Nowhere()
-        sender = TimedSender(self._dress(self._wires.sender(layout_of(self._job, edge)), edge), str(edge))
+        layout = layout_of(self._job, edge)
+        sender = TimedSender(self._dress(self._wires.sender(layout), edge), str(edge), layout.message_bytes)
         self.opened.append(sender)
         return sender
 
@@ -81,6 +86,19 @@ class Nowhere:
         """Drops the message."""
 
 
+def image_port(
+    job: Job,
+    images: ImageSet,
+    device: torch.device,
+    phases: Sequence[Phase] = ("train", "evaluate"),
+    ahead: bool = True,
+) -> OnDevice:
+    """What the first block receives in ``phases``, on its device; made by a thread of its own if ``ahead``."""
+    config = job.config
+    source = ImageSource(images, job.messages(*phases), config.seed, config.data.augment)
+    return OnDevice(Ahead(source, config.cpu_threads) if ahead else source, device)
+
+
 class OnDevice:
     """Brings the images of the first block to its device."""
 
@@ -90,3 +108,22 @@ class OnDevice:
     def recv(self) -> Alpha:
         message = self._images.recv()
         return Alpha(message.round, message.alpha_BCHW.to(self._device, non_blocking=True))
+
+
+class Ahead:
+    """Images that a thread draws and augments while the block before which they wait computes on those before them."""
+
+    def __init__(self, images: Receiver[Alpha], cpu_threads: int, depth: int = 2) -> None:
+        self._images, self._ready = images, Channel[Alpha](depth)
+        threading.Thread(target=self._draw, args=(cpu_threads,), name="images", daemon=True).start()
+
+    def recv(self) -> Alpha:
+        return self._ready.get()
+
+    def _draw(self, cpu_threads: int) -> None:
+        torch.set_num_threads(cpu_threads)  # OpenMP counts threads per thread
+        try:
+            while True:
+                self._ready.put(self._images.recv())
+        except BaseException as error:  # StopIteration too: nobody asks for more than there is
+            self._ready.close(error)

@@ -23,7 +23,7 @@ from torch.distributed.pipelining import (
 from bllpipe.config import Config
 from bllpipe.engines import Options
 from bllpipe.engines.bubbles import TimedSchedule
-from bllpipe.engines.edges import OnDevice
+from bllpipe.engines.edges import image_port
 from bllpipe.engines.job import Job, shape_of
 from bllpipe.engines.share import Share
 from bllpipe.engines.stages import Hop, Schedule, StageLoop, StageModule
@@ -35,9 +35,9 @@ from bllpipe.learn.networks import network_units
 from bllpipe.learn.units import Segment
 from bllpipe.ports import Alpha, Receiver, Target
 from bllpipe.run.data.sets import load_labels
-from bllpipe.run.data.source import ImageSource, LabelSource
+from bllpipe.run.data.source import LabelSource
 from bllpipe.run.loops import Loop
-from bllpipe.run.timing import TimedPort
+from bllpipe.run.timing import Metered
 from bllpipe.wire.world import add_up, receive_from, send_to
 
 # Made from one stage a rank, or from a list of two.
@@ -55,7 +55,7 @@ def run(config: Config, options: Options) -> None:
     run_synchronous(config, options, build_loop)
 
 
-def build_loop(seat: Seat) -> tuple[Loop, list[TimedPort]]:
+def build_loop(seat: Seat) -> tuple[Loop, list[Metered]]:
     """The loop of a rank; all ranks build theirs at the same time, as each stage learns from the one before what it
     is given."""
     job, config, device = seat.job, seat.job.config, seat.device
@@ -72,21 +72,16 @@ def build_loop(seat: Seat) -> tuple[Loop, list[TimedPort]]:
     return StageLoop(share, schedule, hops, _images(seat), _labels(seat), stages), waits
 
 
-def _timed(
-    schedule: Schedule, stages: Sequence[PipelineStage], device: torch.device
-) -> tuple[Schedule, list[TimedPort]]:
+def _timed(schedule: Schedule, stages: Sequence[PipelineStage], device: torch.device) -> tuple[Schedule, list[Metered]]:
     if device.type != "cpu":
         return schedule, []
     timed = TimedSchedule(schedule, stages)
-    return timed, [timed]  # type: ignore[list-item]  # has edge and waited, which is all that is asked of a port
+    return timed, [timed]
 
 
 def _images(seat: Seat) -> Receiver[Alpha] | None:
     """The first stage is on the rank that has read the images."""
-    rounds, config = seat.job.messages("train", "evaluate"), seat.job.config
-    if seat.images is None:
-        return None
-    return OnDevice(ImageSource(seat.images, rounds, config.seed, config.data.augment), seat.device)
+    return None if seat.images is None else image_port(seat.job, seat.images, seat.device)
 
 
 def _labels(seat: Seat) -> Receiver[Target] | None:

@@ -46,7 +46,7 @@ def run_in_world(config: Config, options: Options, world: World, dress: Dress = 
     labels = load_labels(config.data, config.seed) if rank == layout.feedback_rank else None
     segment = None if labels else build_segment(job, rank, device)
     wires = open_wires(job, world, device)
-    assembly = Assembly(job, wires, dress)
+    assembly = Assembly(job, wires, dress, ahead=True)
     if labels:
         part = assembly.feedback_part(labels, device)
     else:

@@ -18,7 +18,7 @@ from bllpipe.errors import ConfigError
 from bllpipe.run.data.sets import ImageSet, load_images
 from bllpipe.run.loops import Loop
 from bllpipe.run.rank import RankPart
-from bllpipe.run.timing import TimedPort
+from bllpipe.run.timing import Metered
 from bllpipe.topology import Topology
 from bllpipe.wire.environment import RankEnvironment
 from bllpipe.wire.world import World, close_group, open_group, open_store
@@ -35,7 +35,7 @@ class Seat:
 
 
 # The loop of a rank, and what its stopwatch counts as waiting; called when the process group is open.
-Build = Callable[[Seat], tuple[Loop, list[TimedPort]]]
+Build = Callable[[Seat], tuple[Loop, list[Metered]]]
 
 
 def run_synchronous(config: Config, options: Options, build: Build) -> None:

@@ -5,8 +5,9 @@ Shapes: B images, C channels, H x W positions, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +29,12 @@ from bllpipe.randomness import derived_seed
 @dataclass(frozen=True)
 class Outcome:
     """What one batch did to one block (scalars): the terms of its loss, how many images its head got right, and
-    ``figures`` that are watched but not minimised."""
+    ``watch``, which computes what is looked at now and then but not minimised."""
 
     terms: dict[str, Tensor]
     correct: Tensor
     lr: float = 0.0
-    figures: dict[str, Tensor] = field(default_factory=dict)
+    watch: Callable[[], dict[str, Tensor]] = dict
 
 
 class Block:
@@ -55,18 +56,18 @@ class Block:
             raise ConfigError(f"the block that ends with {segment.last_unit} has no parameters; cut somewhere else")
         self.optimizer = Optimizer(self.parameters, config.optimizer)
         self.device = next(iter(self.parameters.values())).device
-        self._x = torch.empty(0)
+        self._x, self._training = torch.empty(0), False
+        self._mode(True)
 
     def forward(self, x: Tensor) -> Tensor:
         """alpha = f_k(x) (paper, eq. 1), in training mode; keeps what the local backward needs."""
-        self.segment.train()
+        self._mode(True)
         self._x = x
         with self._autocast():
             return self.segment(x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     def update(self, alpha: Tensor, target: Target, step: int) -> Outcome:
         """One step on the local loss of ``alpha``, which must come from ``forward``."""
-        self._train(True)
         terms, scores_BK = self.losses(alpha, target)
         self.backward(terms)
         lr = self.step_optimizer(step)
@@ -98,8 +99,8 @@ class Block:
     ) -> Outcome:
         """What the batch did, for the records."""
         hits = (scores_BK.argmax(dim=1) == target.label_B).sum()
-        figures = {} if self.config.is_end_to_end else self._figures(alpha, target)
-        return Outcome({name: term.detach() for name, term in terms.items()}, hits, lr, figures)
+        watch = dict if self.config.is_end_to_end else partial(self._figures, alpha.detach(), target)
+        return Outcome({name: term.detach() for name, term in terms.items()}, hits, lr, watch)
 
     def stats(self, alpha: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
         """Class sums [K, C] and counts [K] of what alpha expects, for Gaussians its channel means, for the lane."""
@@ -109,7 +110,7 @@ class Block:
     @torch.no_grad()
     def infer(self, x: Tensor) -> Tensor:
         """alpha in evaluation mode."""
-        self.segment.eval()
+        self._mode(False)
         self._x = x
         with self._autocast():
             return self.segment(x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
@@ -117,7 +118,6 @@ class Block:
     @torch.no_grad()
     def score(self, alpha: Tensor, target: Target) -> Outcome:
         """The local loss and the local head's hits on a test batch."""
-        self._train(False)
         terms, scores_BK = self.losses(alpha, target)
         return self.outcome(terms, alpha, scores_BK, target, lr=0.0)
 
@@ -139,10 +139,13 @@ class Block:
         self.optimizer.load({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
         return sorted(own.keys() - state.keys())
 
-    def _train(self, mode: bool) -> None:
-        for part in (self.head, self.objective):
-            if isinstance(part, nn.Module):
-                part.train(mode)
+    def _mode(self, train: bool) -> None:
+        """Training or evaluation, for all parts: it takes a while, and seldom changes."""
+        if train != self._training:
+            self._training = train
+            for part in (self.segment, self.head, self.objective):
+                if isinstance(part, nn.Module):
+                    part.train(train)
 
     def _figures(self, alpha: Tensor, target: Target) -> dict[str, Tensor]:
         return {"alignment": alignment(self._message(alpha), target.beta_BC, target.known_B)}

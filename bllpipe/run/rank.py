@@ -42,9 +42,9 @@ class Actor:
         """One round, timed and recorded."""
         if self.track is not None:
             self.track.enter(entry)
-        waited_before, start = self.stopwatch.waited(), time.perf_counter()
+        self.stopwatch.begin()
         outcome = self.loop.run(entry)
-        self.stopwatch.measure(entry, start, waited_before)
+        self.stopwatch.end(entry)
         self.recorder.record(entry, outcome)
 
 
@@ -61,6 +61,7 @@ class RankPart:
     _arrived: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _number_arrived: dict[int, int] = field(default_factory=dict)
+    _cpu_before: float = field(default_factory=time.process_time)
 
     def carry_out(self, actor: Actor, entry: Round) -> None:
         """One round of one actor, its checkpoint included; RoundError says in which round something went wrong."""
@@ -96,6 +97,8 @@ class RankPart:
             "role": self.role,
             "busy": sum(watch.computing for watch in watches) / training if training else 0.0,
             "waiting": {edge: seconds for watch in watches for edge, seconds in watch.waiting.items()},
+            "sent_bytes": {edge: number for watch in watches for edge, number in watch.sent.items() if number},
+            "cpu_seconds": time.process_time() - self._cpu_before,
             "images_per_second": min(watch.steady.rate for watch in watches),
             "accuracy": self.actors[0].recorder.accuracy,
             "parameters": sum(value.numel() for value in weights.values() if value.is_floating_point()),

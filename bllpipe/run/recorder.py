@@ -30,22 +30,31 @@ class Totals:
     figures: dict[str, Tensor] = field(default_factory=dict)
     correct: Tensor | None = None
     images: int = 0
+    watched: int = 0
     lr: float = 0.0
 
     def add(self, outcome: Outcome, images: int) -> None:
-        for sums, values in ((self.terms, outcome.terms), (self.figures, outcome.figures)):
-            for name, value in values.items():
-                sums[name] = sums.get(name, torch.zeros_like(value)) + value * images
+        _add(self.terms, outcome.terms, images)
         self.correct = outcome.correct if self.correct is None else self.correct + outcome.correct
         self.images += images
         self.lr = outcome.lr
 
+    def watch(self, outcome: Outcome, images: int) -> None:
+        """Looks closer at a batch, which takes its time."""
+        _add(self.figures, outcome.watch(), images)
+        self.watched += images
+
     def read(self) -> dict[str, float]:
-        """Means over the images: each term, their sum as ``loss``, the figures, and ``accuracy``."""
+        """Means over the images: each term, their sum as ``loss``, ``accuracy``, and the figures of those watched."""
         terms = {name: float(total) / self.images for name, total in self.terms.items()}
-        figures = {name: float(total) / self.images for name, total in self.figures.items()}
+        figures = {name: float(total) / self.watched for name, total in self.figures.items()}
         assert self.correct is not None, "read after at least one batch"
         return {**terms, "loss": sum(terms.values()), **figures, "accuracy": float(self.correct) / self.images}
+
+
+def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor], images: int) -> None:
+    for name, value in values.items():
+        sums[name] = torch.add(sums[name], value, alpha=images) if name in sums else value * images
 
 
 class Recorder:
@@ -73,6 +82,7 @@ class Recorder:
             self._record_step(entry, outcome)
         elif entry.phase == "evaluate" and outcome is not None:
             self._test.add(outcome, entry.size)
+            self._test.watch(outcome, entry.size)
         elif entry.phase == "score" and self._test.images:
             self._record_score(entry)
 
@@ -82,6 +92,8 @@ class Recorder:
             self._train.add(outcome, entry.size)
             if done % self.check_every == 0:
                 self._check_finite(entry, outcome)
+            if done % self.log_every == 0:
+                self._train.watch(outcome, entry.size)
         if done % self.log_every == 0:
             self._write_step(entry, done)
         elif time.monotonic() - self._posted > POST_SECONDS:

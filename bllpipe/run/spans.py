@@ -151,7 +151,7 @@ def trace(actor: Actor, window: range) -> Actor:
     track = actor.track = Track(actor.recorder.place["actor"], window)
     ports = actor.stopwatch.ports
     for port in ports:
-        wrap(port, {"send": "send", "recv": "receive"}, track, port.edge)
+        wrap(port, {"send": "send", "recv": "receive"}, track, port.meter.edge)
     for name, kinds in KINDS.items():
         found = getattr(actor.loop, name, None)
         for part in found if isinstance(found, list) else [found]:

@@ -25,8 +25,9 @@ def gather_reports(store: Store, world_size: int) -> list[dict[str, Any]]:
 def summarise(
     config: Config, tested_ranks: Sequence[int], reports: Sequence[Mapping[str, Any]], plan: Plan, seconds: float
 ) -> dict[str, Any]:
-    """summary.json. Accuracies are fractions of the test set, ``busy`` fractions of the training time, ``waiting``
-    seconds by edge; lists go by rank, the feedback rank last, but ``block_accuracy`` goes by ``tested_ranks``."""
+    """summary.json. Accuracies are fractions of the test set, ``busy`` fractions of the training time; ``waiting``
+    seconds and ``sent_bytes`` bytes of the training, by edge; ``cpu_seconds`` those of all threads, tests included.
+    Lists go by rank, the feedback rank last, but ``block_accuracy`` goes by ``tested_ranks``."""
     tested = [reports[rank] for rank in tested_ranks]
     return {
         "method": config.method,
@@ -42,6 +43,8 @@ def summarise(
         "roles": [report["role"] for report in reports],
         "busy": [report["busy"] for report in reports],
         "waiting": [report["waiting"] for report in reports],
+        "sent_bytes": [report["sent_bytes"] for report in reports],
+        "cpu_seconds": [report["cpu_seconds"] for report in reports],
         "peak_memory_bytes": [report["peak_memory_bytes"] for report in reports],
         "parameters": [report["parameters"] for report in reports],
         "state_sha256": state_sha256([report["digest"] for report in reports]),

@@ -1,40 +1,57 @@
-"""Where the time goes: ports that count their waiting, and a stopwatch round a loop."""
+"""Where the time goes: ports that count their waiting and their bytes, and a stopwatch round a loop."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic
+from typing import Generic, Protocol
 
 from bllpipe.ports import ReceivedMessage, Receiver, Round, Sender, SentMessage
 
 
-class TimedSender(Generic[SentMessage]):
-    """A sender that adds up the seconds spent in it."""
+@dataclass
+class Meter:
+    """What passed one place since the round began: seconds waited there, and bytes sent."""
 
-    def __init__(self, port: Sender[SentMessage], edge: str) -> None:
-        self._port, self.edge, self.waited = port, edge, 0.0
+    edge: str
+    waited: float = 0.0
+    sent: int = 0
+
+    def reset(self) -> None:
+        self.waited, self.sent = 0.0, 0
+
+
+class Metered(Protocol):
+    """Whatever an actor may wait in."""
+
+    meter: Meter
+
+
+class TimedSender(Generic[SentMessage]):
+    """A sender that adds up the seconds spent in it and, as ``num_bytes`` knows them, the bytes of its messages."""
+
+    def __init__(self, port: Sender[SentMessage], edge: str, num_bytes: Callable[[int], int]) -> None:
+        self._port, self.meter, self._num_bytes = port, Meter(edge), num_bytes
 
     def send(self, message: SentMessage) -> None:
         start = time.perf_counter()
         self._port.send(message)
-        self.waited += time.perf_counter() - start
+        self.meter.waited += time.perf_counter() - start
+        self.meter.sent += self._num_bytes(message.round.size)
 
 
 class TimedReceiver(Generic[ReceivedMessage]):
     """A receiver that adds up the seconds spent in it."""
 
     def __init__(self, port: Receiver[ReceivedMessage], edge: str) -> None:
-        self._port, self.edge, self.waited = port, edge, 0.0
+        self._port, self.meter = port, Meter(edge)
 
     def recv(self) -> ReceivedMessage:
         start = time.perf_counter()
         message = self._port.recv()
-        self.waited += time.perf_counter() - start
+        self.meter.waited += time.perf_counter() - start
         return message
-
-
-TimedPort = TimedSender | TimedReceiver  # type: ignore[type-arg]  # of any message
 
 
 @dataclass
@@ -60,35 +77,45 @@ class Stopwatch:
     ``training`` runs from one training round to the next, whoever else has a turn in between, but stands still for
     tests and checkpoints. ``steady`` is the same without the first ``steady_from`` steps, which fill the pipeline and
     warm caches. ``in_rounds`` are the seconds in the actor's own training rounds, ``waiting`` those of them that it
-    waited for messages, by edge.
+    waited for messages, and ``sent`` the bytes that it sent in them, both by edge.
     """
 
-    ports: list[TimedPort]
+    ports: Sequence[Metered]
     steady_from: int
     in_rounds: float = 0.0
     waiting: dict[str, float] = field(default_factory=dict)
+    sent: dict[str, int] = field(default_factory=dict)
     training: Stretch = field(default_factory=Stretch)
     steady: Stretch = field(default_factory=Stretch)
     _lap: Stretch = field(default_factory=Stretch)
+    _began: float = 0.0
     _ended: float | None = None
 
-    def measure(self, entry: Round, start: float, waited_before: dict[str, float]) -> None:
-        """Adds one round that began at ``start`` (time.perf_counter) and ends now."""
+    def begin(self) -> None:
+        """A round begins now."""
+        for port in self.ports:
+            port.meter.reset()
+        self._began = time.perf_counter()
+
+    def end(self, entry: Round) -> None:
+        """The round ``entry`` ends now; only those of the training count."""
         if entry.phase != "train":
             self._ended = None
             return
         now = time.perf_counter()
-        seconds = now - (start if self._ended is None else self._ended)
+        seconds = now - (self._began if self._ended is None else self._ended)
         self._ended = now
-        self.in_rounds += now - start
-        for port in self.ports:
-            self.waiting[port.edge] = self.waiting.get(port.edge, 0.0) + port.waited - waited_before[port.edge]
-        for stretch in (self.training, self._lap, *([self.steady] if entry.step >= self.steady_from else [])):
-            stretch.add(seconds, entry.size)
+        self.in_rounds += now - self._began
+        for meter in (port.meter for port in self.ports):
+            self.waiting[meter.edge] = self.waiting.get(meter.edge, 0.0) + meter.waited
+            self.sent[meter.edge] = self.sent.get(meter.edge, 0) + meter.sent
+        self._count(seconds, entry)
 
-    def waited(self) -> dict[str, float]:
-        """Seconds waited so far on every port, by edge."""
-        return {port.edge: port.waited for port in self.ports}
+    def _count(self, seconds: float, entry: Round) -> None:
+        self.training.add(seconds, entry.size)
+        self._lap.add(seconds, entry.size)
+        if entry.step >= self.steady_from:
+            self.steady.add(seconds, entry.size)
 
     def lap(self) -> float:
         """Images per second of training since the last lap."""

@@ -10,7 +10,9 @@ found before a single byte of payload is accepted.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 import torch
@@ -77,6 +79,10 @@ class Layout:
     def payload_bytes(self, size: int) -> int:
         return sum(_aligned(_num_bytes(dtype, shape)) for dtype, shape in self.shapes(size))
 
+    def message_bytes(self, size: int) -> int:
+        """Header and payload."""
+        return HEADER_BYTES + self.payload_bytes(size)
+
     def views(self, payload: Tensor, size: int) -> list[Tensor]:
         """The tensors of a message about ``size`` images as views into its uint8 ``payload``."""
         views, offset = [], 0
@@ -141,13 +147,19 @@ def message_of(entry: Round, tensors: list[Tensor], layout: Layout, device: torc
             return Stats(entry, *parts)
 
 
-def _header(edge: Edge, entry: Round, shapes: list[tuple[torch.dtype, tuple[int, ...]]]) -> bytes:
-    numbers = [KINDS.index(edge.kind), edge.src, edge.dst, PHASES.index(entry.phase)]
-    numbers += [entry.step, entry.batch, entry.size, len(shapes)]
-    for dtype, shape in shapes:
-        numbers += [DTYPES.index(dtype), len(shape), *shape, *[0] * (MAX_DIMS - len(shape))]
-    numbers += [0] * (29 - len(numbers))
-    return (MAGIC + _NUMBERS.pack(*numbers)).ljust(HEADER_BYTES, b"\0")
+def _header(edge: Edge, entry: Round, shapes: Sequence[tuple[torch.dtype, tuple[int, ...]]]) -> bytes:
+    place = (KINDS.index(edge.kind), edge.src, edge.dst, PHASES.index(entry.phase), entry.step, entry.batch, entry.size)
+    numbers = _NUMBERS.pack(*place, len(shapes), *_shape_numbers(tuple(shapes)))
+    return (MAGIC + numbers).ljust(HEADER_BYTES, b"\0")
+
+
+@lru_cache(maxsize=256)  # the same few shapes in every step
+def _shape_numbers(shapes: tuple[tuple[torch.dtype, tuple[int, ...]], ...]) -> tuple[int, ...]:
+    """Three tensors' dtype, number of dimensions and dimensions, zeros where there are fewer."""
+    numbers = [0] * 21
+    for position, (dtype, shape) in enumerate(shapes):
+        numbers[7 * position : 7 * position + 2 + len(shape)] = [DTYPES.index(dtype), len(shape), *shape]
+    return tuple(numbers)
 
 
 def _describe(header: bytes) -> str:

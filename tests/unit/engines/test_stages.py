@@ -273,7 +273,7 @@ def test_what_is_not_computed_in_a_step_is_waited() -> None:
     stage = Stage()
     timed = TimedSchedule(Slow(), [stage])
     assert timed.step() == "scores"
-    assert 0.03 <= timed.waited < 0.06
+    assert 0.03 <= timed.meter.waited < 0.06
 
 
 def spend(seconds: float) -> None:

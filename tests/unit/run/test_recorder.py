@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,25 @@ def test_a_line_every_so_many_steps_with_means_over_the_images(books: Books) -> 
     assert (line["phase"], line["step"], line["rank"], line["actor"]) == ("train", 2, 1, "block 1")
     assert (line["kl"], line["pred"], line["loss"]) == (2.5, 3.5, 6.0), "weighted with the sizes of the batches"
     assert (line["accuracy"], line["lr"]) == (0.5, 0.25)
+
+
+def test_a_closer_look_is_taken_at_the_last_batch_before_a_line_and_at_every_test_batch(books: Books) -> None:
+    looks = []
+
+    def watched(value: float) -> Outcome:
+        def watch() -> dict[str, torch.Tensor]:
+            looks.append(value)
+            return {"alignment": torch.tensor(value)}
+
+        return replace(outcome(1.0, 1.0, 5), watch=watch)
+
+    for step, value in enumerate((0.1, 0.5)):
+        books.recorder.record(Round("train", step, size=10), watched(value))
+    for batch, size in enumerate((30, 10)):
+        books.recorder.record(Round("evaluate", 2, batch=batch, size=size), watched(float(batch)))
+    books.recorder.record(Round("score", 2), None)
+    assert looks == [0.5, 0.0, 1.0]
+    assert [line["alignment"] for line in books.lines()] == [0.5, 0.25]
 
 
 def test_every_line_starts_anew(books: Books) -> None:

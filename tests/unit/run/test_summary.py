@@ -12,7 +12,7 @@ from bllpipe.run.summary import gather_reports, post_report, summarise, table
 
 KEYS = {
     *("method", "engine", "world_size", "steps", "epochs", "test_accuracy", "block_accuracy", "images_per_second"),
-    *("seconds", "busy", "waiting", "peak_memory_bytes", "parameters", "state_sha256"),
+    *("seconds", "busy", "waiting", "sent_bytes", "cpu_seconds", "peak_memory_bytes", "parameters", "state_sha256"),
 }
 
 
@@ -21,6 +21,8 @@ def report(role: str, accuracy: float | None, digest: str) -> dict[str, Any]:
         "role": role,
         "busy": 0.5,
         "waiting": {"alpha 0->1": 1.5},
+        "sent_bytes": {"alpha 0->1": 4096},
+        "cpu_seconds": 2.5,
         "images_per_second": 100.0 if accuracy is None else 1000 * accuracy,
         "accuracy": accuracy,
         "parameters": 12345,

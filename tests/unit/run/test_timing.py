@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
-from bllpipe.ports import Round
+from bllpipe.ports import Alpha, Round
 from bllpipe.run.timing import Stopwatch, TimedReceiver, TimedSender
 
 
@@ -24,7 +25,7 @@ class Slow:
     def __init__(self, clock: Clock, seconds: float) -> None:
         self.clock, self.seconds = clock, seconds
 
-    def send(self, message: str) -> None:
+    def send(self, message: Any) -> None:
         self.clock.now += self.seconds
 
     def recv(self) -> str:
@@ -38,11 +39,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def a_round(watch: Stopwatch, clock: Clock, entry: Round, computing: float, *ports: TimedReceiver[Any]) -> None:
-    start, waited = clock.now, watch.waited()
+    watch.begin()
     for port in ports:
         port.recv()
     clock.now += computing
-    watch.measure(entry, start, waited)
+    watch.end(entry)
 
 
 def train(step: int) -> Round:
@@ -50,12 +51,23 @@ def train(step: int) -> Round:
 
 
 def test_ports_add_up_what_is_spent_in_them(clock: Clock) -> None:
-    sender = TimedSender[Any](Slow(clock, 0.25), "alpha 0->1")
+    sender = TimedSender[Any](Slow(clock, 0.25), "alpha 0->1", lambda size: 100 + 8 * size)
     receiver = TimedReceiver[Any](Slow(clock, 0.5), "target 4->0")
-    sender.send("message")
-    sender.send("message")
+    sender.send(Alpha(train(0), torch.empty(10)))
+    sender.send(Alpha(train(1), torch.empty(10)))
     assert receiver.recv() == "message"
-    assert (sender.waited, receiver.waited) == (0.5, 0.5)
+    assert (sender.meter.waited, receiver.meter.waited) == (0.5, 0.5)
+    assert (sender.meter.sent, receiver.meter.sent) == (360, 0)
+
+
+def test_what_is_sent_in_a_test_does_not_count(clock: Clock) -> None:
+    port = TimedSender[Any](Slow(clock, 0.25), "alpha 0->1", lambda size: size)
+    watch = Stopwatch([port], steady_from=0)
+    for entry in (train(0), Round("evaluate", 1, size=10), train(1)):
+        watch.begin()
+        port.send(Alpha(entry, torch.empty(10)))
+        watch.end(entry)
+    assert (watch.sent, watch.waiting) == ({"alpha 0->1": 20}, {"alpha 0->1": 0.5})
 
 
 def test_computing_is_what_is_not_waiting(clock: Clock) -> None:
