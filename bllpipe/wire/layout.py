@@ -1,10 +1,11 @@
-"""What travels on an edge: a header of fixed size, then one payload.
+"""What travels on an edge: an opening, then messages, each a header and a payload in one.
 
+    opening  a header alone, of the largest message: from then on both ends mean the same by every message
     header   256 bytes: magic, edge, round, and dtype and shape of every tensor
     payload  the tensors, each at a multiple of 64 bytes
 
-Both ends know the itinerary, so the receiver knows the next header to the byte; anything else is an error that is
-found before a single byte of payload is accepted.
+Both ends know the itinerary, so the receiver knows the next header to the byte, and how long the message is; anything
+else is an error. The sender checks the shapes of what it sends, as a message of another length could kill the receiver.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ from bllpipe.errors import WireError
 from bllpipe.ports import Alpha, Message, Round, Stats, Target
 from bllpipe.topology import Edge
 
-MAGIC = b"BLLPIPE\x01"  # the last byte is the version of this format
+MAGIC = b"BLLPIPE\x02"  # the last byte is the version of this format
 HEADER_BYTES = 256
 ALIGNMENT = 64
 KINDS = ("alpha", "target", "stats")
-PHASES = ("train", "evaluate")
+PHASES = ("train", "evaluate", "opening")
 DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.float16)
 MAX_DIMS = 5
 _NUMBERS = struct.Struct("<29q")
+
+Place = tuple[str, int, int, int]  # phase, step, batch and size of a round
 
 
 @dataclass(frozen=True)
@@ -62,19 +65,42 @@ class Layout:
         """dtype and shape of every tensor in a message about ``size`` images."""
         return [(field.dtype, field.full_shape(size)) for field in self.fields]
 
+    def opening(self) -> bytes:
+        """The header that both ends of the edge must begin with."""
+        return _header(self.edge, ("opening", 0, 0, self.max_batch), self.shapes(self.max_batch))
+
     def expected_header(self, entry: Round) -> bytes:
         """The header that the message of this round must have."""
-        return _header(self.edge, entry, self.shapes(entry.size))
+        return _header(self.edge, _place(entry), self.shapes(entry.size))
 
     def header(self, entry: Round, tensors: list[Tensor]) -> bytes:
         """The header that describes ``tensors`` as they are."""
-        return _header(self.edge, entry, [(tensor.dtype, tuple(tensor.shape)) for tensor in tensors])
+        return _header(self.edge, _place(entry), [(tensor.dtype, tuple(tensor.shape)) for tensor in tensors])
 
-    def check(self, header: bytes, entry: Round) -> None:
-        """Raises WireError, naming both sides and the edge, unless ``header`` is that of this round's message."""
-        expected = self.expected_header(entry)
+    def check(self, header: bytes, entry: Round | None) -> None:
+        """Raises WireError, naming both sides and the edge, unless ``header`` is that of this round's message, or of
+        the opening if there is no round."""
+        expected = self.opening() if entry is None else self.expected_header(entry)
         if header != expected:
             raise WireError(f"{self}: {self.roles[1]} expected {_describe(expected)}, but got {_describe(header)}")
+
+    def write(self, message: Message, buffer: Tensor) -> Tensor:
+        """The message in the front of ``buffer`` (uint8, for the largest one), converted to the wire's formats.
+
+        Raises WireError unless the message has the shapes of the layout.
+        """
+        entry, parts = message.round, parts_of(message)
+        for part, (_, shape) in zip(parts, self.shapes(entry.size), strict=True):
+            if tuple(part.shape) != shape:
+                raise WireError(
+                    f"{self}: at {entry} {self.roles[0]} has {list(part.shape)} to send, but {self.roles[1]} expects "
+                    f"{list(shape)}; a block must give the same shape in every step"
+                )
+        header = bytearray(self.expected_header(entry))
+        buffer[:HEADER_BYTES].copy_(torch.frombuffer(header, dtype=torch.uint8))
+        for part, view in zip(parts, self.views(buffer[HEADER_BYTES:], entry.size), strict=True):
+            view.copy_(part.detach())
+        return buffer[: self.message_bytes(entry.size)]
 
     def payload_bytes(self, size: int) -> int:
         return sum(_aligned(_num_bytes(dtype, shape)) for dtype, shape in self.shapes(size))
@@ -122,16 +148,20 @@ def stats_fields(num_classes: int, channels: int) -> tuple[Field, ...]:
     return sums, Field(torch.float32, (num_classes,), batched=False)
 
 
-def tensors_of(message: Message, layout: Layout, device: torch.device) -> list[Tensor]:
-    """The message's tensors as they go on the wire: detached, contiguous, in the layout's dtypes, on ``device``."""
+def parts_of(message: Message) -> list[Tensor]:
+    """The message's tensors in the order of its layout."""
     match message:
         case Alpha():
-            parts = [message.alpha_BCHW]
+            return [message.alpha_BCHW]
         case Target():
-            parts = [message.label_B, message.beta_BC, message.known_B]
+            return [message.label_B, message.beta_BC, message.known_B]
         case Stats():
-            parts = [message.sums_KC, message.counts_K]
-    pairs = zip(parts, layout.fields, strict=True)
+            return [message.sums_KC, message.counts_K]
+
+
+def tensors_of(message: Message, layout: Layout, device: torch.device) -> list[Tensor]:
+    """The message's tensors as they go on the wire: detached, contiguous, in the layout's dtypes, on ``device``."""
+    pairs = zip(parts_of(message), layout.fields, strict=True)
     return [part.detach().to(device, field.dtype).contiguous() for part, field in pairs]
 
 
@@ -147,10 +177,14 @@ def message_of(entry: Round, tensors: list[Tensor], layout: Layout, device: torc
             return Stats(entry, *parts)
 
 
-def _header(edge: Edge, entry: Round, shapes: Sequence[tuple[torch.dtype, tuple[int, ...]]]) -> bytes:
-    place = (KINDS.index(edge.kind), edge.src, edge.dst, PHASES.index(entry.phase), entry.step, entry.batch, entry.size)
-    numbers = _NUMBERS.pack(*place, len(shapes), *_shape_numbers(tuple(shapes)))
-    return (MAGIC + numbers).ljust(HEADER_BYTES, b"\0")
+def _place(entry: Round) -> Place:
+    return entry.phase, entry.step, entry.batch, entry.size
+
+
+def _header(edge: Edge, place: Place, shapes: Sequence[tuple[torch.dtype, tuple[int, ...]]]) -> bytes:
+    phase, *rest = place
+    numbers = (KINDS.index(edge.kind), edge.src, edge.dst, PHASES.index(phase), *rest, len(shapes))
+    return (MAGIC + _NUMBERS.pack(*numbers, *_shape_numbers(tuple(shapes)))).ljust(HEADER_BYTES, b"\0")
 
 
 @lru_cache(maxsize=256)  # the same few shapes in every step

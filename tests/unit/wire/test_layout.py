@@ -52,6 +52,35 @@ def test_a_single_large_tensor_is_not_copied() -> None:
     assert layout.pack(tensors_of(Alpha(STEP, alpha), layout, CPU)).data_ptr() == alpha.data_ptr()
 
 
+def test_a_message_is_written_into_a_buffer_for_the_largest_one() -> None:
+    layout, alpha = alpha_layout(torch.bfloat16), torch.randn(3, 4, 4, 2, requires_grad=True).permute(0, 3, 1, 2)
+    buffer = torch.full((layout.message_bytes(4),), 255, dtype=torch.uint8)
+    packed = layout.write(Alpha(STEP, alpha), buffer)
+    assert packed.data_ptr() == buffer.data_ptr() and packed.numel() == layout.message_bytes(3)
+    layout.check(bytes(packed[:HEADER_BYTES].numpy()), STEP)
+    (found,) = layout.views(packed[HEADER_BYTES:], 3)
+    assert torch.equal(found, alpha.detach().bfloat16())
+
+
+def test_a_sender_refuses_another_shape_and_names_both_sides() -> None:
+    layout = alpha_layout()
+    buffer = torch.empty(layout.message_bytes(4), dtype=torch.uint8)
+    with pytest.raises(
+        WireError, match=re.escape("edge alpha 0->1 (block 0 to block 1): at step 5 block 0 has [3, 9]")
+    ):
+        layout.write(Alpha(STEP, torch.zeros(3, 9)), buffer)
+
+
+def test_the_opening_describes_the_largest_message() -> None:
+    layout = alpha_layout()
+    layout.check(layout.opening(), None)
+    other = Layout(layout.edge, ROLES, alpha_fields((2, 4, 5), torch.float32), max_batch=4, ring=2)
+    with pytest.raises(
+        WireError, match=r"opening step 0 .*\[4, 2, 4, 4\], but got alpha 0->1, opening .*\[4, 2, 4, 5\]"
+    ):
+        layout.check(other.opening(), None)
+
+
 def test_the_right_header_passes() -> None:
     layout = alpha_layout()
     header = layout.header(STEP, [torch.zeros(3, 2, 4, 4)])
@@ -62,7 +91,7 @@ def test_the_right_header_passes() -> None:
 @pytest.mark.parametrize(
     ("position", "words"),
     [
-        (0, "no bllpipe header of version 1"),
+        (0, "no bllpipe header of version 2"),
         (7, "no bllpipe header"),
         (8, "got target 0->1"),
         (16, "got alpha 1->1"),
