@@ -41,6 +41,13 @@ def add_plan(commands: Any) -> None:
     plan.add_argument("--microbatches", type=int, nargs="+", default=MICROBATCHES, metavar="M", help="default: 4 8 16")
     plan.add_argument("--memory", type=float, metavar="GiB", help="most that a block may need (counted, not measured)")
     plan.add_argument("--repetitions", type=int, default=REPETITIONS, metavar="N", help=f"default: {REPETITIONS}")
+    plan.add_argument(
+        "--beside",
+        type=int,
+        default=0,
+        metavar="N",
+        help="others that compute while it is measured: one less than there will be ranks on this processor",
+    )
     plan.add_argument("--profile", metavar="FILE", help="use this profile; where there is none, measure and write it")
     plan.add_argument("--json", metavar="FILE", help="write profile, cuts and predictions to FILE")
     plan.add_argument("--write", metavar="FILE.yaml", help="write the config with the best cut by name")
@@ -52,7 +59,7 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     config = load_config(options.config, options.overrides)
     _check(options)
     files = {name: _file(name, getattr(options, name)) for name in ("profile", "json", "write")}
-    profile = _profile(_local(config), options.repetitions, files["profile"])
+    profile = _profile(_local(config), options, files["profile"])
     asked = options.blocks or [number for number in BLOCKS if number <= len(profile.units)]
     shown = options.blocks or [config.num_parts]
     _check_blocks(profile, [*asked, *shown])
@@ -79,6 +86,7 @@ def _check(options: argparse.Namespace) -> None:
         ("blocks", options.blocks or (), 1),
         ("microbatches", options.microbatches, 1),
         ("repetitions", [options.repetitions], 2),
+        ("beside", [options.beside], 0),
     ):
         if any(value < least for value in values):
             raise ConfigError(f"--{name} is {' '.join(map(str, values))}; needed is at least {least}")
@@ -123,13 +131,16 @@ def _file(name: str, text: str | None) -> Path | None:
     return None if text is None else Path(text)
 
 
-def _profile(config: Config, repetitions: int, file: Path | None) -> Profile:
+def _profile(config: Config, options: argparse.Namespace, file: Path | None) -> Profile:
     """The profile in ``file``, or a new one."""
     if file is not None and file.exists():
         return load_profile(file, config)
     from bllpipe.plan.measure import data_spec, measure  # torch
+    from bllpipe.plan.neighbours import neighbours
 
-    profile = measure(config, data_spec(config), repetitions, _Progress())
+    spec = data_spec(config)
+    with neighbours(config, spec, options.beside):
+        profile = measure(config, spec, options.repetitions, _Progress(), options.beside)
     if file is not None:
         save_profile(profile, file)
         print(f"wrote {file}\n")

@@ -112,14 +112,15 @@ class Clock:
         return time.perf_counter()
 
 
-def measure(config: Config, spec: DataSpec, repetitions: int, say: Say) -> Profile:
-    """The profile of ``config``'s network for batches of its size, here and now. ``say`` hears how far it is.
+def measure(config: Config, spec: DataSpec, repetitions: int, say: Say, beside: int = 0) -> Profile:
+    """The profile of ``config``'s network for batches of its size, here and now; ``beside`` so many others that compute
+    too. ``say`` hears how far it is.
 
     From now on this process computes with as many threads as a rank does.
     """
     torch.set_num_threads(config.cpu_threads)
     device = present_device(config)
-    probes = dict(_probes(config, spec, device, say))
+    probes = dict(build_probes(config, spec, device, say))
     samples: dict[str, list[dict[str, float]]] = {name: [] for name in probes}
     for repetition in range(WARM_UP + repetitions):
         for name, probe in probes.items():
@@ -127,7 +128,7 @@ def measure(config: Config, spec: DataSpec, repetitions: int, say: Say) -> Profi
             samples[name].append(probe.sample())
     units = tuple(_unit_profile(name, probe, samples[name][WARM_UP:], config) for name, probe in probes.items())
     steps = spec.num_train // config.data.batch_size
-    return Profile(units, settings_of(config), _named(device), WARM_UP, repetitions, steps, environment())
+    return Profile(units, settings_of(config), _named(device), WARM_UP, repetitions, steps, environment(), beside)
 
 
 def data_spec(config: Config) -> DataSpec:
@@ -150,7 +151,9 @@ def random_target(batch: int, channels: int, num_classes: int, seed: int, device
     return Target(Round("train", 0), beta_BC.to(device), known_B.to(device), label_B.to(device))
 
 
-def _probes(config: Config, spec: DataSpec, device: torch.device, say: Say) -> Iterator[tuple[str, Probe]]:
+def build_probes(
+    config: Config, spec: DataSpec, device: torch.device, say: Say = lambda text: None
+) -> Iterator[tuple[str, Probe]]:
     """A probe for every unit, each given what the one before makes of random images."""
     units = network_units(config.model, spec.image_shape[0], spec.num_classes, config.seed)
     x = torch.randn(config.data.batch_size, *spec.image_shape, generator=stream(config.seed, "plan images")).to(device)

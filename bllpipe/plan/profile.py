@@ -73,7 +73,8 @@ class UnitProfile:
 
 @dataclass(frozen=True)
 class Profile:
-    """All units of a network. ``settings`` are the config's keys that the figures depend on."""
+    """All units of a network. ``settings`` are the config's keys that the figures depend on; ``beside`` is how many
+    other processes computed too."""
 
     units: tuple[UnitProfile, ...]
     settings: Mapping[str, Any]
@@ -82,6 +83,7 @@ class Profile:
     repetitions: int
     steps_per_epoch: int
     environment: Mapping[str, Any]
+    beside: int = 0
 
     @property
     def names(self) -> list[str]:
@@ -103,7 +105,7 @@ class Profile:
         units = tuple(
             UnitProfile(**{**unit, **{name: Timing(**unit[name]) for name in timings}}) for unit in record["units"]
         )
-        return cls(units, **{field.name: record[field.name] for field in fields(cls) if field.name != "units"})
+        return cls(units, **{field.name: record[field.name] for field in fields(cls)[1:] if field.name in record})
 
 
 def settings_of(config: Config) -> dict[str, Any]:

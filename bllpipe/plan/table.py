@@ -45,7 +45,8 @@ def unit_table(profile: Profile) -> str:
         for unit in profile.units
     ]
     heads = ["unit", "forward ms", "backward ms", "update ms", "head ms", "MB out", "parameters", "MiB"]
-    machine = f"{profile.environment['processor']}, torch {profile.environment['torch']}"
+    beside = f", beside {profile.beside} others" if profile.beside else ""
+    machine = f"{profile.environment['processor']}, torch {profile.environment['torch']}{beside}"
     return (
         f"{profile.settings['model.name']}, batches of {profile.batch_size} on {profile.device} ({machine});\n"
         f"median of {profile.repetitions} repetitions after {profile.warm_up}, +- half the distance of the quartiles\n"

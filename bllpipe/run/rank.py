@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import resource
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bllpipe.ports import Round
 from bllpipe.run.checkpoint import CheckpointWriter
 from bllpipe.run.digest import part_digest
 from bllpipe.run.loops import Loop
+from bllpipe.run.memory import peak_memory_bytes
 from bllpipe.run.recorder import Recorder
 from bllpipe.run.spans import SpanFile, Track, record
 from bllpipe.run.timing import Stopwatch
@@ -105,10 +104,3 @@ class RankPart:
             "peak_memory_bytes": peak_memory_bytes(),
             "digest": part_digest(weights),
         }
-
-
-def peak_memory_bytes() -> int:
-    """Most memory this process ever held: of its GPU if it has one, else resident memory."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

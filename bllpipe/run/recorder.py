@@ -17,6 +17,7 @@ from bllpipe.errors import NonFiniteError
 from bllpipe.learn.block import Outcome
 from bllpipe.ports import Round, Store
 from bllpipe.run.directory import RunDirectory
+from bllpipe.run.memory import resident_bytes
 from bllpipe.run.timing import Stopwatch
 
 POST_SECONDS = 0.5
@@ -106,6 +107,7 @@ class Recorder:
             self._train = Totals()
         figures["images_per_second"] = round(self.stopwatch.lap(), 2)
         figures["waiting"] = {edge: round(seconds, 4) for edge, seconds in self.stopwatch.waiting.items()}
+        figures["resident_bytes"] = resident_bytes()
         self.directory.add_metrics(figures)
         self._post(figures)
 
@@ -113,6 +115,7 @@ class Recorder:
         figures = self._test.read()
         self.accuracy, self._test = figures["accuracy"], Totals()
         place = {"phase": "evaluate", "step": entry.step, "epoch": entry.epoch, **self.place}
+        place["training_seconds"] = round(self.stopwatch.training.seconds, 3)
         self.directory.add_metrics({**place, **figures})
         self._post({"step": entry.step, "test_accuracy": self.accuracy})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 
 from benchmarks import limit, throughput
 from benchmarks.emulated import Clock, Stage, stages
-from benchmarks.throughput_cases import ENGINES, cases, stage_seconds
+from benchmarks.throughput_cases import ENGINES, Plan, cases, stage_seconds
 from bllpipe.config import load_config
 
 
@@ -70,15 +71,54 @@ def test_every_rank_has_the_same_work_in_every_engine(engine: str) -> None:
     assert totals == per_rank
 
 
+PREDICTIONS = [
+    {"engine": engine, "num_blocks": blocks, "microbatches": number, "cut": cut, "images_per_second": rate}
+    for engine, blocks, number, cut, rate in (
+        ("bll", 2, None, ["layer2.2"], 90.0),
+        ("gpipe", 2, 8, ["layer2.3"], 60.0),
+        ("1f1b", 2, 8, ["layer2.3"], 70.0),
+        ("ddp", 2, None, [], 80.0),
+        ("bll", 4, None, ["layer1.1", "layer2.2", "layer3.3"], 150.0),
+        ("gpipe", 4, 8, ["layer1.2", "layer2.3", "layer3.4"], 100.0),
+    )
+]
+
+
+def options_of(*words: str) -> argparse.Namespace:
+    return throughput.parser().parse_args([*words, "--engines", *ENGINES])
+
+
 @pytest.mark.parametrize("work", ["emulated", "cpu", "gpu"])
 def test_every_case_is_a_config_that_can_run(work: str) -> None:
-    words = ["--work", work, "--microbatches", "8", "16", "--rings", "1", "2", "--slow", "1.5", "--engines"]
-    options = throughput.parser().parse_args([*words, *ENGINES])
-    found = list(cases(options, ranks=4))
-    assert len({case.name for case in found}) == len(found) == 2 + 2 * 5 + 1
+    options = options_of(
+        "--work", work, "--blocks", "4", "--microbatches", "8", "16", "--rings", "1", "2", "--slow", "1.5"
+    )
+    found = cases(options)
+    assert len({case.name for case in found}) == len(found) == 2 + 2 * 6 + 2
     for case in found:
         load_config(None, case.settings)
         assert case.limit == (pytest.approx(32 / 0.18) if work == "emulated" else None)
+
+
+def test_more_stages_than_microbatches_are_left_out_where_a_schedule_needs_them() -> None:
+    names = {case.name for case in cases(options_of("--blocks", "8", "--microbatches", "4"))}
+    assert "gpipe p=8 m=4" in names and "1f1b p=8 m=4" not in names
+
+
+def test_the_same_prediction_as_that_of_bllpipe_plan() -> None:
+    found = {case.name: case.predicted for case in cases(options_of("--milliseconds", "100"))}
+    assert found["bll p=4"] == pytest.approx(32 / 0.1)
+    assert found["gpipe p=4 m=8"] == found["1f1b p=4 m=8"] == pytest.approx(32 / 0.1 * 8 / 11)
+    assert found["zbv p=4 m=8"] is None
+
+
+def test_real_cuts_are_those_that_suit_each_engine() -> None:
+    options = options_of("--work", "cpu", "--blocks", "2")
+    found = {case.engine: case for case in cases(options, {2: Plan.of(PREDICTIONS, 2)})}
+    assert "blocks=[layer2.2]" in found["bll"].settings and found["bll"].predicted == 90
+    assert "blocks=[layer2.3]" in found["1f1b"].settings and found["1f1b"].predicted == 70
+    assert "blocks=[layer1.2,layer2.3,layer3.4]" in found["zbv"].settings and found["zbv"].predicted is None
+    assert "blocks=2" in found["ddp"].settings and found["ddp"].predicted == 80
 
 
 @pytest.mark.ranks

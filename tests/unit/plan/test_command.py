@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import re
 from pathlib import Path
 
@@ -41,6 +42,16 @@ def test_tables_and_files(profile: str, tmp_path: Path, capsys: pytest.CaptureFi
     assert len(record["predictions"]) == 3 * 3 * (2 + 3 * 3)
     best = next(each for each in record["predictions"] if (each["engine"], each["num_blocks"]) == ("bll", 4))
     assert best["cut"] == written.blocks and max(best["busy"]) == pytest.approx(1.0)
+
+
+@pytest.mark.ranks
+def test_others_may_compute_meanwhile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "profile.json"
+    words = ["--repetitions", "2", "--blocks", "2", "--beside", "1", "--profile", str(file)]
+    assert main(["plan", *SMALL, *words]) == 0
+    assert "beside 1 others" in capsys.readouterr().out
+    assert load_profile(file, load_config(None, SMALL[1::2])).beside == 1
+    assert not multiprocessing.active_children()
 
 
 def test_asked_blocks_links_and_microbatches(profile: str, capsys: pytest.CaptureFixture[str]) -> None:

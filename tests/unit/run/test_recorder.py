@@ -54,6 +54,7 @@ def test_a_line_every_so_many_steps_with_means_over_the_images(books: Books) -> 
     assert (line["phase"], line["step"], line["rank"], line["actor"]) == ("train", 2, 1, "block 1")
     assert (line["kl"], line["pred"], line["loss"]) == (2.5, 3.5, 6.0), "weighted with the sizes of the batches"
     assert (line["accuracy"], line["lr"]) == (0.5, 0.25)
+    assert 10 * 2**20 < line["resident_bytes"] < 2**40
 
 
 def test_a_closer_look_is_taken_at_the_last_batch_before_a_line_and_at_every_test_batch(books: Books) -> None:
