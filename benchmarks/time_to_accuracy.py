@@ -1,5 +1,5 @@
-"""Training seconds until the last block's test accuracy reaches a mark, for BLL and its rivals on the same two cores (or
-GPUs), with the same network, data and epochs.
+"""Training seconds until the last block's test accuracy reaches a mark, for BLL and its rivals on the same two cores
+(or GPUs), with the same network, data and epochs.
 
 The test comes after every epoch and does not count as time. Every engine has the learning rate that suits it in short
 runs (benchmarks/questions/rates.yaml). In every repetition, a seed each, the engines take turns.
