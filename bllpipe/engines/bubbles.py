@@ -15,7 +15,8 @@ COMPUTE = ("forward_one_chunk", "backward_one_chunk", "backward_weight_one_chunk
 
 class TimedSchedule:
     """A schedule that adds up what it waits, as a port does for the stopwatch: a step without what ``stages``
-    (torch's PipelineStage) compute in it. Only right where computing is not queued, so on CPUs."""
+    (torch's PipelineStage, or what has some of these methods) compute in it. Only right where computing is not queued,
+    so on CPUs."""
 
     edge = "other stages"
 
@@ -23,7 +24,8 @@ class TimedSchedule:
         self._schedule, self.waited, self._computed = schedule, 0.0, 0.0
         for stage in stages:
             for name in COMPUTE:
-                setattr(stage, name, self._counted(getattr(stage, name)))
+                if hasattr(stage, name):
+                    setattr(stage, name, self._counted(getattr(stage, name)))
 
     def step(self, *images: Tensor, target: Tensor | None = None, losses: list[Tensor] | None = None) -> Any:
         start, computed = time.perf_counter(), self._computed
