@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from bllpipe.config import Config, load_config
 from bllpipe.config.schema import SYNCHRONOUS
 from bllpipe.engines import Options, engine, topology
-from bllpipe.engines.preflight import check_data, check_plan
+from bllpipe.engines.preflight import check_data, check_installed, check_plan
 from bllpipe.errors import BllpipeError, ConfigError
 from bllpipe.wire.environment import RankEnvironment, speaks_for_all
 
@@ -67,7 +67,8 @@ def launch(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def _check_start(config: Config, environment: RankEnvironment | None) -> None:
-    """Whether torchrun started what the engine needs, and whether plan and data can work at all."""
+    """Whether torchrun started what the engine needs, and whether packages, plan and data can work at all."""
+    check_installed(config)
     check_plan(config)
     if environment is None or environment.rank == 0:
         check_data(config)

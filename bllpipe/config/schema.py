@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 END_TO_END = ("bp", "fa", "usf", "dfa")
 TWO_STAGES = ("interleaved", "zbv", "dualpipev")  # pipelines in which every rank holds two stages
-PIPELINES = ("gpipe", "1f1b", *TWO_STAGES)
+TORCH_PIPELINES = ("gpipe", "1f1b", *TWO_STAGES)
+PIPELINES = (*TORCH_PIPELINES, "deepspeed")
 SYNCHRONOUS = (*PIPELINES, "ddp")
 DEFAULT_BALANCED = 4  # blocks of ``balanced`` without a number
 
@@ -137,7 +138,7 @@ class FeedbackConfig:
 
 @dataclass(frozen=True)
 class PipelineConfig:
-    """The synchronous pipelines: gpipe, 1f1b, interleaved, zbv, dualpipev."""
+    """The synchronous pipelines: gpipe, 1f1b, interleaved, zbv, dualpipev, deepspeed."""
 
     microbatches: int = key(4, "equal parts that every batch is split into; BatchNorm sees one at a time", least=1)
 
@@ -203,11 +204,21 @@ class Config:
         "local: bll, dgl (local heads alone), predsim; end to end: bp (single, ddp, pipelines), fa, usf, dfa (single)",
     )
     engine: Literal[
-        "ranks", "threads", "sequential", "single", "ddp", "gpipe", "1f1b", "interleaved", "zbv", "dualpipev"
+        "ranks",
+        "threads",
+        "sequential",
+        "single",
+        "ddp",
+        "gpipe",
+        "1f1b",
+        "interleaved",
+        "zbv",
+        "dualpipev",
+        "deepspeed",
     ] = key(
         "ranks",
         "local: ranks, threads, sequential; whole network: single, ddp (blocks: replicas); pipelines (blocks: stages): "
-        "one a rank gpipe, 1f1b, two a rank interleaved, zbv, dualpipev",
+        "one a rank gpipe, 1f1b, deepspeed, two a rank interleaved, zbv, dualpipev",
     )
     seed: int = key(0, "seed of weights, order and augmentation", least=0)
     epochs: int = key(20, "passes over the training data", least=1)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bllpipe.config import Config
-from bllpipe.config.schema import PIPELINES, SYNCHRONOUS, TWO_STAGES
+from bllpipe.config.schema import SYNCHRONOUS, TORCH_PIPELINES, TWO_STAGES
 from bllpipe.topology import Placement, Topology
 
 
@@ -27,6 +27,7 @@ PLACEMENTS: dict[str, Placement] = {
     "interleaved": "loop",
     "zbv": "v",
     "dualpipev": "v",
+    "deepspeed": "stage",
     "ddp": "replica",
 }
 
@@ -43,5 +44,5 @@ def topology(config: Config) -> Topology:
 def engine(name: str) -> Engine:
     """The engine called ``name``; its module, and torch with it, is imported only now."""
     assert name in NAMES, "the config admits no other"
-    module = "pipeline" if name in PIPELINES else name
+    module = "pipeline" if name in TORCH_PIPELINES else name
     return importlib.import_module(f"bllpipe.engines.{module}").run  # type: ignore[no-any-return]  # an Engine by contract

@@ -7,10 +7,10 @@ Shapes: B images of the whole batch, K classes.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from bllpipe.config import Config
@@ -25,7 +25,7 @@ from bllpipe.ports import Alpha, Phase, Receiver, Round, Target
 from bllpipe.run.data.sets import load_images, load_labels
 from bllpipe.run.data.source import LabelSource
 from bllpipe.run.loops import Loop
-from bllpipe.run.timing import Metered
+from bllpipe.run.timing import Meter, Metered
 from bllpipe.wire.world import wait_for_all
 
 
@@ -44,7 +44,7 @@ class ReplicaLoop:
     def __init__(
         self,
         share: Share,
-        replica: nn.Module,
+        replica: Callable[[Tensor], Tensor],
         images: Receiver[Alpha],
         labels: Receiver[Target],
         number: int,
@@ -107,15 +107,30 @@ def build_loop(seat: Seat) -> tuple[Loop, list[Metered]]:
     share = Share([segment], config, job.plan.total_steps, add_up=lambda square: square)
     images = seat.images or load_images(config.data, config.seed)
     phases: tuple[Phase, ...] = ("train", "evaluate") if seat.rank == 0 else ("train",)
+    replica = MeteredReplica(averaging(segment), job.topology.num_blocks)
     loop = ReplicaLoop(
         share,
-        averaging(segment),
+        replica,
         image_port(job, images, seat.device, phases),
         LabelSource(load_labels(config.data, config.seed), job.messages(*phases), config.seed, seat.device),
         seat.rank,
         job.topology.num_blocks,
     )
-    return loop, []
+    return loop, [replica]
+
+
+class MeteredReplica:
+    """A network that averages its gradients, and knows what a ring of ``num_replicas`` has each of them send a step."""
+
+    def __init__(self, network: DistributedDataParallel, num_replicas: int) -> None:
+        self._network, self.meter = network, Meter("other replicas")
+        num_bytes = sum(p.nbytes for p in network.parameters() if p.requires_grad)
+        self._sent_bytes = 2 * (num_replicas - 1) * num_bytes // num_replicas
+
+    def __call__(self, image_BCHW: Tensor) -> Tensor:
+        self.meter.sent += self._sent_bytes
+        scores_BK: Tensor = self._network(image_BCHW)
+        return scores_BK
 
 
 def averaging(segment: Segment) -> DistributedDataParallel:

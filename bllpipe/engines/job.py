@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -107,35 +108,42 @@ def _with_cuts(config: Config, spec: DataSpec) -> Config:
     return resolved(config, spec.image_shape, spec.num_classes)
 
 
-def build_segment(job: Job, rank: int, device: torch.device) -> Segment:
-    """Block ``rank`` of the network, on its device; tells the others the shape of its alpha."""
-    channels = job.spec.image_shape[0]
-    units = network_units(job.config.model, channels, job.spec.num_classes, job.config.seed)
-    segment = Segment(cut(units, job.config.cuts)[rank], job.config.seed).to(device)
-    propagate(segment, job.config.method, job.spec.num_classes, job.config.seed)
-    given = input_shape(job, rank)
-    try:
-        shape = alpha_shape(segment, given, device)
-    except RuntimeError as error:
+def build_segment(job: Job, number: int, device: torch.device, kind: Literal["block", "stage"] = "block") -> Segment:
+    """Block ``number``, or that stage of what learns end to end, on its device; tells the others the shape of its
+    alpha. A network that is not cut is block 0, of every replica."""
+    config, num_classes = job.config, job.spec.num_classes
+    units = network_units(config.model, job.spec.image_shape[0], num_classes, config.seed)
+    parts = cut(units, config.cuts if kind == "block" else config.blocks)
+    segment = Segment(parts[number], config.seed).to(device)
+    propagate(segment, config.method, num_classes, config.seed)
+    shape = _output_shape(segment, input_shape(job, number), device, f"{kind} {number}")
+    if number == len(parts) - 1 and shape != (num_classes,):
         raise ConfigError(
-            f"block {rank} ({segment.last_unit} last) cannot take {list(given)} from the block before it: {error}"
-        ) from error
-    if rank == job.topology.num_blocks - 1 and shape != (job.spec.num_classes,):
-        raise ConfigError(
-            f"the last block gives {list(shape)} for each image; needed are {job.spec.num_classes} class scores"
+            f"the last {kind} gives {list(shape)} for each image; needed are {num_classes} class scores: "
+            f"let the network end with a layer that gives them"
         )
-    job.store.set(f"shape/{rank}", json.dumps(shape))
+    job.store.set(f"shape/{number}", json.dumps(shape))
     return segment
 
 
-def input_shape(job: Job, rank: int) -> tuple[int, ...]:
-    """The shape of what block ``rank`` is given, without the batch."""
-    return job.spec.image_shape if rank == 0 else shape_of(job, rank - 1)
+def _output_shape(segment: Segment, given: tuple[int, ...], device: torch.device, name: str) -> tuple[int, ...]:
+    try:
+        return alpha_shape(segment, given, device)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{name} ({segment.last_unit} last) cannot take {list(given)} from what is before it: {error}; "
+            f"cut somewhere else, or change the network"
+        ) from error
 
 
-def shape_of(job: Job, rank: int) -> tuple[int, ...]:
-    """The shape of block ``rank``'s alpha, without the batch."""
-    return tuple(json.loads(job.store.get(f"shape/{rank}")))
+def input_shape(job: Job, number: int) -> tuple[int, ...]:
+    """The shape of what block or stage ``number`` is given, without the batch."""
+    return job.spec.image_shape if number == 0 else shape_of(job, number - 1)
+
+
+def shape_of(job: Job, number: int) -> tuple[int, ...]:
+    """The shape of the alpha of block or stage ``number``, without the batch."""
+    return tuple(json.loads(job.store.get(f"shape/{number}")))
 
 
 def unit_names(job: Job) -> list[str]:

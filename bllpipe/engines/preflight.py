@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from bllpipe.config import Config
 from bllpipe.config.resnets import residual_units, unit_name
+from bllpipe.errors import ConfigError
 from bllpipe.learn.cuts import bounds
 from bllpipe.run.data.downloads import DEFAULT_PATH, DOWNLOADS, check_obtainable
 from bllpipe.run.data.listing import split_folders
@@ -20,6 +23,15 @@ def check_plan(config: Config) -> None:
         Plan.of(config, PUBLISHED[config.data.name].num_train, PUBLISHED[config.data.name].num_test)
     if config.data.name == "synthetic":
         Plan.of(config, config.data.synthetic_images, num_test=1)
+
+
+def check_installed(config: Config) -> None:
+    """Raises ConfigError for an engine of a package that an ordinary installation does not bring. Only where the run
+    takes place."""
+    if config.engine == "deepspeed" and find_spec("deepspeed") is None:
+        raise ConfigError(
+            "engine deepspeed needs the package deepspeed, which is not installed; use pip install 'bllpipe[deepspeed]'"
+        )
 
 
 def check_data(config: Config) -> None:

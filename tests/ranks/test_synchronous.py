@@ -3,6 +3,9 @@ learn the digits, and they go on after an interruption with the same bits."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from torch import Tensor
 from bllpipe import cli
 from bllpipe.config import Config, load_config
 from bllpipe.config.schema import SYNCHRONOUS, TWO_STAGES
-from bllpipe.engines import Options, ddp
+from bllpipe.engines import Options, ddp, deepspeed
 from bllpipe.engines.actors import follow
 from bllpipe.engines.job import agree
 from bllpipe.engines.synchronous import Build, Seat, make_rank
@@ -35,10 +38,19 @@ ONE_STEP = ("steps=1", "optimizer.lr=0.2", "schedule.name=constant")
 LEARN = ("epochs=5", "optimizer.lr=0.1", "evaluate.every_epochs=0")
 EPOCHS_REACH = 0.9  # of the test set; engine single gets 0.93 on average after 8 epochs
 # The whole network's gradient norm is far above 0.1, so each of these steps is clipped.
-CLIPPED = {"1f1b-clipped": "1f1b", "zbv-clipped": "zbv", "ddp-clipped": "ddp"}
+CLIPPED = {"1f1b-clipped": "1f1b", "zbv-clipped": "zbv", "ddp-clipped": "ddp", "deepspeed-clipped": "deepspeed"}
 ENGINE_OF = {**{name: name for name in SYNCHRONOUS}, **CLIPPED, "gpipe-whole": "gpipe"}
+HAS_DEEPSPEED = find_spec("deepspeed") is not None
+NEEDS_DEEPSPEED = pytest.mark.skipif(
+    not HAS_DEEPSPEED, reason="deepspeed is not installed: pip install 'bllpipe[deepspeed]'"
+)
 CPU = torch.device("cpu")
 Array = NDArray[np.generic]  # a tensor would be sent by a process that must not end before it is read
+
+
+def parameters(names: Iterable[str]) -> list[Any]:
+    """Of a test; those of deepspeed are skipped where it is not installed."""
+    return [pytest.param(name, marks=NEEDS_DEEPSPEED if "deepspeed" in name else ()) for name in names]
 
 
 def configure(name: str, *settings: str) -> Config:
@@ -62,7 +74,8 @@ def carry_out(rank: int, config: Config, folder: str, resume: str = "never") -> 
     images = load_images(config.data, config.seed) if rank == 0 else None
     options = Options(resume, folder)
     job = agree(config, options, store, store, images.spec if images else None, attempt=0)
-    build: Build = ddp.build_loop if config.engine == "ddp" else pipeline.build_loop
+    builds: dict[str, Build] = {"ddp": ddp.build_loop, "deepspeed": deepspeed.build_loop}
+    build = builds.get(config.engine, pipeline.build_loop)
     part = make_rank(Seat(job, rank, CPU, images), build)
     follow(job, part, part.actors[0])
     part.checkpoints.wait_committed(job.plan.last_step)
@@ -73,16 +86,18 @@ def carry_out(rank: int, config: Config, folder: str, resume: str = "never") -> 
 def every_engine(rank: int, folder: str) -> dict[str, Any]:
     """What one spawn is for: each engine's weights after a step, after five of which two came after a restart, and its
     test accuracy after some epochs."""
+    os.environ["LOCAL_RANK"] = str(rank)  # DeepSpeed reads what torchrun sets
     found: dict[str, Any] = {}
     Path(folder).mkdir(exist_ok=True)
-    for name in ENGINE_OF:
+    engines = [name for name in SYNCHRONOUS if HAS_DEEPSPEED or name != "deepspeed"]
+    for name in [name for name in ENGINE_OF if ENGINE_OF[name] in engines]:
         found[name], _ = carry_out(rank, configure(name, *ONE_STEP), f"{folder}/step-{name}")
-    for name in SYNCHRONOUS:
+    for name in engines:
         straight, stopped = f"{folder}/straight-{name}", f"{folder}/stopped-{name}"
         found[f"{name} straight"], _ = carry_out(rank, configure(name, "steps=5"), straight)
         carry_out(rank, configure(name, "steps=5", "stop_at=3"), stopped)
         found[f"{name} resumed"], _ = carry_out(rank, configure(name, "steps=5"), stopped, resume="auto")
-    for name in SYNCHRONOUS:
+    for name in engines:
         _, found[f"{name} learns"] = carry_out(rank, configure(name, *LEARN), f"{folder}/learn-{name}")
     return found
 
@@ -129,7 +144,7 @@ def is_statistic(name: str) -> bool:
     return "running_" in name or "num_batches" in name
 
 
-@pytest.mark.parametrize("name", sorted(ENGINE_OF))
+@pytest.mark.parametrize("name", parameters(sorted(ENGINE_OF)))
 def test_a_step_is_that_of_the_whole_network(ranks: list[dict[str, Any]], name: str) -> None:
     config = configure(name, *ONE_STEP)
     before, after = one_step_in_one_process(config)
@@ -143,7 +158,7 @@ def test_a_step_is_that_of_the_whole_network(ranks: list[dict[str, Any]], name: 
     assert moved > least, "far more than the tolerance"
 
 
-@pytest.mark.parametrize("name", [name for name in SYNCHRONOUS if name != "ddp"])
+@pytest.mark.parametrize("name", parameters(name for name in SYNCHRONOUS if name != "ddp"))
 def test_every_weight_is_on_one_rank(ranks: list[dict[str, Any]], name: str) -> None:
     first, second = (found[name].keys() for found in ranks)
     assert first and second and not first & second
@@ -155,7 +170,7 @@ def test_replicas_keep_the_same_parameters(ranks: list[dict[str, Any]]) -> None:
     assert all(np.array_equal(value, first[name]) for name, value in second.items())
 
 
-@pytest.mark.parametrize("name", SYNCHRONOUS)
+@pytest.mark.parametrize("name", parameters(SYNCHRONOUS))
 def test_it_learns_the_digits(ranks: list[dict[str, Any]], name: str) -> None:
     scoring = 0 if name in ("zbv", "dualpipev", "ddp") else 1
     accuracy = [found[f"{name} learns"] for found in ranks]
@@ -163,12 +178,20 @@ def test_it_learns_the_digits(ranks: list[dict[str, Any]], name: str) -> None:
     assert accuracy[1 - scoring] is None
 
 
-@pytest.mark.parametrize("name", SYNCHRONOUS)
+@pytest.mark.parametrize("name", parameters(SYNCHRONOUS))
 def test_a_stopped_run_goes_on_with_the_same_bits(ranks: list[dict[str, Any]], name: str) -> None:
     for found in ranks:
         straight, resumed = found[f"{name} straight"], found[f"{name} resumed"]
         assert straight.keys() == resumed.keys()
         assert all(np.array_equal(value, resumed[key]) for key, value in straight.items())
+
+
+@NEEDS_DEEPSPEED
+def test_deepspeed_takes_the_same_steps_as_1f1b(ranks: list[dict[str, Any]]) -> None:
+    """Four microbatches: to divide by four is exact, so it does not matter whether the loss or the gradient is."""
+    for found in ranks:
+        ours, theirs = found["1f1b straight"], found["deepspeed straight"]
+        assert ours.keys() == theirs.keys() and all(np.array_equal(value, theirs[key]) for key, value in ours.items())
 
 
 def commands(engine: str) -> tuple[str, ...]:
@@ -193,19 +216,37 @@ def test_1f1b_through_torchrun_and_alone(tmp_path: Path, capsys: pytest.CaptureF
     ours, theirs = weights(straight), weights(stopped)
     assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
     check_books(straight, "stage")
+    activations = 48 * (8 * 4 * 4) * 4  # images, channels and positions behind layer2, bytes of a number
+    assert one["sent_bytes"] == [{"other stages": 12 * activations}] * 2, "as much back as forth"
     check_results(straight, capsys)
 
 
 def test_ddp_through_torchrun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     jobs.succeed(jobs.torchrun(2, jobs.words(tmp_path / "run", *commands("ddp"))))
     check_books(tmp_path / "run", "replica")
+    summary = jobs.summary(tmp_path / "run")
+    assert summary["sent_bytes"] == [{"other replicas": 12 * 4 * summary["parameters"][1]}] * 2, "each gradient once"
     check_results(tmp_path / "run", capsys)
 
 
-def check_books(folder: Path, kind: str) -> None:
+@NEEDS_DEEPSPEED
+def test_deepspeed_and_1f1b_in_three_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a stage that both receives activations and sends gradients; the same words are said in both runs."""
+    said = []
+    for name, engine in (("ours", "1f1b"), ("theirs", "deepspeed")):
+        settings = (*commands(engine), "blocks=3", "log.plain_seconds=1000")
+        done = jobs.succeed(jobs.alone(jobs.words(tmp_path / name, *settings)))
+        said.append([line.split()[0] for line in done.stdout.splitlines()] + done.stderr.splitlines())
+    assert said[0] == said[1]
+    assert jobs.summary(tmp_path / "ours")["state_sha256"] == jobs.summary(tmp_path / "theirs")["state_sha256"]
+    check_books(tmp_path / "theirs", "stage", num_ranks=3)
+    check_results(tmp_path / "theirs", capsys)
+
+
+def check_books(folder: Path, kind: str, num_ranks: int = 2) -> None:
     """Summary and metrics are those of any engine; the figures of the network are under block 0, as for single."""
     summary, lines = jobs.summary(folder), jobs.metrics(folder)
-    assert summary["roles"] == [f"{kind} 0", f"{kind} 1"] and summary["world_size"] == 2
+    assert summary["roles"] == [f"{kind} {rank}" for rank in range(num_ranks)] and summary["world_size"] == num_ranks
     assert summary["block_accuracy"] == [summary["test_accuracy"]]
     assert all(0 < share <= 1 for share in summary["busy"]) and summary["images_per_second"] > 0
     train = [line for line in lines if (line["phase"], line["role"]) == ("train", "block 0")]

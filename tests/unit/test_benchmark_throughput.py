@@ -133,6 +133,9 @@ def test_the_benchmark_runs_real_jobs_and_writes_what_it_prints(
     ratio = bll["images_per_second"]["median"] / rival["images_per_second"]["median"]
     assert rival["bll_is_faster_by"] == pytest.approx(ratio)
     assert bll["of_limit"] == pytest.approx(bll["images_per_second"]["median"] / (32 / 0.002))
+    alpha = 16 * 8 * 8 * 4  # bytes an image; labels, targets, statistics and headers are more at a small batch
+    assert rival["sent_bytes_per_image"] == 2 * alpha and alpha < bll["sent_bytes_per_image"] < 2 * alpha
+    assert len(bll["busy"]) == 3 and len(rival["busy"]) == 2
     assert "1f1b p=2 m=2" in capsys.readouterr().out
 
 

@@ -25,7 +25,7 @@ def test_stop_behind_the_end(steps: int, stop_at: int) -> None:
     )
 
 
-@pytest.mark.parametrize("engine", ["ddp", "1f1b", "zbv"])
+@pytest.mark.parametrize("engine", ["ddp", "1f1b", "zbv", "deepspeed"])
 @pytest.mark.parametrize(("method", "other"), [("fa", "single"), ("dfa", "single"), ("bll", "ranks"), ("dgl", "ranks")])
 def test_synchronous_engines_are_for_bp(engine: str, method: str, other: str) -> None:
     refused(
@@ -69,7 +69,11 @@ def test_interleaved_microbatches_in_unequal_rounds() -> None:
 
 @pytest.mark.parametrize(
     ("overrides", "parts", "size"),
-    [(["engine=gpipe"], "4 microbatches", 68), (["engine=ddp", "blocks=3"], "3 replicas", 66)],
+    [
+        (["engine=gpipe"], "4 microbatches", 68),
+        (["engine=deepspeed"], "4 microbatches", 68),
+        (["engine=ddp", "blocks=3"], "3 replicas", 66),
+    ],
 )
 def test_a_batch_that_cannot_be_shared(overrides: list[str], parts: str, size: int) -> None:
     refused(
@@ -200,6 +204,7 @@ def test_nccl_on_a_cpu(kind: str) -> None:
     [
         *(["method=bp", f"engine={engine}"] for engine in ("single", "ddp", "gpipe", "1f1b", "interleaved", "zbv")),
         ["method=bp", "engine=dualpipev"],
+        ["method=bp", "engine=deepspeed", "pipeline.microbatches=1"],
         ["method=bp", "engine=gpipe", "blocks=[1, 4]", "pipeline.microbatches=1"],
         ["method=bp", "engine=interleaved", "blocks=6", "pipeline.microbatches=2"],
         ["method=bp", "engine=zbv", "pipeline.microbatches=1"],

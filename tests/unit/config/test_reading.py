@@ -199,7 +199,7 @@ def test_no_key_takes_keys_and_values(key: str) -> None:
         (
             "engine=thread",
             "engine is 'thread'; needed is one of ranks, threads, sequential, single, ddp, gpipe, 1f1b, interleaved, "
-            "zbv, dualpipev; did you mean 'threads'?",
+            "zbv, dualpipev, deepspeed; did you mean 'threads'?",
         ),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bllpipe import launch
 from bllpipe.config import load_config
-from bllpipe.engines.preflight import check_data, check_plan
+from bllpipe.engines.preflight import check_data, check_installed, check_plan
 from bllpipe.errors import ConfigError, DataError
 from bllpipe.run.data.published import digits
 from bllpipe.run.data.spec import PUBLISHED
@@ -74,3 +76,13 @@ def test_digits_need_no_files() -> None:
 def test_it_needs_no_torch(module: str) -> None:
     program = f"import sys, {module}, bllpipe.run.data.archive; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
+
+
+def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "deepspeed", None)  # as Python itself marks what cannot be imported
+    message = "needs the package deepspeed, which is not installed; use pip install 'bllpipe[deepspeed]'"
+    with pytest.raises(ConfigError, match=f"^engine deepspeed {re.escape(message)}$"):
+        check_installed(load_config(None, ["method=bp", "engine=deepspeed"]))
+    check_installed(load_config(None, ["method=bp", "engine=1f1b"]))
+    assert launch.main(["--set", "method=bp", "--set", "engine=deepspeed"]) == 2
+    assert message in capsys.readouterr().err

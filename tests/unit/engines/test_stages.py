@@ -37,6 +37,7 @@ def config(*settings: str) -> Config:
         ("interleaved", "4", ["stages 0+2", "stages 1+3"], 1),
         ("zbv", "6", ["stages 0+5", "stages 1+4", "stages 2+3"], 0),
         ("dualpipev", "4", ["stages 0+3", "stages 1+2"], 0),
+        ("deepspeed", "[2, 4]", ["stage 0", "stage 1", "stage 2"], 2),
         ("ddp", "3", ["replica 0", "replica 1", "replica 2"], 0),
     ],
 )
@@ -261,8 +262,6 @@ def test_what_is_not_computed_in_a_step_is_waited() -> None:
             spend(seconds)
 
         def backward_one_chunk(self) -> None: ...
-
-        def backward_weight_one_chunk(self) -> None: ...
 
     class Slow:
         def step(self, *images: Tensor, target: Tensor | None = None, losses: list[Tensor] | None = None) -> str:

@@ -1,0 +1,131 @@
+"""Engine ``deepspeed``: backpropagation through stages, one a rank, in the 1F1B schedule of DeepSpeed's PipelineEngine.
+
+DeepSpeed computes, and exchanges activations and gradients. What follows the last backward pass (clipping, the update)
+is ours as in every other engine, so its optimiser is a dummy and two of its instructions do nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
+from itertools import repeat
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bllpipe.config import Config
+from bllpipe.engines import Options
+from bllpipe.engines.share import Share
+from bllpipe.engines.staged import build_stage_loop, microbatch_size
+from bllpipe.engines.stages import Schedule, StageModule
+from bllpipe.engines.synchronous import Seat, run_synchronous
+from bllpipe.errors import ConfigError
+from bllpipe.run.loops import Loop
+from bllpipe.run.timing import Metered
+
+SHARED_MEMORY_OP = "deepspeed_shm_comm"
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def run(config: Config, options: Options) -> None:
+    """Trains ``config`` together with the other ranks."""
+    run_synchronous(config, options, build_loop)
+
+
+def build_loop(seat: Seat) -> tuple[Loop, list[Metered]]:
+    """The loop of a rank; ConfigError for a GPU, on which nobody has tried this engine yet."""
+    if seat.device.type != "cpu":
+        raise ConfigError(
+            f"engine deepspeed computes on CPUs alone, but the device of rank {seat.rank} is a GPU; "
+            f"use --set device=cpu, or --set engine=1f1b: the same schedule on GPUs"
+        )
+    return build_stage_loop(seat, deepspeed_schedule)
+
+
+def deepspeed_schedule(seat: Seat, share: Share, modules: Sequence[StageModule]) -> tuple[Schedule, Sequence[object]]:
+    """The schedule of this rank's one stage, which is also what computes in it."""
+    (module,) = modules
+    settings = {
+        "train_micro_batch_size_per_gpu": microbatch_size(seat.job),
+        "gradient_accumulation_steps": seat.job.config.pipeline.microbatches,
+    }
+    schedule = EngineSchedule(module, seat.job.topology.num_stages, share.loss, settings)
+    return schedule, [schedule]
+
+
+def pipeline_engine(module: StageModule, num_stages: int, loss: Loss, settings: dict[str, Any]) -> Any:
+    """A PipelineEngine over the process group that is open already; all ranks make theirs at the same time."""
+    logging.getLogger("DeepSpeed").disabled = True  # it talks to stdout; what fails raises
+    with redirect_stdout(io.StringIO()):  # and some things it prints
+        deepspeed = _deepspeed_on_cpus()
+        # A rank builds the layer in its own place only: what stands in the others does not matter.
+        network = deepspeed.PipelineModule(
+            [module] * num_stages, num_stages=num_stages, loss_fn=loss, partition_method="uniform"
+        )
+        dummy = torch.optim.SGD(network.parameters(), lr=0.0)
+        return deepspeed.initialize(model=network, optimizer=dummy, config=settings)[0]
+
+
+def _deepspeed_on_cpus() -> Any:
+    """The package, ready to use the default process group, and CPUs even where there is a GPU."""
+    import deepspeed
+    from deepspeed.accelerator import set_accelerator
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+    set_accelerator(CPU_Accelerator())
+    # Reductions through shared memory, which a pipeline has none of; a C++ compiler would have to build them first.
+    deepspeed.ops.__compatible_ops__[SHARED_MEMORY_OP] = False
+    deepspeed.init_distributed(dist_backend="gloo")
+    return deepspeed
+
+
+class EngineSchedule:
+    """A PipelineEngine as a Schedule, and as the stage that computes in it: forward and backward passes have the names
+    of torch's PipelineStage, at which stopwatch and timeline look.
+
+    DeepSpeed divides the loss of a microbatch by their number, so gradients are those of the mean over the batch.
+    """
+
+    def __init__(self, module: StageModule, num_stages: int, loss: Loss, settings: dict[str, Any]) -> None:
+        self._loss, self._scores = loss, list[Tensor]()
+        self._engine = pipeline_engine(module, num_stages, self._remember, settings)
+        self._engine._INSTRUCTION_MAP = {**self._engine._INSTRUCTION_MAP, **self._instructions()}
+
+    def step(self, *images: Tensor, target: Tensor | None = None, losses: list[Tensor] | None = None) -> Tensor | None:
+        self._scores.clear()
+        self._engine.train_batch(zip(self._chunks(*images), self._chunks(target), strict=False))
+        if target is None or losses is None:
+            return None
+        losses.extend(self._engine.fwd_outputs)
+        return torch.cat(self._scores)
+
+    def forward_one_chunk(self, buffer_id: int) -> None:
+        self._engine._exec_forward_pass(buffer_id)
+
+    def backward_one_chunk(self, buffer_id: int) -> None:
+        self._engine._exec_backward_pass(buffer_id)
+
+    def _instructions(self) -> dict[type, Callable[..., None]]:
+        """What differs from DeepSpeed's own. ReduceGrads averages over replicas: here there is one, but it would still
+        copy all gradients, and give those parameters that have none a gradient of zeros."""
+        from deepspeed.runtime.pipe.schedule import BackwardPass, ForwardPass, OptimizerStep, ReduceGrads
+
+        return {
+            ForwardPass: lambda _, buffer_id: self.forward_one_chunk(buffer_id),
+            BackwardPass: lambda _, buffer_id: self.backward_one_chunk(buffer_id),
+            ReduceGrads: lambda _: None,
+            OptimizerStep: lambda _: None,
+        }
+
+    def _chunks(self, batch: Tensor | None = None) -> Iterator[Tensor | None]:
+        """The microbatches of the images, which the first stage takes of a pair, or of the labels, which the last one
+        takes; None for what another rank has."""
+        return repeat(None) if batch is None else iter(batch.chunk(self._engine.micro_batches))
+
+    def _remember(self, scores_BK: Tensor, label_B: Tensor) -> Tensor:
+        """The loss of a microbatch. Its scores are kept here: DeepSpeed hands over those of the last one only."""
+        self._scores.append(scores_BK.detach())
+        return self._loss(scores_BK, label_B)
