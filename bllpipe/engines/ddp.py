@@ -69,8 +69,8 @@ class ReplicaLoop:
     def _train(self, entry: Round) -> Outcome:
         image_BCHW, label_B = self._own(self.images.recv().alpha_BCHW), self._own(self.labels.recv().label_B)
         self.share.mode(train=True)
-        self.share.optimizer.zero_grad()
-        with self.share.autocast():
+        self.share.zero_grad()
+        with self.share.learner.autocast():
             scores_BK = self.replica(image_BCHW)
         loss = self.share.loss(scores_BK, label_B)
         loss.backward()
@@ -82,7 +82,7 @@ class ReplicaLoop:
     def _evaluate(self) -> Outcome:
         self.share.mode(train=False)
         label_B = self.labels.recv().label_B
-        with self.share.autocast():
+        with self.share.learner.autocast():
             scores_BK = self.segment(self.images.recv().alpha_BCHW)
         return self.share.outcome(scores_BK, label_B, self.share.loss(scores_BK, label_B))
 
@@ -91,13 +91,13 @@ class ReplicaLoop:
 
     def weights(self) -> dict[str, Tensor]:
         """All of replica 0; of the others the parameters alone, by which one sees that they are the same."""
-        return self.share.weights() if self.number == 0 else dict(self.share.parameters)
+        return self.share.learner.weights() if self.number == 0 else dict(self.share.learner.parameters)
 
     def state(self) -> dict[str, Tensor]:
-        return self.share.state() if self.number == 0 else {}
+        return self.share.learner.state() if self.number == 0 else {}
 
     def load(self, state: Mapping[str, Tensor], step: int) -> list[str]:
-        return self.share.load(state)
+        return self.share.learner.load(state)
 
 
 def build_loop(seat: Seat) -> tuple[Loop, list[Metered]]:

@@ -84,7 +84,7 @@ class StageLoop:
 
     def _train(self, entry: Round) -> Outcome | None:
         self.share.mode(train=True)
-        self.share.optimizer.zero_grad()
+        self.share.zero_grad()
         images = () if self.images is None else (self.images.recv().alpha_BCHW,)
         label_B, losses = self._next_labels(), list[Tensor]()
         scores_BK = self.schedule.step(*images, target=label_B, losses=losses)
@@ -108,10 +108,10 @@ class StageLoop:
         return None if self.labels is None else self.labels.recv().label_B
 
     def weights(self) -> dict[str, Tensor]:
-        return self.share.weights()
+        return self.share.learner.weights()
 
     def state(self) -> dict[str, Tensor]:
-        return self.share.state()
+        return self.share.learner.state()
 
     def load(self, state: Mapping[str, Tensor], step: int) -> list[str]:
-        return self.share.load(state)
+        return self.share.learner.load(state)

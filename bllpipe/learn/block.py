@@ -17,10 +17,9 @@ from bllpipe.errors import ConfigError
 from bllpipe.learn.channels import alignment, class_statistics, forward_message
 from bllpipe.learn.families import FAMILIES
 from bllpipe.learn.heads import make_head
+from bllpipe.learn.learner import Learner
 from bllpipe.learn.local import Objective
 from bllpipe.learn.objectives import last_block, make_objective
-from bllpipe.learn.optimizers import Optimizer
-from bllpipe.learn.schedule import rate_factor
 from bllpipe.learn.units import Segment
 from bllpipe.ports import Target
 from bllpipe.randomness import derived_seed
@@ -50,12 +49,10 @@ class Block:
         total_steps: int,
     ) -> None:
         self.segment, self.head, self.objective = segment, head, objective
-        self.num_classes, self.total_steps, self.config = num_classes, total_steps, config
-        self.parameters = {name: p for name, p in self._named(parameters=True).items() if isinstance(p, nn.Parameter)}
-        if not self.parameters:
+        self.num_classes, self.config = num_classes, config
+        self.learner = Learner(_modules(segment, head, objective), config, total_steps)
+        if not self.learner.parameters:
             raise ConfigError(f"the block that ends with {segment.last_unit} has no parameters; cut somewhere else")
-        self.optimizer = Optimizer(self.parameters, config.optimizer)
-        self.device = next(iter(self.parameters.values())).device
         self._x, self._training = torch.empty(0), False
         self._mode(True)
 
@@ -63,7 +60,7 @@ class Block:
         """alpha = f_k(x) (paper, eq. 1), in training mode; keeps what the local backward needs."""
         self._mode(True)
         self._x = x
-        with self._autocast():
+        with self.learner.autocast():
             return self.segment(x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     def update(self, alpha: Tensor, target: Target, step: int) -> Outcome:
@@ -75,23 +72,18 @@ class Block:
 
     def losses(self, alpha: Tensor, target: Target) -> tuple[dict[str, Tensor], Tensor]:
         """The terms of the local loss, and the head's scores [B, K]."""
-        with self._autocast():
+        with self.learner.autocast():
             scores_BK = self.head(alpha)
             return self.objective(alpha, scores_BK, target, self._x), scores_BK
 
     def backward(self, terms: Mapping[str, Tensor]) -> None:
         """The gradients of the sum of ``terms``, and of nothing before them."""
-        self.optimizer.zero_grad()
+        self.learner.optimizer.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
 
     def step_optimizer(self, step: int) -> float:
         """One step along the gradients; returns its learning rate."""
-        settings = self.config.optimizer
-        lr = settings.lr * rate_factor(step, self.total_steps, self.config.schedule)
-        if settings.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters.values(), settings.clip_norm)
-        self.optimizer.step(lr)
-        return lr
+        return self.learner.step(step)
 
     @torch.no_grad()
     def outcome(
@@ -112,7 +104,7 @@ class Block:
         """alpha in evaluation mode."""
         self._mode(False)
         self._x = x
-        with self._autocast():
+        with self.learner.autocast():
             return self.segment(x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     @torch.no_grad()
@@ -120,24 +112,6 @@ class Block:
         """The local loss and the local head's hits on a test batch."""
         terms, scores_BK = self.losses(alpha, target)
         return self.outcome(terms, alpha, scores_BK, target, lr=0.0)
-
-    def weights(self) -> dict[str, Tensor]:
-        """Parameters and buffers, the live ones, by the names that a checkpoint gives them."""
-        return {name: value for name, value in self._named(parameters=False).items() if isinstance(value, Tensor)}
-
-    def state(self) -> dict[str, Tensor]:
-        """``weights`` and the optimiser's state: everything that a resumed run needs."""
-        return {**self.weights(), **{f"optimizer.{name}": value for name, value in self.optimizer.state.items()}}
-
-    def load(self, state: Mapping[str, Tensor]) -> list[str]:
-        """Takes what belongs to this block from ``state``; returns the names of weights that it did not find."""
-        own = self.weights()
-        with torch.no_grad():
-            for name in own.keys() & state.keys():
-                own[name].copy_(state[name])
-        prefix = "optimizer."
-        self.optimizer.load({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
-        return sorted(own.keys() - state.keys())
 
     def _mode(self, train: bool) -> None:
         """Training or evaluation, for all parts: it takes a while, and seldom changes."""
@@ -153,19 +127,11 @@ class Block:
     def _message(self, alpha: Tensor) -> Tensor:
         return forward_message(alpha, self.config.objective.normalize)
 
-    def _named(self, parameters: bool) -> dict[str, Tensor | nn.Parameter]:
-        """Names are those of the whole network under ``model.``; a head is named after the unit that it reads."""
-        parts = {"model": self.segment, f"heads.{self.segment.last_unit}": self.head}
-        if isinstance(self.objective, nn.Module):
-            parts[f"objectives.{self.segment.last_unit}"] = self.objective
-        return {
-            f"{prefix}.{name}": value
-            for prefix, module in parts.items()
-            for name, value in (module.named_parameters() if parameters else module.state_dict(keep_vars=True).items())
-        }
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision.compute == "bf16")
+def _modules(segment: Segment, head: nn.Module, objective: Objective) -> list[tuple[str, nn.Module]]:
+    """Names are those of the whole network under ``model.``; a head is named after the unit that it reads."""
+    parts = [("model", segment), (f"heads.{segment.last_unit}", head), (f"objectives.{segment.last_unit}", objective)]
+    return [(prefix, part) for prefix, part in parts if isinstance(part, nn.Module)]
 
 
 def make_block(

@@ -37,7 +37,7 @@ def head_bytes(block: Block, of_unit: Optimizer, alpha: Tensor, target: Target) 
     kept = {pointer: size for pointer, size in kept.items() if pointer not in weights | _storages([given])}
     # ... and the gradient of alpha, which is there at the same time
     of_alpha = given.numel() * given.element_size()
-    own = training_bytes(block.optimizer) - training_bytes(of_unit)
+    own = training_bytes(block.learner.optimizer) - training_bytes(of_unit)
     return sum(kept.values()) + sum(weights.values()) + of_alpha + own
 
 

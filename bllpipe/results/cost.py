@@ -39,7 +39,7 @@ class BlockCost:
 def block_costs(blocks: Sequence[Block], image_shape: Sequence[int]) -> list[BlockCost]:
     """The costs of every block for an image of ``image_shape`` [C, H, W]."""
     costs = []
-    x = torch.zeros(1, *image_shape, device=blocks[0].device)
+    x = torch.zeros(1, *image_shape, device=blocks[0].learner.device)
     for block in blocks:
         alpha, flops = counted(block.infer, x)
         x = alpha.float()

@@ -91,8 +91,8 @@ def load_blocks(run: FinishedRun) -> list[Block]:
     weights = {name: value for prefix in WEIGHTS for name, value in run.checkpoint.tensors(prefix).items()}
     blocks = _fresh_blocks(run)
     for block in blocks:
-        _check_shapes(run, block.weights(), weights)
-    if missing := [name for block in blocks for name in block.load(weights)]:
+        _check_shapes(run, block.learner.weights(), weights)
+    if missing := [name for block in blocks for name in block.learner.load(weights)]:
         raise CheckpointError(
             f"{run.checkpoint.path} lacks {_some(missing)}; needed is a checkpoint of the network that "
             f"{run.path}/config.yaml describes"

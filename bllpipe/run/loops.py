@@ -66,13 +66,13 @@ class BlockLoop:
         return self.block.score(alpha_BCHW, self.targets.recv())
 
     def weights(self) -> dict[str, Tensor]:
-        return self.block.weights()
+        return self.block.learner.weights()
 
     def state(self) -> dict[str, Tensor]:
-        return self.block.state()
+        return self.block.learner.state()
 
     def load(self, state: Mapping[str, Tensor], step: int) -> list[str]:
-        return self.block.load(state)
+        return self.block.learner.load(state)
 
 
 class LaneLoop:

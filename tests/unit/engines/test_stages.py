@@ -120,14 +120,14 @@ def test_a_stage_without_parameters_is_refused() -> None:
 
 def test_names_are_those_of_the_whole_network_and_state_comes_back() -> None:
     share, other = (share_of(two_stages(), config("engine=single")) for _ in range(2))
-    assert {"model.0.weight", "model.1.running_mean", "model.3.bias"} < share.weights().keys()
+    assert {"model.0.weight", "model.1.running_mean", "model.3.bias"} < share.learner.weights().keys()
     share.loss(share.segments[1](share.segments[0](torch.randn(BATCH, 5))), torch.arange(BATCH) % CLASSES).backward()
     assert share.step(0) == pytest.approx(0.1)
-    assert other.load(share.state()) == []
-    assert all(torch.equal(value, other.state()[name]) for name, value in share.state().items())
-    assert other.load({}) == sorted(other.weights())
+    assert other.learner.load(share.learner.state()) == []
+    assert all(torch.equal(value, other.learner.state()[name]) for name, value in share.learner.state().items())
+    assert other.learner.load({}) == sorted(other.learner.weights())
     with torch.no_grad():  # weights are the live ones
-        share.weights()["model.0.weight"].zero_()
+        share.learner.weights()["model.0.weight"].zero_()
     assert not share.segments[0].get_parameter("0.weight").any()
 
 
@@ -135,11 +135,11 @@ def test_the_norm_that_is_clipped_is_that_of_all_ranks() -> None:
     alone = share_of(two_stages(), config("engine=single", "optimizer.clip_norm=0.5"))
     more = Share(alone.segments, alone.config, total_steps=10, add_up=lambda square: square + 16.0)
     for share, norm in ((alone, 3.0), (more, 5.0)):
-        for parameter in share.parameters.values():
+        for parameter in share.learner.parameters.values():
             parameter.grad = torch.zeros_like(parameter)
-        share.parameters["model.0.weight"].grad[0, 0] = 3.0  # type: ignore[index]  # just set
+        share.learner.parameters["model.0.weight"].grad[0, 0] = 3.0  # type: ignore[index]  # just set
         share.step(0)
-        assert share.parameters["model.0.weight"].grad[0, 0] == pytest.approx(0.5 * 3 / norm, rel=1e-4)  # type: ignore[index]
+        assert share.learner.parameters["model.0.weight"].grad[0, 0] == pytest.approx(0.5 * 3 / norm, rel=1e-4)  # type: ignore[index]
 
 
 class Here:
@@ -179,7 +179,7 @@ def batch(size: int) -> tuple[Alpha, Target]:
 
 def make_loop(settings: Config, *sizes: int) -> tuple[StageLoop, Here]:
     share = share_of(two_stages(), settings)
-    modules = [StageModule(part, share.autocast(), torch.float32) for part in share.segments]
+    modules = [StageModule(part, share.learner.autocast(), torch.float32) for part in share.segments]
     schedule = Here(modules, share, 2)
     images, labels = zip(*map(batch, sizes), strict=True)
     hops = [Hop(module, None, None) for module in modules]
@@ -224,7 +224,7 @@ def test_a_test_batch_hops_from_rank_to_rank() -> None:
         (parts[1], (receive, None), None, Given(labels)),
     ):
         share = share_of([part], config("engine=single"))
-        module = StageModule(part, share.autocast(), torch.float32)
+        module = StageModule(part, share.learner.autocast(), torch.float32)
         loop = StageLoop(share, Here([module], share, 1), [Hop(module, *hop)], source, target)
         outcomes.append(loop.run(Round("evaluate", 0, size=5)))
     assert outcomes[0] is None and expected is not None and outcomes[1] is not None
@@ -239,7 +239,7 @@ def test_what_a_stage_sends_has_the_format_of_the_wire(wire: torch.dtype) -> Non
 
     (segment,) = segments([nn.Linear(4, 4), Turned()])
     share = share_of([segment], config("engine=single", "precision.compute=bf16"))
-    sent = StageModule(segment, share.autocast(), wire)(torch.ones(2, 3, 4, dtype=wire))
+    sent = StageModule(segment, share.learner.autocast(), wire)(torch.ones(2, 3, 4, dtype=wire))
     assert sent.dtype == wire and sent.is_contiguous() and sent.shape == (2, 4, 3)
 
 
@@ -251,7 +251,7 @@ def test_the_gradient_that_goes_back_is_contiguous() -> None:
     (segment,) = segments([Turned(), nn.Linear(3, 3)])
     share = share_of([segment], config("engine=single"))
     x = torch.ones(2, 3, 4, requires_grad=True)
-    sent = StageModule(segment, share.autocast(), torch.float32)(x)
+    sent = StageModule(segment, share.learner.autocast(), torch.float32)(x)
     (gradient,) = torch.autograd.grad(sent.sum(), x)
     assert gradient.is_contiguous() and gradient.shape == x.shape
 

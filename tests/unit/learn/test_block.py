@@ -68,10 +68,10 @@ def test_the_step_is_gradient_descent_on_that_loss() -> None:
     alpha = twin.forward(images())
     loss = sum(twin.objective(alpha, twin.head(alpha), aim, images()).values())
     assert isinstance(loss, torch.Tensor)
-    gradients = torch.autograd.grad(loss, list(twin.parameters.values()))
+    gradients = torch.autograd.grad(loss, list(twin.learner.parameters.values()))
     block.update(block.forward(images()), aim, step=0)
-    for (name, p), gradient in zip(block.parameters.items(), gradients, strict=True):
-        torch.testing.assert_close(p, twin.parameters[name] - 0.1 * gradient)
+    for (name, p), gradient in zip(block.learner.parameters.items(), gradients, strict=True):
+        torch.testing.assert_close(p, twin.learner.parameters[name] - 0.1 * gradient)
 
 
 def test_the_last_block_has_its_cross_entropy_alone() -> None:
@@ -103,9 +103,11 @@ def test_label_smoothing_reaches_every_cross_entropy() -> None:
 def test_clipping_bounds_the_step() -> None:
     config = replace(CONFIG, optimizer=replace(PLAIN, clip_norm=1e-3))
     block = make(config)
-    before = {name: p.detach().clone() for name, p in block.parameters.items()}
+    before = {name: p.detach().clone() for name, p in block.learner.parameters.items()}
     block.update(block.forward(images()), target(6, 8), step=0)
-    moved = sum(float((p.detach() - before[name]).square().sum()) for name, p in block.parameters.items()) ** 0.5
+    moved = (
+        sum(float((p.detach() - before[name]).square().sum()) for name, p in block.learner.parameters.items()) ** 0.5
+    )
     assert moved <= 0.1 * 1e-3 * 1.001
 
 
@@ -117,30 +119,32 @@ def test_a_loaded_state_goes_on_with_the_same_bits(name: str) -> None:
         for block in (straight, stopped):
             block.update(block.forward(images()), target(6, 8), step)
     resumed = make(replace(config, seed=9))
-    assert resumed.load({key: value.clone() for key, value in stopped.state().items()}) == []
+    assert resumed.learner.load({key: value.clone() for key, value in stopped.learner.state().items()}) == []
     for block in (straight, resumed):
         block.update(block.forward(images()), target(6, 8), 3)
-    assert all(torch.equal(value, resumed.weights()[key]) for key, value in straight.weights().items())
+    assert all(torch.equal(value, resumed.learner.weights()[key]) for key, value in straight.learner.weights().items())
 
 
 def test_missing_weights_are_named() -> None:
-    state = make().state()
+    state = make().learner.state()
     del state["model.conv1.weight"]
-    assert make().load(state) == ["model.conv1.weight"]
+    assert make().learner.load(state) == ["model.conv1.weight"]
 
 
 def test_norms_and_biases_are_not_decayed_unless_asked() -> None:
     block = make()
-    assert block.optimizer.spared and all(block.parameters[name].dim() == 1 for name in block.optimizer.spared)
-    assert all(block.parameters[name].dim() > 1 for name in block.optimizer.decayed)
+    assert block.learner.optimizer.spared and all(
+        block.learner.parameters[name].dim() == 1 for name in block.learner.optimizer.spared
+    )
+    assert all(block.learner.parameters[name].dim() > 1 for name in block.learner.optimizer.decayed)
     everything = make(replace(CONFIG, optimizer=OptimizerConfig(decay_norm_and_bias=True)))
-    assert everything.optimizer.spared == []
+    assert everything.learner.optimizer.spared == []
 
 
 @pytest.mark.parametrize("config", [OptimizerConfig(), PLAIN, OptimizerConfig(name="adamw")])
 def test_updates_are_bit_for_bit_those_of_torch(config: OptimizerConfig) -> None:
     ours = make(replace(CONFIG, optimizer=config))
-    theirs = [p.detach().clone().requires_grad_() for p in ours.parameters.values()]
+    theirs = [p.detach().clone().requires_grad_() for p in ours.learner.parameters.values()]
     groups = [[p for p in theirs if p.dim() > 1], [p for p in theirs if p.dim() == 1]]
     decays: list[dict[str, Any]] = [
         {"params": group, "weight_decay": decay} for group, decay in zip(groups, (config.weight_decay, 0), strict=True)
@@ -150,12 +154,12 @@ def test_updates_are_bit_for_bit_those_of_torch(config: OptimizerConfig) -> None
     else:
         oracle = torch.optim.SGD(decays, lr=0.01, momentum=config.momentum, nesterov=config.nesterov, fused=True)
     for step in range(4):
-        for mine, other in zip(ours.parameters.values(), theirs, strict=True):
+        for mine, other in zip(ours.learner.parameters.values(), theirs, strict=True):
             mine.grad = torch.randn(mine.shape, generator=torch.Generator().manual_seed(step))
             other.grad = mine.grad.clone()
-        ours.optimizer.step(0.01)
+        ours.learner.optimizer.step(0.01)
         oracle.step()
-    assert all(torch.equal(a, b) for a, b in zip(ours.parameters.values(), theirs, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(ours.learner.parameters.values(), theirs, strict=True))
 
 
 def test_bf16_computes_in_bf16_and_learns_in_fp32() -> None:
@@ -163,7 +167,7 @@ def test_bf16_computes_in_bf16_and_learns_in_fp32() -> None:
     alpha = block.forward(images())
     outcome = block.update(alpha, target(6, 8), step=0)
     assert alpha.dtype is torch.bfloat16 and outcome.terms["kl"].dtype is torch.float32
-    assert all(p.dtype is torch.float32 for p in block.parameters.values())
+    assert all(p.dtype is torch.float32 for p in block.learner.parameters.values())
 
 
 @pytest.mark.parametrize("head", sorted(HEADS))

@@ -145,9 +145,9 @@ def test_a_share_of_nothing_is_nothing() -> None:
 
 def test_counting_changes_no_weight(digits: FinishedRun) -> None:
     blocks = load_blocks(digits)
-    before = {name: value.clone() for block in blocks for name, value in block.weights().items()}
+    before = {name: value.clone() for block in blocks for name, value in block.learner.weights().items()}
     block_costs(blocks, digits.images.spec.image_shape)
-    after = {name: value for block in blocks for name, value in block.weights().items()}
+    after = {name: value for block in blocks for name, value in block.learner.weights().items()}
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 

@@ -51,7 +51,7 @@ def test_the_blocks_hold_what_the_newest_checkpoint_holds(finished: Path) -> Non
     blocks = load_blocks(run)
     assert [block.segment.last_unit for block in blocks] == ["layer1.1", "layer2.1", "layer3.1", "layer4.1"]
     saved = run.checkpoint.tensors()
-    own = {name: value for block in blocks for name, value in block.weights().items()}
+    own = {name: value for block in blocks for name, value in block.learner.weights().items()}
     assert own.keys() == {name for name in saved if name.startswith(("model.", "heads."))}
     assert all(torch.equal(value, saved[name]) for name, value in own.items())
 

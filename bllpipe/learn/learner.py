@@ -1,0 +1,74 @@
+"""Modules that are trained together: their parameters by name, the optimiser of these, and what a checkpoint holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bllpipe.config.schema import Config
+from bllpipe.learn.optimizers import Optimizer
+from bllpipe.learn.schedule import rate_factor
+
+PREFIX = "optimizer."
+Norm = Callable[[Sequence[Tensor]], Tensor]  # of gradients, as of one long vector
+
+
+class Learner:
+    """``modules``, each with the prefix of its names, and one optimiser; ``norm`` gives the norm that is clipped."""
+
+    def __init__(
+        self,
+        modules: Sequence[tuple[str, nn.Module]],
+        config: Config,
+        total_steps: int,
+        norm: Norm = nn.utils.get_total_norm,
+    ) -> None:
+        self.modules, self.config, self.total_steps, self.norm = list(modules), config, total_steps, norm
+        self.parameters = {
+            f"{prefix}.{name}": parameter
+            for prefix, module in self.modules
+            for name, parameter in module.named_parameters()
+        }
+        self.optimizer = Optimizer(self.parameters, config.optimizer)
+
+    def step(self, step: int) -> float:
+        """Training step ``step`` along the gradients at hand; returns its learning rate."""
+        settings = self.config.optimizer
+        lr = settings.lr * rate_factor(step, self.total_steps, self.config.schedule)
+        if settings.clip_norm is not None:
+            gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+            nn.utils.clip_grads_with_norm_(self.parameters.values(), settings.clip_norm, self.norm(gradients))
+        self.optimizer.step(lr)
+        return lr
+
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers, the live ones, by the names that a checkpoint gives them."""
+        return {
+            f"{prefix}.{name}": value
+            for prefix, module in self.modules
+            for name, value in module.state_dict(keep_vars=True).items()
+            if isinstance(value, Tensor)
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        """``weights`` and the optimiser's state: everything that a resumed run needs."""
+        return {**self.weights(), **{f"{PREFIX}{name}": value for name, value in self.optimizer.state.items()}}
+
+    def load(self, state: Mapping[str, Tensor]) -> list[str]:
+        """Takes what is its own from ``state``; returns the names of weights that it did not find."""
+        own = self.weights()
+        with torch.no_grad():
+            for name in own.keys() & state.keys():
+                own[name].copy_(state[name])
+        self.optimizer.load({key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)})
+        return sorted(own.keys() - state.keys())
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.parameters.values())).device
+
+    def autocast(self) -> torch.autocast:
+        """The run's own precision of computing."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision.compute == "bf16")
