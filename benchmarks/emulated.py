@@ -19,16 +19,23 @@ from torch import Tensor, nn
 
 @dataclass
 class Clock:
-    """Waits for a share of a whole batch's time, each time longer or shorter by up to ``jitter`` of it."""
+    """Waits for a share of a whole batch's time, each time longer or shorter by up to ``jitter`` of it.
+
+    A device's work is as long as it is, whatever this processor does on the side: a wait counts from the moment it
+    belongs to (``since``), and what one is too long the next is shorter.
+    """
 
     jitter: float
     draws: torch.Generator
+    _late: float = 0.0
 
-    def wait(self, seconds: float) -> None:
+    def wait(self, seconds: float, since: float) -> None:
         if seconds == 0:
             return  # even a sleep of nothing gives the core away
-        between = 2 * float(torch.rand((), generator=self.draws)) - 1
-        time.sleep(seconds * (1 + self.jitter * between))
+        between = 2 * float(torch.rand((), generator=self.draws)) - 1 if self.jitter else 0.0
+        end = since + seconds * (1 + self.jitter * between) - self._late
+        time.sleep(max(0.0, end - time.perf_counter()))
+        self._late = time.perf_counter() - end
 
 
 class PassInput(torch.autograd.Function):
@@ -41,7 +48,7 @@ class PassInput(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        ctx.clock.wait(ctx.seconds)
+        ctx.clock.wait(ctx.seconds, time.perf_counter())
         return gradients[0], None, None
 
 
@@ -55,8 +62,9 @@ class AddWeight(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        ctx.clock.wait(ctx.seconds)
-        return gradients[0].sum().reshape(1), None, None, None
+        since, gradient = time.perf_counter(), gradients[0].sum().reshape(1)
+        ctx.clock.wait(ctx.seconds, since)
+        return gradient, None, None, None
 
 
 class Stage(nn.Module):
@@ -70,15 +78,16 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, ...] to [B, *shape], whatever the input's shape."""
-        share = len(x) / self.batch_size if self.training else 0.0
+        since, share = time.perf_counter(), len(x) / self.batch_size if self.training else 0.0
         forward, backward = (seconds * share for seconds in self.seconds)
-        self.clock.wait(forward)
         split = x.requires_grad
         x = PassInput.apply(x, self.clock, backward / 2) if split else x  # type: ignore[no-untyped-call]
         flat = x.flatten(1).mean(dim=1)
         made = flat.view(-1, *[1] * len(self.shape)).expand(-1, *self.shape)
         rest = backward / 2 if split else backward
-        return made * 0 + AddWeight.apply(self.weight, made.detach(), self.clock, rest)  # type: ignore[no-any-return, no-untyped-call]
+        alpha: Tensor = made * 0 + AddWeight.apply(self.weight, made.detach(), self.clock, rest)  # type: ignore[no-untyped-call]
+        self.clock.wait(forward, since)
+        return alpha
 
 
 def stages(

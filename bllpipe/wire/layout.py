@@ -84,23 +84,15 @@ class Layout:
         if header != expected:
             raise WireError(f"{self}: {self.roles[1]} expected {_describe(expected)}, but got {_describe(header)}")
 
-    def write(self, message: Message, buffer: Tensor) -> Tensor:
-        """The message in the front of ``buffer`` (uint8, for the largest one), converted to the wire's formats.
-
-        Raises WireError unless the message has the shapes of the layout.
-        """
-        entry, parts = message.round, parts_of(message)
-        for part, (_, shape) in zip(parts, self.shapes(entry.size), strict=True):
+    def check_shapes(self, message: Message) -> None:
+        """Raises WireError, naming both sides and the edge, unless the message has the shapes of the layout."""
+        entry = message.round
+        for part, (_, shape) in zip(parts_of(message), self.shapes(entry.size), strict=True):
             if tuple(part.shape) != shape:
                 raise WireError(
                     f"{self}: at {entry} {self.roles[0]} has {list(part.shape)} to send, but {self.roles[1]} expects "
                     f"{list(shape)}; a block must give the same shape in every step"
                 )
-        header = bytearray(self.expected_header(entry))
-        buffer[:HEADER_BYTES].copy_(torch.frombuffer(header, dtype=torch.uint8))
-        for part, view in zip(parts, self.views(buffer[HEADER_BYTES:], entry.size), strict=True):
-            view.copy_(part.detach())
-        return buffer[: self.message_bytes(entry.size)]
 
     def payload_bytes(self, size: int) -> int:
         return sum(_aligned(_num_bytes(dtype, shape)) for dtype, shape in self.shapes(size))

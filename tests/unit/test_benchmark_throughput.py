@@ -23,13 +23,24 @@ class Counter(Clock):
         super().__init__(0.0, torch.Generator())
         self.total = 0.0
 
-    def wait(self, seconds: float) -> None:
+    def wait(self, seconds: float, since: float) -> None:
         self.total += seconds
 
 
 def waited(clock: Counter) -> float:
     total, clock.total = clock.total, 0.0
     return total
+
+
+def test_what_one_wait_is_too_long_the_next_is_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("time.sleep", lambda seconds: now.__setitem__(0, now[0] + seconds + 0.25))
+    clock = Clock(0.0, torch.Generator())
+    now[0] += 0.5  # what was computed before the wait is a part of it
+    for _ in range(4):
+        clock.wait(2.0, since=100.0 if now[0] < 101 else now[0])
+    assert now[0] == pytest.approx(100 + 4 * 2.0 + 0.25)
 
 
 @pytest.mark.parametrize("wants_input_gradient", [True, False])

@@ -19,6 +19,7 @@ from bllpipe.wire.layout import (
     tensors_of,
 )
 from bllpipe.wire.local import LocalWires
+from bllpipe.wire.packet import Packet
 
 CPU = torch.device("cpu")
 ROLES = ("block 0", "block 1")
@@ -52,23 +53,25 @@ def test_a_single_large_tensor_is_not_copied() -> None:
     assert layout.pack(tensors_of(Alpha(STEP, alpha), layout, CPU)).data_ptr() == alpha.data_ptr()
 
 
-def test_a_message_is_written_into_a_buffer_for_the_largest_one() -> None:
+def test_a_message_is_written_into_a_packet_for_the_largest_one() -> None:
     layout, alpha = alpha_layout(torch.bfloat16), torch.randn(3, 4, 4, 2, requires_grad=True).permute(0, 3, 1, 2)
-    buffer = torch.full((layout.message_bytes(4),), 255, dtype=torch.uint8)
-    packed = layout.write(Alpha(STEP, alpha), buffer)
-    assert packed.data_ptr() == buffer.data_ptr() and packed.numel() == layout.message_bytes(3)
-    layout.check(bytes(packed[:HEADER_BYTES].numpy()), STEP)
-    (found,) = layout.views(packed[HEADER_BYTES:], 3)
-    assert torch.equal(found, alpha.detach().bfloat16())
+    packet = Packet(layout)
+    whole = packet.write(Alpha(STEP, alpha))
+    assert whole.data_ptr() == packet.whole(4).data_ptr() and whole.numel() == layout.message_bytes(3)
+    layout.check(bytes(whole[:HEADER_BYTES].numpy()), STEP)
+    packet.check(STEP)
+    found = packet.read(STEP, CPU)
+    assert isinstance(found, Alpha) and torch.equal(found.alpha_BCHW, alpha.detach().bfloat16().float())
+    with pytest.raises(WireError, match="expected.*step 6.*but got.*step 5"):
+        packet.check(Round("train", 6, size=3))
 
 
 def test_a_sender_refuses_another_shape_and_names_both_sides() -> None:
-    layout = alpha_layout()
-    buffer = torch.empty(layout.message_bytes(4), dtype=torch.uint8)
-    with pytest.raises(
-        WireError, match=re.escape("edge alpha 0->1 (block 0 to block 1): at step 5 block 0 has [3, 9]")
-    ):
-        layout.write(Alpha(STEP, torch.zeros(3, 9)), buffer)
+    words = (
+        "edge alpha 0->1 (block 0 to block 1): at step 5 block 0 has [3, 9] to send, but block 1 expects [3, 2, 4, 4]"
+    )
+    with pytest.raises(WireError, match=re.escape(words)):
+        Packet(alpha_layout()).write(Alpha(STEP, torch.zeros(3, 9)))
 
 
 def test_the_opening_describes_the_largest_message() -> None:
