@@ -6,8 +6,12 @@ from __future__ import annotations
 import sys
 import time
 
+import torch
+
+from bllpipe.config import Config
 from bllpipe.engines.actors import follow, follow_all
 from bllpipe.engines.job import Job
+from bllpipe.run.memory import freeze_garbage, keep_freed_memory
 from bllpipe.run.progress import Progress
 from bllpipe.run.rank import RankPart
 from bllpipe.run.summary import gather_reports, post_report, summarise, table
@@ -21,8 +25,15 @@ def progress(job: Job) -> Progress:
     return Progress(job.store, actors, job.start, job.plan.last_step, sys.stdout, job.config.log.plain_seconds)
 
 
+def prepare_process(config: Config) -> None:
+    """What every process that computes does first."""
+    torch.set_num_threads(config.cpu_threads)
+    keep_freed_memory()
+
+
 def train(job: Job, part: RankPart) -> None:
     """The rounds of this rank; the first rank also prints."""
+    freeze_garbage()
     started = time.perf_counter()
     if part.rank == 0:
         with progress(job):

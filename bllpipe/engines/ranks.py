@@ -10,7 +10,7 @@ from bllpipe.engines.assembly import Assembly
 from bllpipe.engines.devices import distinct_gpus, rank_device
 from bllpipe.engines.edges import Dress, undressed
 from bllpipe.engines.failure import exit_code, leave, report_failure
-from bllpipe.engines.finish import nothing_left, say_nothing_left, train
+from bllpipe.engines.finish import nothing_left, prepare_process, say_nothing_left, train
 from bllpipe.engines.job import Job, agree, build_segment
 from bllpipe.run.data.sets import load_images, load_labels
 from bllpipe.wire.environment import RankEnvironment
@@ -22,7 +22,7 @@ def run(config: Config, options: Options, dress: Dress = undressed) -> None:
     """This process's part of the job. It does not return: tearing torch down takes longer than leaving."""
     environment = RankEnvironment.read()
     assert environment is not None, "the launcher starts this engine under torchrun only"
-    torch.set_num_threads(config.cpu_threads)
+    prepare_process(config)
     world = open_store(environment, config.backend.timeout_seconds)
     role = topology(config).role(environment.rank)
     try:

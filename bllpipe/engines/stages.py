@@ -6,6 +6,7 @@ Shapes: B images, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,7 +30,7 @@ class StageModule(nn.Module):
     """A segment as a schedule calls it: its output has the format of the wire, and both it and the gradient with
     respect to the input lie in memory as messages must."""
 
-    def __init__(self, segment: Segment, autocast: torch.autocast, wire: torch.dtype) -> None:
+    def __init__(self, segment: Segment, autocast: AbstractContextManager[Any], wire: torch.dtype) -> None:
         super().__init__()
         self.segment, self.autocast, self.wire = segment, autocast, wire
 

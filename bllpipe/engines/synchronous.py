@@ -12,7 +12,7 @@ from bllpipe.engines import Options, topology
 from bllpipe.engines.books import make_actor, make_part
 from bllpipe.engines.devices import distinct_gpus, rank_device
 from bllpipe.engines.failure import exit_code, leave, report_failure
-from bllpipe.engines.finish import NETWORK, nothing_left, say_nothing_left, train
+from bllpipe.engines.finish import NETWORK, nothing_left, prepare_process, say_nothing_left, train
 from bllpipe.engines.job import Job, agree
 from bllpipe.errors import ConfigError
 from bllpipe.run.data.sets import ImageSet, load_images
@@ -42,7 +42,7 @@ def run_synchronous(config: Config, options: Options, build: Build) -> None:
     """This process's part of the job. It does not return: tearing torch down takes longer than leaving."""
     environment = RankEnvironment.read()
     assert environment is not None, "the launcher starts this engine under torchrun only"
-    torch.set_num_threads(config.cpu_threads)
+    prepare_process(config)
     world = open_store(environment, config.backend.timeout_seconds)
     try:
         _run_in_world(config, options, world, build)

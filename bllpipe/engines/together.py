@@ -14,10 +14,11 @@ from bllpipe.engines.assembly import Assembly
 from bllpipe.engines.devices import one_device
 from bllpipe.engines.edges import Dress, undressed
 from bllpipe.engines.failure import cause_of, report_failure
-from bllpipe.engines.finish import conclude, hand_in, nothing_left, progress, say_nothing_left
+from bllpipe.engines.finish import conclude, hand_in, nothing_left, prepare_process, progress, say_nothing_left
 from bllpipe.engines.job import Job, agree, build_segment
 from bllpipe.ports import Store
 from bllpipe.run.data.sets import ImageSet, load_images, load_labels
+from bllpipe.run.memory import freeze_garbage
 from bllpipe.run.rank import RankPart
 from bllpipe.wire.local import LocalWires
 
@@ -26,7 +27,7 @@ Execution = Callable[[Job, list[RankPart], LocalWires], None]
 
 def run_together(config: Config, options: Options, execute: Execution, dress: Dress = undressed) -> None:
     """Builds every rank of the job here and lets ``execute`` carry out the itinerary."""
-    torch.set_num_threads(config.cpu_threads)
+    prepare_process(config)
     store: Store = dist.HashStore()  # type: ignore[assignment]  # satisfies the protocol
     try:
         _run(config, options, store, execute, dress)
@@ -43,6 +44,7 @@ def _run(config: Config, options: Options, store: Store, execute: Execution, dre
     device = one_device(config)
     wires = LocalWires(device, config.backend.timeout_seconds)
     parts = _parts(job, Assembly(job, wires, dress), images, device)
+    freeze_garbage()
     started = time.perf_counter()
     with progress(job):
         execute(job, parts, wires)

@@ -79,7 +79,7 @@ class Block:
     def backward(self, terms: Mapping[str, Tensor]) -> None:
         """The gradients of the sum of ``terms``, and of nothing before them."""
         self.learner.optimizer.zero_grad()
-        torch.stack(list(terms.values())).sum().backward()
+        torch.autograd.backward(list(terms.values()))
 
     def step_optimizer(self, step: int) -> float:
         """One step along the gradients; returns its learning rate."""

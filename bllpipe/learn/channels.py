@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, layer_norm, one_hot
+from torch.nn.functional import cosine_similarity, layer_norm
 
 LEAST_DEVIATION = 1e-3  # of a channel over the batch
 
@@ -50,7 +51,7 @@ def class_statistics(statistic_BC: Tensor, label_B: Tensor, num_classes: int) ->
     A feedback network sees only the label, so the squared error of Gaussians on a batch is
     sum_c n_c |g_c|^2 - 2 g_c . S_c and a constant. A matrix product, because it is deterministic on a GPU too.
     """
-    member_BK = one_hot(label_B, num_classes).to(statistic_BC.dtype)
+    member_BK = (label_B.unsqueeze(1) == torch.arange(num_classes, device=label_B.device)).to(statistic_BC.dtype)
     return member_BK.T @ statistic_BC, member_BK.sum(dim=0)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +71,8 @@ class Learner:
     def device(self) -> torch.device:
         return next(iter(self.parameters.values())).device
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> AbstractContextManager[Any]:
         """The run's own precision of computing."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision.compute == "bf16")
+        if self.config.precision.compute == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
