@@ -162,3 +162,7 @@ def _export(options: argparse.Namespace, words: Sequence[str]) -> int:
 
 def _warn(text: str) -> None:
     print(f"bllpipe: {text}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
