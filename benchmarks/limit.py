@@ -21,6 +21,7 @@ from bllpipe.learn.cuts import cut
 from bllpipe.learn.networks import network_units
 from bllpipe.learn.units import Segment
 from bllpipe.ports import Round, Target
+from bllpipe.run.memory import keep_freed_memory
 
 CPU = torch.device("cpu")
 IMAGE, CLASSES = (3, 32, 32), 10
@@ -69,6 +70,7 @@ def measure(config: Config, n: int, warmup: int) -> list[Timing]:
 
 def _process(number: int, config: Config, n: int, warmup: int, start: Any, answers: Any) -> None:
     torch.set_num_threads(config.cpu_threads)
+    keep_freed_memory()
     block, x, target = _block(number, config)
     start.wait(TIMEOUT)
     seconds = []

@@ -27,6 +27,7 @@ from bllpipe.randomness import stream
 from bllpipe.run.data.sets import load_images
 from bllpipe.run.data.spec import PUBLISHED, DataSpec
 from bllpipe.run.directory import environment
+from bllpipe.run.memory import keep_freed_memory
 
 WARM_UP = 2
 Say = Callable[[str], None]
@@ -116,9 +117,9 @@ def measure(config: Config, spec: DataSpec, repetitions: int, say: Say, beside: 
     """The profile of ``config``'s network for batches of its size, here and now; ``beside`` so many others that compute
     too. ``say`` hears how far it is.
 
-    From now on this process computes with as many threads as a rank does.
+    From now on this process computes as a rank does.
     """
-    torch.set_num_threads(config.cpu_threads)
+    compute_as_a_rank(config)
     device = present_device(config)
     probes = dict(build_probes(config, spec, device, say))
     samples: dict[str, list[dict[str, float]]] = {name: [] for name in probes}
@@ -129,6 +130,12 @@ def measure(config: Config, spec: DataSpec, repetitions: int, say: Say, beside: 
     units = tuple(_unit_profile(name, probe, samples[name][WARM_UP:], config) for name, probe in probes.items())
     steps = spec.num_train // config.data.batch_size
     return Profile(units, settings_of(config), _named(device), WARM_UP, repetitions, steps, environment(), beside)
+
+
+def compute_as_a_rank(config: Config) -> None:
+    """With as many threads, and memory that is kept."""
+    torch.set_num_threads(config.cpu_threads)
+    keep_freed_memory()
 
 
 def data_spec(config: Config) -> DataSpec:

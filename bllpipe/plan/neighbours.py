@@ -9,11 +9,9 @@ from contextlib import contextmanager
 from threading import BrokenBarrierError
 from typing import Any
 
-import torch
-
 from bllpipe.config import Config
 from bllpipe.errors import ConfigError
-from bllpipe.plan.measure import build_probes, present_device
+from bllpipe.plan.measure import build_probes, compute_as_a_rank, present_device
 from bllpipe.run.data.spec import DataSpec
 
 TIMEOUT = 300.0  # seconds until all of them compute
@@ -41,7 +39,7 @@ def neighbours(config: Config, spec: DataSpec, number: int) -> Iterator[None]:
 
 
 def _compute(config: Config, spec: DataSpec, started: Any) -> None:
-    torch.set_num_threads(config.cpu_threads)
+    compute_as_a_rank(config)
     probes = [probe for _, probe in build_probes(config, spec, present_device(config))]
     started.wait(TIMEOUT)
     while True:
