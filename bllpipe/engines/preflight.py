@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 from bllpipe.config import Config
 from bllpipe.config.resnets import residual_units, unit_name
+from bllpipe.config.schema import PIPELINES
 from bllpipe.errors import ConfigError
 from bllpipe.learn.cuts import bounds
 from bllpipe.run.data.downloads import DEFAULT_PATH, DOWNLOADS, check_obtainable
@@ -17,7 +18,8 @@ from bllpipe.run.itinerary import Plan
 def check_plan(config: Config) -> None:
     """Raises ConfigError for a cut that the network does not allow or a batch that well-known data cannot fill."""
     if ":" not in config.model.name:
-        cuts = config.num_blocks if config.balanced else config.cuts
+        is_cut = config.engine in PIPELINES or not config.is_end_to_end
+        cuts = config.balanced or config.blocks if is_cut else 1
         bounds([unit_name(*unit) for unit in residual_units(config.model.name)], cuts)
     if config.data.name in PUBLISHED:
         Plan.of(config, PUBLISHED[config.data.name].num_train, PUBLISHED[config.data.name].num_test)

@@ -4,6 +4,7 @@ share a memory are slower together than each alone."""
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import BrokenBarrierError
@@ -39,9 +40,10 @@ def neighbours(config: Config, spec: DataSpec, number: int) -> Iterator[None]:
 
 
 def _compute(config: Config, spec: DataSpec, started: Any) -> None:
+    parent = os.getppid()
     compute_as_a_rank(config)
     probes = [probe for _, probe in build_probes(config, spec, present_device(config))]
     started.wait(TIMEOUT)
-    while True:
+    while parent == os.getppid():  # who is killed cannot stop its neighbours
         for probe in probes:
             probe.sample()

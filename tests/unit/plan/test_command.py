@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -52,6 +55,30 @@ def test_others_may_compute_meanwhile(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "beside 1 others" in capsys.readouterr().out
     assert load_profile(file, load_config(None, SMALL[1::2])).beside == 1
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.ranks
+def test_the_others_end_when_the_one_that_measures_is_killed() -> None:
+    words = ["plan", *SMALL, "--repetitions", "100000", "--blocks", "2", "--beside", "1"]
+    process = subprocess.Popen([sys.executable, "-m", "bllpipe.cli", *words], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None and "repetition" in process.stderr.readline(), "the other one computes by now"
+    children = children_of(process.pid)
+    process.kill()
+    process.wait(timeout=20)
+    deadline = time.monotonic() + 20
+    while any(map(is_running, children)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert children and not any(map(is_running, children))
+    process.stderr.close()
+
+
+def is_running(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_asked_blocks_links_and_microbatches(profile: str, capsys: pytest.CaptureFixture[str]) -> None:
