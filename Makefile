@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint bench throughput table questions clean
+.PHONY: help train test lint bench throughput speed table questions clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -28,6 +28,9 @@ bench: $(READY) ## time the messages between two processes; ARGS="--json FILE"
 
 throughput: $(READY) ## images/s of every engine; ARGS="--work emulated --blocks 4 --engines bll 1f1b --json FILE"
 	$(BIN)/python -m benchmarks.throughput $(ARGS)
+
+speed: $(READY) ## every measurement of speed, 50 minutes on a machine that does nothing else; ARGS="DIRECTORY [CIFAR.npz]"
+	PATH="$(abspath $(BIN)):$$PATH" benchmarks/speed.sh $(or $(ARGS),runs)
 
 table: $(READY) ## methods x data x seeds, to be continued; ARGS="--size small --data-path data/cifar10.npz --budget 60"
 	$(BIN)/python -m benchmarks.table run $(ARGS)

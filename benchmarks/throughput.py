@@ -43,8 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 summaries[case.name].append(run(case, options.steps, Path(folder)))
             rate = summaries[case.name][-1]["images_per_second"]
             print(f"[{repetition + 1}/{options.repeats}] {case.name}: {rate:.1f} images/s", flush=True)
-    found = {ranks: Spread.of(rates) for ranks, rates in limits.items()}
-    results = [result(case, summaries, every, found) for case in every]
+    results = [result(case, summaries, every, limits) for case in every]
     print(table(HEADS, [_row(each) for each in results]))
     print(f"median of {options.repeats} jobs of {options.steps} steps (smallest to largest), the first 10 % left out")
     write(options.json, __doc__.splitlines()[0], vars(options), results)
@@ -122,13 +121,13 @@ def result(
     case: Case,
     summaries: Mapping[str, Sequence[Mapping[str, Any]]],
     every: Sequence[Case],
-    limits: Mapping[int, Spread],
+    limits: Mapping[int, Sequence[float]],
 ) -> dict[str, Any]:
-    """What is reported of a case. BLL's rate is that of its first case with the same work."""
-    own = summaries[case.name]
-    rate = Spread.of([summary["images_per_second"] for summary in own])
+    """What is reported of a case. Ratios are medians of those within each repetition, as a shared machine is faster in
+    one than in another; BLL's rate is that of its first case with the same work."""
+    rates = _rates(summaries[case.name])
     bll = next((other.name for other in every if other.engine == "bll" and other.work == case.work), None)
-    most = case.limit or (limits[case.work.ranks].median if case.work.ranks in limits else None)
+    most = [case.limit] * len(rates) if case.limit else list(limits.get(case.work.ranks, ()))
     return {
         "case": case.name,
         "engine": case.engine,
@@ -137,14 +136,20 @@ def result(
         "jitter": case.work.jitter,
         "microbatches": case.microbatches,
         "settings": case.settings,
-        "images_per_second": rate,
-        "limit": limits.get(case.work.ranks, most),
-        "of_limit": rate.median / most if most else None,
-        "bll_is_faster_by": _rate(summaries[bll]) / rate.median if bll else None,
+        "images_per_second": Spread.of(rates),
+        "rates": rates,
+        "limit": Spread.of(most) if most else None,
+        "limits": most,
+        "of_limit": _ratio(rates, most) if most else None,
+        "bll_is_faster_by": _ratio(_rates(summaries[bll]), rates) if bll else None,
         "predicted": case.predicted,
-        "prediction_error": case.predicted / rate.median - 1 if case.predicted else None,
-        **_of_ranks(own, rate.median, load_config(None, case.settings).data.batch_size),
+        "prediction_error": case.predicted / median(rates) - 1 if case.predicted else None,
+        **_of_ranks(summaries[case.name], median(rates), load_config(None, case.settings).data.batch_size),
     }
+
+
+def _ratio(rates: Sequence[float], others: Sequence[float]) -> float:
+    return median(rate / other for rate, other in zip(rates, others, strict=True))
 
 
 def _of_ranks(own: Sequence[Mapping[str, Any]], rate: float, batch_size: int) -> dict[str, Any]:
@@ -163,9 +168,8 @@ def _of_ranks(own: Sequence[Mapping[str, Any]], rate: float, batch_size: int) ->
     }
 
 
-def _rate(summaries: Sequence[Mapping[str, Any]]) -> float:
-    rates: list[float] = [summary["images_per_second"] for summary in summaries]
-    return median(rates)
+def _rates(summaries: Sequence[Mapping[str, Any]]) -> list[float]:
+    return [float(summary["images_per_second"]) for summary in summaries]
 
 
 HEADS = [
