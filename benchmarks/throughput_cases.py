@@ -158,18 +158,20 @@ def _emulated(case: Case, seconds: float) -> Case:
     settings = [*EMULATED, *case.settings, f"model.args={json.dumps(args)}", f"blocks={len(stages)}"]
     if not seconds:
         return replace(case, settings=settings)
-    predicted = None if work.jitter else predicted_rate(case, per_rank)
+    predicted = None if work.jitter else predicted_rate(case.engine, case.microbatches, per_rank)
     return replace(case, settings=settings, limit=EMULATED_BATCH / max(per_rank), predicted=predicted)
 
 
-def predicted_rate(case: Case, per_rank: Sequence[float]) -> float | None:
+def predicted_rate(
+    engine: str, microbatches: int | None, per_rank: Sequence[float], overhead: float = 0.0
+) -> float | None:
     """Images/s of devices that take ``per_rank`` seconds a batch; None for schedules that bllpipe plan cannot play."""
     units = [_unit(T * FORWARD_SHARE, T * (1 - FORWARD_SHARE)) for T in per_rank]
-    setting = Setting(units, EMULATED_BATCH, Link())
-    if case.engine == "bll":
+    setting = Setting(units, EMULATED_BATCH, Link(), overhead)
+    if engine == "bll":
         found = predict_local(setting, len(units))
-    elif case.engine in SCHEDULES and case.microbatches:
-        found = predict_pipeline(setting, case.engine, len(units), case.microbatches)
+    elif engine in SCHEDULES and microbatches:
+        found = predict_pipeline(setting, engine, len(units), microbatches)
     else:
         return None
     return found.images_per_second if found else None

@@ -40,6 +40,13 @@ def add_plan(commands: Any) -> None:
     )
     plan.add_argument("--microbatches", type=int, nargs="+", default=MICROBATCHES, metavar="M", help="default: 4 8 16")
     plan.add_argument("--memory", type=float, metavar="GiB", help="most that a block may need (counted, not measured)")
+    plan.add_argument(
+        "--overhead",
+        type=float,
+        default=0.0,
+        metavar="MS",
+        help="what each forward and backward costs an engine beside its computing (benchmarks.predictions finds it)",
+    )
     plan.add_argument("--repetitions", type=int, default=REPETITIONS, metavar="N", help=f"default: {REPETITIONS}")
     plan.add_argument(
         "--beside",
@@ -64,7 +71,10 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     shown = options.blocks or [config.num_parts]
     _check_blocks(profile, [*asked, *shown])
     limit = inf if options.memory is None else options.memory * GIB
-    settings = [Setting(profile.costs(), profile.batch_size, Link(rate * 1e9, LATENCY)) for rate in options.link]
+    overhead = options.overhead / 1e3
+    settings = [
+        Setting(profile.costs(), profile.batch_size, Link(rate * 1e9, LATENCY), overhead) for rate in options.link
+    ]
     print(unit_table(profile))
     for number in shown:
         best = _best(profile, settings[0], number, limit)
@@ -87,6 +97,7 @@ def _check(options: argparse.Namespace) -> None:
         ("microbatches", options.microbatches, 1),
         ("repetitions", [options.repetitions], 2),
         ("beside", [options.beside], 0),
+        ("overhead", [options.overhead], 0),
     ):
         if any(value < least for value in values):
             raise ConfigError(f"--{name} is {' '.join(map(str, values))}; needed is at least {least}")

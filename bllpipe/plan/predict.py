@@ -39,11 +39,13 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a prediction starts from: units in order, images in a global batch, and the link between devices."""
+    """What a prediction starts from: units in order, images in a global batch, the link between devices, and what every
+    operation of a schedule costs an engine beside its computing, in seconds."""
 
     units: Sequence[UnitCost]
     batch_size: int
     link: Link
+    overhead: float = 0.0
 
     @property
     def single_seconds(self) -> float:
@@ -95,7 +97,7 @@ def predict_pipeline(
     if cut is None:
         return None
     stages = [stage_seconds(setting.units, *block) for block in setting.blocks(cut)]
-    seconds = [_of_a_microbatch(stage, microbatches, engine == "zb-h1") for stage in stages]
+    seconds = [_of_a_microbatch(stage, microbatches, engine == "zb-h1", setting.overhead) for stage in stages]
     messages = setting.messages(cut, microbatches)
 
     def play(steps: int) -> Timeline:
@@ -137,16 +139,19 @@ def _play_local(setting: Setting, cut: Sequence[int], steps: int) -> Timeline:
     blocks = setting.blocks(cut)
     forward = [sum(unit.forward for unit in setting.units[first:end]) for first, end in blocks]
     totals = [local_seconds(setting.units, first, end) for first, end in blocks]
-    seconds = [{"F": there, "L": total - there} for there, total in zip(forward, totals, strict=True)]
+    extra = setting.overhead
+    seconds = [{"F": there + extra, "L": total - there + extra} for there, total in zip(forward, totals, strict=True)]
     return simulate(seconds, orders_of(local, len(blocks), steps, 1, updates=False), setting.messages(cut))
 
 
-def _of_a_microbatch(stage: StageSeconds, microbatches: int, splits_backward: bool) -> dict[str, float]:
+def _of_a_microbatch(
+    stage: StageSeconds, microbatches: int, splits_backward: bool, overhead: float
+) -> dict[str, float]:
     backward = stage.backward_of_input if splits_backward else stage.backward
     return {
-        "F": stage.forward / microbatches,
-        "B": backward / microbatches,
-        "W": (stage.backward - backward) / microbatches,
+        "F": stage.forward / microbatches + overhead,
+        "B": backward / microbatches + overhead,
+        "W": (stage.backward - backward) / microbatches + overhead * splits_backward,
         "U": stage.update,
     }
 
