@@ -69,5 +69,6 @@ def write(path: str | None, title: str, settings: Mapping[str, Any], results: Se
         {name: asdict(value) if isinstance(value, Timing | Spread) else value for name, value in result.items()}
         for result in results
     ]
-    record = {"benchmark": title, "settings": dict(settings), "results": plain, "environment": environment()}
+    kept = {name: value for name, value in settings.items() if name != "json"}  # where it lies is nobody's business
+    record = {"benchmark": title, "settings": kept, "results": plain, "environment": environment()}
     Path(path).write_text(json.dumps(record, indent=1) + "\n")
