@@ -23,7 +23,8 @@ def test_columns_are_aligned() -> None:
 
 
 def test_json_holds_results_and_environment(tmp_path: Path) -> None:
-    write(str(tmp_path / "out.json"), "a title", {"n": 3, "json": "a/b"}, [{"case": "x", "edge": Timing(3, 2.0, 1.0, 3.0)}])
+    results = [{"case": "x", "edge": Timing(3, 2.0, 1.0, 3.0)}]
+    write(str(tmp_path / "out.json"), "a title", {"n": 3, "json": "a/b"}, results)
     record = json.loads((tmp_path / "out.json").read_text())
     assert record["results"][0]["edge"] == {"n": 3, "median": 2.0, "lower_quartile": 1.0, "upper_quartile": 3.0}
     assert record["settings"] == {"n": 3}
