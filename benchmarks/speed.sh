@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All measurements of speed whose results are in benchmarks/results. About 50 minutes on two cores that do nothing else.
+# All measurements of speed whose results are in benchmarks/results. About 40 minutes on two cores that do nothing else.
 #
 #   benchmarks/speed.sh OUT [data/cifar10.npz]     (python is the one on PATH; make speed takes that of .venv)
 set -euo pipefail
