@@ -44,17 +44,17 @@ class Work:
 
 @dataclass(frozen=True)
 class Plan:
-    """What ``bllpipe plan`` says of real work on some ranks: the last units of all blocks but the last, for ``bll`` or
-    for ``stages``, by their number; and images/s by engine and microbatches."""
+    """What ``bllpipe plan`` says of real work on some ranks: the last units of all blocks but the last, by their number
+    and the microbatches that stages have, None for blocks that learn by themselves; and images/s by engine and
+    microbatches."""
 
-    cuts: Mapping[tuple[str, int], list[str]]
+    cuts: Mapping[tuple[int, int | None], list[str]]
     rates: Mapping[tuple[str, int | None], float]
 
     @classmethod
     def of(cls, predictions: Sequence[Mapping[str, Any]], ranks: int) -> Plan:
         """From the predictions that ``bllpipe plan --json`` has written."""
-        kinds = {"bll": "bll", "gpipe": "stages"}
-        cuts = {(kinds[p["engine"]], p["num_blocks"]): p["cut"] for p in predictions if p["engine"] in kinds}
+        cuts = {(p["num_blocks"], p["microbatches"]): p["cut"] for p in predictions if p["engine"] in ("bll", "gpipe")}
         rates = {
             (p["engine"], p["microbatches"]): p["images_per_second"] for p in predictions if p["num_blocks"] == ranks
         }
@@ -210,7 +210,6 @@ def _real(case: Case, plan: Plan | None) -> Case:
     if plan is None or case.engine in WHOLE:
         predicted = plan.rates.get((case.engine, None)) if plan else None
         return replace(case, settings=[*settings, f"blocks={stages}"], predicted=predicted)
-    kind = "bll" if case.engine == "bll" else "stages"
-    cut = plan.cuts[kind, stages]
+    cut = plan.cuts[stages, case.microbatches]
     predicted = plan.rates.get((case.engine, case.microbatches))
     return replace(case, settings=[*settings, f"blocks=[{','.join(cut)}]"], predicted=predicted)

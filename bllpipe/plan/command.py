@@ -14,7 +14,7 @@ from typing import Any
 
 from bllpipe.config import Config, load_config, to_yaml
 from bllpipe.errors import ConfigError
-from bllpipe.plan.costs import Link, UnitCost, local_cost, memory_bytes, stage_cost
+from bllpipe.plan.costs import Link, UnitCost, local_cost, memory_bytes, part_size, stage_cost
 from bllpipe.plan.partition import best_cut, largest
 from bllpipe.plan.predict import Prediction, Setting, predict_all, predict_local
 from bllpipe.plan.profile import Profile, load_profile, save_profile
@@ -66,21 +66,20 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     config = load_config(options.config, options.overrides)
     _check(options)
     files = {name: _file(name, getattr(options, name)) for name in ("profile", "json", "write")}
-    profile = _profile(_local(config), options, files["profile"])
+    parts = _part_sizes(config.data.batch_size, [*options.microbatches, *(options.blocks or BLOCKS)])
+    profile = _profile(_local(config), options, files["profile"], parts)
     asked = options.blocks or [number for number in BLOCKS if number <= len(profile.units)]
     shown = options.blocks or [config.num_parts]
     _check_blocks(profile, [*asked, *shown])
     limit = inf if options.memory is None else options.memory * GIB
-    overhead = options.overhead / 1e3
-    settings = [
-        Setting(profile.costs(), profile.batch_size, Link(rate * 1e9, LATENCY), overhead) for rate in options.link
-    ]
+    settings = _settings(profile, options)
     print(unit_table(profile))
     for number in shown:
         best = _best(profile, settings[0], number, limit)
         print(f"\n{cut_table(profile, settings[0], best, _steps(config, profile))}")
     predictions = [[predict_all(each, number, options.microbatches, limit) for number in asked] for each in settings]
-    print(f"\n{prediction_table(settings, asked, predictions)}")
+    unmeasured = [size for size in parts if size not in profile.parts]
+    print(f"\n{prediction_table(settings, asked, predictions, unmeasured)}")
     for line in _left_out(profile, options):
         print(line)
     if files["json"]:
@@ -88,6 +87,19 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     if files["write"]:
         _write_config(files["write"], config, profile, settings[0], shown[0], limit)
     return 0
+
+
+def _part_sizes(batch_size: int, numbers: Sequence[int]) -> list[int]:
+    """Images of the parts that the batch may be computed in, down to two: a normalisation refuses less."""
+    sizes = {part_size(batch_size, number) for number in numbers}
+    return sorted(sizes - {1, batch_size}, reverse=True)
+
+
+def _settings(profile: Profile, options: argparse.Namespace) -> list[Setting]:
+    """One for every link."""
+    links = [Link(rate * 1e9, LATENCY, overlaps=not profile.is_of_a_processor) for rate in options.link]
+    overhead = options.overhead / 1e3
+    return [Setting(profile.costs(), profile.batch_size, link, overhead, profile.part_costs()) for link in links]
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -142,8 +154,8 @@ def _file(name: str, text: str | None) -> Path | None:
     return None if text is None else Path(text)
 
 
-def _profile(config: Config, options: argparse.Namespace, file: Path | None) -> Profile:
-    """The profile in ``file``, or a new one."""
+def _profile(config: Config, options: argparse.Namespace, file: Path | None, parts: Sequence[int]) -> Profile:
+    """The profile in ``file``, or a new one with parts of so many images."""
     if file is not None and file.exists():
         return load_profile(file, config)
     from bllpipe.plan.measure import data_spec, measure  # torch
@@ -151,7 +163,7 @@ def _profile(config: Config, options: argparse.Namespace, file: Path | None) -> 
 
     spec = data_spec(config)
     with neighbours(config, spec, options.beside):
-        profile = measure(config, spec, options.repetitions, _Progress(), options.beside)
+        profile = measure(config, spec, options.repetitions, _Progress(), options.beside, parts)
     if file is not None:
         save_profile(profile, file)
         print(f"wrote {file}\n")

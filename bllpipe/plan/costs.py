@@ -6,7 +6,7 @@ Costs are seconds of a batch or numbers of operations; the sums are the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 from bllpipe.plan.partition import Cost
@@ -33,9 +33,28 @@ class UnitCost:
     head_memory_bytes: int = 0
 
 
+# Of a cost, what is computed for every part of a batch anew.
+COMPUTED = ("forward", "backward", "backward_without_input", "backward_of_input", "head")
+
+
+def part_size(batch_size: int, number: int) -> int:
+    """Images of the largest of so many parts of a batch."""
+    return -(-batch_size // number)
+
+
+def in_parts(units: Sequence[UnitCost], part: Sequence[UnitCost], number: int) -> list[UnitCost]:
+    """What ``units`` take for their batch in ``number`` parts, each of which takes ``part``; all that is not computed a
+    part stays that of the batch."""
+    return [
+        replace(whole, **{name: number * getattr(piece, name) for name in COMPUTED})
+        for whole, piece in zip(units, part, strict=True)
+    ]
+
+
 @dataclass(frozen=True)
 class Link:
-    """What joins two devices, each way. Messages overlap with computing unless ``overlaps`` is false."""
+    """What joins two devices, each way. Unless it ``overlaps``, as a processor's does not, the devices themselves carry
+    the messages and compute nothing meanwhile."""
 
     bytes_per_second: float = inf
     latency: float = 0.0

@@ -7,7 +7,8 @@ that a machine which is slower for a while is slower for all of them alike.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -113,23 +114,40 @@ class Clock:
         return time.perf_counter()
 
 
-def measure(config: Config, spec: DataSpec, repetitions: int, say: Say, beside: int = 0) -> Profile:
-    """The profile of ``config``'s network for batches of its size, here and now; ``beside`` so many others that compute
-    too. ``say`` hears how far it is.
+def measure(
+    config: Config, spec: DataSpec, repetitions: int, say: Say, beside: int = 0, parts: Sequence[int] = ()
+) -> Profile:
+    """The profile of ``config``'s network for batches of its size, and for parts of so many images, here and now;
+    ``beside`` so many others that compute too. ``say`` hears how far it is.
 
     From now on this process computes as a rank does.
     """
     compute_as_a_rank(config)
     device = present_device(config)
-    probes = dict(build_probes(config, spec, device, say))
-    samples: dict[str, list[dict[str, float]]] = {name: [] for name in probes}
+    sizes = [config.data.batch_size, *parts]
+    probes = {size: dict(build_probes(config, spec, device, size, say)) for size in sizes}
+    turns = [(size, name, probe) for size in sizes for name, probe in probes[size].items()]
+    samples: dict[tuple[int, str], list[dict[str, float]]] = defaultdict(list)
     for repetition in range(WARM_UP + repetitions):
-        for name, probe in probes.items():
-            say(f"repetition {repetition + 1} of {WARM_UP + repetitions}, {name}")
-            samples[name].append(probe.sample())
-    units = tuple(_unit_profile(name, probe, samples[name][WARM_UP:], config) for name, probe in probes.items())
+        for size, name, probe in turns:
+            say(f"repetition {repetition + 1} of {WARM_UP + repetitions}, {size} images, {name}")
+            samples[size, name].append(probe.sample())
+    whole, *rest = [
+        tuple(_unit_profile(name, probe, samples[size, name][WARM_UP:], config) for name, probe in probes[size].items())
+        for size in sizes
+    ]
     steps = spec.num_train // config.data.batch_size
-    return Profile(units, settings_of(config), _named(device), WARM_UP, repetitions, steps, environment(), beside)
+    return Profile(
+        whole,
+        settings_of(config),
+        _named(device),
+        WARM_UP,
+        repetitions,
+        steps,
+        environment(),
+        beside,
+        dict(zip(parts, rest, strict=True)),
+    )
 
 
 def compute_as_a_rank(config: Config) -> None:
@@ -159,13 +177,13 @@ def random_target(batch: int, channels: int, num_classes: int, seed: int, device
 
 
 def build_probes(
-    config: Config, spec: DataSpec, device: torch.device, say: Say = lambda text: None
+    config: Config, spec: DataSpec, device: torch.device, batch: int, say: Say = lambda text: None
 ) -> Iterator[tuple[str, Probe]]:
-    """A probe for every unit, each given what the one before makes of random images."""
+    """A probe for every unit, each given what the one before makes of a batch of random images."""
     units = network_units(config.model, spec.image_shape[0], spec.num_classes, config.seed)
-    x = torch.randn(config.data.batch_size, *spec.image_shape, generator=stream(config.seed, "plan images")).to(device)
+    x = torch.randn(batch, *spec.image_shape, generator=stream(config.seed, "plan images")).to(device)
     for unit in units:
-        say(f"building {unit.name}")
+        say(f"building {unit.name} for {batch} images")
         segment = Segment([unit], config.seed).to(device)
         probe = Probe(segment, x, config, spec.num_classes, is_last=unit is units[-1])
         yield unit.name, probe

@@ -42,7 +42,7 @@ def neighbours(config: Config, spec: DataSpec, number: int) -> Iterator[None]:
 def _compute(config: Config, spec: DataSpec, started: Any) -> None:
     parent = os.getppid()
     compute_as_a_rank(config)
-    probes = [probe for _, probe in build_probes(config, spec, present_device(config))]
+    probes = [probe for _, probe in build_probes(config, spec, present_device(config), config.data.batch_size)]
     started.wait(TIMEOUT)
     while parent == os.getppid():  # who is killed cannot stop its neighbours
         for probe in probes:

@@ -1,19 +1,30 @@
 """Predicted throughput of every way to train one network on several devices, each with the cut that suits it best.
 Imports no torch.
 
-Microbatches and shares of a batch are taken to cost their share of the batch, which flatters whatever splits it; block-
-local learning does not. Messages overlap with computing, and so does data parallelism's all-reduce with backward. The
-feedback rank is left out: it has a fraction of a block's work, and a step's time for it.
+A microbatch, and a replica's share of a batch, costs what was measured for so many images. Where it was not measured it
+is taken to cost its share of the batch, which flatters whatever splits it; block-local learning does not. Messages
+overlap with computing, and so does data parallelism's all-reduce with backward, where the link says so. The feedback
+rank is left out: it has a fraction of a block's work, and a step's time for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from math import inf
 
-from bllpipe.plan.costs import Link, StageSeconds, UnitCost, local_cost, local_seconds, stage_cost, stage_seconds
+from bllpipe.plan.costs import (
+    Link,
+    StageSeconds,
+    UnitCost,
+    in_parts,
+    local_cost,
+    local_seconds,
+    part_size,
+    stage_cost,
+    stage_seconds,
+)
 from bllpipe.plan.partition import best_cut
 from bllpipe.plan.schedules import StepOrder, gpipe, local, one_f_one_b, orders_of, zero_bubble
 from bllpipe.plan.simulate import Timeline, simulate
@@ -39,13 +50,20 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a prediction starts from: units in order, images in a global batch, the link between devices, and what every
-    operation of a schedule costs an engine beside its computing, in seconds."""
+    """What a prediction starts from: units in order, images in a global batch, the link between devices, what every
+    operation of a schedule costs an engine beside its computing, in seconds, and the units for parts of a batch by
+    their images, as far as they were measured."""
 
     units: Sequence[UnitCost]
     batch_size: int
     link: Link
     overhead: float = 0.0
+    parts: Mapping[int, Sequence[UnitCost]] = field(default_factory=dict)
+
+    def units_in(self, number: int) -> Sequence[UnitCost]:
+        """The units for a whole batch that is computed in so many parts."""
+        part = self.parts.get(part_size(self.batch_size, number))
+        return self.units if part is None else in_parts(self.units, part, number)
 
     @property
     def single_seconds(self) -> float:
@@ -66,6 +84,13 @@ class Setting:
     def messages(self, cut: Sequence[int], microbatches: int = 1) -> list[float]:
         """Seconds of a message behind each block but the last."""
         return [self.link.seconds(self.units[end - 1].output_bytes / microbatches) for end in cut]
+
+    def carrying(self, cut: Sequence[int], microbatches: int = 1) -> list[float]:
+        """Seconds of every block that go into one message in and one out; none where links do that by themselves."""
+        if self.link.overlaps:
+            return [0.0] * (len(cut) + 1)
+        messages = self.messages(cut, microbatches)
+        return [before + behind for before, behind in zip([0.0, *messages], [*messages, 0.0], strict=True)]
 
 
 def predict_local(setting: Setting, num_blocks: int, memory_limit: float = inf) -> Prediction | None:
@@ -93,12 +118,15 @@ def predict_pipeline(
     setting: Setting, engine: str, num_blocks: int, microbatches: int, memory_limit: float = inf
 ) -> Prediction | None:
     """A synchronous pipeline with the schedule ``engine``, by playing it; None when there is no such cut."""
-    cut = best_cut(len(setting.units), num_blocks, stage_cost(setting.units, setting.link, memory_limit))
+    units = setting.units_in(microbatches)
+    cut = best_cut(len(units), num_blocks, stage_cost(units, setting.link, memory_limit))
     if cut is None:
         return None
-    stages = [stage_seconds(setting.units, *block) for block in setting.blocks(cut)]
-    seconds = [_of_a_microbatch(stage, microbatches, engine == "zb-h1", setting.overhead) for stage in stages]
-    messages = setting.messages(cut, microbatches)
+    seconds = [
+        _of_a_microbatch(stage_seconds(units, *block), microbatches, engine == "zb-h1", setting.overhead + carrying)
+        for block, carrying in zip(setting.blocks(cut), setting.carrying(cut, microbatches), strict=True)
+    ]
+    messages = setting.messages(cut, microbatches) if setting.link.overlaps else []
 
     def play(steps: int) -> Timeline:
         return simulate(seconds, orders_of(SCHEDULES[engine], num_blocks, microbatches, steps), messages)
@@ -108,12 +136,13 @@ def predict_pipeline(
 
 def predict_data_parallel(setting: Setting, num_devices: int) -> Prediction:
     """Every device has the whole network and its share of the batch; a ring sums the gradients during backward."""
-    whole = stage_seconds(setting.units, 0, len(setting.units))
-    num_bytes = BYTES_OF_A_GRADIENT * sum(unit.parameters for unit in setting.units)
+    units = setting.units_in(num_devices)
+    whole = stage_seconds(units, 0, len(units))
+    num_bytes = BYTES_OF_A_GRADIENT * sum(unit.parameters for unit in units)
     link, rounds = setting.link, 2 * (num_devices - 1)
     all_reduce = rounds * link.seconds(num_bytes / num_devices)
     forward, backward = whole.forward / num_devices, whole.backward / num_devices
-    step = forward + max(backward, all_reduce) + whole.update
+    step = forward + (max(backward, all_reduce) if link.overlaps else backward + all_reduce) + whole.update
     share = (forward + backward + whole.update) / step
     return setting.prediction("ddp", (), step, [share] * num_devices, microbatches=None)
 
@@ -139,9 +168,13 @@ def _play_local(setting: Setting, cut: Sequence[int], steps: int) -> Timeline:
     blocks = setting.blocks(cut)
     forward = [sum(unit.forward for unit in setting.units[first:end]) for first, end in blocks]
     totals = [local_seconds(setting.units, first, end) for first, end in blocks]
-    extra = setting.overhead
-    seconds = [{"F": there + extra, "L": total - there + extra} for there, total in zip(forward, totals, strict=True)]
-    return simulate(seconds, orders_of(local, len(blocks), steps, 1, updates=False), setting.messages(cut))
+    extra, carrying = setting.overhead, setting.carrying(cut)
+    seconds = [
+        {"F": there + extra + carried, "L": total - there + extra}
+        for there, total, carried in zip(forward, totals, carrying, strict=True)
+    ]
+    messages = setting.messages(cut) if setting.link.overlaps else []
+    return simulate(seconds, orders_of(local, len(blocks), steps, 1, updates=False), messages)
 
 
 def _of_a_microbatch(

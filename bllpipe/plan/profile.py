@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from operator import attrgetter
 from pathlib import Path
 from statistics import median, quantiles
@@ -20,7 +20,7 @@ FORMAT = "bllpipe-profile-1"
 MODEL = ("model.name", "model.width", "model.stem", "model.args")
 DATA = ("data.name", "data.batch_size")
 REST = ("method", "optimizer.name", "precision.compute", "precision.wire", "cpu_threads")
-SETTINGS = (*MODEL, *DATA, *REST, *(f"objective.{field.name}" for field in fields(ObjectiveConfig)))
+SETTINGS = (*MODEL, *DATA, *REST, *(f"objective.{each.name}" for each in fields(ObjectiveConfig)))
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class UnitProfile:
 @dataclass(frozen=True)
 class Profile:
     """All units of a network. ``settings`` are the config's keys that the figures depend on; ``beside`` is how many
-    other processes computed too."""
+    other processes computed too; ``parts`` are the units again with fewer images, by their number."""
 
     units: tuple[UnitProfile, ...]
     settings: Mapping[str, Any]
@@ -84,6 +84,7 @@ class Profile:
     steps_per_epoch: int
     environment: Mapping[str, Any]
     beside: int = 0
+    parts: Mapping[int, tuple[UnitProfile, ...]] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -93,19 +94,31 @@ class Profile:
     def batch_size(self) -> int:
         return int(self.settings["data.batch_size"])
 
+    @property
+    def is_of_a_processor(self) -> bool:
+        """Rather than of a device that something else carries messages for."""
+        return self.device == "cpu"
+
     def costs(self) -> list[UnitCost]:
         return [unit.cost() for unit in self.units]
+
+    def part_costs(self) -> dict[int, list[UnitCost]]:
+        """The same of every size of part that was measured."""
+        return {images: [unit.cost() for unit in units] for images, units in self.parts.items()}
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, **asdict(self)}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Profile:
-        timings = [field.name for field in fields(UnitProfile) if field.type == "Timing"]
-        units = tuple(
-            UnitProfile(**{**unit, **{name: Timing(**unit[name]) for name in timings}}) for unit in record["units"]
-        )
-        return cls(units, **{field.name: record[field.name] for field in fields(cls)[1:] if field.name in record})
+        parts = {int(images): _units(units) for images, units in record.get("parts", {}).items()}
+        rest = {each.name: record[each.name] for each in fields(cls)[1:] if each.name in record}
+        return cls(_units(record["units"]), **{**rest, "parts": parts})
+
+
+def _units(records: Sequence[Mapping[str, Any]]) -> tuple[UnitProfile, ...]:
+    timings = [each.name for each in fields(UnitProfile) if each.type == "Timing"]
+    return tuple(UnitProfile(**{**unit, **{name: Timing(**unit[name]) for name in timings}}) for unit in records)
 
 
 def settings_of(config: Config) -> dict[str, Any]:

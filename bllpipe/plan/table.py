@@ -12,9 +12,12 @@ MIB = 2**20
 UNSTEADY = 0.25  # distance of the quartiles, as a share of the median
 ENGINES = {"bll": "bll", "ddp": "ddp", "gpipe": "gpipe", "1f1b": "1f1b", "zb-h1": "zero-bubble (ZB-H1)"}
 NOTES = """\
-rate, and speed-up over one device that learns end to end, in steady state. Messages overlap with computing, ddp's
-all-reduce with backward; parts of a batch are taken to cost their share of it, which flatters all but bll. Beside its
-devices bll has a feedback rank, which a processor can carry."""
+rate, and speed-up over one device that learns end to end, in steady state.
+Messages{links}. Parts of a batch
+cost what they were measured to{parts}. Beside its devices bll has a feedback rank, which a processor can carry."""
+OVERLAPPING = " overlap with computing, ddp's all-reduce with backward"
+CARRIED = ", and ddp's all-reduce, are carried by the processors that compute"
+UNMEASURED = ", or their share of it if of {} images, which flatters all but bll"
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -91,9 +94,13 @@ def cut_table(profile: Profile, setting: Setting, best: Prediction, steps: int) 
 
 
 def prediction_table(
-    settings: Sequence[Setting], numbers: Sequence[int], predictions: Sequence[Sequence[Sequence[Prediction]]]
+    settings: Sequence[Setting],
+    numbers: Sequence[int],
+    predictions: Sequence[Sequence[Sequence[Prediction]]],
+    unmeasured: Sequence[int] = (),
 ) -> str:
-    """Rates of every engine: a row a number of devices and engine, a column a link."""
+    """Rates of every engine: a row a number of devices and engine, a column a link. The cost of parts of ``unmeasured``
+    sizes is a guess."""
     rows = []
     for index, number in enumerate(numbers):
         by_link = [{_row_name(found): found for found in of_link[index]} for of_link in predictions]
@@ -101,7 +108,11 @@ def prediction_table(
             rows.append([str(number), name, *(_cell(found.get(name)) for found in by_link)])
     single = settings[0].batch_size / settings[0].single_seconds
     heads = ["devices", "engine", *(f"images/s at {_rate(setting)}" for setting in settings)]
-    return f"{table(heads, rows)}\none device: {single:,.0f} images/s\n{NOTES}"
+    notes = NOTES.format(
+        links=OVERLAPPING if settings[0].link.overlaps else CARRIED,
+        parts=UNMEASURED.format(" or ".join(map(str, unmeasured))) if unmeasured else "",
+    )
+    return f"{table(heads, rows)}\none device: {single:,.0f} images/s\n{notes}"
 
 
 def _row_name(prediction: Prediction) -> str:

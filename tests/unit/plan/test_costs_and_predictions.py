@@ -121,6 +121,32 @@ def test_a_pipeline_updates_once_a_step() -> None:
     assert found.step_seconds == pytest.approx((4 + 1) * 3 / 4 + 0.25)
 
 
+def test_parts_cost_what_was_measured_for_so_many_images() -> None:
+    """Two stages of half the units; four microbatches of 15 images take 2 s instead of 3 / 4 each, the update stays."""
+    whole, part = (
+        [unit(1, update=0.25, backward_without_input=2.0)] * 2,
+        [unit(2 / 3, backward_without_input=4 / 3)] * 2,
+    )
+    setting = Setting(whole, batch_size=60, link=Link(), parts={15: part, 30: part})
+    found = predict_pipeline(setting, "gpipe", 2, 4)
+    assert found is not None
+    assert found.step_seconds == pytest.approx((4 + 1) * 2 + 0.25)
+    assert predict_data_parallel(setting, 2).step_seconds == pytest.approx(2 * 2 + 2 * 0.25)
+    unmeasured = predict_pipeline(setting, "gpipe", 2, 6)
+    assert unmeasured is not None
+    assert unmeasured.step_seconds == pytest.approx((6 + 1) * 3 / 6 + 0.25)
+
+
+def test_a_processor_carries_its_own_messages() -> None:
+    """Two blocks of 12 s; 100 bytes at 50 a second, in or out, are 2 s of each. The ring of ddp: 160 bytes."""
+    setting = even(4, Link(50.0, overlaps=False))
+    local, pipeline = predict_local(setting, 2), predict_pipeline(setting, "gpipe", 2, 4)
+    assert local is not None and pipeline is not None
+    assert local.step_seconds == pytest.approx(6 + 2)
+    assert pipeline.step_seconds == pytest.approx((4 + 1) * (6 / 4 + 2 * 2 / 4))
+    assert predict_data_parallel(setting, 2).step_seconds == pytest.approx(2 + 4 + 160 / 50)
+
+
 def test_parts_of_a_batch_have_an_image() -> None:
     setting = Setting([unit()] * 4, batch_size=3, link=Link())
     assert [each.microbatches for each in predict_all(setting, 4, [2, 4])] == [None, 2, 2, 2]  # and no ddp

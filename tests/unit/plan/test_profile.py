@@ -24,7 +24,7 @@ PARTS = ("forward", "backward", "backward_without_input", "backward_of_input", "
 
 def profile_of(config: Config) -> Profile:
     said: list[str] = []
-    found = measure(config, data_spec(config), 2, said.append)
+    found = measure(config, data_spec(config), 2, said.append, parts=[2])
     assert any("repetition 4 of 4" in line for line in said)  # 2 to warm up
     return found
 
@@ -40,6 +40,8 @@ def test_every_unit_is_measured(profile: Profile) -> None:
         assert all(getattr(unit, part).median > 0 for part in PARTS)
         assert unit.cost().backward >= max(unit.cost().backward_without_input, unit.cost().backward_of_input)
     assert profile.steps_per_epoch == 1442 // 8
+    assert [unit.output_bytes for unit in profile.parts[2]] == [unit.output_bytes // 4 for unit in profile.units]
+    assert profile.part_costs()[2][0].forward == profile.parts[2][0].forward.median
 
 
 def test_sizes(profile: Profile) -> None:
