@@ -58,12 +58,11 @@ def launch(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     if config.engine in SPREAD and environment is None:
         return start_ranks(config, arguments)
     try:
-        engine(config.engine)(config, Options(options.resume, options.run_dir))
+        return engine(config.engine)(config, Options(options.resume, options.run_dir))
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # which the engine has explained
         return getattr(error, "exit_code", 1)
-    return 0
 
 
 def _check_start(config: Config, environment: RankEnvironment | None) -> None:

@@ -19,7 +19,7 @@ class Options:
     run_dir: str | None = None
 
 
-Engine = Callable[[Config, Options], None]
+Engine = Callable[[Config, Options], int]  # returns the exit code of the process
 NAMES = ("ranks", "threads", "sequential", "single", *SYNCHRONOUS)
 PLACEMENTS: dict[str, Placement] = {
     "gpipe": "stage",

@@ -8,8 +8,10 @@ import torch
 import torch.distributed as dist
 
 from bllpipe.config import to_mapping
+from bllpipe.engines.arming import arm
 from bllpipe.engines.job import Job
 from bllpipe.run.checkpoint import CheckpointWriter
+from bllpipe.run.finite import guard
 from bllpipe.run.loops import Loop
 from bllpipe.run.rank import Actor, RankPart
 from bllpipe.run.recorder import Recorder
@@ -22,18 +24,19 @@ STEADY_AFTER = 0.1  # fraction of the steps that rates leave out
 def make_actor(
     job: Job, rank: int, role: str, name: str, loop: Loop, ports: list[Metered], device: torch.device
 ) -> Actor:
-    """``loop`` with what the checkpoint holds of it, stopwatch, recorder and, if the job asks for them, spans.
+    """``loop`` with stopwatch and recorder, what the checkpoint holds of both and, if the job asks for them, spans.
 
-    Losses on a GPU are only read when a line is written.
+    Losses on a GPU are only looked at as often as a line is written.
     """
     log_every = job.config.log.every_steps
-    if job.checkpoint is not None:
-        loop.load(job.checkpoint.tensors(), job.start)
     stopwatch = Stopwatch(ports, int(job.start + STEADY_AFTER * (job.plan.last_step - job.start)))
     place = {"rank": rank, "role": role, "actor": name}
-    check_every = 1 if device.type == "cpu" else log_every
-    recorder = Recorder(place, job.directory, job.store, stopwatch, log_every, check_every)
-    return with_spans(job, Actor(loop, stopwatch, recorder))
+    recorder = Recorder(place, job.directory, job.store, stopwatch, log_every)
+    if job.checkpoint is not None:
+        tensors = job.checkpoint.tensors()
+        loop.load(tensors, job.start)
+        recorder.load(tensors, device)
+    return with_spans(job, guard(Actor(loop, stopwatch, recorder), every=1 if device.type == "cpu" else log_every))
 
 
 def make_part(job: Job, rank: int, actors: list[Actor]) -> RankPart:
@@ -42,7 +45,8 @@ def make_part(job: Job, rank: int, actors: list[Actor]) -> RankPart:
         job.directory.checkpoints, job.store, job.topology.world_size, job.attempt, job.config.checkpoint.keep
     )
     facts = {"config": to_mapping(job.config)}
-    return RankPart(rank, job.topology.role(rank), actors, writer, facts, span_file(job, rank, actors))
+    part = RankPart(rank, job.topology.role(rank), actors, writer, facts, span_file(job, rank, actors))
+    return arm(part, job.faults) if job.faults else part
 
 
 def with_spans(job: Job, actor: Actor) -> Actor:

@@ -29,9 +29,9 @@ from bllpipe.run.timing import Meter, Metered
 from bllpipe.wire.world import wait_for_all
 
 
-def run(config: Config, options: Options) -> None:
+def run(config: Config, options: Options) -> int:
     """Trains ``config`` together with the other replicas."""
-    run_synchronous(config, options, build_loop)
+    return run_synchronous(config, options, build_loop)
 
 
 class ReplicaLoop:

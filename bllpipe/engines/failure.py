@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import uuid
 from pathlib import Path
+from typing import NoReturn
 
-from bllpipe.errors import BllpipeError
+from bllpipe.errors import BllpipeError, WireError
 from bllpipe.ports import Store
 from bllpipe.run.directory import RunDirectory
 from bllpipe.run.rank import RoundError
+from bllpipe.run.sightings import Sightings
 
 
 def cause_of(error: BaseException) -> BaseException:
@@ -37,21 +40,31 @@ def report_failure(error: BaseException, store: Store, job_store: Store, rank: i
     When one rank fails its neighbours fail too, for want of messages. Only the first is worth reading, so whoever
     claims the key speaks, and the others are silent.
     """
-    claim = f"rank {rank} ({role})"
+    claim = uuid.uuid4().hex
     try:
         if store.compare_set("failure", "", claim).decode() != claim:
             return
         directory = job_store.get("directory").decode() if job_store.check(["directory"]) else None
     except RuntimeError:  # the store is gone with its launcher: better twice than not at all
         directory = None
-    print(f"bllpipe: {claim}: {explain(error)}", file=sys.stderr, flush=True)
+    print(f"bllpipe: rank {rank} ({role}): {explain(error)}{_last_seen(error, store)}", file=sys.stderr, flush=True)
     if directory is not None:
         step = {"step": error.entry.step} if isinstance(error, RoundError) else {}
         facts = {**step, "rank": rank, "role": role, "reason": explain(error).strip()}
         RunDirectory(Path(directory)).write_status("failed", **facts)
 
 
-def leave(code: int) -> None:
+def _last_seen(error: BaseException, store: Store) -> str:
+    """Where everybody was, for whoever looks for the reason of a message that did not come."""
+    if not isinstance(cause_of(error), WireError):
+        return ""
+    try:
+        return "".join(f"\n  rank {rank}: {places}" for rank, places in Sightings(store).everybody())
+    except RuntimeError:
+        return ""
+
+
+def leave(code: int) -> NoReturn:
     """Ends the process at once: threads that sit in a receive cannot be asked to stop."""
     sys.stdout.flush()
     sys.stderr.flush()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 
 import torch
 
@@ -55,25 +56,29 @@ def carry_out(job: Job, part: RankPart) -> None:
 
 def hand_in(job: Job, part: RankPart) -> None:
     """Posts a rank's report, once the last checkpoint is committed."""
-    part.checkpoints.wait_committed(job.plan.last_step)
+    if part.last_saved is not None:
+        part.checkpoints.wait_committed(part.last_saved)
     post_report(job.store, part.rank, part.report())
 
 
 def conclude(job: Job, started: float) -> None:
     """Gathers all reports, writes summary.json and status.json, prints the table."""
     reports = gather_reports(job.store, job.topology.world_size)
-    seconds = time.perf_counter() - started
-    summary = summarise(job.config, job.topology.tested_ranks, reports, job.plan, seconds)
+    seconds, stopped = time.perf_counter() - started, job.ending.stopped
+    done = stopped.step if stopped else job.plan.last_step
+    summary = summarise(job.config, job.topology.tested_ranks, reports, replace(job.plan, last_step=done), seconds)
     job.directory.write_summary(summary)
-    complete = job.plan.last_step == job.plan.total_steps
-    reason = {} if complete else {"reason": f"stop_at={job.config.stop_at}"}
-    job.directory.write_status("completed" if complete else "preempted", step=job.plan.last_step, **reason)
+    if done == job.plan.total_steps and (stopped is None or stopped.tested):
+        job.directory.write_status("completed", step=done)
+    else:
+        reason = job.ending.reason if stopped else f"stop_at={job.config.stop_at}"
+        job.directory.write_status("preempted", step=done, reason=reason)
     print(f"{table(summary)}\nrun directory {job.directory.path}", flush=True)
 
 
 def nothing_left(job: Job) -> bool:
     """Whether the run that is to go on has ended already; its files are left as they are."""
-    return job.start >= job.plan.last_step
+    return job.start >= job.plan.last_step and job.tested
 
 
 def say_nothing_left(job: Job) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ import torch
 
 from bllpipe.config import Config
 from bllpipe.engines import Options, topology
+from bllpipe.engines.faults import Fault, parse_faults
 from bllpipe.errors import ConfigError
 from bllpipe.learn.block import alpha_shape
 from bllpipe.learn.cuts import cut
@@ -24,9 +25,11 @@ from bllpipe.ports import Phase, Round, Store
 from bllpipe.run.checkpoint import Checkpoint, open_checkpoint
 from bllpipe.run.data.spec import DataSpec
 from bllpipe.run.directory import RunDirectory
+from bllpipe.run.ending import Ending
 from bllpipe.run.itinerary import Plan
 from bllpipe.run.resuming import checkpoint_to_resume, choose_directory
 from bllpipe.topology import Topology
+from bllpipe.wire.environment import fault_text
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,9 @@ class Job:
     spec: DataSpec
     plan: Plan
     checkpoint: Checkpoint | None
+    tested: bool = True  # whether nothing is left to do of the step that the checkpoint was written after
+    ending: Ending = field(default_factory=Ending)
+    faults: Sequence[Fault] = ()
 
     @property
     def start(self) -> int:
@@ -49,7 +55,11 @@ class Job:
 
     def rounds(self) -> Iterator[Round]:
         """A fresh iterator over the rounds that are left."""
-        return self.plan.rounds(self.start)
+        return self.plan.rounds(self.start, self.tested)
+
+    def steps(self, actor: str) -> Iterator[Round]:
+        """The same as ``actor`` carries them out: they end early where all ranks agree to stop."""
+        return self.ending.follow(actor, self.rounds(), saved=self.checkpoint is not None)
 
     def messages(self, *phases: Phase) -> Iterator[Round]:
         """The rounds that are left whose messages travel on an edge: ``train``, or ``train`` and ``evaluate``."""
@@ -61,7 +71,15 @@ class Job:
         return torch.bfloat16 if self.config.precision.wire == "bf16" else torch.float32
 
 
-def agree(config: Config, options: Options, store: Store, job_store: Store, spec: DataSpec | None, attempt: int) -> Job:
+def agree(
+    config: Config,
+    options: Options,
+    store: Store,
+    job_store: Store,
+    spec: DataSpec | None,
+    attempt: int,
+    ending: Ending | None = None,
+) -> Job:
     """The job as all ranks see it. The one that has a ``spec`` (it holds the images) decides, the others listen.
 
     Raises ConfigError or CheckpointError in the deciding rank.
@@ -74,12 +92,24 @@ def agree(config: Config, options: Options, store: Store, job_store: Store, spec
     checkpoint = open_checkpoint(Path(decided["checkpoint"])) if decided["checkpoint"] else None
     plan = Plan.of(config, spec.num_train, spec.num_test)
     directory = RunDirectory(Path(decided["directory"]))
-    return Job(config, topology(config), store, directory, decided["attempt"], spec, plan, checkpoint)
+    return Job(
+        config,
+        topology(config),
+        store,
+        directory,
+        decided["attempt"],
+        spec,
+        plan,
+        checkpoint,
+        decided["tested"],
+        ending or Ending(),
+        [fault for fault in parse_faults(fault_text()) if fault.attempt == attempt],
+    )
 
 
 def _decide(config: Config, options: Options, store: Store, job_store: Store, spec: DataSpec, attempt: int) -> None:
     """Chooses directory and checkpoint. A restarted group goes on in the directory of the attempt before it."""
-    Plan.of(config, spec.num_train, spec.num_test)
+    plan = Plan.of(config, spec.num_train, spec.num_test)
     config = _with_cuts(config, spec)
     restarted = attempt > 0 and job_store.check(["directory"])
     resume = "auto" if restarted else options.resume
@@ -87,16 +117,28 @@ def _decide(config: Config, options: Options, store: Store, job_store: Store, sp
     checkpoint = checkpoint_to_resume(config, resume, path, lambda text: print(f"bllpipe: {text}", file=sys.stderr))
     job_store.set("directory", str(path.absolute()))
     start = checkpoint.step if checkpoint else 0
-    RunDirectory(path).begin(config, start)
-    RunDirectory(path).write_status("running", step=start)
+    tested = checkpoint is None or _is_tested(checkpoint, plan, RunDirectory(path))
+    RunDirectory(path).begin(config, start, tested)
+    if start < plan.last_step or not tested:
+        RunDirectory(path).write_status("running", step=start)
+    if checkpoint is not None:
+        print(f"{path} goes on from step {start}", flush=True)
     decided = {
         "directory": str(path.absolute()),
         "checkpoint": str(checkpoint.path.absolute()) if checkpoint else None,
+        "tested": tested,
         "attempt": f"{attempt}-{uuid.uuid4().hex[:12]}",  # new for every start, so that leftovers are told apart
         "spec": spec.to_json(),
         "blocks": config.blocks,
     }
     store.set("job", json.dumps(decided))
+
+
+def _is_tested(checkpoint: Checkpoint, plan: Plan, directory: RunDirectory) -> bool:
+    """Whether nothing is left to do of the checkpoint's step: neither a test that a stop came before, nor the summary
+    of a run that was killed behind its last checkpoint."""
+    is_last = checkpoint.step >= plan.last_step
+    return all(facts.get("tested", True) for facts in checkpoint.facts()) and (directory.is_summarised or not is_last)
 
 
 def _with_cuts(config: Config, spec: DataSpec) -> Config:

@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,13 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
 
-    def begin(self, config: Config, first_step: int) -> None:
-        """Writes config.yaml and env.json, and drops the metrics of steps that are about to be done again."""
+    def begin(self, config: Config, first_step: int, tested: bool = True) -> None:
+        """Writes config.yaml and env.json, and drops the metrics of what is about to be done again: later steps, and
+        the test after this one unless it is ``tested``."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         _write_whole(self.path / "config.yaml", to_yaml(config))
         _write_whole(self.path / "env.json", json.dumps(environment(), indent=1) + "\n")
-        self._keep_metrics_until(first_step)
+        self._keep_metrics(lambda line: _is_before(line, first_step, tested))
 
     def add_metrics(self, record: Mapping[str, Any]) -> None:
         """Appends one line to metrics.jsonl in one write, as several ranks share the file."""
@@ -49,11 +50,26 @@ class RunDirectory:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         _write_whole(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
 
-    def _keep_metrics_until(self, first_step: int) -> None:
+    @property
+    def is_summarised(self) -> bool:
+        """Whether the run has come to an end of its own, for which it wrote a summary."""
+        try:
+            return json.loads((self.path / "status.json").read_text())["status"] in ("completed", "preempted")
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def _keep_metrics(self, keep: Callable[[Mapping[str, Any]], bool]) -> None:
         if self.metrics.exists():
             lines = self.metrics.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first_step]
-            _write_whole(self.metrics, "".join(kept) if first_step else "")
+            kept = [line for line in lines if line.endswith("\n") and keep(json.loads(line))]
+            _write_whole(self.metrics, "".join(kept))
+
+
+def _is_before(line: Mapping[str, Any], step: int, tested: bool) -> bool:
+    """Whether a line of the metrics is about what was done up to ``step``."""
+    if line["step"] == step and line.get("phase") == "evaluate":
+        return tested
+    return 0 < int(line["step"]) <= step
 
 
 def environment() -> dict[str, Any]:

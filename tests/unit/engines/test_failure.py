@@ -54,6 +54,9 @@ class Gone:
     def compare_set(self, key: str, expected: str, desired: str) -> bytes:
         raise RuntimeError("connection reset")
 
+    def check(self, keys: list[str]) -> bool:
+        raise RuntimeError("connection reset")
+
 
 def test_without_a_store_every_rank_speaks(capsys: pytest.CaptureFixture[str]) -> None:
     gone: Any = Gone()
