@@ -59,7 +59,7 @@ def _last_seen(error: BaseException, store: Store) -> str:
     if not isinstance(cause_of(error), WireError):
         return ""
     try:
-        return "".join(f"\n  rank {rank}: {places}" for rank, places in Sightings(store).everybody())
+        return "".join(f"\n  rank {rank}: {posting}" for rank, posting in Sightings(store).everybody())
     except RuntimeError:
         return ""
 

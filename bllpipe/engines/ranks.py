@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from bllpipe.config import Config
@@ -16,6 +18,9 @@ from bllpipe.engines.watcher import Watcher
 from bllpipe.run.data.sets import load_images, load_labels
 from bllpipe.wire.processes import ProcessWires, chosen_backends
 from bllpipe.wire.world import World, close_group, open_edges, open_group
+
+# Who waits for a rank that hangs leaves it so much time to be found by those that know it is the one.
+GRACE_SECONDS = 5.0
 
 
 def run(config: Config, options: Options, dress: Dress = undressed) -> int:
@@ -53,4 +58,5 @@ def open_wires(job: Job, world: World, device: torch.device) -> ProcessWires:
     backends = chosen_backends(job.config.backend, distinct_gpus(job.config, job.topology, world.environment))
     open_group(world, use_nccl="nccl" in backends.values())
     groups = open_edges(job.topology.edges(), lambda edge: backends[edge.kind], device)
-    return ProcessWires(groups, backends, job.config.backend, device)
+    patience = job.config.backend.timeout_seconds + GRACE_SECONDS
+    return ProcessWires(groups, backends, replace(job.config.backend, timeout_seconds=patience), device)

@@ -3,17 +3,20 @@ ends the run when a rank is stuck."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 
 from bllpipe.errors import BllpipeError, WireError
 from bllpipe.ports import Store
 from bllpipe.run.ending import Ending
 from bllpipe.run.rank import RankPart
-from bllpipe.run.sightings import LEFT, Sighting, Sightings, Staleness
+from bllpipe.run.sightings import LEFT, Posting, Sighting, Sightings, Staleness
 from bllpipe.run.signals import PATIENCE_SECONDS, StopSignals
 
 LOOK_SECONDS = 0.2
@@ -68,15 +71,15 @@ class Watcher:
         looks = 0
         try:
             while not self._over.is_set():
-                signal = self._signals.wait(LOOK_SECONDS)
-                if signal is not None:
-                    self._hear(signal.name, 128 + signal)
+                heard = self._signals.wait(LOOK_SECONDS)
+                if heard is not None:
+                    self._hear(heard.name, 128 + heard)
                 self._bring_about_stop()
                 if looks % LOOKS_A_POSTING == 0:
-                    self._sightings.post(self._rank, looks + 1, self._own())
+                    self._sightings.post(self._rank, Posting(looks + 1, os.getpid(), self._own()))
                     self._find_stuck()
                 looks += 1
-            self._sightings.leave(self._rank)
+            self._sightings.post(self._rank, Posting(LEFT))
         except RuntimeError:  # the store is gone with its launcher, and so will we be
             return
 
@@ -112,17 +115,25 @@ class Watcher:
             if not sighting.edge and sighting.seconds > self._timeout:
                 self._fail(self._stuck(f"{sighting}"), self._rank, self._roles[self._rank])
         other = (self._rank + 1) % len(self._roles)
-        number, seen = self._sightings.of(other)
-        if other != self._rank and number != LEFT:
-            seconds = self._staleness.look(number) * LOOK_SECONDS * LOOKS_A_POSTING
-            if seconds > self._timeout:
-                where = "; ".join(map(str, seen)) or "it had not begun"
-                self._fail(
-                    self._stuck(f"not heard of for {seconds:.0f} s; last seen: {where}"), other, self._roles[other]
-                )
+        posting = self._sightings.of(other)
+        seconds = self._staleness.look(posting.number) * LOOK_SECONDS * LOOKS_A_POSTING
+        if other != self._rank and posting.number != LEFT and seconds > self._timeout:
+            end_sibling(posting.pid)
+            error = self._stuck(f"not heard of for {seconds:.0f} s; last seen: {posting}")
+            self._fail(error, other, self._roles[other])
 
     def _stuck(self, how: str) -> WireError:
         return WireError(
             f"{how}. It hangs, or was stopped; if a step may take more than {self._timeout:g} s, raise "
             f"backend.timeout_seconds"
         )
+
+
+def end_sibling(pid: int) -> None:
+    """Kills a process that hangs, which hears nothing else; only one that the same launcher has started."""
+    try:
+        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        if parent == os.getppid():
+            os.kill(pid, signal.SIGKILL)
+    except OSError:  # on another machine, or gone
+        return

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from bllpipe.run.rank import Actor
 
 Named = Iterable[tuple[str, Tensor]]
+INPUT = "its input"
+COURTESY_SECONDS, MOST_COURTESIES = 0.5, 8
 ADVICE = "lower optimizer.lr, set optimizer.clip_norm, or check the images"
 
 
@@ -27,10 +30,14 @@ def guard(actor: Actor, every: int) -> Actor:
     return actor
 
 
-def require_finite(tensors: Mapping[str, Tensor], place: str) -> None:
-    """Raises NonFiniteError for the first tensor that holds NaN or Inf."""
+def require_finite(tensors: Mapping[str, Tensor], rank: int, role: str, when: str, received: Container[str]) -> None:
+    """Raises NonFiniteError for the first tensor that holds NaN or Inf. One that was ``received`` comes from another
+    rank, which is about to find that out too: it shall say it first."""
     for name, tensor in tensors.items():
         if not is_finite(tensor):
+            if name in received:
+                threading.Event().wait(COURTESY_SECONDS * min(rank, MOST_COURTESIES))
+            place = f"rank {rank} ({role}), {when}"
             raise NonFiniteError(f"{place}: {describe(name, tensor)}; {ADVICE}")
 
 
@@ -42,7 +49,7 @@ def is_finite(tensor: Tensor) -> bool:
 def describe(name: str, tensor: Tensor) -> str:
     """How much of it is what."""
     if tensor.numel() == 1:
-        return f"{name} is {float(tensor):g}"
+        return f"{name} is {float(tensor.detach()):g}"
     nan, inf = int(tensor.isnan().sum()), int(tensor.isinf().sum())
     return f"{name} has {nan:,} NaN and {inf:,} Inf among its {tensor.numel():,} values"
 
@@ -59,16 +66,20 @@ def _guarded(
         result = compute(*given)
         terms = result.terms if isinstance(result, Outcome) else result[0]
         if calls % every == 0 and not all(is_finite(term) for term in terms.values()):
-            place = actor.recorder.place
-            require_finite(dict(tensors(*given, result)), f"rank {place['rank']} ({place['role']}), {actor.entry}")
+            _blame(tensors(*given, result), actor)
         return result
 
     return computed
 
 
+def _blame(tensors: Named, actor: Actor) -> None:
+    place = actor.recorder.place
+    require_finite(dict(tensors), place["rank"], place["role"], str(actor.entry), received=[INPUT])
+
+
 def _of_block(block: Any, alpha: Tensor, target: Any, result: Any) -> Named:
     """From cause to effect; the weights are those before this step's update."""
-    yield "its input", block.x
+    yield INPUT, block.x
     yield from block.learner.weights().items()
     yield "beta", target.beta_BC
     yield "alpha", alpha

@@ -20,6 +20,8 @@ from bllpipe.run.recorder import Recorder
 from bllpipe.run.spans import SpanFile, Track, record
 from bllpipe.run.timing import Stopwatch
 
+RECEIVED = ("ahead.", "feedback.")  # what a feedback rank saves was made of what blocks have sent
+
 
 class RoundError(Exception):
     """The cause happened to an actor in ``entry``."""
@@ -96,7 +98,8 @@ class RankPart:
 
     def _write(self, entry: Round, tensors: Mapping[str, Tensor]) -> None:
         place = {"rank": self.rank, "role": self.role}
-        require_finite(tensors, f"rank {self.rank} ({self.role}), checkpoint of step {entry.step}")
+        received = [name for name in tensors if name.startswith(RECEIVED)]
+        require_finite(tensors, self.rank, self.role, f"checkpoint of step {entry.step}", received)
         facts = {**place, "step": entry.step, "epoch": entry.epoch, "tested": entry.tested, **self.facts}
         self.checkpoints.write(entry.step, self.rank, tensors, facts)
         self.last_saved = entry.step

@@ -19,7 +19,7 @@ from bllpipe.ports import Store
 if TYPE_CHECKING:
     from bllpipe.run.rank import Actor
 
-LEFT = "left"
+LEFT = -1  # the number of a posting after which there are none
 
 
 @dataclass(frozen=True)
@@ -45,34 +45,42 @@ class Sighting:
         return cls(actor.name, at, waiting.edge if waiting else "", time.perf_counter() - since if since else 0.0)
 
 
+@dataclass(frozen=True)
+class Posting:
+    """What a rank has said last: which posting it was, 0 before the first, its process, and where its actors are."""
+
+    number: int = 0
+    pid: int = 0
+    actors: Sequence[Sighting] = ()
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.actors)) or ("gone" if self.number == LEFT else "at its start")
+
+
 class Sightings:
     """The postings of all ranks, in the store."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def post(self, rank: int, number: int, actors: Sequence[Sighting]) -> None:
-        """Posts the ``number``-th place of ``rank``."""
-        self._store.set(f"seen/{rank}", json.dumps({"number": number, "actors": [asdict(actor) for actor in actors]}))
+    def post(self, rank: int, posting: Posting) -> None:
+        """What ``rank`` says now."""
+        self._store.set(f"seen/{rank}", json.dumps(asdict(posting)))
 
-    def leave(self, rank: int) -> None:
-        """From now on nothing is expected of ``rank``."""
-        self._store.set(f"seen/{rank}", json.dumps({"number": LEFT, "actors": []}))
-
-    def of(self, rank: int) -> tuple[int | str, list[Sighting]]:
-        """The number of the last posting of ``rank``, and what it said; 0 before its first."""
+    def of(self, rank: int) -> Posting:
+        """What ``rank`` has said last."""
         if not self._store.check([f"seen/{rank}"]):
-            return 0, []
+            return Posting()
         record = json.loads(self._store.get(f"seen/{rank}"))
-        return record["number"], [Sighting(**actor) for actor in record["actors"]]
+        return Posting(record["number"], record["pid"], [Sighting(**actor) for actor in record["actors"]])
 
-    def everybody(self) -> Iterator[tuple[int, str]]:
-        """Every rank that has posted, and where it was then."""
+    def everybody(self) -> Iterator[tuple[int, Posting]]:
+        """Every rank that has posted, and what."""
         for rank in count():
-            number, actors = self.of(rank)
-            if number == 0:
+            posting = self.of(rank)
+            if posting.number == 0:
                 return
-            yield rank, "; ".join(map(str, actors)) or str(number)
+            yield rank, posting
 
 
 class Staleness:

@@ -26,5 +26,5 @@ def test_a_description_counts() -> None:
 def test_the_first_of_many_is_named() -> None:
     tensors = {"a": torch.ones(1), "n": torch.ones(2, dtype=torch.int64), "b": torch.tensor([0.0, float("nan")])}
     with pytest.raises(NonFiniteError, match=re.escape("rank 1 (block 1), step 6: b has 1 NaN and 0 Inf among its 2")):
-        require_finite(tensors, "rank 1 (block 1), step 6")
-    require_finite({"a": tensors["a"]}, "nowhere")
+        require_finite(tensors, 1, "block 1", "step 6", received=[])
+    require_finite({"a": tensors["a"]}, 0, "block 0", "step 0", received=[])
