@@ -20,7 +20,6 @@ from bllpipe.run.sightings import LEFT, Posting, Sighting, Sightings, Staleness
 from bllpipe.run.signals import PATIENCE_SECONDS, StopSignals
 
 LOOK_SECONDS = 0.2
-LOOKS_A_POSTING = 5
 
 Fail = Callable[[BllpipeError, int, str], None]  # error, rank and role it is about
 
@@ -75,10 +74,9 @@ class Watcher:
                 if heard is not None:
                     self._hear(heard.name, 128 + heard)
                 self._bring_about_stop()
-                if looks % LOOKS_A_POSTING == 0:
-                    self._sightings.post(self._rank, Posting(looks + 1, os.getpid(), self._own()))
-                    self._find_stuck()
                 looks += 1
+                self._sightings.post(self._rank, Posting(looks, os.getpid(), self._own()))
+                self._find_stuck()
             self._sightings.post(self._rank, Posting(LEFT))
         except RuntimeError:  # the store is gone with its launcher, and so will we be
             return
@@ -116,7 +114,7 @@ class Watcher:
                 self._fail(self._stuck(f"{sighting}"), self._rank, self._roles[self._rank])
         other = (self._rank + 1) % len(self._roles)
         posting = self._sightings.of(other)
-        seconds = self._staleness.look(posting.number) * LOOK_SECONDS * LOOKS_A_POSTING
+        seconds = self._staleness.look(posting.number) * LOOK_SECONDS
         if other != self._rank and posting.number != LEFT and seconds > self._timeout:
             end_sibling(posting.pid)
             error = self._stuck(f"not heard of for {seconds:.0f} s; last seen: {posting}")

@@ -20,16 +20,16 @@ SETTINGS = (*jobs.SMALL, "blocks=2", f"backend.timeout_seconds={TIMEOUT}", "log.
     ("rank", "role", "point", "action", "found"),
     [
         (1, "block 1", "update", "stop", r"not heard of for \d+ s; last seen: block 1 at step \d+"),
-        (0, "block 0", "forward", "sleep", r"block 0 at step 20, computing for \d+ s"),
+        (0, "block 0", "forward", "sleep", r"block 0 at step 150, computing for \d+ s"),
         (2, "feedback", "sent", "hold", r"not heard of for \d+ s; last seen: lane 0 at step \d+"),
     ],
     ids=["stopped", "asleep", "holds-the-lock"],
 )
 def test_who_hangs_is_named(tmp_path: Path, rank: int, role: str, point: str, action: str, found: str) -> None:
     words = jobs.words(tmp_path / "run", *SETTINGS)
-    fault = f"rank={rank},step=20,point={point},action={action},seconds=100"
+    fault = f"rank={rank},step=150,point={point},action={action},seconds=100"
     launcher = jobs.started(3, words, fault=fault)
-    jobs.wait_until(lambda: jobs.steps_done(tmp_path / "run") >= 20)
+    jobs.wait_until(lambda: jobs.steps_done(tmp_path / "run") >= 150)
     ranks, began = list(jobs.rank_processes(launcher).values()), time.monotonic()
     jobs.wait_until(lambda: jobs.read_json(tmp_path / "run" / "status.json")["status"] == "failed", TIMEOUT + 10)
     text, _ = launcher.communicate(timeout=60)
