@@ -1,6 +1,6 @@
 """Where everybody is: what a rank tells the others of itself, and how it notices that one of them, or it, is stuck.
 
-A rank's thread posts its place several times a second, whatever the loops do. It keeps an eye on two: on its own actors,
+A thread posts its place several times a second, whatever the loops do. It keeps an eye on two: on its own actors,
 of which one may compute for too long, and on the next rank, whose postings end when its process is stopped, or holds
 the interpreter's lock. Who waits for a message too long finds that out by itself.
 """
