@@ -29,7 +29,7 @@ bench: $(READY) ## time the messages between two processes; ARGS="--json FILE"
 throughput: $(READY) ## images/s of every engine; ARGS="--work emulated --blocks 4 --engines bll 1f1b --json FILE"
 	$(BIN)/python -m benchmarks.throughput $(ARGS)
 
-speed: $(READY) ## every measurement of speed, 40 minutes on a machine that does nothing else; ARGS="DIRECTORY [CIFAR.npz]"
+speed: $(READY) ## every measurement of speed, an hour on a machine that does nothing else; ARGS="DIRECTORY [CIFAR.npz]"
 	PATH="$(abspath $(BIN)):$$PATH" benchmarks/speed.sh $(or $(ARGS),runs)
 
 table: $(READY) ## methods x data x seeds, to be continued; ARGS="--size small --data-path data/cifar10.npz --budget 60"
