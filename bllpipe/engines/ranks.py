@@ -52,6 +52,7 @@ def run_in_world(config: Config, options: Options, world: World, dress: Dress = 
     else:
         assert segment is not None
         part = assembly.block_part(rank, segment, device, images)
+    wires.agree()
     train(job, part)
     wires.finish()
     close_group()
@@ -62,4 +63,4 @@ def open_wires(job: Job, world: World, device: torch.device) -> ProcessWires:
     backends = chosen_backends(job.config.backend, distinct_gpus(job.config, job.topology, world.environment))
     open_group(world, use_nccl="nccl" in backends.values())
     groups = open_edges(job.topology.edges(), lambda edge: backends[edge.kind], device)
-    return ProcessWires(groups, backends, job.config.backend, device)
+    return ProcessWires(groups, backends, job.config.backend, device, world.store)
