@@ -60,4 +60,4 @@ def span_file(job: Job, rank: int, actors: Sequence[Actor]) -> SpanFile | None:
     if dist.is_initialized():
         clock = align_clock(job.store, rank, job.topology.world_size, machine_id())
     header = {"rank": rank, "role": job.topology.role(rank), **clock.to_json()}
-    return SpanFile(job.directory.path / "spans", header, tracks)
+    return SpanFile(job.directory, header, tracks)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
-from bllpipe.errors import BllpipeError
+from bllpipe.errors import BllpipeError, OutputError
 from bllpipe.ports import Store
 from bllpipe.run.directory import RunDirectory
+from bllpipe.run.notices import warn
 from bllpipe.run.rank import RoundError
 
 
@@ -44,15 +46,19 @@ def report_failure(error: BaseException, store: Store, job_store: Store, rank: i
         directory = job_store.get("directory").decode() if job_store.check(["directory"]) else None
     except RuntimeError:  # the store is gone with its launcher: better twice than not at all
         directory = None
-    print(f"bllpipe: {claim}: {explain(error)}", file=sys.stderr, flush=True)
+    warn(f"{claim}: {explain(error)}")
     if directory is not None:
         step = {"step": error.entry.step} if isinstance(error, RoundError) else {}
         facts = {**step, "rank": rank, "role": role, "reason": explain(error).strip()}
-        RunDirectory(Path(directory)).write_status("failed", **facts)
+        try:
+            RunDirectory(Path(directory)).write_status("failed", **facts)
+        except OutputError as second:
+            warn(f"{claim}: and {second.found}")
 
 
 def leave(code: int) -> None:
     """Ends the process at once: threads that sit in a receive cannot be asked to stop."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # a full disk must not keep us here
+            stream.flush()
     os._exit(code)
