@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from bllpipe.config import to_mapping
 from bllpipe.engines.job import Job
+from bllpipe.engines.taking_up import take_up
 from bllpipe.run.checkpoint import CheckpointWriter
 from bllpipe.run.loops import Loop
 from bllpipe.run.rank import Actor, RankPart
@@ -22,13 +23,11 @@ STEADY_AFTER = 0.1  # fraction of the steps that rates leave out
 def make_actor(
     job: Job, rank: int, role: str, name: str, loop: Loop, ports: list[Metered], device: torch.device
 ) -> Actor:
-    """``loop`` with what the checkpoint holds of it, stopwatch, recorder and, if the job asks for them, spans.
+    """``loop`` with stopwatch, recorder and, if the job asks for them, spans.
 
     Losses on a GPU are only read when a line is written.
     """
     log_every = job.config.log.every_steps
-    if job.checkpoint is not None:
-        loop.load(job.checkpoint.tensors(), job.start)
     stopwatch = Stopwatch(ports, int(job.start + STEADY_AFTER * (job.plan.last_step - job.start)))
     place = {"rank": rank, "role": role, "actor": name}
     check_every = 1 if device.type == "cpu" else log_every
@@ -37,9 +36,11 @@ def make_actor(
 
 
 def make_part(job: Job, rank: int, actors: list[Actor]) -> RankPart:
-    """A rank with its actors and its share of every checkpoint."""
+    """A rank with its actors, which take up what the checkpoint has of them, and its share of every checkpoint."""
+    take_up(job, rank, actors)
+    settings, num_ranks = job.config.checkpoint, job.topology.world_size
     writer = CheckpointWriter(
-        job.directory.checkpoints, job.store, job.topology.world_size, job.attempt, job.config.checkpoint.keep
+        job.directory.checkpoints, job.store, num_ranks, job.attempt, settings.keep, settings.if_unwritable
     )
     facts = {"config": to_mapping(job.config)}
     return RankPart(rank, job.topology.role(rank), actors, writer, facts, span_file(job, rank, actors))

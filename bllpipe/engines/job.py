@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -14,6 +13,7 @@ import torch
 
 from bllpipe.config import Config
 from bllpipe.engines import Options, topology
+from bllpipe.engines.peers import compare_with_first, introduce
 from bllpipe.errors import ConfigError
 from bllpipe.learn.block import alpha_shape
 from bllpipe.learn.cuts import cut
@@ -21,11 +21,13 @@ from bllpipe.learn.networks import network_units
 from bllpipe.learn.propagation import propagate
 from bllpipe.learn.units import Segment
 from bllpipe.ports import Phase, Round, Store
-from bllpipe.run.checkpoint import Checkpoint, open_checkpoint
+from bllpipe.run.checkpoint import Checkpoint, open_checkpoint, remove_unfinished
 from bllpipe.run.data.spec import DataSpec
+from bllpipe.run.differences import Change
 from bllpipe.run.directory import RunDirectory
 from bllpipe.run.itinerary import Plan
-from bllpipe.run.resuming import checkpoint_to_resume, choose_directory
+from bllpipe.run.notices import warn
+from bllpipe.run.resuming import changes_since, checkpoint_to_resume, choose_directory
 from bllpipe.topology import Topology
 
 
@@ -41,6 +43,7 @@ class Job:
     spec: DataSpec
     plan: Plan
     checkpoint: Checkpoint | None
+    is_complete: bool
 
     @property
     def start(self) -> int:
@@ -64,39 +67,71 @@ class Job:
 def agree(config: Config, options: Options, store: Store, job_store: Store, spec: DataSpec | None, attempt: int) -> Job:
     """The job as all ranks see it. The one that has a ``spec`` (it holds the images) decides, the others listen.
 
-    Raises ConfigError or CheckpointError in the deciding rank.
+    Raises ConfigError or CheckpointError in the deciding rank, and ConfigError in one that does not suit it.
     """
     if spec is not None:
+        introduce(config, store)
         _decide(config, options, store, job_store, spec, attempt)
+    else:
+        compare_with_first(config, store)
     decided = json.loads(store.get("job"))
     config = replace(config, blocks=decided["blocks"])
     spec = DataSpec.from_json(decided["spec"])
     checkpoint = open_checkpoint(Path(decided["checkpoint"])) if decided["checkpoint"] else None
     plan = Plan.of(config, spec.num_train, spec.num_test)
-    directory = RunDirectory(Path(decided["directory"]))
-    return Job(config, topology(config), store, directory, decided["attempt"], spec, plan, checkpoint)
+    directory = RunDirectory(Path(decided["directory"]), config.log.if_unwritable)
+    attempt_name, is_complete = decided["attempt"], decided["is_complete"]
+    return Job(config, topology(config), store, directory, attempt_name, spec, plan, checkpoint, is_complete)
 
 
 def _decide(config: Config, options: Options, store: Store, job_store: Store, spec: DataSpec, attempt: int) -> None:
-    """Chooses directory and checkpoint. A restarted group goes on in the directory of the attempt before it."""
-    Plan.of(config, spec.num_train, spec.num_test)
+    """Chooses directory and checkpoint, and tells the other ranks."""
+    plan = Plan.of(config, spec.num_train, spec.num_test)
     config = _with_cuts(config, spec)
-    restarted = attempt > 0 and job_store.check(["directory"])
-    resume = "auto" if restarted else options.resume
-    path = Path(job_store.get("directory").decode()) if restarted else choose_directory(config, resume, options.run_dir)
-    checkpoint = checkpoint_to_resume(config, resume, path, lambda text: print(f"bllpipe: {text}", file=sys.stderr))
+    path, checkpoint = _place(config, options, job_store, attempt)
+    changed = changes_since(checkpoint, config, options.accept, path) if checkpoint else []
     job_store.set("directory", str(path.absolute()))
-    start = checkpoint.step if checkpoint else 0
-    RunDirectory(path).begin(config, start)
-    RunDirectory(path).write_status("running", step=start)
+    is_complete = checkpoint is not None and _is_complete(RunDirectory(path), checkpoint.step, plan)
+    if not is_complete:
+        _begin(RunDirectory(path), config, plan, checkpoint, changed)
     decided = {
         "directory": str(path.absolute()),
         "checkpoint": str(checkpoint.path.absolute()) if checkpoint else None,
         "attempt": f"{attempt}-{uuid.uuid4().hex[:12]}",  # new for every start, so that leftovers are told apart
         "spec": spec.to_json(),
         "blocks": config.blocks,
+        "is_complete": is_complete,
     }
     store.set("job", json.dumps(decided))
+
+
+def _place(config: Config, options: Options, job_store: Store, attempt: int) -> tuple[Path, Checkpoint | None]:
+    """The run directory and what to go on from. A restarted group stays in the directory of the attempt before it."""
+    restarted = attempt > 0 and job_store.check(["directory"])
+    if restarted:
+        path = Path(job_store.get("directory").decode())
+    else:
+        path = choose_directory(config, options.resume, options.run_dir)
+    return path, checkpoint_to_resume(options.resume, path, warn, restarted)
+
+
+def _is_complete(directory: RunDirectory, step: int, plan: Plan) -> bool:
+    """Whether nothing is left to do after ``step`` steps; what has not come to its summary is tested once more."""
+    return step > plan.last_step or (step == plan.last_step and directory.has_ended(step))
+
+
+def _begin(
+    directory: RunDirectory, config: Config, plan: Plan, checkpoint: Checkpoint | None, changed: Sequence[Change]
+) -> None:
+    """Writes what a run directory holds from the start on; says what is accepted as different from the checkpoint."""
+    start = checkpoint.step if checkpoint else 0
+    remove_unfinished(directory.checkpoints)  # which may be what has filled the disk
+    directory.begin(config, start, tests_again=start == plan.last_step)
+    if checkpoint is not None:
+        directory.add_resume(checkpoint.path.name, start, {change.key: [change.then, change.now] for change in changed})
+    if lines := [f"\n  {change}" for change in changed if not change.is_harmless]:
+        warn(f"goes on after step {start} with other settings, as accepted:{''.join(lines)}")
+    directory.write_status("running", step=start)
 
 
 def _with_cuts(config: Config, spec: DataSpec) -> Config:

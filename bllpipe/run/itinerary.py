@@ -45,7 +45,11 @@ class Plan:
         )
 
     def rounds(self, start: int = 0) -> Iterator[Round]:
-        """Every round after ``start`` finished training steps, in order."""
+        """Every round after ``start`` finished training steps, in order. After all of them it is the last test alone,
+        for a run that was stopped before it could tell its results."""
+        if start == self.last_step:
+            epoch = (start - 1) // self.steps_per_epoch
+            yield from (entry for entry in self._after(start, epoch) if entry.phase != "save")
         for step in range(start, self.last_step):
             epoch, batch = divmod(step, self.steps_per_epoch)
             yield Round("train", step, epoch, batch, self.batch_size)
