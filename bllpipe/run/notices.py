@@ -8,9 +8,11 @@ from typing import TextIO
 
 
 def say(text: str, out: TextIO | None = None) -> None:
-    """One line, or several, to ``out``, by default the standard output."""
+    """One line, or several, to ``out``, by default the standard output; in one piece, as ranks share it."""
+    out = sys.stdout if out is None else out
     with suppress(OSError):
-        print(text, file=sys.stdout if out is None else out, flush=True)
+        out.write(f"{text}\n")
+        out.flush()
 
 
 def warn(text: str) -> None:

@@ -4,6 +4,7 @@ other settings; on purpose, and with everything named that does not come along."
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +179,41 @@ def test_a_run_without_a_summary_tells_its_results_when_it_goes_on(tmp_path: Pat
     assert sorted(map(str, kept)) == sorted(
         str((line["phase"], line["step"], line["actor"], line.get("accuracy"))) for line in lines
     )
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("lag", [1, 3])
+def test_another_cut_on_another_number_of_ranks_gives_the_same_bits_in_every_engine(tmp_path: Path, lag: int) -> None:
+    begin(tmp_path / "here", *LOCAL, f"feedback.lag={lag}", "blocks=3")
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    settings = (*SHORT, f"feedback.lag={lag}", "blocks=[layer1.0]")
+    here = go_on(tmp_path / "here", *settings, "engine=sequential", accept="blocks")
+    words = jobs.words(tmp_path / "there", *settings, "engine=ranks", options=going_on("blocks"))
+    done = jobs.succeed(jobs.torchrun(3, words))
+    there = jobs.summary(tmp_path / "there")
+    assert there["world_size"] == 3 and there["state_sha256"] == here["state_sha256"]
+    fresh = "starts fresh, as step-00000004 holds nothing that fits: "
+    assert f"bllpipe: rank 0 (block 0): {fresh}heads.layer1.0 (2), optimizer.heads.layer1.0 (2)\n" in done.stderr
+    assert f"bllpipe: rank 2 (feedback): {fresh}feedback.layer1.0 (2)\n" in done.stderr
+    assert done.stderr.count("nobody takes from step-00000004: ") == 1
+
+
+@pytest.mark.ranks
+def test_a_whole_network_goes_on_in_stages_in_replicas_and_whole_again(tmp_path: Path) -> None:
+    """Nothing starts fresh and nothing is left over. One microbatch is the batch of the whole network, so the weights
+    are the same but for the order of sums; replicas have batch norms of their own."""
+    straight = tmp_path / "straight"
+    jobs.in_this_process(straight, *WHOLE, "stop_at=7")
+    begin(tmp_path / "run", *WHOLE, stop_at=4)
+    stages = (*SHORT, "method=bp", "engine=gpipe", "blocks=2", "pipeline.microbatches=1", "stop_at=7")
+    first = jobs.torchrun(2, jobs.words(tmp_path / "run", *stages, options=going_on("engine blocks pipeline")))
+    jobs.succeed(first)
+    one, other = tensors(straight), tensors(tmp_path / "run")
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-4, msg=name)
+    replicas = (*SHORT, "method=bp", "engine=ddp", "blocks=2", "pipeline.microbatches=1", "stop_at=8")
+    second = jobs.succeed(jobs.torchrun(2, jobs.words(tmp_path / "run", *replicas, options=going_on("engine"))))
+    assert go_on(tmp_path / "run", *WHOLE, accept="engine blocks pipeline")["steps"] == 9
+    said = first.stderr + second.stderr
+    assert "as accepted:" in said and "fresh" not in said and "nobody takes" not in said
