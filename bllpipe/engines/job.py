@@ -70,8 +70,8 @@ def agree(config: Config, options: Options, store: Store, job_store: Store, spec
     Raises ConfigError or CheckpointError in the deciding rank, and ConfigError in one that does not suit it.
     """
     if spec is not None:
-        introduce(config, store)
         _decide(config, options, store, job_store, spec, attempt)
+        introduce(config, store)  # only now, so that a rank that does not suit it can say so in the run's own status
     else:
         compare_with_first(config, store)
     decided = json.loads(store.get("job"))
