@@ -10,6 +10,7 @@ import torch.distributed as dist
 from bllpipe.config import to_mapping
 from bllpipe.engines.arming import arm
 from bllpipe.engines.job import Job
+from bllpipe.engines.taking_up import take_up
 from bllpipe.run.checkpoint import CheckpointWriter
 from bllpipe.run.finite import guard
 from bllpipe.run.loops import Loop
@@ -24,7 +25,7 @@ STEADY_AFTER = 0.1  # fraction of the steps that rates leave out
 def make_actor(
     job: Job, rank: int, role: str, name: str, loop: Loop, ports: list[Metered], device: torch.device
 ) -> Actor:
-    """``loop`` with stopwatch and recorder, what the checkpoint holds of both and, if the job asks for them, spans.
+    """``loop`` with stopwatch, recorder, a look at its losses and, if the job asks for them, spans.
 
     Losses on a GPU are only looked at as often as a line is written.
     """
@@ -32,17 +33,15 @@ def make_actor(
     stopwatch = Stopwatch(ports, int(job.start + STEADY_AFTER * (job.plan.last_step - job.start)))
     place = {"rank": rank, "role": role, "actor": name}
     recorder = Recorder(place, job.directory, job.store, stopwatch, log_every)
-    if job.checkpoint is not None:
-        tensors = job.checkpoint.tensors()
-        loop.load(tensors, job.start)
-        recorder.load(tensors, device)
     return with_spans(job, guard(Actor(loop, stopwatch, recorder), every=1 if device.type == "cpu" else log_every))
 
 
 def make_part(job: Job, rank: int, actors: list[Actor]) -> RankPart:
-    """A rank with its actors and its share of every checkpoint."""
+    """A rank with its actors, which take up what the checkpoint has of them, and its share of every checkpoint."""
+    take_up(job, rank, actors)
+    settings, num_ranks = job.config.checkpoint, job.topology.world_size
     writer = CheckpointWriter(
-        job.directory.checkpoints, job.store, job.topology.world_size, job.attempt, job.config.checkpoint.keep
+        job.directory.checkpoints, job.store, num_ranks, job.attempt, settings.keep, settings.if_unwritable
     )
     facts = {"config": to_mapping(job.config)}
     part = RankPart(rank, job.topology.role(rank), actors, writer, facts, span_file(job, rank, actors))
@@ -64,4 +63,4 @@ def span_file(job: Job, rank: int, actors: Sequence[Actor]) -> SpanFile | None:
     if dist.is_initialized():
         clock = align_clock(job.store, rank, job.topology.world_size, machine_id())
     header = {"rank": rank, "role": job.topology.role(rank), **clock.to_json()}
-    return SpanFile(job.directory.path / "spans", header, tracks)
+    return SpanFile(job.directory, header, tracks)

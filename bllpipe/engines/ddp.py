@@ -96,8 +96,8 @@ class ReplicaLoop:
     def state(self) -> dict[str, Tensor]:
         return self.share.learner.state() if self.number == 0 else {}
 
-    def load(self, state: Mapping[str, Tensor], step: int) -> list[str]:
-        return self.share.learner.load(state)
+    def load(self, state: Mapping[str, Tensor], step: int) -> None:
+        self.share.learner.load(state)
 
 
 def build_loop(seat: Seat) -> tuple[Loop, list[Metered]]:

@@ -6,12 +6,14 @@ import os
 import sys
 import traceback
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from bllpipe.errors import BllpipeError, WireError
+from bllpipe.errors import BllpipeError, OutputError, WireError
 from bllpipe.ports import Store
 from bllpipe.run.directory import RunDirectory
+from bllpipe.run.notices import warn
 from bllpipe.run.rank import RoundError
 from bllpipe.run.sightings import Sightings
 
@@ -47,11 +49,14 @@ def report_failure(error: BaseException, store: Store, job_store: Store, rank: i
         directory = job_store.get("directory").decode() if job_store.check(["directory"]) else None
     except RuntimeError:  # the store is gone with its launcher: better twice than not at all
         directory = None
-    print(f"bllpipe: rank {rank} ({role}): {explain(error)}{_last_seen(error, store)}", file=sys.stderr, flush=True)
+    warn(f"rank {rank} ({role}): {explain(error)}{_last_seen(error, store)}")
     if directory is not None:
         step = {"step": error.entry.step} if isinstance(error, RoundError) else {}
         facts = {**step, "rank": rank, "role": role, "reason": explain(error).strip()}
-        RunDirectory(Path(directory)).write_status("failed", **facts)
+        try:
+            RunDirectory(Path(directory)).write_status("failed", **facts)
+        except OutputError as second:
+            warn(f"rank {rank} ({role}): and {second.found}")
 
 
 def _last_seen(error: BaseException, store: Store) -> str:
@@ -66,6 +71,7 @@ def _last_seen(error: BaseException, store: Store) -> str:
 
 def leave(code: int) -> NoReturn:
     """Ends the process at once: threads that sit in a receive cannot be asked to stop."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # a full disk must not keep us here
+            stream.flush()
     os._exit(code)

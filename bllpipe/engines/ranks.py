@@ -48,6 +48,7 @@ def run_in_world(config: Config, options: Options, world: World, watcher: Watche
         assert segment is not None
         part = assembly.block_part(rank, segment, device, images)
     watcher.look_at([part])
+    wires.agree()
     train(job, part)
     wires.finish()
     close_group()
@@ -59,4 +60,5 @@ def open_wires(job: Job, world: World, device: torch.device) -> ProcessWires:
     open_group(world, use_nccl="nccl" in backends.values())
     groups = open_edges(job.topology.edges(), lambda edge: backends[edge.kind], device)
     patience = job.config.backend.timeout_seconds + GRACE_SECONDS
-    return ProcessWires(groups, backends, replace(job.config.backend, timeout_seconds=patience), device)
+    settings = replace(job.config.backend, timeout_seconds=patience)
+    return ProcessWires(groups, backends, settings, device, world.store)

@@ -17,6 +17,7 @@ from bllpipe.engines.edges import Dress, undressed
 from bllpipe.engines.failure import cause_of, report_failure
 from bllpipe.engines.finish import conclude, hand_in, nothing_left, prepare_process, progress, say_nothing_left
 from bllpipe.engines.job import Job, agree, build_segment
+from bllpipe.engines.taking_up import say_untaken
 from bllpipe.engines.watcher import Watcher
 from bllpipe.ports import Store
 from bllpipe.run.data.sets import ImageSet, load_images, load_labels
@@ -54,6 +55,7 @@ def _run(config: Config, options: Options, store: Store, execute: Execution, dre
     device = one_device(config)
     wires = LocalWires(device, config.backend.timeout_seconds)
     parts = _parts(job, Assembly(job, wires, dress), images, device)
+    say_untaken(job)
     freeze_garbage()
     started = time.perf_counter()
     with progress(job):

@@ -34,7 +34,7 @@ class Totals:
 
     def add(self, outcome: Outcome, images: int) -> None:
         _add(self.terms, outcome.terms, images)
-        self.correct = outcome.correct if self.correct is None else self.correct + outcome.correct
+        self.correct = outcome.correct if self.correct is None else self.correct.to(outcome.correct) + outcome.correct
         self.images += images
         self.lr = outcome.lr
 
@@ -66,7 +66,7 @@ class Totals:
 
 def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor], images: int) -> None:
     for name, value in values.items():
-        sums[name] = torch.add(sums[name], value, alpha=images) if name in sums else value * images
+        sums[name] = torch.add(sums[name].to(value), value, alpha=images) if name in sums else value * images
 
 
 class Recorder:
@@ -101,10 +101,11 @@ class Recorder:
         """What a checkpoint must hold for the next line to be the same after it: the sums since the last one."""
         return {f"{self._prefix}{name}": value for name, value in self._train.state().items()}
 
-    def load(self, state: Mapping[str, Tensor], device: torch.device) -> None:
-        """Takes its own from ``state``."""
-        own = {key.removeprefix(self._prefix): value for key, value in state.items() if key.startswith(self._prefix)}
-        self._train.load({name: value.to(device) for name, value in own.items()})
+    def load(self, state: Mapping[str, Tensor]) -> set[str]:
+        """Takes its own from ``state``; the names of what it took."""
+        own = {key: value for key, value in state.items() if key.startswith(self._prefix)}
+        self._train.load({key.removeprefix(self._prefix): value for key, value in own.items()})
+        return set(own)
 
     @property
     def _prefix(self) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from bllpipe.errors import CheckpointError
 from bllpipe.run.checkpoint.manifest import Manifest
 from bllpipe.run.checkpoint.names import DirectoryName
-from bllpipe.run.checkpoint.shard import read_facts, read_tensors
+from bllpipe.run.checkpoint.shard import read_facts, read_names, read_tensors
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,10 @@ class Checkpoint:
                 raise CheckpointError(f"{self.path}: rank {rank} and a rank before it both hold {names}")
             found |= tensors
         return found
+
+    def names(self) -> list[str]:
+        """The names of all tensors, in order of rank; no values are read."""
+        return [name for rank in range(self.world_size) for name in read_names(self.path, rank)]
 
     def facts(self) -> list[dict[str, Any]]:
         """What each rank wrote beside its tensors, in the order of ranks."""

@@ -42,6 +42,16 @@ def read_tensors(directory: Path, rank: int, prefix: str) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is not a safetensors file that can be read: {error}") from error
 
 
+def read_names(directory: Path, rank: int) -> list[str]:
+    """The names of a rank's tensors."""
+    path = directory / tensor_file(rank)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except Exception as error:  # as above
+        raise CheckpointError(f"{path} is not a safetensors file that can be read: {error}") from error
+
+
 def read_facts(directory: Path, rank: int) -> dict[str, Any]:
     return read_record(directory / facts_file(rank))[0]
 
