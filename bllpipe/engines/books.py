@@ -28,7 +28,7 @@ def make_actor(
     """
     log_every = job.config.log.every_steps
     if job.checkpoint is not None:
-        loop.load(job.checkpoint.tensors(), job.start)
+        loop.load(job.checkpoint.mapped(), job.start)
     stopwatch = Stopwatch(ports, int(job.start + STEADY_AFTER * (job.plan.last_step - job.start)))
     place = {"rank": rank, "role": role, "actor": name}
     check_every = 1 if device.type == "cpu" else log_every

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,8 @@ class RunDirectory:
 
     def _keep_metrics_until(self, first_step: int) -> None:
         if self.metrics.exists():
-            lines = self.metrics.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first_step]
+            lines = self.metrics.read_text(errors="replace").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= first_step]
             _write_whole(self.metrics, "".join(kept) if first_step else "")
 
 
@@ -87,6 +88,14 @@ def _git_revision() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of metrics.jsonl; beyond every step for a torn or damaged line, which is dropped."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return inf
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -11,8 +11,10 @@ from typing import Protocol
 
 from torch import Tensor
 
+from bllpipe.errors import CheckpointError
 from bllpipe.learn.block import Block, Outcome
 from bllpipe.learn.feedback import Feedback
+from bllpipe.learn.saved import restore
 from bllpipe.ports import Alpha, Receiver, Round, Sender, Stats, Target
 
 
@@ -134,8 +136,18 @@ class LaneLoop:
 
     def load(self, state: Mapping[str, Tensor], step: int) -> list[str]:
         own = self.weights()
-        for key in own.keys() & state.keys():
-            own[key].detach().copy_(state[key])
-        waiting = [(f"ahead.{self.name}.{age}.sums", f"ahead.{self.name}.{age}.counts") for age in range(self.lag)]
-        self._ahead.extend((state[sums], state[counts]) for sums, counts in waiting if sums in state)
+        restore(own, state)
+        self._ahead.extend(self._waiting(state, age) for age in range(self.lag) if self._ahead_names(age)[0] in state)
         return sorted(own.keys() - state.keys())
+
+    def _ahead_names(self, age: int) -> tuple[str, str]:
+        return f"ahead.{self.name}.{age}.sums", f"ahead.{self.name}.{age}.counts"
+
+    def _waiting(self, state: Mapping[str, Tensor], age: int) -> tuple[Tensor, Tensor]:
+        """Statistics that were received, but not absorbed; CheckpointError unless they are like this lane's table."""
+        sums, counts = self._ahead_names(age)
+        if counts not in state:
+            raise CheckpointError(f"the checkpoint holds {sums}, but not {counts}; name another checkpoint")
+        beta_KC, known_K = self.feedback.table()
+        restore(own := {sums: beta_KC.clone(), counts: known_K.clone()}, state)
+        return own[sums], own[counts]

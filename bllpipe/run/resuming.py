@@ -67,7 +67,7 @@ def _candidates(root: Path, name: str, endless: bool = False) -> Iterator[Path]:
 
 
 def _refuse_other_config(checkpoint: Checkpoint, config: Config) -> None:
-    then, now = flat(checkpoint.facts()[0]["config"]), flat(to_mapping(config))
+    then, now = flat(checkpoint.config()), flat(to_mapping(config))
     changed = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key) and not _harmless(key)]
     if changed:
         lines = "".join(f"\n  {key}: {then.get(key)!r} then, {now.get(key)!r} now" for key in changed)

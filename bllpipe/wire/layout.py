@@ -190,7 +190,7 @@ def _shape_numbers(shapes: tuple[tuple[torch.dtype, tuple[int, ...]], ...]) -> t
 
 def _describe(header: bytes) -> str:
     """A header in words, as far as it is one of ours."""
-    if header[: len(MAGIC)] != MAGIC:
+    if header[: len(MAGIC)] != MAGIC or len(header) != HEADER_BYTES:
         return f"bytes that are no bllpipe header of version {MAGIC[-1]} ({header[:12].hex(' ')} ...)"
     kind, src, dst, phase, step, batch, size, count, *rest = _NUMBERS.unpack_from(header, len(MAGIC))
     tensors = [_describe_tensor(rest[i * 7 : i * 7 + 7]) for i in range(min(max(count, 0), 3))]

@@ -254,3 +254,10 @@ def test_number_of_blocks(blocks: str, num_blocks: int) -> None:
 def test_config_and_topology_need_no_torch() -> None:
     program = "import sys, bllpipe.config, bllpipe.topology; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], cwd=Path(bllpipe.__file__).parents[1], check=True, timeout=120)
+
+
+def test_an_override_is_not_nested_endlessly() -> None:
+    key = "model.args." + "a." * 1000 + "b"
+    with pytest.raises(ConfigError, match="^--set model.args.a.a.a.*: needed is key.path=value, for example") as caught:
+        load_config(None, [OWN_MODEL, f"{key}=1"])
+    assert len(str(caught.value)) < 300
