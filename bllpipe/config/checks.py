@@ -8,15 +8,19 @@ from itertools import pairwise
 
 from bllpipe.config.resnets import DEPTHS
 from bllpipe.config.schema import END_TO_END, PIPELINES, SYNCHRONOUS, TWO_STAGES, Config
+from bllpipe.config.values import shown
 from bllpipe.errors import ConfigError
 
 WITHOUT_PATH = ("digits", "synthetic")
+NAME = r"[^/\0\ud800-\udfff]{0,100}"  # of a folder
+FUNCTION = r"[\w.]+:\w+"
 NEED_PATH = ("imagefolder", "npz")
 
 
 def check(config: Config) -> None:
     """Raises ConfigError for the first impossible combination."""
     for one in (
+        _check_name,
         _check_length,
         _check_method,
         _check_blocks,
@@ -29,6 +33,15 @@ def check(config: Config) -> None:
         _check_wires,
     ):
         one(config)
+
+
+def _check_name(config: Config) -> None:
+    name = config.name
+    if name is not None and (name in (".", "..") or not re.fullmatch(NAME, name)):
+        raise ConfigError(
+            f"name is {shown(name)}; needed is the name of a folder in runs/, such as digits-1, or for any other "
+            f"place --run-dir"
+        )
 
 
 def _check_length(config: Config) -> None:
@@ -67,7 +80,7 @@ def _check_blocks(config: Config) -> None:
     if isinstance(blocks, str):
         if not re.fullmatch(r"balanced( [1-9][0-9]{0,5})?", blocks):
             raise ConfigError(
-                f"blocks is {blocks!r}; needed is a number of blocks, a list of cuts such as [4, 8, 12], "
+                f"blocks is {shown(blocks)}; needed is a number of blocks, a list of cuts such as [4, 8, 12], "
                 f"balanced, or balanced with a number of blocks: --set blocks='balanced 8'"
             )
         return
@@ -120,13 +133,13 @@ def _check_divisible(config: Config, parts: int, kind: str) -> None:
 
 def _check_model(config: Config) -> None:
     name = config.model.name
-    if ":" in name:
+    if re.fullmatch(FUNCTION, name):
         return
     if name not in DEPTHS:
         close = difflib.get_close_matches(name, DEPTHS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ConfigError(
-            f"model.name is {name!r}; needed is one of {', '.join(DEPTHS)} or package.module:function{hint}"
+            f"model.name is {shown(name)}; needed is one of {', '.join(DEPTHS)} or package.module:function{hint}"
         )
     if config.model.args:
         raise ConfigError(f"model.args are for package.module:function; {name} has model.width and model.stem")
@@ -137,7 +150,7 @@ def _check_data(config: Config) -> None:
     if data.name in NEED_PATH and data.path is None:
         raise ConfigError(f"data.name {data.name} needs to know where the images are; use --set data.path=PATH")
     if data.name in WITHOUT_PATH and data.path is not None:
-        raise ConfigError(f"data.path is {data.path!r}, but {data.name} reads no files; leave it out")
+        raise ConfigError(f"data.path is {shown(data.path)}, but {data.name} reads no files; leave it out")
 
 
 def _check_optimizer(config: Config) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from bllpipe.config.checks import check
 from bllpipe.config.schema import Config
-from bllpipe.config.strict_yaml import dump_yaml, parse_yaml, read_yaml
-from bllpipe.config.values import convert, field_types
+from bllpipe.config.strict_yaml import MAX_DEPTH, dump_yaml, parse_yaml, read_yaml
+from bllpipe.config.values import convert, field_types, shown
 from bllpipe.errors import ConfigError
 
 
@@ -59,7 +59,8 @@ def check_keys(names: Sequence[str]) -> None:
 def _section(section: type, mapping: Any, prefix: str) -> Any:
     if not isinstance(mapping, Mapping):
         raise ConfigError(
-            f"{prefix.rstrip('.') or 'the config'} is {mapping!r}; needed are keys under it, such as {_example(prefix)}"
+            f"{prefix.rstrip('.') or 'the config'} is {shown(mapping)}; needed are keys under it, such as "
+            f"{_example(prefix)}"
         )
     types = field_types(section)
     for name in mapping:
@@ -78,16 +79,16 @@ def _apply(mapping: dict[str, Any], override: str) -> None:
     """Writes one ``key.path=value`` into the nested mapping."""
     key, equals, text = (part.strip() for part in override.partition("="))
     *parents, leaf = key.split(".")
-    if not equals or not leaf:
-        raise ConfigError(f"--set {override}: needed is key.path=value, for example --set optimizer.lr=0.1")
+    if not equals or not leaf or len(parents) > MAX_DEPTH:
+        raise ConfigError(f"--set {override:.200}: needed is key.path=value, for example --set optimizer.lr=0.1")
     if key not in known_keys() and not key.startswith("model.args."):
         raise _unknown(key)
     node = mapping
     for name in parents:
         node = node.setdefault(name, {})
         if not isinstance(node, dict):
-            raise ConfigError(f"--set {override}: {name} is {node!r} already; needed are keys under it")
-    node[leaf] = parse_yaml(text, f"--set {override}")
+            raise ConfigError(f"--set {override:.200}: {name} is {shown(node)} already; needed are keys under it")
+    node[leaf] = parse_yaml(text, f"--set {override:.200}")
 
 
 def _unknown(key: str, sections: Sequence[str] = ()) -> ConfigError:
@@ -102,7 +103,7 @@ def _unknown(key: str, sections: Sequence[str] = ()) -> ConfigError:
         or difflib.get_close_matches(key, [*sections, *keys], n=2, cutoff=0.7)
     )
     hint = f"did you mean {' or '.join(repr(known) for known in close[:3])}?" if close else "see configs/digits.yaml"
-    return ConfigError(f"unknown key {key!r}; {hint}")
+    return ConfigError(f"unknown key {shown(key)}; {hint}")
 
 
 def _close_leaves(key: str, keys: Sequence[str]) -> list[str]:

@@ -10,8 +10,9 @@ import yaml
 
 from bllpipe.errors import ConfigError
 
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 18  # the parser takes a second for so much
 MAX_DEPTH = 20
+MAX_NODES = 10_000  # keys and values
 
 # The scalars of YAML 1.2's core schema; whatever else has no quotes is a string.
 _SCALARS = {
@@ -29,13 +30,17 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}  # type: ignore[misc]  # the stubs call it an instance variable
     _depth = 0
+    _nodes = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()  # type: ignore[no-untyped-call]  # untyped in the stubs
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise yaml.MarkedYAMLError(problem="anchors and aliases are not allowed", problem_mark=event.start_mark)
         if getattr(event, "tag", None):
-            raise yaml.MarkedYAMLError(problem=f"tags are not allowed ({event.tag})", problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(problem=f"tags are not allowed ({event.tag:.80})", problem_mark=event.start_mark)
+        self._nodes += 1
+        if self._nodes > MAX_NODES:
+            raise yaml.MarkedYAMLError(problem=f"more than {MAX_NODES:,} values", problem_mark=event.start_mark)
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise yaml.MarkedYAMLError(problem=f"nested deeper than {MAX_DEPTH} levels", problem_mark=event.start_mark)
@@ -49,7 +54,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.MarkedYAMLError(problem="a key must be a word", problem_mark=key.start_mark)
             if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"duplicate key {key.value!r}", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"duplicate key {key.value!r:.80}", problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -84,7 +89,7 @@ def parse_yaml(text: str, source: str) -> Any:
         where = f"{source}, line {mark.line + 1}, column {mark.column + 1}" if mark else source
         raise ConfigError(f"{where}: {error.problem or error.context}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{source}: {error}") from error
+        raise ConfigError(f"{source}: {error!s:.300}") from error
 
 
 def read_yaml(path: str) -> dict[str, Any]:
@@ -99,10 +104,14 @@ def read_yaml(path: str) -> dict[str, Any]:
 
 def _text(path: Path) -> str:
     try:
-        if path.stat().st_size > MAX_BYTES:
+        if path.exists() and not path.is_file():  # every rank reads it, and nobody waits for a pipe
+            raise ConfigError(f"{path} cannot be read: it is a directory, a pipe or a device; needed is a YAML file")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
             raise ConfigError(f"{path} has {path.stat().st_size:,} bytes; a config has at most {MAX_BYTES:,}")
-        return path.read_text(encoding="utf-8")
+        return content.decode()
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; examples are in configs/") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error!s:.200}") from error

@@ -14,6 +14,19 @@ from bllpipe.errors import ConfigError
 NAMES = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", type(None): "null"}
 
 
+SHOWN = 200  # characters of a value in a message
+LARGEST = 2**63 - 1  # what a file or a message can carry
+
+
+def shown(value: Any) -> str:
+    """``value`` as a message shows it: without an end only as far as one wants to read."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write out numbers of thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
 @cache
 def field_types(section: type) -> dict[str, Any]:
     """The declared type of every field of a config section."""
@@ -25,9 +38,9 @@ def convert(value: Any, kind: Any, key: str, limits: Mapping[str, Any]) -> Any:
     if get_origin(kind) is Literal and isinstance(value, str) and value not in get_args(kind):
         close = difflib.get_close_matches(value, get_args(kind), n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"{key} is {value!r}; needed is {describe(kind)}{hint}")
+        raise ConfigError(f"{key} is {shown(value)}; needed is {describe(kind)}{hint}")
     if not _fits(value, kind):
-        raise ConfigError(f"{key} is {value!r} ({_kind_of(value)}); needed is {describe(kind)}")
+        raise ConfigError(f"{key} is {shown(value)} ({_kind_of(value)}); needed is {describe(kind)}")
     _check_limits(value, key, limits)
     return _coerced(value, kind)
 
@@ -74,9 +87,11 @@ def _check_limits(value: Any, key: str, limits: Mapping[str, Any]) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return
     if least is not None and value < least:
-        raise ConfigError(f"{key} is {value}; needed is at least {least:g}")
+        raise ConfigError(f"{key} is {shown(value)}; needed is at least {least:g}")
     if most is not None and value > most:
-        raise ConfigError(f"{key} is {value}; needed is at most {most:g}")
+        raise ConfigError(f"{key} is {shown(value)}; needed is at most {most:g}")
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise ConfigError(f"{key} is {shown(value)}; needed is a number of at most 63 bits")
 
 
 def _kind_of(value: Any) -> str:

@@ -24,7 +24,7 @@ def take_up(job: Job, rank: int, actors: Sequence[Actor]) -> None:
     """Gives the actors of a rank what the checkpoint has of them, and says what it has not."""
     if job.checkpoint is None:
         return
-    found, place = job.checkpoint.tensors(), job.checkpoint.path.name
+    found, place = job.checkpoint.mapped(), job.checkpoint.path.name
     taken, fresh = set[str](), set[str]()
     for loop, recorder in ((actor.loop, actor.recorder) for actor in actors):
         taken |= recorder.load(found)

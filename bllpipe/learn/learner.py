@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bllpipe.config.schema import Config
 from bllpipe.learn.optimizers import Optimizer
+from bllpipe.learn.saved import restore
 from bllpipe.learn.schedule import rate_factor
 
 PREFIX = "optimizer."
@@ -59,13 +60,12 @@ class Learner:
         return {**self.weights(), **{f"{PREFIX}{name}": value for name, value in self.optimizer.state.items()}}
 
     def load(self, state: Mapping[str, Tensor]) -> list[str]:
-        """Takes what is its own from ``state``; returns the names of weights that it did not find."""
-        own = self.weights()
-        with torch.no_grad():
-            for name in own.keys() & state.keys():
-                own[name].copy_(state[name])
-        self.optimizer.load({key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)})
-        return sorted(own.keys() - state.keys())
+        """Takes what is its own from ``state``; returns the names of weights that it did not find.
+
+        Raises CheckpointError, and takes nothing, when a tensor has another shape or dtype than its own.
+        """
+        restore(self.state(), state)
+        return sorted(self.weights().keys() - state.keys())
 
     @property
     def device(self) -> torch.device:

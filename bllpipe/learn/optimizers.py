@@ -49,11 +49,6 @@ class Optimizer:
             if moved:
                 update(moved, lr, weight_decay)
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Takes from ``state`` what belongs to these parameters."""
-        for name in self.state.keys() & state.keys():
-            self.state[name].copy_(state[name])
-
     def _sgd(self, names: Sequence[str], lr: float, weight_decay: float) -> None:
         sgd(
             *self._parameters_and_gradients(names),

@@ -51,7 +51,8 @@ class FinishedRun:
         step = self.checkpoint.step
         if self.summary is None or self.summary.get("steps") != step or step != self.plan.total_steps:
             return None
-        return self.summary.get("test_accuracy")
+        accuracy = self.summary.get("test_accuracy")
+        return accuracy if isinstance(accuracy, float) and 0 <= accuracy <= 1 else None
 
     @property
     def device(self) -> torch.device:
@@ -88,13 +89,13 @@ def load_blocks(run: FinishedRun) -> list[Block]:
 
     Raises CheckpointError when weights are missing or are those of another network.
     """
-    weights = {name: value for prefix in WEIGHTS for name, value in run.checkpoint.tensors(prefix).items()}
+    weights = {name: value for prefix in WEIGHTS for name, value in run.checkpoint.mapped(prefix).items()}
     blocks = _fresh_blocks(run)
     for block in blocks:
         _check_shapes(run, block.learner.weights(), weights)
     if missing := [name for block in blocks for name in block.learner.load(weights)]:
         raise CheckpointError(
-            f"{run.checkpoint.path} lacks {_some(missing)}; needed is a checkpoint of the network that "
+            f"{run.checkpoint.path} lacks {some(missing)}; needed is a checkpoint of the network that "
             f"{run.path}/config.yaml describes"
         )
     return blocks
@@ -135,7 +136,7 @@ def _check_shapes(run: FinishedRun, own: Mapping[str, Tensor], found: Mapping[st
         )
 
 
-def _some(names: Sequence[str], most: int = 5) -> str:
-    """The first few names, and how many more there are."""
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first few names, and how many more there are; a file may give its tensors names without end."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(name if name.isprintable() else repr(name) for name in names[:most])[:500] + more

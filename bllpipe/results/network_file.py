@@ -5,11 +5,12 @@ the metadata, from which it can be built again.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import torch
 from torch import Tensor, nn
 
 import bllpipe
@@ -19,17 +20,21 @@ from bllpipe.errors import CheckpointError
 from bllpipe.learn.cuts import cut
 from bllpipe.learn.networks import network_units
 from bllpipe.learn.resnet import STEMS
+from bllpipe.learn.saved import dtype_and_shape, restore
 from bllpipe.learn.units import Segment
-from bllpipe.results.finished import FinishedRun
+from bllpipe.results.finished import FinishedRun, some
 from bllpipe.run.checkpoint import Checkpoint
+from bllpipe.run.checkpoint.tensors import file_metadata, mapped_tensors
 
 FROM = "needed is a file that bllpipe export has written"
+LARGEST = 1_000_000  # channels or classes
 TORCHVISION = {"stem": "imagenet", "width": "64"}  # what torchvision's networks have, and 3 channels
 
 
 def network_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The network's own parameters and buffers, of all ranks, without what carried errors back in training."""
-    tensors = checkpoint.tensors("model.").items()
+    """The network's own parameters and buffers, of all ranks, without what carried errors back in training; views of
+    the files."""
+    tensors = checkpoint.mapped("model.").items()
     return {name.removeprefix("model."): value for name, value in tensors if not name.endswith(".feedback_weight")}
 
 
@@ -64,16 +69,25 @@ def whole_network(metadata: Mapping[str, str], args: Mapping[str, Any] | None = 
     """
     model = _model(metadata, args)
     try:
-        channels, num_classes = int(json.loads(metadata["image_shape"])[0]), int(metadata["num_classes"])
-    except (KeyError, ValueError, TypeError, IndexError) as error:
+        channels, num_classes = json.loads(metadata["image_shape"])[0], _number(metadata["num_classes"])
+        if type(channels) is not int or not 1 <= channels <= LARGEST:
+            raise ValueError(f"{channels!r:.80} channels")
+    except (KeyError, ValueError, TypeError, IndexError, RecursionError) as error:
         raise CheckpointError(
-            f"the metadata do not say what images and how many classes ({error!r}); {FROM}"
+            f"the metadata do not say what images and how many classes ({error!r:.200}); {FROM}"
         ) from error
     return Segment(cut(network_units(model, channels, num_classes, seed=0), 1)[0], seed=0)
 
 
+def _number(text: str) -> int:
+    """A size that a layer can have; ValueError otherwise."""
+    if not (text.isdecimal() and len(text) <= len(str(LARGEST)) and 1 <= int(text) <= LARGEST):
+        raise ValueError(f"{text[:80]!r} is no size of a layer")
+    return int(text)
+
+
 def _model(metadata: Mapping[str, str], args: Mapping[str, Any] | None) -> ModelConfig:
-    name, stem, width = (metadata.get(key, "") for key in ("model", "stem", "width"))
+    name, stem, width = (metadata.get(key, "")[:300] for key in ("model", "stem", "width"))
     if ":" in name and args is not None:
         return ModelConfig(name=name, args=dict(args))
     if ":" in name:
@@ -81,11 +95,15 @@ def _model(metadata: Mapping[str, str], args: Mapping[str, Any] | None) -> Model
             f"the network is made by {name}, which is not called because a file says so; "
             f"if you trust it, pass its keyword arguments: args={{}} or the run's model.args"
         )
-    if name not in DEPTHS or stem not in STEMS or not width.isdecimal():
+    try:
+        known = name in DEPTHS and stem in STEMS and _number(width)
+    except ValueError:
+        known = 0
+    if not known:
         raise CheckpointError(
             f"the metadata describe no ResNet (model {name!r}, stem {stem!r}, width {width!r}); {FROM}"
         )
-    return ModelConfig(name=name, stem=stem, width=int(width))  # type: ignore[arg-type]  # one of STEMS
+    return ModelConfig(name=name, stem=stem, width=known)  # type: ignore[arg-type]  # one of STEMS
 
 
 def torchvision_network(metadata: Mapping[str, str]) -> nn.Module | None:
@@ -107,26 +125,44 @@ def is_torchvision(metadata: Mapping[str, str]) -> bool:
 def load_network(file: Path, args: Mapping[str, Any] | None = None) -> Segment:
     """The network in ``file``, in evaluation mode; ``args`` as in ``whole_network``.
 
-    Raises CheckpointError when the file cannot be read or does not hold exactly this network's weights.
+    Raises CheckpointError when the file cannot be read or does not hold exactly this network's weights. A ResNet is
+    only built once its weights are known to be there: a file of a few bytes may describe a network of terabytes.
     """
     metadata, weights = read_network(file)
+    if args is None:
+        with torch.device("meta"):
+            check_weights(whole_network(metadata), weights, str(file))
     network = whole_network(metadata, args)
     fill(network, weights, str(file))
     return network.eval()
 
 
 def read_network(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and weights of a file; CheckpointError when it is none."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return opened.metadata() or {}, {name: opened.get_tensor(name).clone() for name in list(opened.keys())}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file} is not a safetensors file that can be read: {error}") from error
+    """Metadata and weights of a file or of what a link leads to, the weights as views of it; CheckpointError when it
+    is none."""
+    real = Path(os.path.realpath(file))
+    return dict(file_metadata(real)), mapped_tensors(real)
 
 
 def fill(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Loads ``weights`` strictly; CheckpointError when names or shapes differ."""
-    try:
-        network.load_state_dict(dict(weights), strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"{source} does not hold exactly the weights of the network: {error}") from error
+    """Copies ``weights`` into the network; CheckpointError unless they are exactly its own."""
+    check_weights(network, weights, source)
+    restore(network.state_dict(), weights)
+
+
+def check_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Raises CheckpointError unless ``weights`` have the names, shapes and dtypes of the network's."""
+    if difference := _difference(network.state_dict(), weights):
+        raise CheckpointError(f"{source} does not hold exactly the weights of the network: {difference}")
+
+
+def _difference(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
+    """The first thing that ``found`` has otherwise."""
+    if missing := sorted(own.keys() - found.keys()):
+        return f"it lacks {some(missing)}"
+    if unknown := sorted(found.keys() - own.keys()):
+        return f"it also holds {some(unknown)}"
+    for name in own:
+        if dtype_and_shape(own[name]) != dtype_and_shape(found[name]):
+            return f"it holds {name} as {dtype_and_shape(found[name])}, needed is {dtype_and_shape(own[name])}"
+    return None

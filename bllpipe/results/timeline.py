@@ -146,7 +146,8 @@ def parse_steps(text: str) -> tuple[int | None, int | None]:
 def _read_rank(file: Path, warn: Warn) -> RankSpans:
     first, *rest = file.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
     header = _record(first)
-    if header.get("version") != VERSION or not isinstance(header.get("rank"), int):
+    numbers = [header.get(name, 0) for name in ("rank", "clock_offset_ns", "clock_uncertainty_ns")]
+    if header.get("version") != VERSION or "rank" not in header or not all(isinstance(each, int) for each in numbers):
         raise ConfigError(
             f"{file} does not begin with a header of version {VERSION}, so it holds no spans that can be read; remove "
             f"it, or trace the run again"
@@ -155,7 +156,7 @@ def _read_rank(file: Path, warn: Warn) -> RankSpans:
     if damaged := found.count(None):
         warn(f"{file}: damaged lines, left out: {damaged} of {len(found)}")
     spans = sorted((span for span in found if span is not None), key=lambda span: (span.start, span.end))
-    return RankSpans(header["rank"], str(header.get("role")), int(header.get("clock_uncertainty_ns", 0)), tuple(spans))
+    return RankSpans(header["rank"], str(header.get("role")), header.get("clock_uncertainty_ns", 0), tuple(spans))
 
 
 def _record(line: str) -> dict[str, Any]:
@@ -169,11 +170,11 @@ def _record(line: str) -> dict[str, Any]:
 
 def _span(record: dict[str, Any], header: dict[str, Any]) -> Span | None:
     """None for garbage."""
-    offset = int(header.get("clock_offset_ns", 0))
+    offset = header.get("clock_offset_ns", 0)
     try:
         step, batch, start, end = (int(record[name]) for name in ("step", "batch", "start", "end"))
         actor, kind, phase = (str(record[name]) for name in ("actor", "kind", "phase"))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
     if end < start:
         return None

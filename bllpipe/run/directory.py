@@ -95,7 +95,7 @@ def _stays(line: str, first_step: int, tests_again: bool) -> bool:
         record = json.loads(line)
         is_last_test = record["step"] == first_step and record.get("phase") == "evaluate"
         return line.endswith("\n") and record["step"] <= first_step and not (is_last_test and tests_again)
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
         return False
 
 

@@ -12,8 +12,10 @@ from typing import Protocol
 
 from torch import Tensor
 
+from bllpipe.errors import CheckpointError
 from bllpipe.learn.block import Block, Outcome
 from bllpipe.learn.feedback import Feedback
+from bllpipe.learn.saved import restore
 from bllpipe.ports import Alpha, Receiver, Round, Sender, Stats, Target
 
 
@@ -140,13 +142,21 @@ class LaneLoop:
         """The statistics that wait in ``state`` are those of the last steps before ``step``. For a lane that is not
         all there nothing waits: it starts afresh, and its block sends nothing of the steps before ``step``."""
         own = self.weights()
-        for key in own.keys() & state.keys():
-            own[key].detach().copy_(state[key])
+        restore(own, state)
         if own.keys() <= state.keys():
-            waiting = takewhile(lambda names: all(name in state for name in names), map(self._ahead_names, count()))
-            self._ahead.extend((state[sums], state[counts]) for sums, counts in waiting)
+            ages = takewhile(lambda age: self._ahead_names(age)[0] in state, count())
+            self._ahead.extend(self._waiting(state, age) for age in ages)
         self._next = step - len(self._ahead)
 
     def _ahead_names(self, age: int) -> tuple[str, str]:
         """What a checkpoint calls the sums and the counts that wait, the oldest first."""
         return f"ahead.{self.name}.{age}.sums", f"ahead.{self.name}.{age}.counts"
+
+    def _waiting(self, state: Mapping[str, Tensor], age: int) -> tuple[Tensor, Tensor]:
+        """Statistics that were received, but not absorbed; CheckpointError unless they are like this lane's table."""
+        sums, counts = self._ahead_names(age)
+        if counts not in state:
+            raise CheckpointError(f"the checkpoint holds {sums}, but not {counts}; name another checkpoint")
+        beta_KC, known_K = self.feedback.table()
+        restore(own := {sums: beta_KC.clone(), counts: known_K.clone()}, state)
+        return own[sums], own[counts]

@@ -103,7 +103,7 @@ class Recorder:
 
     def load(self, state: Mapping[str, Tensor]) -> set[str]:
         """Takes its own from ``state``; the names of what it took."""
-        own = {key: value for key, value in state.items() if key.startswith(self._prefix)}
+        own = {key: value.clone() for key, value in state.items() if key.startswith(self._prefix)}
         self._train.load({key.removeprefix(self._prefix): value for key, value in own.items()})
         return set(own)
 

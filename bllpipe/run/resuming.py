@@ -48,7 +48,7 @@ def changes_since(checkpoint: Checkpoint, config: Config, accepted: Sequence[str
     Raises ConfigError for any other change, and when ``directory`` holds later checkpoints, which go on from the old
     values: after an interruption they would be taken for those of this run.
     """
-    found = changes(checkpoint.facts()[0]["config"], to_mapping(config))
+    found = changes(checkpoint.config(), to_mapping(config))
     refuse_others(found, accepted, str(checkpoint.path))
     if not all(change.is_harmless for change in found):
         _refuse_later(checkpoint, directory)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bllpipe.errors import CheckpointError
 from bllpipe.run.checkpoint.names import MANIFEST, DirectoryName, file_names
+from bllpipe.run.checkpoint.ordinary import ordinary_size
 from bllpipe.run.checkpoint.records import read_record, render, write_record
 
 FORMAT = 1
@@ -35,16 +36,18 @@ class FileEntry:
 
     def verify(self, path: Path) -> None:
         """Raises CheckpointError when the file is missing, unreadable or not the one that was written."""
+        self.verify_size(path)
         try:
-            if not path.is_file():
-                raise CheckpointError(f"{path} is missing")
-            size = path.stat().st_size
-            if size != self.bytes:
-                raise CheckpointError(f"{path} is damaged: it has {size:,} bytes, the manifest says {self.bytes:,}")
             if FileEntry.of(path) != self:
                 raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in the manifest")
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+
+    def verify_size(self, path: Path) -> None:
+        """Raises CheckpointError when the file is missing, no file, or of another size; its bytes are not looked at."""
+        size = ordinary_size(path)
+        if size != self.bytes:
+            raise CheckpointError(f"{path} is damaged: it has {size:,} bytes, the manifest says {self.bytes:,}")
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Manifest:
         path = directory / MANIFEST
         record, content = read_record(path)
         if record.get("format") != FORMAT:
-            raise CheckpointError(f"{path} has format {record.get('format')!r}; this version reads format {FORMAT}")
+            raise CheckpointError(f"{path} has format {record.get('format')!r:.80}; this version reads format {FORMAT}")
         manifest = _interpret(record, path)
         if content != render(manifest.to_record()):
             raise CheckpointError(f"{path} was changed: its content does not match its own SHA-256")
@@ -77,11 +80,19 @@ class Manifest:
 
     def verify(self, directory: Path) -> None:
         """Raises CheckpointError naming the first file that is missing or not what was written."""
+        if problem := next(self.problems(directory), None):
+            raise CheckpointError(problem)
+
+    def problems(self, directory: Path, sizes_only: bool = False) -> Iterator[str]:
+        """What is wrong, file by file. Every byte is looked at, or with ``sizes_only`` none."""
         name = DirectoryName.parse(directory.name)
         if name is None or name.step != self.step:
-            raise CheckpointError(f"{directory} holds step {self.step}, but its name says otherwise")
+            yield f"{directory} holds step {self.step}, but its name says otherwise"
         for file, entry in self.files.items():
-            entry.verify(directory / file)
+            try:
+                (entry.verify_size if sizes_only else entry.verify)(directory / file)
+            except CheckpointError as error:
+                yield str(error)
 
 
 def _interpret(record: Mapping[str, Any], path: Path) -> Manifest:
@@ -90,12 +101,12 @@ def _interpret(record: Mapping[str, Any], path: Path) -> Manifest:
         case {"step": int(step), "world_size": int(world_size), "files": dict(entries)}:
             if world_size < 1 or len(entries) != 2 * world_size or set(entries) != file_names(world_size):
                 raise CheckpointError(f"{path} does not list exactly one pair of files for each of {world_size} ranks")
-            return Manifest(step, world_size, {name: _entry(entry, path) for name, entry in entries.items()})
+            return Manifest(int(step), int(world_size), {name: _entry(entry, path) for name, entry in entries.items()})
     raise CheckpointError(f"{path} is damaged: it is not a manifest")
 
 
 def _entry(record: object, path: Path) -> FileEntry:
     match record:
         case {"bytes": int(size), "sha256": str(sha256)}:
-            return FileEntry(size, sha256)
+            return FileEntry(int(size), sha256)
     raise CheckpointError(f"{path} is damaged: {record!r:.80} is not the size and SHA-256 of a file")

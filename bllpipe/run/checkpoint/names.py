@@ -13,7 +13,7 @@ from typing import Literal, cast
 
 MANIFEST = "manifest.json"
 State = Literal["whole", "partial", "replaced"]
-_PATTERN = re.compile(r"step-([0-9]+)(?:\.(partial|replaced)-([A-Za-z0-9._-]+))?")
+_PATTERN = re.compile(r"step-([0-9]{1,18})(?:\.(partial|replaced)-([A-Za-z0-9._-]+))?")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from bllpipe.errors import CheckpointError
 from bllpipe.run.checkpoint.manifest import Manifest
-from bllpipe.run.checkpoint.names import DirectoryName
-from bllpipe.run.checkpoint.shard import read_facts, read_names, read_tensors
+from bllpipe.run.checkpoint.names import MANIFEST, DirectoryName, tensor_file
+from bllpipe.run.checkpoint.shard import read_facts
+from bllpipe.run.checkpoint.tensors import mapped_tensors, tensor_entries
 
 
 @dataclass(frozen=True)
@@ -24,26 +26,38 @@ class Checkpoint:
     world_size: int
 
     def tensors(self, prefix: str = "") -> dict[str, Tensor]:
-        """The tensors of all ranks whose names start with ``prefix``, on the CPU; only those are read.
+        """The tensors of all ranks whose names start with ``prefix``, on the CPU, in memory of their own.
 
         Raises CheckpointError when a file is not safetensors, or when two ranks have a tensor of the same name.
         """
+        return {name: tensor.clone() for name, tensor in self.mapped(prefix).items()}
+
+    def mapped(self, prefix: str = "") -> dict[str, Tensor]:
+        """The same as views of the files, which are only read as far as somebody copies them: for who takes a part,
+        or wants to see the shapes first. Raises CheckpointError as ``tensors`` does."""
         found: dict[str, Tensor] = {}
         for rank in range(self.world_size):
-            tensors = read_tensors(self.path, rank, prefix)
+            tensors = mapped_tensors(self.path / tensor_file(rank), prefix)
             if twice := found.keys() & tensors.keys():
-                names = ", ".join(sorted(twice))
-                raise CheckpointError(f"{self.path}: rank {rank} and a rank before it both hold {names}")
+                names = ", ".join(repr(name) for name in sorted(twice)[:5])
+                raise CheckpointError(f"{self.path}: rank {rank} and a rank before it both hold {names:.300}")
             found |= tensors
         return found
 
     def names(self) -> list[str]:
         """The names of all tensors, in order of rank; no values are read."""
-        return [name for rank in range(self.world_size) for name in read_names(self.path, rank)]
+        return [name for rank in range(self.world_size) for name in tensor_entries(self.path / tensor_file(rank))]
 
     def facts(self) -> list[dict[str, Any]]:
         """What each rank wrote beside its tensors, in the order of ranks."""
         return [read_facts(self.path, rank) for rank in range(self.world_size)]
+
+    def config(self) -> dict[str, Any]:
+        """The config of the run that wrote it, as nested dicts; CheckpointError when the first rank's facts lack it."""
+        config = read_facts(self.path, 0).get("config")
+        if not isinstance(config, dict):
+            raise CheckpointError(f"{self.path} does not say with which config it was written; name another checkpoint")
+        return config
 
 
 def find_checkpoint(directory: Path, warn: Callable[[str], None]) -> Checkpoint | None:
@@ -52,15 +66,18 @@ def find_checkpoint(directory: Path, warn: Callable[[str], None]) -> Checkpoint 
     A damaged one is told to ``warn``, and the one before it is taken. When all of them are damaged this raises
     CheckpointError: a run must not start over silently.
     """
-    candidates = _newest_first(directory)
+    misnamed = misnamed_checkpoints(directory)
+    for path in misnamed:
+        warn(f"skipped {path.name}: it holds a manifest, but has not the name of a checkpoint, such as step-00000120")
+    candidates = newest_first(directory)
     for path in candidates:
         try:
             return _verified(path)
         except CheckpointError as error:
             warn(f"skipped the checkpoint {path.name}: {error}")
-    if candidates:
+    if candidates or misnamed:
         raise CheckpointError(
-            f"no checkpoint in {directory} is whole, and there are {len(candidates)}; "
+            f"no checkpoint in {directory} is whole, and there are {len(candidates) + len(misnamed)}; "
             f"to start over, name another --run-dir or move them away"
         )
     return None
@@ -71,28 +88,64 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
     Raises CheckpointError when it is damaged: who names a checkpoint gets that one or none.
     """
-    path = path.resolve()
-    if DirectoryName.parse(path.name) is not None:
-        return _verified(path)
-    candidates = _newest_first(path) or _newest_first(path / "checkpoints")
-    if not candidates:
-        raise CheckpointError(f"{path} holds no checkpoint; name a run directory or one of its checkpoints/step-N")
+    candidates = checkpoints_at(path)
     try:
         return _verified(candidates[0])
     except CheckpointError as error:
+        if DirectoryName.parse(_resolved(path).name) is not None:
+            raise
         raise CheckpointError(f"{error}; name an older checkpoint, or let --resume auto choose one") from error
 
 
-def _newest_first(directory: Path) -> list[Path]:
-    """What claims to be a checkpoint, damaged or not; one that was moved aside comes after its successor."""
+def checkpoints_at(path: Path) -> list[Path]:
+    """What ``path`` names, damaged or not: one step directory, or all of a run or checkpoints directory, the newest
+    first. Raises CheckpointError when there is none."""
+    path = _resolved(path)
+    if DirectoryName.parse(path.name) is not None:
+        return [path]
+    candidates = newest_first(checkpoint_folder(path))
+    if not candidates:
+        raise CheckpointError(f"{path} holds no checkpoint; name a run directory or one of its checkpoints/step-N")
+    return candidates
+
+
+def checkpoint_folder(path: Path) -> Path:
+    """Where the checkpoints of a run lie: in ``path`` or below it."""
+    return path if checkpoints_in(path) else path / "checkpoints"
+
+
+def newest_first(directory: Path) -> list[Path]:
+    """What claims to be a checkpoint, damaged or not."""
+    return [path for name, path in checkpoints_in(directory) if name.state != "partial"]
+
+
+def checkpoints_in(directory: Path) -> list[tuple[DirectoryName, Path]]:
+    """Everything with the name of a checkpoint, the newest first; what was moved aside comes after its successor."""
+    named = [(DirectoryName.parse(path.name), path) for path in _entries(directory)]
+    known = [(name, path) for name, path in named if name is not None]
+    return sorted(known, key=lambda each: (each[0].step, each[0].state == "whole", each[1]), reverse=True)
+
+
+def misnamed_checkpoints(directory: Path) -> list[Path]:
+    """Directories, not links to them, that hold a manifest under a name that no checkpoint has: they were renamed."""
+    others = [path for path in _entries(directory) if DirectoryName.parse(path.name) is None and not path.is_symlink()]
+    return sorted(path for path in others if os.path.isfile(path / MANIFEST))
+
+
+def _entries(directory: Path) -> list[Path]:
     try:
-        named = [(DirectoryName.parse(path.name), path) for path in directory.iterdir()]
+        return list(directory.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise CheckpointError(f"{directory} cannot be read: {error.strerror}") from error
-    claims = [(name.step, name.state == "whole", path) for name, path in named if name and name.state != "partial"]
-    return [path for _, _, path in sorted(claims, reverse=True)]
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:  # links that lead to each other
+        raise CheckpointError(f"{path} cannot be read: {error}; name a run directory or a checkpoint") from error
 
 
 def _verified(path: Path) -> Checkpoint:

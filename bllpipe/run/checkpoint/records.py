@@ -1,4 +1,4 @@
-"""Small JSON files: written durably, and read with a bound on their size."""
+"""Small JSON files: written durably, and read with a bound on their size and on their depth."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 
 from bllpipe.errors import CheckpointError
 from bllpipe.run.checkpoint.durable import unfinished
+from bllpipe.run.checkpoint.ordinary import ordinary_size
 
-MAX_BYTES = 16 << 20
+MAX_BYTES = 4 << 20  # a manifest of 16,000 ranks; in memory JSON may take thirty times as much
+MAX_DEPTH = 50
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
@@ -31,6 +33,8 @@ def read_record(path: Path) -> tuple[dict[str, Any], bytes]:
         raise CheckpointError(f"{path} is damaged: it is not JSON ({error})") from error
     if not isinstance(record, dict):
         raise CheckpointError(f"{path} is damaged: it is not a JSON object")
+    if _is_deep(record):
+        raise CheckpointError(f"{path} is damaged: it is nested deeper than {MAX_DEPTH} levels")
     return record, content
 
 
@@ -40,9 +44,8 @@ def render(record: Mapping[str, Any]) -> bytes:
 
 
 def _read_bounded(path: Path) -> bytes:
+    ordinary_size(path)
     try:
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing")
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
@@ -50,3 +53,14 @@ def _read_bounded(path: Path) -> bytes:
     if len(content) > MAX_BYTES:
         raise CheckpointError(f"{path} is damaged: it has more than {MAX_BYTES:,} bytes")
     return content
+
+
+def _is_deep(record: object) -> bool:
+    """Whether whoever walks through ``record`` might run out of stack; looked at level by level."""
+    level: list[Any] = [record]
+    for _ in range(MAX_DEPTH):
+        inner = [list(node.values()) if isinstance(node, dict) else node for node in level]
+        level = [child for children in inner for child in children if isinstance(child, dict | list)]
+        if not level:
+            return False
+    return True

@@ -3,22 +3,18 @@ is refused in the first second."""
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib import format as npy
 
 from bllpipe.errors import DataError
-from bllpipe.run.data.spec import DataSpec, check_labels
+from bllpipe.run.data.members import Members, free_bytes
+from bllpipe.run.data.spec import MAX_CLASSES, DataSpec, check_labels
 
 NAMES = ("train_x", "train_y", "test_x", "test_y")
-MAX_CLASSES = 1_000_000
-UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
-HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+MAGIC = b"\x93NUMPY"  # of a single array
 
 
 @dataclass(frozen=True)
@@ -26,29 +22,30 @@ class Archive:
     """An archive whose labels and sizes are right; its images are read when they are asked for."""
 
     path: str
-    file: Any
+    members: Members
     train_N: Any
     test_N: Any
     spec: DataSpec
 
     def images(self, name: str) -> Any:
         """uint8 [N, H, W] or [N, H, W, C]; floats must be in 0..1 and are scaled."""
-        array, what = _array(self.file, name, self.path), f"{self.path}: {name}"
-        return _from_floats(array, what) if array.dtype.kind == "f" else array
+        array = self.members.array(name)
+        return _from_floats(array, f"{self.path}: {name}") if array.dtype.kind == "f" else array
 
     def check_floats(self) -> None:
         """Raises DataError for NaN, Inf and floats beyond 0..1; integers are what they have to be by their type."""
         for name in ("train_x", "test_x"):
-            if _header(self.file, name, self.path)[1].kind == "f":
+            if self.members.member(name).dtype.kind == "f":
                 self.images(name)
 
 
 def open_archive(path: str) -> Archive:
-    """Checks labels, shapes and types; DataError says which array is wrong and how."""
-    file = _open(path)
-    train_N, test_N = _labels(file, "train_y", path), _labels(file, "test_y", path)
+    """Checks labels, shapes, types, and that memory can hold it all; DataError says which array is wrong and how."""
+    members = _open(path)
+    _check_memory(members)
+    train, test = (_image_shape(members, name) for name in ("train_x", "test_x"))
+    train_N, test_N = _labels(members, "train_y"), _labels(members, "test_y")
     classes = check_labels(train_N, test_N, path)
-    train, test = (_image_shape(file, name, path) for name in ("train_x", "test_x"))
     for split, shape, labels_N in (("train", train, train_N), ("test", test, test_N)):
         if shape[0] != len(labels_N):
             raise DataError(f"{path}: {split}_x has {shape[0]} images, but {split}_y {len(labels_N)} labels")
@@ -57,62 +54,67 @@ def open_archive(path: str) -> Archive:
             f"{path}: training images are {list(train[1:])}, test images {list(test[1:])} "
             f"(channels, height, width); needed is one shape"
         )
-    return Archive(path, file, train_N, test_N, DataSpec(train[0], test[0], train[1:], classes))
+    return Archive(path, members, train_N, test_N, DataSpec(train[0], test[0], train[1:], classes))
 
 
-def _open(path: str) -> Any:
+def _open(path: str) -> Members:
     if not Path(path).is_file():
-        found = "is a folder" if Path(path).is_dir() else "does not exist"
+        kind = "is a folder" if Path(path).is_dir() else "is a pipe or a device"
+        found = kind if Path(path).exists() else "does not exist"
         raise DataError(f"{path} {found}; needed is a NumPy archive with {', '.join(NAMES)}")
-    try:
-        file = np.load(path, allow_pickle=False)
-    except UNREADABLE as error:
-        raise DataError(f"{path} is no NumPy archive: {error}; write one with numpy.savez") from error
-    if not hasattr(file, "files"):
+    if _starts_as_array(path):
         raise DataError(f"{path} holds a single array; needed is an archive with {', '.join(NAMES)}")
-    missing = [name for name in NAMES if name not in file.files]
+    members = Members(path)
+    missing = [name for name in NAMES if name not in members.names]
     if missing:
-        raise DataError(f"{path} lacks {', '.join(missing)}; it has {', '.join(file.files) or 'nothing'}")
-    return file
+        found = ", ".join(members.names[:9]) or "nothing"
+        raise DataError(f"{path} lacks {', '.join(missing)}; it has {found:.300}")
+    return members
 
 
-def _array(file: Any, name: str, path: str) -> Any:
+def _starts_as_array(path: str) -> bool:
     try:
-        array = file[name]
-    except UNREADABLE as error:
-        raise DataError(f"{path}: {name} cannot be read: {error}") from error
-    if not isinstance(array, np.ndarray):
-        raise DataError(f"{path}: {name} is no NumPy array; write the archive with numpy.savez")
-    return array
+        with Path(path).open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; needed is a NumPy archive") from error
 
 
-def _labels(file: Any, name: str, path: str) -> Any:
+def _check_memory(members: Members) -> None:
+    """Raises DataError when the arrays would not fit into what is free now."""
+    needed, free = sum(members.member(name).bytes for name in NAMES), free_bytes()
+    if free is not None and needed > free:
+        raise DataError(
+            f"{members.path} unfolds to {needed:,} bytes, but only {free:,} of memory are free; needed is an archive "
+            f"that fits, or data.name=imagefolder, which reads a batch at a time"
+        )
+
+
+def _labels(members: Members, name: str) -> Any:
     """int64 [N]."""
-    array = _array(file, name, path)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise DataError(f"{path}: {name} is {array.dtype}{list(array.shape)}; needed are whole numbers [N]")
+    found = members.member(name)
+    if len(found.shape) != 1 or found.dtype.kind not in "iu":
+        shape = f"{found.dtype}{list(found.shape)}"
+        raise DataError(f"{members.path}: {name} is {shape}; needed are whole numbers [N]")
+    array = members.array(name)
     if array.size and array.max() >= MAX_CLASSES:
-        raise DataError(f"{path}: {name} has the label {array.max()}; needed are classes numbered from 0")
+        raise DataError(
+            f"{members.path}: {name} has the label {array.max()}; needed are classes numbered from 0, at most "
+            f"{MAX_CLASSES:,}"
+        )
     return array.astype(np.int64)
 
 
-def _header(file: Any, name: str, path: str) -> tuple[tuple[int, ...], Any]:
-    """Shape and type of an array that stays on disk."""
-    try:
-        with file.zip.open(f"{name}.npy") as stream:
-            shape, _, dtype = HEADERS[npy.read_magic(stream)](stream)
-    except (*UNREADABLE, KeyError) as error:
-        raise DataError(f"{path}: {name} cannot be read: {error}") from error
-    return shape, dtype
-
-
-def _image_shape(file: Any, name: str, path: str) -> tuple[int, int, int, int]:
+def _image_shape(members: Members, name: str) -> tuple[int, int, int, int]:
     """(N, C, H, W)."""
-    shape, dtype = _header(file, name, path)
+    found = members.member(name)
+    shape, dtype = found.shape, found.dtype
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3, 4)) or 0 in shape[1:]:
-        raise DataError(f"{path}: {name} is {list(shape)}; needed is [N, H, W] or [N, H, W, C] with 1, 3 or 4 channels")
+        raise DataError(
+            f"{members.path}: {name} is {list(shape)}; needed is [N, H, W] or [N, H, W, C] with 1, 3 or 4 channels"
+        )
     if dtype != np.uint8 and dtype.kind != "f":
-        raise DataError(f"{path}: {name} is {dtype}; needed is uint8, or floats from 0 to 1")
+        raise DataError(f"{members.path}: {name} is {dtype}; needed is uint8, or floats from 0 to 1")
     count, height, width, channels = (*shape, 1)[:4]
     return count, channels, height, width
 

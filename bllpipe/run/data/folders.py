@@ -1,12 +1,13 @@
-"""Image folders, decoded as they are needed."""
+"""Image folders, decoded as they are needed, whatever somebody has put into them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -17,6 +18,9 @@ from bllpipe.run.data.sets import LabelSet, Split, mean_and_std
 from bllpipe.run.data.spec import DataSpec, check_labels
 
 MAX_PIXELS = 64_000_000  # as stored and as resized
+MAX_BYTES = 256_000_000  # so many pixels without any compression
+# What the names in listing.SUFFIXES promise. Pillow goes by the content, and for some formats it starts a program.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "GIF", "TIFF")
 
 
 class FolderImages:
@@ -55,10 +59,13 @@ class _Decoder(Dataset[Tensor]):
 
     def __getitem__(self, path: str) -> Tensor:
         try:
-            with Image.open(path) as image:
+            _check_file(Path(path))
+            with Image.open(path, formats=FORMATS) as image:
                 return self._decode(image, path)
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
-            raise DataError(f"{path} cannot be read as an image: {error}; remove or replace it") from error
+        except DataError:
+            raise
+        except Exception as error:  # a hostile file can provoke nearly any of them
+            raise DataError(f"{path} cannot be read as an image: {error!s:.200}; remove or replace it") from error
 
     def _decode(self, image: Image.Image, path: str) -> Tensor:
         scale = self._size / min(image.size)
@@ -75,6 +82,14 @@ class _Decoder(Dataset[Tensor]):
         return torch.from_numpy(np.array(cropped)).permute(2, 0, 1).contiguous()
 
 
+def _check_file(path: Path) -> None:
+    """Raises DataError for what would be waited for, or would fill the memory before it turns out to be no image."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} cannot be read as an image: it is a folder, a pipe or a device; remove or replace it")
+    if path.stat().st_size > MAX_BYTES:
+        raise DataError(f"{path} has {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are read; make it smaller")
+
+
 def folder_labels(data: DataConfig) -> LabelSet:
     """The labels of both splits from the names of the folders alone."""
     return _labels(listing(str(data.path)), str(data.path))
@@ -84,7 +99,7 @@ def _labels(samples: dict[str, list[Sample]], path: str) -> LabelSet:
     classes = sorted({name for name, _ in samples["train"]})
     unknown = sorted({name for name, _ in samples["test"]} - set(classes))
     if unknown:
-        raise DataError(f"{path}: the test folder has classes that the train folder lacks: {', '.join(unknown)}")
+        raise DataError(f"{path}: the test folder has classes that the train folder lacks: {', '.join(unknown[:9])}")
     number = {name: label for label, name in enumerate(classes)}
     train_N, test_N = (
         torch.tensor([number[name] for name, _ in samples[split]], dtype=torch.int64) for split in ("train", "test")

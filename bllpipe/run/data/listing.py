@@ -1,7 +1,11 @@
-"""Which image files a folder holds: PATH/train/CLASS/* and PATH/test/CLASS/* (or PATH/val). Imports no torch."""
+"""Which image files a folder holds: PATH/train/CLASS/* and PATH/test/CLASS/* (or PATH/val). Imports no torch.
+
+The two folders may be links to wherever the images lie; links inside them must not leave the data set.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from bllpipe.errors import DataError
@@ -29,9 +33,9 @@ def split_folders(path: str) -> dict[str, Path]:
 
 def _samples(folder: Path, root: Path) -> list[Sample]:
     samples = []
-    for group in sorted(path for path in folder.iterdir() if path.is_dir()):
+    for group in (path for path in _entries(folder) if path.is_dir()):
         _check_inside(group, root)
-        for file in sorted(path for path in group.iterdir() if path.suffix.lower() in SUFFIXES):
+        for file in (path for path in _entries(group) if path.suffix.lower() in SUFFIXES):
             _check_inside(file, root)
             samples.append((group.name, file))
     if not samples:
@@ -39,7 +43,17 @@ def _samples(folder: Path, root: Path) -> list[Sample]:
     return samples
 
 
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {error.strerror}; needed is a folder of images") from error
+
+
 def _check_inside(path: Path, root: Path) -> None:
     """Raises DataError for a link that leaves the data set."""
-    if path.is_symlink() and root.resolve() not in path.resolve().parents:
-        raise DataError(f"{path} is a link to {path.resolve()}, outside of {root}; copy the images instead")
+    if not path.is_symlink():
+        return
+    target = Path(os.path.realpath(path))  # which, unlike Path.resolve, knows what to do with links in a circle
+    if Path(os.path.realpath(root)) not in target.parents:
+        raise DataError(f"{path} is a link to {target}, outside of {root}; copy the images instead")

@@ -8,6 +8,8 @@ from typing import Any
 
 from bllpipe.errors import DataError
 
+MAX_CLASSES = 100_000  # a last layer of 512 channels has 200 MB then
+
 
 @dataclass(frozen=True)
 class DataSpec:
@@ -36,7 +38,8 @@ PUBLISHED = {
 
 
 def check_labels(train_N: Any, test_N: Any, source: str) -> int:
-    """The number of classes; DataError when there are no labels, negative ones, or test labels beyond the training's.
+    """The number of classes; DataError when there are no labels, negative ones, too many classes, or test labels beyond
+    the training's.
 
     The labels may be arrays or tensors of whole numbers, [N].
     """
@@ -46,6 +49,10 @@ def check_labels(train_N: Any, test_N: Any, source: str) -> int:
         if int(labels_N.min()) < 0:
             raise DataError(f"{source}: {split} label {int(labels_N.min())}; needed are classes numbered from 0")
     classes = int(train_N.max()) + 1
+    if classes > MAX_CLASSES:
+        raise DataError(
+            f"{source}: training label {classes - 1}; needed are classes numbered from 0, at most {MAX_CLASSES:,}"
+        )
     if int(test_N.max()) >= classes:
         raise DataError(
             f"{source}: test label {int(test_N.max())}, but training labels only go up to {classes - 1}; "

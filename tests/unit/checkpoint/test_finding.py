@@ -8,6 +8,7 @@ import torch
 
 from bllpipe.errors import CheckpointError
 from bllpipe.run.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
+from bllpipe.run.checkpoint.names import DirectoryName
 from tests.unit.checkpoint.samples import flip_bit, sample, write_checkpoint
 
 
@@ -119,3 +120,26 @@ def test_a_path_without_checkpoints_is_refused(tmp_path: Path, path: str) -> Non
 def test_an_absent_step_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="step-00000009/manifest.json is missing"):
         open_checkpoint(tmp_path / "step-00000009")
+
+
+def test_one_that_was_renamed_is_told_and_passed_over(tmp_path: Path) -> None:
+    for step in (1, 2):
+        write_checkpoint(tmp_path, step)
+    (tmp_path / "step-00000002").rename(tmp_path / "step-2")
+    (tmp_path / "latest").symlink_to("step-00000001")
+    found, warnings = find(tmp_path)
+    assert found is not None and found.step == 1
+    assert warnings == [
+        "skipped step-2: it holds a manifest, but has not the name of a checkpoint, such as step-00000120"
+    ]
+
+
+def test_when_all_were_renamed_the_run_does_not_start_over(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, 1).rename(tmp_path / "backup")
+    with pytest.raises(CheckpointError, match="no checkpoint in .* is whole, and there are 1; to start over, name"):
+        find(tmp_path)
+
+
+@pytest.mark.parametrize("digits", [19, 200, 5000])
+def test_a_step_beyond_all_numbers_is_no_name(digits: int) -> None:
+    assert DirectoryName.parse("step-" + "9" * digits) is None

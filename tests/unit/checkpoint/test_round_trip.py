@@ -92,5 +92,5 @@ def test_what_was_read_outlives_the_files(tmp_path: Path) -> None:
 
 def test_a_tensor_in_two_ranks_is_refused(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path, 1, {rank: {"a": torch.ones(1), "b": torch.ones(1)} for rank in range(2)})
-    with pytest.raises(CheckpointError, match="rank 1 and a rank before it both hold a, b"):
+    with pytest.raises(CheckpointError, match="rank 1 and a rank before it both hold 'a', 'b'"):
         open_checkpoint(path).tensors()

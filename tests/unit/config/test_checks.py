@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bllpipe.config import Config, load_config
+from bllpipe.config import Config, load_config, parse_config
 from bllpipe.errors import ConfigError
 
 OWN_MODEL = "model.name=package.module:function"
@@ -230,3 +230,15 @@ def test_nccl_on_a_cpu(kind: str) -> None:
 )
 def test_nearest_neighbours_that_work(overrides: list[str]) -> None:
     assert load_config(None, overrides) != Config()
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "/etc", ".", "..", "a/b", "x" * 101, "\ud800"])
+def test_a_name_that_leads_out_of_the_folder_of_runs(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"^name is '.*; needed is the name of a folder in runs/, .* --run-dir$"):
+        parse_config({"name": name})
+
+
+@pytest.mark.parametrize("name", ["a:b/../../c", "a:", ":b", "a/b:c", "a:b c", "a:b:c"])
+def test_a_model_that_cannot_be_a_function(name: str) -> None:
+    with pytest.raises(ConfigError, match="^model.name is '.*'; needed is one of .* or package.module:function"):
+        parse_config({"model": {"name": name}})

@@ -270,3 +270,10 @@ def test_keys_and_sections_can_be_named(name: str) -> None:
 def test_other_names_are_refused_with_a_suggestion(name: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         check_keys(["blocks", name])
+
+
+def test_an_override_is_not_nested_endlessly() -> None:
+    key = "model.args." + "a." * 1000 + "b"
+    with pytest.raises(ConfigError, match="^--set model.args.a.a.a.*: needed is key.path=value, for example") as caught:
+        load_config(None, [OWN_MODEL, f"{key}=1"])
+    assert len(str(caught.value)) < 300

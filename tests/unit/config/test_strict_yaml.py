@@ -1,12 +1,13 @@
 """YAML holds no surprises, and whatever is refused is refused with file, line and column."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bllpipe.config.strict_yaml import MAX_BYTES, MAX_DEPTH, dump_yaml, parse_yaml, read_yaml
+from bllpipe.config.strict_yaml import MAX_BYTES, MAX_DEPTH, MAX_NODES, dump_yaml, parse_yaml, read_yaml
 from bllpipe.errors import ConfigError
 
 
@@ -187,8 +188,36 @@ def test_largest_file_allowed(tmp_path: Path) -> None:
 
 
 def test_larger_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="run.yaml has 1,048,577 bytes; a config has at most 1,048,576"):
+    with pytest.raises(ConfigError, match="run.yaml has 262,145 bytes; a config has at most 262,144"):
         read_yaml(written(tmp_path, "#" * (MAX_BYTES + 1)))
+
+
+def test_a_file_that_seems_endless_is_not_read_to_its_end(tmp_path: Path) -> None:
+    path = written(tmp_path, "seed: 1")
+    os.truncate(path, 200 << 20)
+    with pytest.raises(ConfigError, match="run.yaml has 209,715,200 bytes; a config has at most"):
+        read_yaml(path)
+
+
+def test_more_values_than_any_config_has() -> None:
+    fits = "[" + "0," * (MAX_NODES - 1) + "]"
+    assert len(parse_yaml(fits, "run.yaml")) == MAX_NODES - 1
+    with pytest.raises(ConfigError, match="^run.yaml, line 1, column \\d+: more than 10,000 values$"):
+        parse_yaml(fits[:-1] + "0]", "run.yaml")
+
+
+def test_what_is_said_of_endless_words_has_an_end() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_yaml(f"{'a' * 99_999}: 1\n{'a' * 99_999}: 2", "run.yaml")
+    assert len(str(caught.value)) < 200
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "run.yaml")
+    with pytest.raises(ConfigError, match="run.yaml cannot be read: it is a directory, a pipe or a device; needed is"):
+        read_yaml(str(tmp_path / "run.yaml"))
+    with pytest.raises(ConfigError, match="/dev/zero cannot be read: it is a directory, a pipe or a device"):
+        read_yaml("/dev/zero")
 
 
 def test_missing_file(tmp_path: Path) -> None:

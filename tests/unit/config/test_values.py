@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pytest
 
 from bllpipe.config.schema import AugmentConfig, Config, DataConfig
-from bllpipe.config.values import convert, describe, field_types
+from bllpipe.config.values import convert, describe, field_types, shown
 from bllpipe.errors import ConfigError
 
 Color = Literal["red", "green"]
@@ -156,3 +156,16 @@ def test_declared_types_of_a_section() -> None:
     assert field_types(AugmentConfig) == {"crop_padding": int, "flip": bool, "rotation": float}
     assert field_types(DataConfig)["augment"] is AugmentConfig
     assert field_types(Config)["blocks"] == int | str | list[int | str]
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63), 10**4000])
+def test_numbers_that_no_file_or_message_can_carry(value: int) -> None:
+    with pytest.raises(ConfigError, match=r"^some.key is -?\d+(\.\.\.)?; needed is a number of at most 63 bits$"):
+        convert(value, int, "some.key", {})
+    assert convert(2**63 - 1, int, "some.key", {}) == 2**63 - 1
+
+
+def test_what_is_shown_of_a_value_has_an_end() -> None:
+    assert shown("short") == "'short'"
+    assert shown("x" * 1000) == "'" + "x" * 199 + "..."
+    assert shown(10**5000) == "a number of thousands of digits"

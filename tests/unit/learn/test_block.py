@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from bllpipe.config.schema import Config, ObjectiveConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig
-from bllpipe.errors import ConfigError
+from bllpipe.errors import CheckpointError, ConfigError
 from bllpipe.learn.block import Block, alpha_shape, make_block
 from bllpipe.learn.block_local import posterior_kl
 from bllpipe.learn.channels import channel_means, forward_message
@@ -129,6 +129,14 @@ def test_missing_weights_are_named() -> None:
     state = make().learner.state()
     del state["model.conv1.weight"]
     assert make().learner.load(state) == ["model.conv1.weight"]
+
+
+@pytest.mark.parametrize("name", ["model.conv1.weight", "optimizer.model.conv1.weight.momentum_buffer"])
+def test_a_state_of_another_shape_is_refused(name: str) -> None:
+    state = {key: value.detach().clone() for key, value in make().learner.state().items()}
+    state[name] = state[name][:1]
+    with pytest.raises(CheckpointError, match=rf"holds {name} as float32\[1, 1, 3, 3\], but .* float32\[8, 1, 3, 3\]"):
+        make().learner.load(state)
 
 
 def test_norms_and_biases_are_not_decayed_unless_asked() -> None:

@@ -203,7 +203,7 @@ def test_a_file_that_is_no_safetensors(content: bytes, tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="none is not a safetensors file that can be read"):
+    with pytest.raises(CheckpointError, match="none is missing"):
         load_network(tmp_path / "none")
 
 

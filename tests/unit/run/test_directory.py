@@ -45,6 +45,16 @@ def test_a_resumed_run_drops_the_lines_of_steps_that_come_again(directory: RunDi
     assert [json.loads(line) for line in directory.metrics.read_text().splitlines()] == [{"step": 1}, {"step": 2}]
 
 
+@pytest.mark.parametrize(
+    "line", ["[1]", "{}", '{"step": "x"}', '{"step": 1}{"st', "[" * 99_999, "\\", '{"step": 1e999}']
+)
+def test_damaged_lines_are_no_obstacle_to_going_on(directory: RunDirectory, line: str) -> None:
+    """One torn line in the middle once ended every resume in a traceback."""
+    directory.metrics.write_bytes(b'{"step": 1}\n' + line.encode() + b'\n\xff\n{"step": 2}\n')
+    directory.begin(Config(), first_step=2)
+    assert [json.loads(line) for line in directory.metrics.read_text().splitlines()] == [{"step": 1}, {"step": 2}]
+
+
 def test_a_run_that_starts_over_starts_with_no_lines(directory: RunDirectory) -> None:
     directory.add_metrics({"step": 0})
     directory.begin(Config(), first_step=0)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bllpipe.config import Config
+from bllpipe.errors import CheckpointError
 from bllpipe.learn.block import Block, make_block
 from bllpipe.learn.channels import channel_means, class_statistics
 from bllpipe.learn.cuts import cut
@@ -229,3 +230,39 @@ def test_a_lane_of_which_a_part_is_missing_is_a_new_one() -> None:
     state = first.state()
     del state["feedback.layer1.1.counts_K"]
     assert seen(go_on(state, 2, range(5, 9)))[2:] == [5.0, 6.0]
+
+
+def saved_lane(lag: int = 1, steps: int = 3) -> dict[str, Tensor]:
+    loop = lane(lag, range(steps), [])
+    for step in range(steps):
+        loop.run(train(step))
+    loop.run(Round("save", steps))
+    return {name: value.clone() for name, value in loop.state().items()}
+
+
+def test_a_lane_keeps_its_own_copy_of_what_waits() -> None:
+    state, loop = saved_lane(), lane(1, range(1), [])
+    loop.load(state, 3)
+    before = loop.state()["ahead.layer1.1.0.sums"].clone()
+    state["ahead.layer1.1.0.sums"].zero_()
+    assert torch.equal(loop.state()["ahead.layer1.1.0.sums"], before)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "words"),
+    [
+        ("feedback.layer1.1.sums_KC", (), r"feedback.layer1.1.sums_KC as float32\[\], but this run needs float32"),
+        ("ahead.layer1.1.0.sums", (CLASSES, 1), r"ahead.layer1.1.0.sums as float32\[10, 1\], but this run needs"),
+        ("ahead.layer1.1.0.counts", (1,), r"ahead.layer1.1.0.counts as float32\[1\], but this run needs float32\[10\]"),
+    ],
+)
+def test_a_lane_takes_nothing_of_another_shape(name: str, shape: tuple[int, ...], words: str) -> None:
+    with pytest.raises(CheckpointError, match=f"^the checkpoint holds {words}"):
+        lane(1, range(1), []).load({**saved_lane(), name: torch.ones(shape)}, 3)
+
+
+def test_half_of_what_waits_is_not_enough() -> None:
+    state = saved_lane()
+    del state["ahead.layer1.1.0.counts"]
+    with pytest.raises(CheckpointError, match=r"holds ahead.layer1.1.0.sums, but not ahead.layer1.1.0.counts; name an"):
+        lane(1, range(1), []).load(state, 3)

@@ -1,0 +1,111 @@
+"""``bllpipe ckpt``: list the checkpoints of a run, verify every byte of them, show what is in one. Imports no torch
+before it is needed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bllpipe.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from bllpipe.results.checkpoints import Found
+
+UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+DAMAGED = CheckpointError.exit_code
+
+
+def add_checkpoints(commands: Any) -> None:
+    """Adds the subcommand to those of ``bllpipe``."""
+    about = "list, verify or show the checkpoints of a run"
+    ckpt = commands.add_parser("ckpt", help=about, description=about).add_subparsers(required=True, metavar="COMMAND")
+
+    listing = ckpt.add_parser("ls", help="step, ranks, size, age and state of each, by the sizes of its files")
+    listing.add_argument("path", metavar="RUN", help="a run directory, such as runs/NAME")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    listing.set_defaults(run=_list)
+
+    verify = ckpt.add_parser("verify", help=f"read every byte; exit code {DAMAGED} when anything is damaged")
+    verify.add_argument("path", metavar="RUN-or-CHECKPOINT", help="a run directory, or one of its checkpoints/step-N")
+    verify.add_argument("--json", action="store_true", help="print JSON")
+    verify.set_defaults(run=_verify)
+
+    show = ckpt.add_parser("show", help="manifest, config and tensors of a checkpoint; no weight is read")
+    show.add_argument("path", metavar="CHECKPOINT", help="checkpoints/step-N, or a run directory: its newest")
+    show.set_defaults(run=_show)
+
+
+def _list(options: argparse.Namespace, words: Sequence[str]) -> int:
+    from bllpipe.results.checkpoints import survey
+
+    found = survey(Path(options.path), sizes_only=True)
+    if options.json:
+        _print_json(found)
+    else:
+        print("\n".join(_rows(found)))
+        print(f"judged by names, manifests and sizes; every byte is read by: bllpipe ckpt verify {options.path}")
+    return 0
+
+
+def _verify(options: argparse.Namespace, words: Sequence[str]) -> int:
+    from bllpipe.results.checkpoints import survey
+
+    found = survey(Path(options.path))
+    if options.json:
+        _print_json(found)
+    else:
+        print("\n".join(_rows(found)))
+        print(_verdict(found))
+    return DAMAGED if any(each.problems for each in found) else 0
+
+
+def _show(options: argparse.Namespace, words: Sequence[str]) -> int:
+    from bllpipe.results.checkpoint_contents import contents
+
+    print("\n".join(contents(Path(options.path))))
+    return 0
+
+
+def _print_json(found: Sequence[Found]) -> None:
+    print(json.dumps([asdict(each) for each in found], indent=1))
+
+
+def _rows(found: Sequence[Found]) -> Iterator[str]:
+    """A table, with what is wrong below the row that it is about."""
+    width = max(len(each.name) for each in found)
+    yield f"{'step':>10} {'ranks':>6} {'size':>10} {'age':>8}  {'directory':<{width}}  state"
+    for each in found:
+        step, ranks = ("-" if number is None else number for number in (each.step, each.num_ranks))
+        size, age = size_text(each.bytes), age_text(each.age_seconds)
+        yield f"{step:>10} {ranks:>6} {size:>10} {age:>8}  {each.name:<{width}}  {each.state}"
+        yield from (f"{'':10} {problem}" for problem in each.problems)
+
+
+def _verdict(found: Sequence[Found]) -> str:
+    from bllpipe.results.checkpoints import next_to_resume
+
+    taken = next_to_resume(found)
+    damaged = sum(bool(each.problems) for each in found)
+    count = f"{damaged} of {len(found)} damaged" if damaged else "every byte is as it was written"
+    goes_on = f"--resume auto goes on from {taken.name}" if taken else "there is none to go on from"
+    return f"{count}; {goes_on}"
+
+
+def size_text(number: int) -> str:
+    """Bytes in the unit that leaves few digits, such as 1.2 MB."""
+    size, unit = float(number), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def age_text(seconds: float) -> str:
+    """An age in the largest unit of which it has one, such as 3 min."""
+    length, unit = next((each for each in UNITS if seconds >= each[0]), UNITS[-1])
+    return f"{seconds // length:.0f} {unit}"
