@@ -38,3 +38,15 @@ class NonFiniteError(BllpipeError):
     """NaN or Inf appeared during training."""
 
     exit_code = 5
+
+
+class NoProgressError(BllpipeError):
+    """Restart after restart fails at the same place."""
+
+    exit_code = 6
+
+
+# Exit codes of what would come back in the same way, since training is deterministic: a restart is of no use.
+POINTLESS = frozenset(
+    error.exit_code for error in (ConfigError, DataError, CheckpointError, NonFiniteError, NoProgressError)
+)

@@ -192,6 +192,7 @@ class CheckpointConfig:
 
     every_steps: int | None = key(200, "steps between checkpoints; null: once an epoch; 0: only at the end", least=0)
     keep: int = key(2, "newest checkpoints to keep", least=1)
+    tries: int = key(3, "failed attempts from one checkpoint after which the launcher restarts no more", least=1)
 
 
 @dataclass(frozen=True)

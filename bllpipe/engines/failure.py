@@ -6,11 +6,15 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
-from bllpipe.errors import BllpipeError
+from bllpipe.errors import BllpipeError, WireError
 from bllpipe.ports import Store
 from bllpipe.run.directory import RunDirectory
 from bllpipe.run.rank import RoundError
+from bllpipe.wire.agent import end_torchrun
+from bllpipe.wire.environment import RankEnvironment
+from bllpipe.wire.world import World, open_store
 
 
 def cause_of(error: BaseException) -> BaseException:
@@ -31,16 +35,18 @@ def exit_code(error: BaseException) -> int:
     return cause.exit_code if isinstance(cause, BllpipeError) else 1
 
 
-def report_failure(error: BaseException, store: Store, job_store: Store, rank: int, role: str) -> None:
-    """Prints the error and writes status.json, unless another rank failed first.
+def report_failure(error: BaseException, store: Store, job_store: Store, rank: int, role: str) -> int:
+    """Prints the error and writes status.json, unless another rank failed first; returns the exit code of the first.
 
     When one rank fails its neighbours fail too, for want of messages. Only the first is worth reading, so whoever
     claims the key speaks, and the others are silent.
     """
     claim = f"rank {rank} ({role})"
+    own = f"{claim}, exit code {exit_code(error)}"
     try:
-        if store.compare_set("failure", "", claim).decode() != claim:
-            return
+        first = store.compare_set("failure", "", own).decode()
+        if first != own:
+            return int(first.rpartition(" ")[2])
         directory = job_store.get("directory").decode() if job_store.check(["directory"]) else None
     except RuntimeError:  # the store is gone with its launcher: better twice than not at all
         directory = None
@@ -49,9 +55,35 @@ def report_failure(error: BaseException, store: Store, job_store: Store, rank: i
         step = {"step": error.entry.step} if isinstance(error, RoundError) else {}
         facts = {**step, "rank": rank, "role": role, "reason": explain(error).strip()}
         RunDirectory(Path(directory)).write_status("failed", **facts)
+    return exit_code(error)
 
 
-def leave(code: int) -> None:
+def enter(environment: RankEnvironment, timeout: float) -> World:
+    """Opens the store of the job; without one there is nobody to tell, and this process ends."""
+    try:
+        return open_store(environment, timeout)
+    except WireError as error:
+        print(f"bllpipe: {error}", file=sys.stderr, flush=True)
+        leave(error.exit_code)
+
+
+def fail(error: BaseException, world: World, role: str) -> NoReturn:
+    """Ends this rank with the exit code of the first failure in the job, and torchrun if a restart is pointless."""
+    environment = world.environment
+    code = report_failure(error, world.store, world.job_store, environment.rank, role)
+    if _first_on_its_machine(world):
+        end_torchrun(environment, code)
+    leave(code)
+
+
+def _first_on_its_machine(world: World) -> bool:
+    try:
+        return world.store.add(f"failed/{world.environment.node}", 1) == 1
+    except RuntimeError:  # the store is gone
+        return False
+
+
+def leave(code: int) -> NoReturn:
     """Ends the process at once: threads that sit in a receive cannot be asked to stop."""
     sys.stdout.flush()
     sys.stderr.flush()

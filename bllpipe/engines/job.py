@@ -14,6 +14,7 @@ import torch
 
 from bllpipe.config import Config
 from bllpipe.engines import Options, topology
+from bllpipe.engines.stuck import check_progress
 from bllpipe.errors import ConfigError
 from bllpipe.learn.block import alpha_shape
 from bllpipe.learn.cuts import cut
@@ -87,6 +88,7 @@ def _decide(config: Config, options: Options, store: Store, job_store: Store, sp
     checkpoint = checkpoint_to_resume(config, resume, path, lambda text: print(f"bllpipe: {text}", file=sys.stderr))
     job_store.set("directory", str(path.absolute()))
     start = checkpoint.step if checkpoint else 0
+    check_progress(job_store, attempt, start, config.checkpoint.tries, RunDirectory(path))
     RunDirectory(path).begin(config, start)
     RunDirectory(path).write_status("running", step=start)
     decided = {

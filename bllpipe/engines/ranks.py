@@ -9,13 +9,13 @@ from bllpipe.engines import Options, topology
 from bllpipe.engines.assembly import Assembly
 from bllpipe.engines.devices import distinct_gpus, rank_device
 from bllpipe.engines.edges import Dress, undressed
-from bllpipe.engines.failure import exit_code, leave, report_failure
+from bllpipe.engines.failure import enter, fail, leave
 from bllpipe.engines.finish import nothing_left, prepare_process, say_nothing_left, train
 from bllpipe.engines.job import Job, agree, build_segment
 from bllpipe.run.data.sets import load_images, load_labels
 from bllpipe.wire.environment import RankEnvironment
 from bllpipe.wire.processes import ProcessWires, chosen_backends
-from bllpipe.wire.world import World, close_group, open_edges, open_group, open_store
+from bllpipe.wire.world import World, close_group, open_edges, open_group
 
 
 def run(config: Config, options: Options, dress: Dress = undressed) -> None:
@@ -23,13 +23,12 @@ def run(config: Config, options: Options, dress: Dress = undressed) -> None:
     environment = RankEnvironment.read()
     assert environment is not None, "the launcher starts this engine under torchrun only"
     prepare_process(config)
-    world = open_store(environment, config.backend.timeout_seconds)
+    world = enter(environment, config.backend.timeout_seconds)
     role = topology(config).role(environment.rank)
     try:
         run_in_world(config, options, world, dress)
     except BaseException as error:
-        report_failure(error, world.store, world.job_store, environment.rank, role)
-        leave(exit_code(error))
+        fail(error, world, role)
     leave(0)
 
 
@@ -39,7 +38,7 @@ def run_in_world(config: Config, options: Options, world: World, dress: Dress = 
     device = rank_device(config, layout, world.environment)
     images = load_images(config.data, config.seed) if rank == 0 else None
     spec = images.spec if images else None
-    job = agree(config, options, world.store, world.job_store, spec, world.environment.attempt)
+    job = agree(config, options, world.store, world.job_store, spec, world.attempt)
     if nothing_left(job):
         return say_nothing_left(job) if rank == 0 else None
     # only now, as the first rank may have downloaded them

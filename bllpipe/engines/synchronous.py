@@ -11,7 +11,7 @@ from bllpipe.config import Config
 from bllpipe.engines import Options, topology
 from bllpipe.engines.books import make_actor, make_part
 from bllpipe.engines.devices import distinct_gpus, rank_device
-from bllpipe.engines.failure import exit_code, leave, report_failure
+from bllpipe.engines.failure import enter, fail, leave
 from bllpipe.engines.finish import NETWORK, nothing_left, prepare_process, say_nothing_left, train
 from bllpipe.engines.job import Job, agree
 from bllpipe.errors import ConfigError
@@ -21,7 +21,7 @@ from bllpipe.run.rank import RankPart
 from bllpipe.run.timing import Metered
 from bllpipe.topology import Topology
 from bllpipe.wire.environment import RankEnvironment
-from bllpipe.wire.world import World, close_group, open_group, open_store
+from bllpipe.wire.world import World, close_group, open_group
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,11 @@ def run_synchronous(config: Config, options: Options, build: Build) -> None:
     environment = RankEnvironment.read()
     assert environment is not None, "the launcher starts this engine under torchrun only"
     prepare_process(config)
-    world = open_store(environment, config.backend.timeout_seconds)
+    world = enter(environment, config.backend.timeout_seconds)
     try:
         _run_in_world(config, options, world, build)
     except BaseException as error:
-        role = topology(config).role(environment.rank)
-        report_failure(error, world.store, world.job_store, environment.rank, role)
-        leave(exit_code(error))
+        fail(error, world, topology(config).role(environment.rank))
     leave(0)
 
 
@@ -58,7 +56,7 @@ def _run_in_world(config: Config, options: Options, world: World, build: Build) 
     device = own_device(config, topology(config), environment)
     images = load_images(config.data, config.seed) if rank == 0 else None
     spec = images.spec if images else None
-    job = agree(config, options, world.store, world.job_store, spec, environment.attempt)
+    job = agree(config, options, world.store, world.job_store, spec, world.attempt)
     if nothing_left(job):
         return say_nothing_left(job) if rank == 0 else None
     open_group(world, use_nccl=device.type == "cuda")
