@@ -61,6 +61,14 @@ class RunDirectory:
         with writing("the status", self.path / "status.json"):
             write_whole(self.path / "status.json", json.dumps(record, indent=1) + "\n")
 
+    def read_status(self) -> dict[str, Any]:
+        """What status.json says; nothing if there is none that can be read."""
+        try:
+            record = json.loads((self.path / "status.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return record if isinstance(record, dict) else {}
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         with writing("the summary", self.path / "summary.json"):
             write_whole(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
