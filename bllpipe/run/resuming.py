@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from bllpipe.config import Config, to_mapping
-from bllpipe.errors import ConfigError
+from bllpipe.errors import CheckpointError, ConfigError
 from bllpipe.run.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
 from bllpipe.run.differences import Change, changes, refuse_others
 
@@ -45,10 +45,13 @@ def checkpoint_to_resume(
 def changes_since(checkpoint: Checkpoint, config: Config, accepted: Sequence[str], directory: Path) -> list[Change]:
     """What is different in ``config``, all of it harmless or ``accepted``.
 
-    Raises ConfigError for any other change, and when ``directory`` holds later checkpoints, which go on from the old
-    values: after an interruption they would be taken for those of this run.
+    Raises CheckpointError when there is nothing to compare with; ConfigError for any other change, and when
+    ``directory`` holds later checkpoints, with the old values: after an interruption they would be taken for new ones.
     """
-    found = changes(checkpoint.facts()[0]["config"], to_mapping(config))
+    then = checkpoint.facts()[0].get("config")
+    if not isinstance(then, dict):
+        raise CheckpointError(f"{checkpoint.path} does not say with which configuration it was written")
+    found = changes(then, to_mapping(config))
     refuse_others(found, accepted, str(checkpoint.path))
     if not all(change.is_harmless for change in found):
         _refuse_later(checkpoint, directory)

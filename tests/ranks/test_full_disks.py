@@ -58,7 +58,7 @@ def test_a_full_disk_ends_the_run_and_with_room_it_goes_on(
         run_dir = disk.path / "run"
         assert run(run_dir, *HERE) == OutputError.exit_code
         first, *others = capsys.readouterr().err.splitlines()
-        assert first.startswith("bllpipe: rank 0 (the only process): rank 1 cannot write the checkpoint of step 6 to ")
+        assert first.startswith("bllpipe: rank 0 (the only process): rank 1 cannot write the checkpoint of step 6 (")
         assert "No space left on device" in first and " bytes are free there; the checkpoints before it are " in first
         assert first.endswith("untouched; make room or mend the directory, and go on with --resume auto")
         assert all(
@@ -161,7 +161,7 @@ def test_a_quota(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(jobs.REPOSITORY)},
     )
     assert done.returncode == OutputError.exit_code and "Traceback" not in done.stderr
-    assert "cannot write the checkpoint of step 2 to " in done.stderr and "File too large" in done.stderr
+    assert "cannot write the checkpoint of step 2 (" in done.stderr and "File too large" in done.stderr
     status = jobs.read_json(tmp_path / "run" / "status.json")
     assert (status["status"], status["step"]) == ("failed", 2) and "File too large" in status["reason"]
 
