@@ -30,7 +30,9 @@ class RunDirectory:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
-        self._log = Leniency(if_unwritable, "metrics.jsonl and spans", "log.if_unwritable", warn)
+        self._metrics_log, self._spans_log = (
+            Leniency(if_unwritable, what, "log.if_unwritable", warn) for what in ("metrics", "spans")
+        )
 
     def begin(self, config: Config, first_step: int, tests_again: bool = False) -> None:
         """Writes config.yaml and env.json, and drops the metrics of steps that are about to be done again, and of the
@@ -49,11 +51,11 @@ class RunDirectory:
 
     def add_metrics(self, record: Mapping[str, Any]) -> None:
         """Appends one line to metrics.jsonl."""
-        self._log.attempt(lambda: self._append_metrics(json.dumps(record)))
+        self._metrics_log.attempt(lambda: self._append_metrics(json.dumps(record)))
 
     def write_spans(self, name: str, text: str) -> None:
         """Writes spans/NAME."""
-        self._log.attempt(lambda: self._write_spans(self.path / "spans" / name, text))
+        self._spans_log.attempt(lambda: self._write_spans(self.path / "spans" / name, text))
 
     def write_status(self, status: str, **facts: Any) -> None:
         """status.json: ``running``, ``completed``, ``preempted`` or ``failed``, with step, rank and reason."""
