@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 import traceback
 import uuid
 from contextlib import suppress
@@ -19,6 +21,8 @@ from bllpipe.run.sightings import Sightings
 from bllpipe.wire.agent import end_torchrun
 from bllpipe.wire.environment import RankEnvironment
 from bllpipe.wire.world import World, open_store
+
+SILENT_SECONDS = 5.0  # that a rank gives the one that failed first to speak
 
 
 def cause_of(error: BaseException) -> BaseException:
@@ -43,16 +47,23 @@ def report_failure(error: BaseException, store: Store, job_store: Store, rank: i
     """Prints the error and writes status.json, unless another rank failed first; returns the exit code of the first.
 
     When one rank fails its neighbours fail too, for want of messages. Only the first is worth reading, so whoever
-    claims the key speaks, and the others are silent.
+    claims the key speaks. The others are silent, and stay until it has spoken: the launcher ends all when one has left.
     """
     own = f"{uuid.uuid4().hex}, exit code {exit_code(error)}"
     try:
         first = store.compare_set("failure", "", own).decode()
         if first != own:
+            _wait_for_words(store)
             return int(first.rpartition(" ")[2])
         directory = job_store.get("directory").decode() if job_store.check(["directory"]) else None
+        _speak(error, rank, role, directory, store)
+        store.set("failure/told", "yes")
     except RuntimeError:  # the store is gone with its launcher: better twice than not at all
-        directory = None
+        _speak(error, rank, role, None, store)
+    return exit_code(error)
+
+
+def _speak(error: BaseException, rank: int, role: str, directory: str | None, store: Store) -> None:
     warn(f"rank {rank} ({role}): {explain(error)}{_last_seen(error, store)}")
     if directory is not None:
         step = {"step": error.entry.step} if isinstance(error, RoundError) else {}
@@ -61,7 +72,12 @@ def report_failure(error: BaseException, store: Store, job_store: Store, rank: i
             RunDirectory(Path(directory)).write_status("failed", **facts)
         except OutputError as second:
             warn(f"rank {rank} ({role}): and {second.found}")
-    return exit_code(error)
+
+
+def _wait_for_words(store: Store) -> None:
+    deadline, pause = time.monotonic() + SILENT_SECONDS, threading.Event()
+    while not store.check(["failure/told"]) and time.monotonic() < deadline:
+        pause.wait(0.02)
 
 
 def _last_seen(error: BaseException, store: Store) -> str:

@@ -7,13 +7,14 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch.distributed as dist
 
-from bllpipe.engines.failure import cause_of, enter, exit_code, explain, report_failure
+from bllpipe.engines.failure import SILENT_SECONDS, cause_of, enter, exit_code, explain, report_failure
 from bllpipe.errors import BllpipeError, CheckpointError, ConfigError, DataError, NonFiniteError, OutputError, WireError
 from bllpipe.ports import Round
 from bllpipe.run.rank import RoundError
@@ -120,3 +121,15 @@ def test_a_rank_without_a_store_says_so_and_ends(capfd: pytest.CaptureFixture[st
     process.join(60)
     assert process.exitcode == 3
     assert "bllpipe: rank 1 does not reach the store of the job at localhost, port 1" in capfd.readouterr().err
+
+
+def test_no_rank_leaves_before_the_first_has_spoken() -> None:
+    """A neighbour that left at once had torchrun end the rank that was about to say what was wrong."""
+    store: Any = dist.HashStore()
+    store.set("failure", "rank 2 (block 2), exit code 5")
+    with ThreadPoolExecutor(1) as pool:
+        silent = pool.submit(report_failure, WireError("block 2 is gone"), store, store, rank=1, role="block 1")
+        with pytest.raises(TimeoutError):
+            silent.result(0.3)
+        store.set("failure/told", "yes")
+        assert silent.result(SILENT_SECONDS) == 5
