@@ -25,7 +25,7 @@ from benchmarks.chaos_hostile import (
     unharmed,
 )
 from benchmarks.chaos_tensors import pickle_by_torch, pickle_in_a_zip
-from benchmarks.chaos_trials import Families, MakeCase
+from benchmarks.chaos_cases import Families, MakeCase
 from bllpipe.run.data.npz import read_arrays
 
 ARRAYS = {

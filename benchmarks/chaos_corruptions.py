@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.chaos_damage import DAMAGES, Damage
-from benchmarks.chaos_trials import BrokenPromise, Case, Families, MakeCase
+from benchmarks.chaos_cases import BrokenPromise, Case, Families, MakeCase
 from bllpipe.errors import CheckpointError
 from bllpipe.results.checkpoints import survey
 from bllpipe.run.checkpoint import Checkpoint, find_checkpoint

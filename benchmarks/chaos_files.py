@@ -23,7 +23,7 @@ from benchmarks.chaos_headers import header_families
 from benchmarks.chaos_images import image_families
 from benchmarks.chaos_tensors import tensor_families
 from benchmarks.chaos_texts import text_families
-from benchmarks.chaos_trials import Families, Outcome, Trial, carry_out
+from benchmarks.chaos_cases import Families, Outcome, Trial, carry_out
 from benchmarks.report import table, write
 
 TOGETHER = "several at once"

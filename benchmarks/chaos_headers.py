@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.chaos_hostile import refused
-from benchmarks.chaos_trials import Case, Families
+from benchmarks.chaos_cases import Case, Families
 from bllpipe.ports import Round
 from bllpipe.topology import Edge
 from bllpipe.wire.layout import HEADER_BYTES, MAGIC, Layout, alpha_fields, stats_fields, target_fields

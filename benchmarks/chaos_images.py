@@ -26,7 +26,7 @@ from benchmarks.chaos_hostile import (
 )
 from benchmarks.chaos_tensors import pickle_by_torch, pickle_in_a_zip
 from benchmarks.chaos_texts import written
-from benchmarks.chaos_trials import Families, MakeCase
+from benchmarks.chaos_cases import Families, MakeCase
 from bllpipe.config.schema import DataConfig
 from bllpipe.run.data.folders import FORMATS, MAX_BYTES, FolderImages
 

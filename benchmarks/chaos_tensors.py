@@ -27,7 +27,7 @@ from benchmarks.chaos_hostile import (
     sparse,
     unharmed,
 )
-from benchmarks.chaos_trials import Families, MakeCase
+from benchmarks.chaos_cases import Families, MakeCase
 from bllpipe.learn.saved import restore
 from bllpipe.results.network_file import load_network, whole_network
 from bllpipe.run.checkpoint import open_checkpoint

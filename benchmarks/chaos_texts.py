@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.chaos_hostile import Write, file_case, mutated, no_file, noise, of_kinds, refused, sparse
-from benchmarks.chaos_trials import Case, Families, MakeCase
+from benchmarks.chaos_cases import Case, Families, MakeCase
 from bllpipe.config import Config, load_config, to_yaml
 from bllpipe.run.checkpoint import Checkpoint
 from bllpipe.run.checkpoint.manifest import Manifest
