@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint bench throughput speed table questions clean
+.PHONY: help train test lint bench throughput speed chaos soak raised table questions clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -29,8 +29,18 @@ bench: $(READY) ## time the messages between two processes; ARGS="--json FILE"
 throughput: $(READY) ## images/s of every engine; ARGS="--work emulated --blocks 4 --engines bll 1f1b --json FILE"
 	$(BIN)/python -m benchmarks.throughput $(ARGS)
 
-speed: $(READY) ## every measurement of speed, 40 minutes on a machine that does nothing else; ARGS="DIRECTORY [CIFAR.npz]"
+speed: $(READY) ## every measurement of speed, an hour on a machine that does nothing else; ARGS="DIRECTORY [CIFAR.npz]"
 	PATH="$(abspath $(BIN)):$$PATH" benchmarks/speed.sh $(or $(ARGS),runs)
+
+chaos: $(READY) ## kill -9 a hundred times, does every run end in the same bits? ARGS="--kills 100 --seed 0 --workers 2"
+	$(BIN)/python -m benchmarks.chaos $(ARGS)
+	$(BIN)/python -m benchmarks.chaos_files
+
+soak: $(READY) ## 200 restarts and half an hour: does anything grow?
+	$(BIN)/python -m benchmarks.soak $(ARGS)
+
+raised: $(READY) ## every raise that no test runs into
+	$(BIN)/python -m tests.raised $(ARGS)
 
 table: $(READY) ## methods x data x seeds, to be continued; ARGS="--size small --data-path data/cifar10.npz --budget 60"
 	$(BIN)/python -m benchmarks.table run $(ARGS)

@@ -15,7 +15,7 @@ from benchmarks.trial_options import add_run_options, finish, run
 from benchmarks.trials import Trial
 from bllpipe.config.strict_yaml import read_yaml
 from bllpipe.errors import ConfigError
-from bllpipe.run.resuming import flat
+from bllpipe.run.differences import flat
 
 SECTIONS = ("config", "common", "variants")
 

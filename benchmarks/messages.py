@@ -87,7 +87,7 @@ def _process(rank: int, case: Case, trips: int, folder: str, answers: Any) -> No
     store = dist.FileStore(f"{folder}/store", 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=FOR_EVER)
     alpha = torch.randn(case.batch, *case.shape)
-    ways = {"edge": _edge(rank, alpha), "gloo alone": _gloo(rank, alpha), "copy": _copy(alpha)}
+    ways = {"edge": _edge(rank, alpha, store), "gloo alone": _gloo(rank, alpha), "copy": _copy(alpha)}
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(trips):
         for way, there_and_back in ways.items():
@@ -102,15 +102,16 @@ def _process(rank: int, case: Case, trips: int, folder: str, answers: Any) -> No
     os._exit(0)  # the receiving thread waits for a message that will not come
 
 
-def _edge(rank: int, alpha: torch.Tensor) -> Callable[[], None]:
+def _edge(rank: int, alpha: torch.Tensor, store: Any) -> Callable[[], None]:
     """Through the pipeline's own ports."""
     backends = {"alpha": "gloo"}
-    wires = ProcessWires(open_edges(EDGES, lambda edge: "gloo", CPU), backends, BackendConfig(), CPU)
+    wires = ProcessWires(open_edges(EDGES, lambda edge: "gloo", CPU), backends, BackendConfig(), CPU, store)
     layouts = [
         Layout(edge, ("there", "back"), alpha_fields(tuple(alpha.shape[1:]), alpha.dtype), len(alpha), ring=2)
         for edge in EDGES
     ]
     sender, receiver = wires.sender(layouts[rank]), wires.receiver(layouts[1 - rank], _rounds(len(alpha)))
+    wires.agree()
     rounds = _rounds(len(alpha))
 
     def there_and_back() -> None:

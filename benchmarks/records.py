@@ -11,7 +11,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from bllpipe.errors import ConfigError
-from bllpipe.run.resuming import HARMLESS, HARMLESS_SECTIONS
+from bllpipe.run.differences import HARMLESS, HARMLESS_SECTIONS
 
 Record = Mapping[str, Any]
 
@@ -95,5 +95,5 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _counts(key: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    harmless = key in HARMLESS or key.startswith(HARMLESS_SECTIONS)
+    harmless = key in ("engine", *HARMLESS) or key.startswith(HARMLESS_SECTIONS)
     return not harmless and ((key in then and key in now) or key.startswith("model.args."))

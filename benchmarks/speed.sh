@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All measurements of speed whose results are in benchmarks/results. About 40 minutes on two cores that do nothing else.
+# All measurements of speed whose results are in benchmarks/results. About an hour on two cores that do nothing else.
 #
 #   benchmarks/speed.sh OUT [data/cifar10.npz]     (python is the one on PATH; make speed takes that of .venv)
 set -euo pipefail
@@ -23,7 +23,7 @@ throughput --work emulated --blocks 4 --slow 1 1.5 --jitter 0 0.2 --rings 1 2 4 
     --milliseconds 120 --steps 40 --repeats 2 --json "$out/throughput-emulated-uneven.json"
 throughput --work emulated --blocks 2 8 --microbatches 16 --engines bll 1f1b zbv \
     --milliseconds 240 --steps 16 --repeats 2 --json "$out/throughput-emulated-ranks.json"
-throughput --work cpu --blocks 2 --microbatches 2 4 8 --engines bll gpipe 1f1b deepspeed ddp \
+throughput --work cpu --blocks 2 --microbatches 2 4 8 --engines bll gpipe 1f1b deepspeed ddp interleaved zbv dualpipev \
     --steps 24 --repeats 3 --json "$out/throughput-cpu.json"
 throughput --work emulated --blocks 1 2 4 --engines bll --milliseconds 0 --steps 1000 --repeats 3 \
     --json "$out/overhead-emulated.json"
@@ -32,6 +32,6 @@ measure benchmarks.spans --json "$out/spans.json"
 measure bllpipe.cli plan --config configs/cifar10_resnet50.yaml --set device=cpu --set data.batch_size=32 \
     --set cpu_threads=2 --blocks 4 --repetitions 5 --json "$out/plan-resnet50.json"
 if [ -f "$data" ]; then
-    measure benchmarks.time_to_accuracy --data-path "$data" --accuracy 55 --epochs 2 --seeds 0 1 \
+    measure benchmarks.time_to_accuracy --data-path "$data" --accuracy 55 --epochs 2 --seeds 0 1 2 \
         --json "$out/time-to-accuracy-cpu.json"
 fi

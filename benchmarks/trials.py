@@ -22,7 +22,7 @@ from benchmarks.records import append, differences, read
 from bllpipe.config import load_config, to_mapping
 from bllpipe.config.strict_yaml import read_yaml
 from bllpipe.errors import ConfigError
-from bllpipe.run.resuming import flat
+from bllpipe.run.differences import flat
 
 FROM_SUMMARY = (
     "epochs",

@@ -38,3 +38,13 @@ class NonFiniteError(BllpipeError):
     """NaN or Inf appeared during training."""
 
     exit_code = 5
+
+
+class OutputError(BllpipeError):
+    """A file of the run could not be written: the disk or a quota is full, or the directory takes no files."""
+
+    exit_code = 6
+
+    def __init__(self, found: str) -> None:
+        super().__init__(f"{found}; make room or mend the directory, and go on with --resume auto")
+        self.found = found

@@ -36,6 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", default="never", metavar="auto|never|PATH", help="go on from the newest, or from this, checkpoint"
     )
+    parser.add_argument(
+        "--accept",
+        metavar="KEY",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="with --resume: go on although these keys (or sections, such as optimizer) differ from the checkpoint's",
+    )
     parser.add_argument("--run-dir", metavar="DIR", help="where the run's files go (default: runs/<name>)")
 
 
@@ -52,18 +60,19 @@ def launch(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     try:
         environment = RankEnvironment.read()
         config = load_config(options.config, options.overrides)
+        chosen = Options(options.resume, options.run_dir, tuple(options.accept))
+        chosen.check()
         _check_start(config, environment)
     except BllpipeError as error:
         return _fail_before_the_store(error)
     if config.engine in SPREAD and environment is None:
         return start_ranks(config, arguments)
     try:
-        engine(config.engine)(config, Options(options.resume, options.run_dir))
+        return engine(config.engine)(config, chosen)
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # which the engine has explained
         return getattr(error, "exit_code", 1)
-    return 0
 
 
 def _check_start(config: Config, environment: RankEnvironment | None) -> None:

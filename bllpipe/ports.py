@@ -21,7 +21,7 @@ class Round:
     ``train``: one mini-batch, number ``batch`` of ``epoch``; ``step`` training steps came before it.
     ``evaluate``: one test batch, number ``batch``; the last one may be smaller.
     ``score``: the evaluation after ``step`` training steps is complete.
-    ``save``: write the state after ``step`` training steps.
+    ``save``: write the state after ``step`` training steps; ``tested`` unless a stop came before the test of it.
     """
 
     phase: Phase
@@ -29,6 +29,7 @@ class Round:
     epoch: int = 0
     batch: int = 0
     size: int = 0
+    tested: bool = True
 
     @property
     def has_messages(self) -> bool:

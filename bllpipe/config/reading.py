@@ -47,6 +47,15 @@ def known_keys(section: Any = Config, prefix: str = "") -> list[str]:
     return keys
 
 
+def check_keys(names: Sequence[str]) -> None:
+    """Raises ConfigError for the first name that is neither a key nor a section of keys; suggests one that is."""
+    keys = known_keys()
+    sections = sorted({key.rpartition(".")[0] for key in keys if "." in key})
+    for name in names:
+        if name not in (*keys, *sections) and not name.startswith("model.args."):
+            raise _unknown(name, sections)
+
+
 def _section(section: type, mapping: Any, prefix: str) -> Any:
     if not isinstance(mapping, Mapping):
         raise ConfigError(
@@ -82,12 +91,17 @@ def _apply(mapping: dict[str, Any], override: str) -> None:
     node[leaf] = parse_yaml(text, f"--set {override:.200}")
 
 
-def _unknown(key: str) -> ConfigError:
-    """Suggests a key that looks alike, or the same last name in another section."""
+def _unknown(key: str, sections: Sequence[str] = ()) -> ConfigError:
+    """Suggests a key that looks alike, or the same last name in another section; a section where that is possible."""
     keys = known_keys()
     same_leaf = [known for known in keys if known.rpartition(".")[2] == key.rpartition(".")[2]]
     inside = [known for known in keys if known.startswith(f"{key}.")]
-    close = same_leaf or inside or _close_leaves(key, keys) or difflib.get_close_matches(key, keys, n=2, cutoff=0.7)
+    close = (
+        same_leaf
+        or inside
+        or _close_leaves(key, keys)
+        or difflib.get_close_matches(key, [*sections, *keys], n=2, cutoff=0.7)
+    )
     hint = f"did you mean {' or '.join(repr(known) for known in close[:3])}?" if close else "see configs/digits.yaml"
     return ConfigError(f"unknown key {shown(key)}; {hint}")
 

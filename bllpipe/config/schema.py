@@ -176,6 +176,9 @@ class LogConfig:
 
     every_steps: int = key(20, "steps between two lines of metrics.jsonl a rank", least=1)
     plain_seconds: float = key(10.0, "seconds between progress lines when the output is not a terminal", least=0.1)
+    if_unwritable: Literal["fail", "go_on"] = key(
+        "go_on", "metrics or spans that the disk refuses: go_on without them and say so, or fail"
+    )
 
 
 @dataclass(frozen=True)
@@ -192,6 +195,9 @@ class CheckpointConfig:
 
     every_steps: int | None = key(200, "steps between checkpoints; null: once an epoch; 0: only at the end", least=0)
     keep: int = key(2, "newest checkpoints to keep", least=1)
+    if_unwritable: Literal["fail", "go_on"] = key(
+        "fail", "a checkpoint that the disk refuses: fail, or go_on to the next one; without the last one a run fails"
+    )
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,32 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bllpipe.config import Config
+from bllpipe.config.reading import check_keys
 from bllpipe.config.schema import SYNCHRONOUS, TORCH_PIPELINES, TWO_STAGES
+from bllpipe.errors import ConfigError
 from bllpipe.topology import Placement, Topology
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says beside the config. ``resume`` is ``auto``, ``never`` or the path of a checkpoint."""
+    """What the command line says beside the config. ``resume`` is ``auto``, ``never`` or the path of a checkpoint;
+    ``accept`` names keys, and sections of keys, that may differ from those of the checkpoint."""
 
     resume: str = "never"
     run_dir: str | None = None
+    accept: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Raises ConfigError for --accept in a run that does not go on, or of keys that do not exist."""
+        check_keys(self.accept)
+        if self.accept and self.resume == "never":
+            raise ConfigError(
+                f"--accept {' '.join(self.accept)} is for a run that goes on; add --resume auto, or --resume with the "
+                f"path of a checkpoint"
+            )
 
 
-Engine = Callable[[Config, Options], None]
+Engine = Callable[[Config, Options], int]  # returns the exit code of the process
 NAMES = ("ranks", "threads", "sequential", "single", *SYNCHRONOUS)
 PLACEMENTS: dict[str, Placement] = {
     "gpipe": "stage",

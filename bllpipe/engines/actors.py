@@ -14,7 +14,7 @@ from bllpipe.run.rank import Actor, RankPart
 
 def follow(job: Job, part: RankPart, actor: Actor) -> None:
     """All rounds of one actor, in order."""
-    for entry in job.rounds():
+    for entry in job.steps(actor.name):
         part.carry_out(actor, entry)
 
 

@@ -8,8 +8,11 @@ import torch
 import torch.distributed as dist
 
 from bllpipe.config import to_mapping
+from bllpipe.engines.arming import arm
 from bllpipe.engines.job import Job
+from bllpipe.engines.taking_up import take_up
 from bllpipe.run.checkpoint import CheckpointWriter
+from bllpipe.run.finite import guard
 from bllpipe.run.loops import Loop
 from bllpipe.run.rank import Actor, RankPart
 from bllpipe.run.recorder import Recorder
@@ -22,27 +25,27 @@ STEADY_AFTER = 0.1  # fraction of the steps that rates leave out
 def make_actor(
     job: Job, rank: int, role: str, name: str, loop: Loop, ports: list[Metered], device: torch.device
 ) -> Actor:
-    """``loop`` with what the checkpoint holds of it, stopwatch, recorder and, if the job asks for them, spans.
+    """``loop`` with stopwatch, recorder, a look at its losses and, if the job asks for them, spans.
 
-    Losses on a GPU are only read when a line is written.
+    Losses on a GPU are only looked at as often as a line is written.
     """
     log_every = job.config.log.every_steps
-    if job.checkpoint is not None:
-        loop.load(job.checkpoint.mapped(), job.start)
     stopwatch = Stopwatch(ports, int(job.start + STEADY_AFTER * (job.plan.last_step - job.start)))
     place = {"rank": rank, "role": role, "actor": name}
-    check_every = 1 if device.type == "cpu" else log_every
-    recorder = Recorder(place, job.directory, job.store, stopwatch, log_every, check_every)
-    return with_spans(job, Actor(loop, stopwatch, recorder))
+    recorder = Recorder(place, job.directory, job.store, stopwatch, log_every)
+    return with_spans(job, guard(Actor(loop, stopwatch, recorder), every=1 if device.type == "cpu" else log_every))
 
 
 def make_part(job: Job, rank: int, actors: list[Actor]) -> RankPart:
-    """A rank with its actors and its share of every checkpoint."""
+    """A rank with its actors, which take up what the checkpoint has of them, and its share of every checkpoint."""
+    take_up(job, rank, actors)
+    settings, num_ranks = job.config.checkpoint, job.topology.world_size
     writer = CheckpointWriter(
-        job.directory.checkpoints, job.store, job.topology.world_size, job.attempt, job.config.checkpoint.keep
+        job.directory.checkpoints, job.store, num_ranks, job.attempt, settings.keep, settings.if_unwritable
     )
     facts = {"config": to_mapping(job.config)}
-    return RankPart(rank, job.topology.role(rank), actors, writer, facts, span_file(job, rank, actors))
+    part = RankPart(rank, job.topology.role(rank), actors, writer, facts, span_file(job, rank, actors))
+    return arm(part, job.faults) if job.faults else part
 
 
 def with_spans(job: Job, actor: Actor) -> Actor:
@@ -60,4 +63,4 @@ def span_file(job: Job, rank: int, actors: Sequence[Actor]) -> SpanFile | None:
     if dist.is_initialized():
         clock = align_clock(job.store, rank, job.topology.world_size, machine_id())
     header = {"rank": rank, "role": job.topology.role(rank), **clock.to_json()}
-    return SpanFile(job.directory.path / "spans", header, tracks)
+    return SpanFile(job.directory, header, tracks)

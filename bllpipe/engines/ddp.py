@@ -29,9 +29,9 @@ from bllpipe.run.timing import Meter, Metered
 from bllpipe.wire.world import wait_for_all
 
 
-def run(config: Config, options: Options) -> None:
+def run(config: Config, options: Options) -> int:
     """Trains ``config`` together with the other replicas."""
-    run_synchronous(config, options, build_loop)
+    return run_synchronous(config, options, build_loop)
 
 
 class ReplicaLoop:
@@ -96,8 +96,8 @@ class ReplicaLoop:
     def state(self) -> dict[str, Tensor]:
         return self.share.learner.state() if self.number == 0 else {}
 
-    def load(self, state: Mapping[str, Tensor], step: int) -> list[str]:
-        return self.share.learner.load(state)
+    def load(self, state: Mapping[str, Tensor], step: int) -> None:
+        self.share.learner.load(state)
 
 
 def build_loop(seat: Seat) -> tuple[Loop, list[Metered]]:

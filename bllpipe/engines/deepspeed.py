@@ -30,9 +30,9 @@ SHARED_MEMORY_OP = "deepspeed_shm_comm"
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def run(config: Config, options: Options) -> None:
+def run(config: Config, options: Options) -> int:
     """Trains ``config`` together with the other ranks."""
-    run_synchronous(config, options, build_loop)
+    return run_synchronous(config, options, build_loop)
 
 
 def build_loop(seat: Seat) -> tuple[Loop, list[Metered]]:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import uuid
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
-from bllpipe.errors import BllpipeError
+from bllpipe.errors import BllpipeError, OutputError, WireError
 from bllpipe.ports import Store
 from bllpipe.run.directory import RunDirectory
+from bllpipe.run.notices import warn
 from bllpipe.run.rank import RoundError
+from bllpipe.run.sightings import Sightings
 
 
 def cause_of(error: BaseException) -> BaseException:
@@ -37,22 +42,36 @@ def report_failure(error: BaseException, store: Store, job_store: Store, rank: i
     When one rank fails its neighbours fail too, for want of messages. Only the first is worth reading, so whoever
     claims the key speaks, and the others are silent.
     """
-    claim = f"rank {rank} ({role})"
+    claim = uuid.uuid4().hex
     try:
         if store.compare_set("failure", "", claim).decode() != claim:
             return
         directory = job_store.get("directory").decode() if job_store.check(["directory"]) else None
     except RuntimeError:  # the store is gone with its launcher: better twice than not at all
         directory = None
-    print(f"bllpipe: {claim}: {explain(error)}", file=sys.stderr, flush=True)
+    warn(f"rank {rank} ({role}): {explain(error)}{_last_seen(error, store)}")
     if directory is not None:
         step = {"step": error.entry.step} if isinstance(error, RoundError) else {}
         facts = {**step, "rank": rank, "role": role, "reason": explain(error).strip()}
-        RunDirectory(Path(directory)).write_status("failed", **facts)
+        try:
+            RunDirectory(Path(directory)).write_status("failed", **facts)
+        except OutputError as second:
+            warn(f"rank {rank} ({role}): and {second.found}")
 
 
-def leave(code: int) -> None:
+def _last_seen(error: BaseException, store: Store) -> str:
+    """Where everybody was, for whoever looks for the reason of a message that did not come."""
+    if not isinstance(cause_of(error), WireError):
+        return ""
+    try:
+        return "".join(f"\n  rank {rank}: {posting}" for rank, posting in Sightings(store).everybody())
+    except RuntimeError:
+        return ""
+
+
+def leave(code: int) -> NoReturn:
     """Ends the process at once: threads that sit in a receive cannot be asked to stop."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # a full disk must not keep us here
+            stream.flush()
     os._exit(code)

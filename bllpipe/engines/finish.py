@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 
 import torch
 
 from bllpipe.config import Config
 from bllpipe.engines.actors import follow, follow_all
 from bllpipe.engines.job import Job
+from bllpipe.engines.taking_up import say_untaken
 from bllpipe.run.memory import freeze_garbage, keep_freed_memory
+from bllpipe.run.notices import say
 from bllpipe.run.progress import Progress
 from bllpipe.run.rank import RankPart
 from bllpipe.run.summary import gather_reports, post_report, summarise, table
@@ -36,6 +39,7 @@ def train(job: Job, part: RankPart) -> None:
     freeze_garbage()
     started = time.perf_counter()
     if part.rank == 0:
+        say_untaken(job)
         with progress(job):
             carry_out(job, part)
     else:
@@ -55,30 +59,42 @@ def carry_out(job: Job, part: RankPart) -> None:
 
 def hand_in(job: Job, part: RankPart) -> None:
     """Posts a rank's report, once the last checkpoint is committed."""
-    part.checkpoints.wait_committed(job.plan.last_step)
+    if part.last_saved is not None:
+        part.checkpoints.wait_committed(part.last_saved)
     post_report(job.store, part.rank, part.report())
 
 
 def conclude(job: Job, started: float) -> None:
-    """Gathers all reports, writes summary.json and status.json, prints the table."""
+    """Gathers all reports, prints the table, writes summary.json and status.json."""
     reports = gather_reports(job.store, job.topology.world_size)
-    seconds = time.perf_counter() - started
-    summary = summarise(job.config, job.topology.tested_ranks, reports, job.plan, seconds)
+    seconds, stopped = time.perf_counter() - started, job.ending.stopped
+    done = stopped.step if stopped else job.plan.last_step
+    summary = summarise(job.config, job.topology.tested_ranks, reports, replace(job.plan, last_step=done), seconds)
+    say(table(summary))  # even if it cannot be written
     job.directory.write_summary(summary)
-    complete = job.plan.last_step == job.plan.total_steps
-    reason = {} if complete else {"reason": f"stop_at={job.config.stop_at}"}
-    job.directory.write_status("completed" if complete else "preempted", step=job.plan.last_step, **reason)
-    print(f"{table(summary)}\nrun directory {job.directory.path}", flush=True)
+    if done == job.plan.total_steps and (stopped is None or stopped.tested):
+        job.directory.write_status("completed", step=done)
+    else:
+        reason = job.ending.reason if stopped else f"stop_at={job.config.stop_at}"
+        job.directory.write_status("preempted", step=done, reason=reason)
+    say(f"run directory {job.directory.path}")
 
 
 def nothing_left(job: Job) -> bool:
     """Whether the run that is to go on has ended already; its files are left as they are."""
-    return job.start >= job.plan.last_step
+    return job.start >= job.plan.last_step and job.tested
 
 
 def say_nothing_left(job: Job) -> None:
-    print(
+    """Says how a run that has ended can be made longer."""
+    say(
         f"{job.directory.path} is complete: step {job.start} of {job.plan.last_step}; "
-        f"for another run leave out --resume, or raise epochs",
-        flush=True,
+        f"for another run leave out --resume; {_how_to_go_on(job)}"
     )
+
+
+def _how_to_go_on(job: Job) -> str:
+    if job.plan.last_step < job.plan.total_steps:
+        return "to train on, raise stop_at or leave it out"
+    key = "epochs" if job.config.steps is None else "steps"
+    return f"to train longer, raise {key} and add --accept {key}"

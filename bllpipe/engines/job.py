@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +13,8 @@ import torch
 
 from bllpipe.config import Config
 from bllpipe.engines import Options, topology
+from bllpipe.engines.faults import Fault, parse_faults
+from bllpipe.engines.peers import compare_with_first, introduce
 from bllpipe.errors import ConfigError
 from bllpipe.learn.block import alpha_shape
 from bllpipe.learn.cuts import cut
@@ -21,12 +22,16 @@ from bllpipe.learn.networks import network_units
 from bllpipe.learn.propagation import propagate
 from bllpipe.learn.units import Segment
 from bllpipe.ports import Phase, Round, Store
-from bllpipe.run.checkpoint import Checkpoint, open_checkpoint
+from bllpipe.run.checkpoint import Checkpoint, open_checkpoint, remove_unfinished
 from bllpipe.run.data.spec import DataSpec
+from bllpipe.run.differences import Change
 from bllpipe.run.directory import RunDirectory
+from bllpipe.run.ending import Ending
 from bllpipe.run.itinerary import Plan
-from bllpipe.run.resuming import checkpoint_to_resume, choose_directory
+from bllpipe.run.notices import warn
+from bllpipe.run.resuming import changes_since, checkpoint_to_resume, choose_directory
 from bllpipe.topology import Topology
+from bllpipe.wire.environment import fault_text
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,9 @@ class Job:
     spec: DataSpec
     plan: Plan
     checkpoint: Checkpoint | None
+    tested: bool = True  # whether nothing is left to do of the step that the checkpoint was written after
+    ending: Ending = field(default_factory=Ending)
+    faults: Sequence[Fault] = ()
 
     @property
     def start(self) -> int:
@@ -49,7 +57,11 @@ class Job:
 
     def rounds(self) -> Iterator[Round]:
         """A fresh iterator over the rounds that are left."""
-        return self.plan.rounds(self.start)
+        return self.plan.rounds(self.start, self.tested)
+
+    def steps(self, actor: str) -> Iterator[Round]:
+        """The same as ``actor`` carries them out: they end early where all ranks agree to stop."""
+        return self.ending.follow(actor, self.rounds(), saved=self.checkpoint is not None)
 
     def messages(self, *phases: Phase) -> Iterator[Round]:
         """The rounds that are left whose messages travel on an edge: ``train``, or ``train`` and ``evaluate``."""
@@ -61,42 +73,96 @@ class Job:
         return torch.bfloat16 if self.config.precision.wire == "bf16" else torch.float32
 
 
-def agree(config: Config, options: Options, store: Store, job_store: Store, spec: DataSpec | None, attempt: int) -> Job:
+def agree(
+    config: Config,
+    options: Options,
+    store: Store,
+    job_store: Store,
+    spec: DataSpec | None,
+    attempt: int,
+    ending: Ending | None = None,
+) -> Job:
     """The job as all ranks see it. The one that has a ``spec`` (it holds the images) decides, the others listen.
 
-    Raises ConfigError or CheckpointError in the deciding rank.
+    Raises ConfigError or CheckpointError in the deciding rank, and ConfigError in one that does not suit it.
     """
     if spec is not None:
         _decide(config, options, store, job_store, spec, attempt)
+        introduce(config, store)  # only now, so that a rank that does not suit it can say so in the run's own status
+    else:
+        compare_with_first(config, store)
     decided = json.loads(store.get("job"))
     config = replace(config, blocks=decided["blocks"])
     spec = DataSpec.from_json(decided["spec"])
     checkpoint = open_checkpoint(Path(decided["checkpoint"])) if decided["checkpoint"] else None
     plan = Plan.of(config, spec.num_train, spec.num_test)
-    directory = RunDirectory(Path(decided["directory"]))
-    return Job(config, topology(config), store, directory, decided["attempt"], spec, plan, checkpoint)
+    directory = RunDirectory(Path(decided["directory"]), config.log.if_unwritable)
+    return Job(
+        config,
+        topology(config),
+        store,
+        directory,
+        decided["attempt"],
+        spec,
+        plan,
+        checkpoint,
+        decided["tested"],
+        ending or Ending(),
+        [fault for fault in parse_faults(fault_text()) if fault.attempt == attempt],
+    )
 
 
 def _decide(config: Config, options: Options, store: Store, job_store: Store, spec: DataSpec, attempt: int) -> None:
-    """Chooses directory and checkpoint. A restarted group goes on in the directory of the attempt before it."""
-    Plan.of(config, spec.num_train, spec.num_test)
+    """Chooses directory and checkpoint, and tells the other ranks."""
+    plan = Plan.of(config, spec.num_train, spec.num_test)
     config = _with_cuts(config, spec)
-    restarted = attempt > 0 and job_store.check(["directory"])
-    resume = "auto" if restarted else options.resume
-    path = Path(job_store.get("directory").decode()) if restarted else choose_directory(config, resume, options.run_dir)
-    checkpoint = checkpoint_to_resume(config, resume, path, lambda text: print(f"bllpipe: {text}", file=sys.stderr))
+    path, checkpoint = _place(config, options, job_store, attempt)
+    changed = changes_since(checkpoint, config, options.accept, path) if checkpoint else []
     job_store.set("directory", str(path.absolute()))
-    start = checkpoint.step if checkpoint else 0
-    RunDirectory(path).begin(config, start)
-    RunDirectory(path).write_status("running", step=start)
+    tested = checkpoint is None or _is_tested(checkpoint, plan, RunDirectory(path))
+    if checkpoint is None or checkpoint.step < plan.last_step or not tested:
+        _begin(RunDirectory(path), config, checkpoint, tested, changed)
     decided = {
         "directory": str(path.absolute()),
         "checkpoint": str(checkpoint.path.absolute()) if checkpoint else None,
+        "tested": tested,
         "attempt": f"{attempt}-{uuid.uuid4().hex[:12]}",  # new for every start, so that leftovers are told apart
         "spec": spec.to_json(),
         "blocks": config.blocks,
     }
     store.set("job", json.dumps(decided))
+
+
+def _is_tested(checkpoint: Checkpoint, plan: Plan, directory: RunDirectory) -> bool:
+    """Whether nothing is left to do of the checkpoint's step: neither a test that a stop came before, nor the summary
+    of a run that was killed behind its last checkpoint."""
+    summarised = checkpoint.step != plan.last_step or directory.has_ended(checkpoint.step)
+    return summarised and all(facts.get("tested", True) for facts in checkpoint.facts())
+
+
+def _place(config: Config, options: Options, job_store: Store, attempt: int) -> tuple[Path, Checkpoint | None]:
+    """The run directory and what to go on from. A restarted group stays in the directory of the attempt before it."""
+    restarted = attempt > 0 and job_store.check(["directory"])
+    if restarted:
+        path = Path(job_store.get("directory").decode())
+    else:
+        path = choose_directory(config, options.resume, options.run_dir)
+    return path, checkpoint_to_resume(options.resume, path, warn, restarted)
+
+
+def _begin(
+    directory: RunDirectory, config: Config, checkpoint: Checkpoint | None, tested: bool, changed: Sequence[Change]
+) -> None:
+    """Writes what a run directory holds from the start on; says what is accepted as different from the checkpoint."""
+    start = checkpoint.step if checkpoint else 0
+    remove_unfinished(directory.checkpoints)  # which may be what has filled the disk
+    directory.begin(config, start, tests_again=not tested)
+    if checkpoint is not None:
+        print(f"{directory.path} goes on from step {start}", flush=True)
+        directory.add_resume(checkpoint.path.name, start, {change.key: [change.then, change.now] for change in changed})
+    if lines := [f"\n  {change}" for change in changed if not change.is_harmless]:
+        warn(f"goes on after step {start} with other settings, as accepted:{''.join(lines)}")
+    directory.write_status("running", step=start)
 
 
 def _with_cuts(config: Config, spec: DataSpec) -> Config:

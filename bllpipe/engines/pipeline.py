@@ -37,10 +37,10 @@ TWO_STAGES: dict[str, Callable[..., Any]] = {
 }
 
 
-def run(config: Config, options: Options) -> None:
+def run(config: Config, options: Options) -> int:
     """Trains ``config`` together with the other ranks."""
     logging.getLogger("torch.distributed.pipelining").setLevel(logging.CRITICAL)  # the failing rank has said it better
-    run_synchronous(config, options, build_loop)
+    return run_synchronous(config, options, build_loop)
 
 
 def build_loop(seat: Seat) -> tuple[Loop, list[Metered]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from bllpipe.config import Config
@@ -9,37 +11,30 @@ from bllpipe.engines import Options, topology
 from bllpipe.engines.assembly import Assembly
 from bllpipe.engines.devices import distinct_gpus, rank_device
 from bllpipe.engines.edges import Dress, undressed
-from bllpipe.engines.failure import exit_code, leave, report_failure
-from bllpipe.engines.finish import nothing_left, prepare_process, say_nothing_left, train
+from bllpipe.engines.finish import nothing_left, say_nothing_left, train
 from bllpipe.engines.job import Job, agree, build_segment
+from bllpipe.engines.process import take_part
+from bllpipe.engines.watcher import Watcher
 from bllpipe.run.data.sets import load_images, load_labels
-from bllpipe.wire.environment import RankEnvironment
 from bllpipe.wire.processes import ProcessWires, chosen_backends
-from bllpipe.wire.world import World, close_group, open_edges, open_group, open_store
+from bllpipe.wire.world import World, close_group, open_edges, open_group
+
+# Who waits for a rank that hangs leaves it so much time to be found by those that know it is the one.
+GRACE_SECONDS = 5.0
 
 
-def run(config: Config, options: Options, dress: Dress = undressed) -> None:
-    """This process's part of the job. It does not return: tearing torch down takes longer than leaving."""
-    environment = RankEnvironment.read()
-    assert environment is not None, "the launcher starts this engine under torchrun only"
-    prepare_process(config)
-    world = open_store(environment, config.backend.timeout_seconds)
-    role = topology(config).role(environment.rank)
-    try:
-        run_in_world(config, options, world, dress)
-    except BaseException as error:
-        report_failure(error, world.store, world.job_store, environment.rank, role)
-        leave(exit_code(error))
-    leave(0)
+def run(config: Config, options: Options, dress: Dress = undressed) -> int:
+    """This process's part of the job; it does not return."""
+    return take_part(config, lambda world, watcher: run_in_world(config, options, world, watcher, dress))
 
 
-def run_in_world(config: Config, options: Options, world: World, dress: Dress = undressed) -> None:
+def run_in_world(config: Config, options: Options, world: World, watcher: Watcher, dress: Dress = undressed) -> None:
     """One job from its data to its summary; opens the process group and closes it again."""
     rank, layout = world.environment.rank, topology(config)
     device = rank_device(config, layout, world.environment)
     images = load_images(config.data, config.seed) if rank == 0 else None
     spec = images.spec if images else None
-    job = agree(config, options, world.store, world.job_store, spec, world.environment.attempt)
+    job = agree(config, options, world.store, world.job_store, spec, world.environment.attempt, watcher.ending)
     if nothing_left(job):
         return say_nothing_left(job) if rank == 0 else None
     # only now, as the first rank may have downloaded them
@@ -52,6 +47,8 @@ def run_in_world(config: Config, options: Options, world: World, dress: Dress = 
     else:
         assert segment is not None
         part = assembly.block_part(rank, segment, device, images)
+    watcher.look_at([part])
+    wires.agree()
     train(job, part)
     wires.finish()
     close_group()
@@ -62,4 +59,6 @@ def open_wires(job: Job, world: World, device: torch.device) -> ProcessWires:
     backends = chosen_backends(job.config.backend, distinct_gpus(job.config, job.topology, world.environment))
     open_group(world, use_nccl="nccl" in backends.values())
     groups = open_edges(job.topology.edges(), lambda edge: backends[edge.kind], device)
-    return ProcessWires(groups, backends, job.config.backend, device)
+    patience = job.config.backend.timeout_seconds + GRACE_SECONDS
+    settings = replace(job.config.backend, timeout_seconds=patience)
+    return ProcessWires(groups, backends, settings, device, world.store)

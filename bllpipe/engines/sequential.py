@@ -10,15 +10,15 @@ from bllpipe.run.rank import RankPart
 from bllpipe.wire.local import LocalWires
 
 
-def run(config: Config, options: Options) -> None:
+def run(config: Config, options: Options) -> int:
     """Trains ``config`` in this thread."""
-    run_together(config, options, take_turns)
+    return run_together(config, options, take_turns)
 
 
 def take_turns(job: Job, parts: list[RankPart], wires: LocalWires) -> None:
     """In every round the lanes go first, as the blocks need their targets; then the blocks from front to back."""
     blocks = job.topology.num_blocks
-    for entry in job.rounds():
+    for entry in job.steps("all"):
         for part in (*parts[blocks:], *parts[:blocks]):
             for actor in part.actors:
                 part.carry_out(actor, entry)

@@ -8,6 +8,6 @@ from bllpipe.engines.sequential import take_turns
 from bllpipe.engines.together import run_together
 
 
-def run(config: Config, options: Options) -> None:
+def run(config: Config, options: Options) -> int:
     """Trains ``config`` in this thread."""
-    run_together(config, options, take_turns)
+    return run_together(config, options, take_turns)

@@ -114,5 +114,5 @@ class StageLoop:
     def state(self) -> dict[str, Tensor]:
         return self.share.learner.state()
 
-    def load(self, state: Mapping[str, Tensor], step: int) -> list[str]:
-        return self.share.learner.load(state)
+    def load(self, state: Mapping[str, Tensor], step: int) -> None:
+        self.share.learner.load(state)

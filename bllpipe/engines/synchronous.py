@@ -11,9 +11,10 @@ from bllpipe.config import Config
 from bllpipe.engines import Options, topology
 from bllpipe.engines.books import make_actor, make_part
 from bllpipe.engines.devices import distinct_gpus, rank_device
-from bllpipe.engines.failure import exit_code, leave, report_failure
-from bllpipe.engines.finish import NETWORK, nothing_left, prepare_process, say_nothing_left, train
+from bllpipe.engines.finish import NETWORK, nothing_left, say_nothing_left, train
 from bllpipe.engines.job import Job, agree
+from bllpipe.engines.process import take_part
+from bllpipe.engines.watcher import Watcher
 from bllpipe.errors import ConfigError
 from bllpipe.run.data.sets import ImageSet, load_images
 from bllpipe.run.loops import Loop
@@ -21,7 +22,7 @@ from bllpipe.run.rank import RankPart
 from bllpipe.run.timing import Metered
 from bllpipe.topology import Topology
 from bllpipe.wire.environment import RankEnvironment
-from bllpipe.wire.world import World, close_group, open_group, open_store
+from bllpipe.wire.world import World, close_group, open_group
 
 
 @dataclass(frozen=True)
@@ -38,31 +39,23 @@ class Seat:
 Build = Callable[[Seat], tuple[Loop, list[Metered]]]
 
 
-def run_synchronous(config: Config, options: Options, build: Build) -> None:
-    """This process's part of the job. It does not return: tearing torch down takes longer than leaving."""
-    environment = RankEnvironment.read()
-    assert environment is not None, "the launcher starts this engine under torchrun only"
-    prepare_process(config)
-    world = open_store(environment, config.backend.timeout_seconds)
-    try:
-        _run_in_world(config, options, world, build)
-    except BaseException as error:
-        role = topology(config).role(environment.rank)
-        report_failure(error, world.store, world.job_store, environment.rank, role)
-        leave(exit_code(error))
-    leave(0)
+def run_synchronous(config: Config, options: Options, build: Build) -> int:
+    """This process's part of the job; it does not return."""
+    return take_part(config, lambda world, watcher: _run_in_world(config, options, world, watcher, build))
 
 
-def _run_in_world(config: Config, options: Options, world: World, build: Build) -> None:
+def _run_in_world(config: Config, options: Options, world: World, watcher: Watcher, build: Build) -> None:
     rank, environment = world.environment.rank, world.environment
     device = own_device(config, topology(config), environment)
     images = load_images(config.data, config.seed) if rank == 0 else None
     spec = images.spec if images else None
-    job = agree(config, options, world.store, world.job_store, spec, environment.attempt)
+    job = agree(config, options, world.store, world.job_store, spec, environment.attempt, watcher.ending)
     if nothing_left(job):
         return say_nothing_left(job) if rank == 0 else None
     open_group(world, use_nccl=device.type == "cuda")
-    train(job, make_rank(Seat(job, rank, device, images), build))
+    part = make_rank(Seat(job, rank, device, images), build)
+    watcher.look_at([part])
+    train(job, part)
     close_group()
 
 

@@ -12,9 +12,9 @@ from bllpipe.run.rank import RankPart
 from bllpipe.wire.local import LocalWires
 
 
-def run(config: Config, options: Options, dress: Dress = undressed) -> None:
+def run(config: Config, options: Options, dress: Dress = undressed) -> int:
     """Trains ``config`` in a thread for every actor."""
-    run_together(config, options, all_at_once, dress)
+    return run_together(config, options, all_at_once, dress)
 
 
 def all_at_once(job: Job, parts: list[RankPart], wires: LocalWires) -> None:

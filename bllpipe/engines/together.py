@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from math import inf
 
 import torch
 import torch.distributed as dist
@@ -16,8 +17,11 @@ from bllpipe.engines.edges import Dress, undressed
 from bllpipe.engines.failure import cause_of, report_failure
 from bllpipe.engines.finish import conclude, hand_in, nothing_left, prepare_process, progress, say_nothing_left
 from bllpipe.engines.job import Job, agree, build_segment
+from bllpipe.engines.taking_up import say_untaken
+from bllpipe.engines.watcher import Watcher
 from bllpipe.ports import Store
 from bllpipe.run.data.sets import ImageSet, load_images, load_labels
+from bllpipe.run.ending import Ending
 from bllpipe.run.memory import freeze_garbage
 from bllpipe.run.rank import RankPart
 from bllpipe.wire.local import LocalWires
@@ -25,25 +29,33 @@ from bllpipe.wire.local import LocalWires
 Execution = Callable[[Job, list[RankPart], LocalWires], None]
 
 
-def run_together(config: Config, options: Options, execute: Execution, dress: Dress = undressed) -> None:
-    """Builds every rank of the job here and lets ``execute`` carry out the itinerary."""
+def run_together(config: Config, options: Options, execute: Execution, dress: Dress = undressed) -> int:
+    """Builds every rank of the job here and lets ``execute`` carry out the itinerary; the exit code is not 0 when a
+    signal has ended it early."""
     prepare_process(config)
     store: Store = dist.HashStore()  # type: ignore[assignment]  # satisfies the protocol
     try:
-        _run(config, options, store, execute, dress)
+        with Watcher(store, 0, ["the only process"], Ending(), inf, fail=_never, leave=_never) as watcher:
+            _run(config, options, store, execute, dress, watcher.ending)
+        return watcher.exit_code if watcher.ending.stopped else 0
     except BaseException as error:
         report_failure(error, store, store, rank=0, role="the only process")
         raise cause_of(error) from None
 
 
-def _run(config: Config, options: Options, store: Store, execute: Execution, dress: Dress) -> None:
+def _never(*about: object) -> None:
+    """Nobody is stuck alone, and an impatient signal is a KeyboardInterrupt."""
+
+
+def _run(config: Config, options: Options, store: Store, execute: Execution, dress: Dress, ending: Ending) -> None:
     images = load_images(config.data, config.seed)
-    job = agree(config, options, store, store, images.spec, attempt=0)
+    job = agree(config, options, store, store, images.spec, attempt=0, ending=ending)
     if nothing_left(job):
         return say_nothing_left(job)
     device = one_device(config)
     wires = LocalWires(device, config.backend.timeout_seconds)
     parts = _parts(job, Assembly(job, wires, dress), images, device)
+    say_untaken(job)
     freeze_garbage()
     started = time.perf_counter()
     with progress(job):

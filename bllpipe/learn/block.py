@@ -53,13 +53,13 @@ class Block:
         self.learner = Learner(_modules(segment, head, objective), config, total_steps)
         if not self.learner.parameters:
             raise ConfigError(f"the block that ends with {segment.last_unit} has no parameters; cut somewhere else")
-        self._x, self._training = torch.empty(0), False
+        self.x, self._training = torch.empty(0), False
         self._mode(True)
 
     def forward(self, x: Tensor) -> Tensor:
         """alpha = f_k(x) (paper, eq. 1), in training mode; keeps what the local backward needs."""
         self._mode(True)
-        self._x = x
+        self.x = x
         with self.learner.autocast():
             return self.segment(x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
@@ -74,7 +74,7 @@ class Block:
         """The terms of the local loss, and the head's scores [B, K]."""
         with self.learner.autocast():
             scores_BK = self.head(alpha)
-            return self.objective(alpha, scores_BK, target, self._x), scores_BK
+            return self.objective(alpha, scores_BK, target, self.x), scores_BK
 
     def backward(self, terms: Mapping[str, Tensor]) -> None:
         """The gradients of the sum of ``terms``, and of nothing before them."""
@@ -103,7 +103,7 @@ class Block:
     def infer(self, x: Tensor) -> Tensor:
         """alpha in evaluation mode."""
         self._mode(False)
-        self._x = x
+        self.x = x
         with self.learner.autocast():
             return self.segment(x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 

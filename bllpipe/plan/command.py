@@ -24,6 +24,7 @@ BLOCKS = (2, 4, 8, 16, 32, 64)
 LINKS = (1.0, 10.0, 50.0)  # GB/s: a fast network, PCIe, NVLink
 MICROBATCHES = (4, 8, 16)
 REPETITIONS = 20
+FEW_REPETITIONS = 7
 LATENCY = 10e-6  # seconds of every message
 SECONDS_BETWEEN_LINES = 3.0
 GIB = 2**30
@@ -99,7 +100,8 @@ def _settings(profile: Profile, options: argparse.Namespace) -> list[Setting]:
     """One for every link."""
     links = [Link(rate * 1e9, LATENCY, overlaps=not profile.is_of_a_processor) for rate in options.link]
     overhead = options.overhead / 1e3
-    return [Setting(profile.costs(), profile.batch_size, link, overhead, profile.part_costs()) for link in links]
+    costs, parts = profile.costs(), profile.part_costs()
+    return [Setting(costs, profile.batch_size, link, overhead, parts, profile.contention) for link in links]
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -161,9 +163,12 @@ def _profile(config: Config, options: argparse.Namespace, file: Path | None, par
     from bllpipe.plan.measure import data_spec, measure  # torch
     from bllpipe.plan.neighbours import neighbours
 
-    spec = data_spec(config)
+    spec, say = data_spec(config), _Progress()
+    alone = measure(config, spec, FEW_REPETITIONS, say).seconds if options.beside else None
     with neighbours(config, spec, options.beside):
-        profile = measure(config, spec, options.repetitions, _Progress(), options.beside, parts)
+        profile = measure(config, spec, options.repetitions, say, options.beside, parts)
+    if alone is not None:
+        profile = replace(profile, contention=max(1.0, profile.seconds / alone))
     if file is not None:
         save_profile(profile, file)
         print(f"wrote {file}\n")

@@ -52,13 +52,15 @@ class Prediction:
 class Setting:
     """What a prediction starts from: units in order, images in a global batch, the link between devices, what every
     operation of a schedule costs an engine beside its computing, in seconds, and the units for parts of a batch by
-    their images, as far as they were measured."""
+    their images, as far as they were measured. ``contention`` is how many times longer all of it took because the
+    other devices, on the same processor, computed too."""
 
     units: Sequence[UnitCost]
     batch_size: int
     link: Link
     overhead: float = 0.0
     parts: Mapping[int, Sequence[UnitCost]] = field(default_factory=dict)
+    contention: float = 1.0
 
     def units_in(self, number: int) -> Sequence[UnitCost]:
         """The units for a whole batch that is computed in so many parts."""
@@ -67,15 +69,22 @@ class Setting:
 
     @property
     def single_seconds(self) -> float:
-        """A step of the whole network on one device, learning end to end."""
+        """A step of the whole network on one device that has the processor for itself, learning end to end."""
         whole = stage_seconds(self.units, 0, len(self.units))
-        return whole.forward + whole.backward + whole.update
+        return (whole.forward + whole.backward + whole.update) / self.contention
 
     def prediction(
         self, engine: str, cut: Sequence[int], step_seconds: float, busy: Sequence[float], microbatches: int | None
     ) -> Prediction:
+        step_seconds *= self.relief(busy)
         rate, speed_up = self.batch_size / step_seconds, self.single_seconds / step_seconds
         return Prediction(engine, len(busy), microbatches, tuple(cut), step_seconds, rate, speed_up, tuple(busy))
+
+    def relief(self, busy: Sequence[float]) -> float:
+        """How much shorter a step is because the devices, busy for these shares of it, leave each other what they share
+        while they wait."""
+        others = sum(busy) / len(busy) if len(busy) > 1 else 1.0
+        return (1 + (self.contention - 1) * others) / self.contention
 
     def blocks(self, cut: Sequence[int]) -> list[tuple[int, int]]:
         """First unit of each block, and first unit behind it."""

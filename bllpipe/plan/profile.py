@@ -74,7 +74,8 @@ class UnitProfile:
 @dataclass(frozen=True)
 class Profile:
     """All units of a network. ``settings`` are the config's keys that the figures depend on; ``beside`` is how many
-    other processes computed too; ``parts`` are the units again with fewer images, by their number."""
+    other processes computed too, and ``contention`` how many times longer everything took for that; ``parts`` are the
+    units again with fewer images, by their number."""
 
     units: tuple[UnitProfile, ...]
     settings: Mapping[str, Any]
@@ -85,10 +86,16 @@ class Profile:
     environment: Mapping[str, Any]
     beside: int = 0
     parts: Mapping[int, tuple[UnitProfile, ...]] = field(default_factory=dict)
+    contention: float = 1.0
 
     @property
     def names(self) -> list[str]:
         return [unit.name for unit in self.units]
+
+    @property
+    def seconds(self) -> float:
+        """All units there and back, heads included."""
+        return sum(cost.forward + cost.backward + cost.head for cost in self.costs())
 
     @property
     def batch_size(self) -> int:

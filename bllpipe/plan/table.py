@@ -48,7 +48,9 @@ def unit_table(profile: Profile) -> str:
         for unit in profile.units
     ]
     heads = ["unit", "forward ms", "backward ms", "update ms", "head ms", "MB out", "parameters", "MiB"]
-    beside = f", beside {profile.beside} others" if profile.beside else ""
+    beside = (
+        f", {profile.contention:.2f} times as long as alone beside {profile.beside} others" if profile.beside else ""
+    )
     machine = f"{profile.environment['processor']}, torch {profile.environment['torch']}{beside}"
     return (
         f"{profile.settings['model.name']}, batches of {profile.batch_size} on {profile.device} ({machine});\n"

@@ -14,7 +14,7 @@ from bllpipe.run.checkpoint.names import tensor_file
 from bllpipe.run.checkpoint.reading import checkpoints_at
 from bllpipe.run.checkpoint.shard import read_facts
 from bllpipe.run.checkpoint.tensors import TensorEntry, tensor_entries
-from bllpipe.run.resuming import flat
+from bllpipe.run.differences import flat
 
 
 def contents(path: Path) -> Iterator[str]:

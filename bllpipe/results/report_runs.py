@@ -11,7 +11,7 @@ from typing import Any
 from bllpipe.config.strict_yaml import read_yaml
 from bllpipe.errors import ConfigError
 from bllpipe.results.charts_axes import is_drawable
-from bllpipe.run.resuming import flat
+from bllpipe.run.differences import flat
 
 
 @dataclass(frozen=True)

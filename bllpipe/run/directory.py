@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -17,44 +16,87 @@ import torch
 
 import bllpipe
 from bllpipe.config import Config, to_yaml
+from bllpipe.errors import CheckpointError
+from bllpipe.run.checkpoint.records import read_record
+from bllpipe.run.notices import warn
+from bllpipe.run.output import Leniency, Policy, append_line, write_whole, writing
 
 
 class RunDirectory:
-    """Paths and writers of one run's files."""
+    """Paths and writers of one run's files. Raises OutputError when one cannot be written; lines of metrics, and spans,
+    may be left out instead, as ``log.if_unwritable`` says."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, if_unwritable: Policy = "fail") -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
+        self._log = Leniency(if_unwritable, "metrics.jsonl and spans", "log.if_unwritable", warn)
 
-    def begin(self, config: Config, first_step: int) -> None:
-        """Writes config.yaml and env.json, and drops the metrics of steps that are about to be done again."""
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        _write_whole(self.path / "config.yaml", to_yaml(config))
-        _write_whole(self.path / "env.json", json.dumps(environment(), indent=1) + "\n")
-        self._keep_metrics_until(first_step)
+    def begin(self, config: Config, first_step: int, tests_again: bool = False) -> None:
+        """Writes config.yaml and env.json, and drops the metrics of steps that are about to be done again, and of the
+        test after ``first_step`` if that is."""
+        with writing("the run's files", self.path):
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            write_whole(self.path / "config.yaml", to_yaml(config))
+            write_whole(self.path / "env.json", json.dumps(environment(), indent=1) + "\n")
+            self._keep_metrics_until(first_step, tests_again)
+
+    def add_resume(self, checkpoint: str, step: int, changes: Mapping[str, Any]) -> None:
+        """Notes in resumes.jsonl that the run goes on after ``step``, and which settings are not those of then."""
+        record = {"time": time.time(), "checkpoint": checkpoint, "step": step, "changes": changes}
+        with writing("what is resumed", self.path / "resumes.jsonl"):
+            append_line(self.path / "resumes.jsonl", json.dumps(record))
 
     def add_metrics(self, record: Mapping[str, Any]) -> None:
-        """Appends one line to metrics.jsonl in one write, as several ranks share the file."""
-        descriptor = os.open(self.metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(descriptor, (json.dumps(record) + "\n").encode())
-        finally:
-            os.close(descriptor)
+        """Appends one line to metrics.jsonl."""
+        self._log.attempt(lambda: self._append_metrics(json.dumps(record)))
+
+    def write_spans(self, name: str, text: str) -> None:
+        """Writes spans/NAME."""
+        self._log.attempt(lambda: self._write_spans(self.path / "spans" / name, text))
 
     def write_status(self, status: str, **facts: Any) -> None:
         """status.json: ``running``, ``completed``, ``preempted`` or ``failed``, with step, rank and reason."""
         record = {"status": status, "time": time.time(), **facts}
-        _write_whole(self.path / "status.json", json.dumps(record, indent=1) + "\n")
+        with writing("the status", self.path / "status.json"):
+            write_whole(self.path / "status.json", json.dumps(record, indent=1) + "\n")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        _write_whole(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
+        with writing("the summary", self.path / "summary.json"):
+            write_whole(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
 
-    def _keep_metrics_until(self, first_step: int) -> None:
-        if self.metrics.exists():
+    def _append_metrics(self, line: str) -> None:
+        with writing("metrics", self.metrics):
+            append_line(self.metrics, line)
+
+    def _write_spans(self, path: Path, text: str) -> None:
+        with writing("spans", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, text)
+
+    def has_ended(self, step: int) -> bool:
+        """Whether summary and status are there, and of a run that ended well after ``step`` steps."""
+        try:
+            summary, status = (read_record(self.path / f"{name}.json")[0] for name in ("summary", "status"))
+        except CheckpointError:
+            return False
+        return summary.get("steps") == step and status.get("status") in ("completed", "preempted")
+
+    def _keep_metrics_until(self, first_step: int, tests_again: bool) -> None:
+        if self.metrics.is_file():
             lines = self.metrics.read_text(errors="replace").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= first_step]
-            _write_whole(self.metrics, "".join(kept) if first_step else "")
+            kept = [line for line in lines if _stays(line, first_step, tests_again)]
+            write_whole(self.metrics, "".join(kept) if first_step else "")
+
+
+def _stays(line: str, first_step: int, tests_again: bool) -> bool:
+    """Whether it is a whole line of metrics, of what will not be done again."""
+    try:
+        record = json.loads(line)
+        is_last_test = record["step"] == first_step and record.get("phase") == "evaluate"
+        return line.endswith("\n") and record["step"] <= first_step and not (is_last_test and tests_again)
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
+        return False
 
 
 def environment() -> dict[str, Any]:
@@ -88,18 +130,3 @@ def _git_revision() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-def _step_of(line: str) -> float:
-    """The step of a line of metrics.jsonl; beyond every step for a torn or damaged line, which is dropped."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-        return inf
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Readers see the old file or the new one, never a part."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
-    partial.replace(path)

@@ -44,8 +44,11 @@ class Plan:
             save_every=per_epoch if every is None else every,
         )
 
-    def rounds(self, start: int = 0) -> Iterator[Round]:
-        """Every round after ``start`` finished training steps, in order."""
+    def rounds(self, start: int = 0, tested: bool = True) -> Iterator[Round]:
+        """Every round after ``start`` finished training steps, in order; what follows the last of these comes first,
+        unless it is ``tested``."""
+        if not tested:
+            yield from self._after(start, (start - 1) // self.steps_per_epoch)
         for step in range(start, self.last_step):
             epoch, batch = divmod(step, self.steps_per_epoch)
             yield Round("train", step, epoch, batch, self.batch_size)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
+from itertools import count, takewhile
 from typing import Protocol
 
 from torch import Tensor
@@ -29,8 +30,8 @@ class Loop(Protocol):
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint holds."""
 
-    def load(self, state: Mapping[str, Tensor], step: int) -> list[str]:
-        """Takes what is its own, as it was after ``step`` steps; returns the names of weights that were missing."""
+    def load(self, state: Mapping[str, Tensor], step: int) -> None:
+        """Takes what is its own, as it was after ``step`` steps; what ``state`` lacks stays as it is. Once, first."""
 
 
 class BlockLoop:
@@ -73,8 +74,8 @@ class BlockLoop:
     def state(self) -> dict[str, Tensor]:
         return self.block.learner.state()
 
-    def load(self, state: Mapping[str, Tensor], step: int) -> list[str]:
-        return self.block.learner.load(state)
+    def load(self, state: Mapping[str, Tensor], step: int) -> None:
+        self.block.learner.load(state)
 
 
 class LaneLoop:
@@ -96,23 +97,27 @@ class LaneLoop:
         self.name, self.feedback, self.labels = name, feedback, labels
         self.targets, self.stats, self.lag = targets, stats, lag
         self._ahead: deque[tuple[Tensor, Tensor]] = deque()  # received for a checkpoint, not absorbed yet
+        self._next = 0  # the step whose statistics are absorbed next
 
     def run(self, entry: Round) -> Outcome | None:
-        if entry.phase == "train" and entry.step >= self.lag:
-            self.feedback.absorb(*self._next_stats())
+        if entry.phase == "train":
+            self._absorb_until(entry.step - self.lag)
         if entry.has_messages:
             self.targets.send(self._target(entry))
         if entry.phase == "save":
             self._catch_up(entry.step)
         return None
 
+    def _absorb_until(self, step: int) -> None:
+        """Learns from the statistics up to those of ``step``: of one step each time, but of none in the first steps."""
+        while self._next <= step:
+            self.feedback.absorb(*(self._ahead.popleft() if self._ahead else self._received_stats()))
+            self._next += 1
+
     def _target(self, entry: Round) -> Target:
         label_B = next(self.labels)
         beta_KC, known_K = self.feedback.table()
         return Target(entry, beta_KC[label_B], known_K[label_B], label_B)
-
-    def _next_stats(self) -> tuple[Tensor, Tensor]:
-        return self._ahead.popleft() if self._ahead else self._received_stats()
 
     def _received_stats(self) -> tuple[Tensor, Tensor]:
         stats = self.stats.recv()
@@ -120,7 +125,7 @@ class LaneLoop:
 
     def _catch_up(self, done: int) -> None:
         """Receives what is still on its way after ``done`` steps, because a checkpoint must hold it."""
-        while len(self._ahead) < min(self.lag, done):
+        while self._next + len(self._ahead) < done:
             sums_KC, counts_K = self._received_stats()
             self._ahead.append((sums_KC.clone(), counts_K.clone()))
 
@@ -128,19 +133,23 @@ class LaneLoop:
         return {f"feedback.{self.name}.{key}": value for key, value in self.feedback.state().items()}
 
     def state(self) -> dict[str, Tensor]:
-        named = {}
-        for age, (sums_KC, counts_K) in enumerate(self._ahead):
-            named[f"ahead.{self.name}.{age}.sums"] = sums_KC
-            named[f"ahead.{self.name}.{age}.counts"] = counts_K
+        named: dict[str, Tensor] = {}
+        for age, statistics in enumerate(self._ahead):
+            named.update(zip(self._ahead_names(age), statistics, strict=True))
         return {**self.weights(), **named}
 
-    def load(self, state: Mapping[str, Tensor], step: int) -> list[str]:
+    def load(self, state: Mapping[str, Tensor], step: int) -> None:
+        """The statistics that wait in ``state`` are those of the last steps before ``step``. For a lane that is not
+        all there nothing waits: it starts afresh, and its block sends nothing of the steps before ``step``."""
         own = self.weights()
         restore(own, state)
-        self._ahead.extend(self._waiting(state, age) for age in range(self.lag) if self._ahead_names(age)[0] in state)
-        return sorted(own.keys() - state.keys())
+        if own.keys() <= state.keys():
+            ages = takewhile(lambda age: self._ahead_names(age)[0] in state, count())
+            self._ahead.extend(self._waiting(state, age) for age in ages)
+        self._next = step - len(self._ahead)
 
     def _ahead_names(self, age: int) -> tuple[str, str]:
+        """What a checkpoint calls the sums and the counts that wait, the oldest first."""
         return f"ahead.{self.name}.{age}.sums", f"ahead.{self.name}.{age}.counts"
 
     def _waiting(self, state: Mapping[str, Tensor], age: int) -> tuple[Tensor, Tensor]:

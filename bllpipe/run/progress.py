@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, TextIO
 
 from bllpipe.ports import Store
@@ -63,8 +64,9 @@ class Progress:
         return "  ".join(parts)
 
     def _print(self, line: str) -> None:
-        self._out.write(f"\r\x1b[2K{line}" if self._terminal else f"{line}\n")
-        self._out.flush()
+        with suppress(OSError):  # a log on a full disk
+            self._out.write(f"\r\x1b[2K{line}" if self._terminal else f"{line}\n")
+            self._out.flush()
 
 
 def _clock(seconds: float) -> str:

@@ -13,11 +13,14 @@ from torch import Tensor
 from bllpipe.ports import Round
 from bllpipe.run.checkpoint import CheckpointWriter
 from bllpipe.run.digest import part_digest
+from bllpipe.run.finite import require_finite
 from bllpipe.run.loops import Loop
 from bllpipe.run.memory import peak_memory_bytes
 from bllpipe.run.recorder import Recorder
 from bllpipe.run.spans import SpanFile, Track, record
 from bllpipe.run.timing import Stopwatch
+
+RECEIVED = ("ahead.", "feedback.")  # what a feedback rank saves was made of what blocks have sent
 
 
 class RoundError(Exception):
@@ -36,9 +39,16 @@ class Actor:
     stopwatch: Stopwatch
     recorder: Recorder
     track: Track | None = None
+    entry: Round | None = None
+    entered: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return str(self.recorder.place["actor"])
 
     def carry_out(self, entry: Round) -> None:
         """One round, timed and recorded."""
+        self.entry, self.entered = entry, time.perf_counter()
         if self.track is not None:
             self.track.enter(entry)
         self.stopwatch.begin()
@@ -62,13 +72,15 @@ class RankPart:
     _number_arrived: dict[int, int] = field(default_factory=dict)
     _cpu_before: float = field(default_factory=time.process_time)
 
+    last_saved: int | None = None
+
     def carry_out(self, actor: Actor, entry: Round) -> None:
         """One round of one actor, its checkpoint included; RoundError says in which round something went wrong."""
         try:
             actor.carry_out(entry)
             if entry.phase == "save":
                 with record(actor.track, "save"):
-                    self._save(entry, actor.loop.state())
+                    self._save(entry, {**actor.loop.state(), **actor.recorder.state()})
         except Exception as error:
             raise RoundError(entry) from error
 
@@ -82,8 +94,15 @@ class RankPart:
             self._number_arrived[entry.step] = self._number_arrived.get(entry.step, 0) + 1
             complete = self._number_arrived[entry.step] == len(self.actors)
         if complete:
-            facts = {"rank": self.rank, "role": self.role, "step": entry.step, "epoch": entry.epoch, **self.facts}
-            self.checkpoints.write(entry.step, self.rank, self._arrived.pop(entry.step), facts)
+            self._write(entry, self._arrived.pop(entry.step))
+
+    def _write(self, entry: Round, tensors: Mapping[str, Tensor]) -> None:
+        place = {"rank": self.rank, "role": self.role}
+        received = [name for name in tensors if name.startswith(RECEIVED)]
+        require_finite(tensors, self.rank, self.role, f"checkpoint of step {entry.step}", received)
+        facts = {**place, "step": entry.step, "epoch": entry.epoch, "tested": entry.tested, **self.facts}
+        self.checkpoints.write(entry.step, self.rank, tensors, facts)
+        self.last_saved = entry.step
 
     def report(self) -> dict[str, Any]:
         """This rank's share of summary.json, at the end of the run."""

@@ -1,10 +1,8 @@
-"""What a block or lane tells the world: lines of metrics.jsonl, its latest figures for the progress line, and an error
-when a loss is not finite."""
+"""What a block or lane tells the world: lines of metrics.jsonl, and its latest figures for the progress line."""
 
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bllpipe.errors import NonFiniteError
 from bllpipe.learn.block import Outcome
 from bllpipe.ports import Round, Store
 from bllpipe.run.directory import RunDirectory
@@ -21,6 +18,7 @@ from bllpipe.run.memory import resident_bytes
 from bllpipe.run.timing import Stopwatch
 
 POST_SECONDS = 0.5
+TERM = "terms."
 
 
 @dataclass
@@ -36,7 +34,7 @@ class Totals:
 
     def add(self, outcome: Outcome, images: int) -> None:
         _add(self.terms, outcome.terms, images)
-        self.correct = outcome.correct if self.correct is None else self.correct + outcome.correct
+        self.correct = outcome.correct if self.correct is None else self.correct.to(outcome.correct) + outcome.correct
         self.images += images
         self.lr = outcome.lr
 
@@ -44,6 +42,19 @@ class Totals:
         """Looks closer at a batch, which takes its time."""
         _add(self.figures, outcome.watch(), images)
         self.watched += images
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums; what is watched is never open when a checkpoint is written."""
+        if self.correct is None:
+            return {}
+        terms = {f"{TERM}{name}": total for name, total in self.terms.items()}
+        return {**terms, "correct": self.correct, "images": torch.tensor(self.images)}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """The sums of ``state``, if it has any."""
+        if "images" in state:
+            self.terms = {name.removeprefix(TERM): total for name, total in state.items() if name.startswith(TERM)}
+            self.correct, self.images = state["correct"], int(state["images"])
 
     def read(self) -> dict[str, float]:
         """Means over the images: each term, their sum as ``loss``, ``accuracy``, and the figures of those watched."""
@@ -55,7 +66,7 @@ class Totals:
 
 def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor], images: int) -> None:
     for name, value in values.items():
-        sums[name] = torch.add(sums[name], value, alpha=images) if name in sums else value * images
+        sums[name] = torch.add(sums[name].to(value), value, alpha=images) if name in sums else value * images
 
 
 class Recorder:
@@ -68,10 +79,9 @@ class Recorder:
         store: Store,
         stopwatch: Stopwatch,
         log_every: int,
-        check_every: int,
     ) -> None:
         self.place, self.directory, self.store, self.stopwatch = place, directory, store, stopwatch
-        self.log_every, self.check_every = log_every, check_every
+        self.log_every = log_every
         self.accuracy: float | None = None
         self._train, self._test = Totals(), Totals()
         self._latest: dict[str, Any] = {}
@@ -87,12 +97,24 @@ class Recorder:
         elif entry.phase == "score" and self._test.images:
             self._record_score(entry)
 
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold for the next line to be the same after it: the sums since the last one."""
+        return {f"{self._prefix}{name}": value for name, value in self._train.state().items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> set[str]:
+        """Takes its own from ``state``; the names of what it took."""
+        own = {key: value.clone() for key, value in state.items() if key.startswith(self._prefix)}
+        self._train.load({key.removeprefix(self._prefix): value for key, value in own.items()})
+        return set(own)
+
+    @property
+    def _prefix(self) -> str:
+        return f"books.{self.place['actor']}."
+
     def _record_step(self, entry: Round, outcome: Outcome | None) -> None:
         done = entry.step + 1
         if outcome is not None:
             self._train.add(outcome, entry.size)
-            if done % self.check_every == 0:
-                self._check_finite(entry, outcome)
             if done % self.log_every == 0:
                 self._train.watch(outcome, entry.size)
         if done % self.log_every == 0:
@@ -124,12 +146,3 @@ class Recorder:
         self._posted = time.monotonic()
         self._latest |= figures
         self.store.set(f"progress/{self.place['actor']}", json.dumps(self._latest))
-
-    def _check_finite(self, entry: Round, outcome: Outcome) -> None:
-        for name, term in outcome.terms.items():
-            if not math.isfinite(float(term)):
-                raise NonFiniteError(
-                    f"rank {self.place['rank']} ({self.place['role']}), step {entry.step}: the loss term {name!r} is "
-                    f"{float(term)} at learning rate {outcome.lr:g}; lower optimizer.lr, set optimizer.clip_norm, or "
-                    f"check the images"
-                )

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from bllpipe.config import Config, to_mapping
 from bllpipe.errors import ConfigError
 from bllpipe.run.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
-
-# Keys that change nothing in what is computed, or say only where and how.
-HARMLESS = ("name", "engine", "stop_at", "device", "data.path", "data.workers", "feedback.device")
-HARMLESS_SECTIONS = ("backend.", "log.", "trace.", "checkpoint.")
+from bllpipe.run.differences import Change, changes, refuse_others
 
 
 def choose_directory(config: Config, resume: str, run_dir: str | None, root: Path = Path("runs")) -> Path:
@@ -35,18 +31,37 @@ def default_name(config: Config) -> str:
 
 
 def checkpoint_to_resume(
-    config: Config, resume: str, directory: Path, warn: Callable[[str], None]
+    resume: str, directory: Path, warn: Callable[[str], None], restarted: bool = False
 ) -> Checkpoint | None:
-    """The checkpoint that the run goes on from; None for a fresh start.
+    """The checkpoint that the run goes on from; None for a fresh start. ``resume`` is what the command line says: a
+    ``restarted`` group goes on from what it has written itself, and only without that does it do the same again."""
+    if restarted or resume == "auto":
+        found = find_checkpoint(directory / "checkpoints", warn)
+        if found is not None or resume in ("auto", "never"):
+            return found
+    return None if resume == "never" else open_checkpoint(Path(resume))
 
-    Raises ConfigError when the checkpoint belongs to another configuration, key by key.
+
+def changes_since(checkpoint: Checkpoint, config: Config, accepted: Sequence[str], directory: Path) -> list[Change]:
+    """What is different in ``config``, all of it harmless or ``accepted``.
+
+    Raises ConfigError for any other change, and when ``directory`` holds later checkpoints, which go on from the old
+    values: after an interruption they would be taken for those of this run.
     """
-    if resume == "never":
-        return None
-    found = find_checkpoint(directory / "checkpoints", warn) if resume == "auto" else open_checkpoint(Path(resume))
-    if found is not None:
-        _refuse_other_config(found, config)
+    found = changes(checkpoint.config(), to_mapping(config))
+    refuse_others(found, accepted, str(checkpoint.path))
+    if not all(change.is_harmless for change in found):
+        _refuse_later(checkpoint, directory)
     return found
+
+
+def _refuse_later(checkpoint: Checkpoint, directory: Path) -> None:
+    newest = find_checkpoint(directory / "checkpoints", warn=lambda text: None)
+    if newest is not None and newest.step > checkpoint.step:
+        raise ConfigError(
+            f"{directory} goes on to step {newest.step} with the configuration that {checkpoint.path.name} was written "
+            f"with; to go on from there with another one, name another --run-dir"
+        )
 
 
 def _unused(path: Path) -> Path:
@@ -64,26 +79,3 @@ def _candidates(root: Path, name: str, endless: bool = False) -> Iterator[Path]:
         if not endless and not path.exists():
             return
         number += 1
-
-
-def _refuse_other_config(checkpoint: Checkpoint, config: Config) -> None:
-    then, now = flat(checkpoint.config()), flat(to_mapping(config))
-    changed = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key) and not _harmless(key)]
-    if changed:
-        lines = "".join(f"\n  {key}: {then.get(key)!r} then, {now.get(key)!r} now" for key in changed)
-        raise ConfigError(
-            f"{checkpoint.path} was written with another configuration:{lines}\n"
-            f"give these keys their old values, or start a new run with another --run-dir"
-        )
-
-
-def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
-    pairs: dict[str, Any] = {}
-    for key, value in mapping.items():
-        pairs |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return pairs
-
-
-def _harmless(key: str) -> bool:
-    return key in HARMLESS or key.startswith(HARMLESS_SECTIONS)

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 from bllpipe.ports import Round, Store
 
 if TYPE_CHECKING:
+    from bllpipe.run.directory import RunDirectory
     from bllpipe.run.rank import Actor
 
 VERSION = 1
@@ -182,8 +183,8 @@ def step_of(entry: Round) -> int:
 class SpanFile:
     """The spans of one rank, written once: when all of its actors are behind the traced steps, or when the run ends."""
 
-    def __init__(self, folder: Path, header: Mapping[str, Any], tracks: Sequence[Track]) -> None:
-        self.path = folder / f"rank-{header['rank']}.jsonl"
+    def __init__(self, directory: RunDirectory, header: Mapping[str, Any], tracks: Sequence[Track]) -> None:
+        self._directory, self._name = directory, f"rank-{header['rank']}.jsonl"
         self._header, self._tracks = header, tracks
         self._lock, self._written = threading.Lock(), False
         for track in tracks:
@@ -196,11 +197,8 @@ class SpanFile:
             if self._written or not spans:
                 return
             self._written = True
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         lines = [self._first_line(), *(_line(actor, span) for actor, span in sorted(spans, key=_start))]
-        partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        partial.replace(self.path)
+        self._directory.write_spans(self._name, "".join(json.dumps(line) + "\n" for line in lines))
 
     def _track_ended(self) -> None:
         if all(track.ended for track in self._tracks):

@@ -12,14 +12,30 @@ from bllpipe.ports import ReceivedMessage, Receiver, Round, Sender, SentMessage
 
 @dataclass
 class Meter:
-    """What passed one place since the round began: seconds waited there, and bytes sent."""
+    """What passed one place since the round began: seconds waited there, and bytes sent. The last wait ``began`` and
+    ``ended`` at these times (time.perf_counter); one that lasts has begun later than the one before it ended."""
 
     edge: str
     waited: float = 0.0
     sent: int = 0
+    began: float = 0.0
+    ended: float = 0.0
 
     def reset(self) -> None:
         self.waited, self.sent = 0.0, 0
+
+    def begin(self) -> None:
+        """A wait begins now."""
+        self.began = time.perf_counter()
+
+    def end(self) -> None:
+        """It ends now."""
+        self.ended = time.perf_counter()
+        self.waited += self.ended - self.began
+
+    @property
+    def is_waiting(self) -> bool:
+        return self.began > self.ended
 
 
 class Metered(Protocol):
@@ -35,9 +51,9 @@ class TimedSender(Generic[SentMessage]):
         self._port, self.meter, self._num_bytes = port, Meter(edge), num_bytes
 
     def send(self, message: SentMessage) -> None:
-        start = time.perf_counter()
+        self.meter.begin()
         self._port.send(message)
-        self.meter.waited += time.perf_counter() - start
+        self.meter.end()
         self.meter.sent += self._num_bytes(message.round.size)
 
 
@@ -48,9 +64,9 @@ class TimedReceiver(Generic[ReceivedMessage]):
         self._port, self.meter = port, Meter(edge)
 
     def recv(self) -> ReceivedMessage:
-        start = time.perf_counter()
+        self.meter.begin()
         message = self._port.recv()
-        self.meter.waited += time.perf_counter() - start
+        self.meter.end()
         return message
 
 

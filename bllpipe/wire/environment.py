@@ -46,11 +46,26 @@ class RankEnvironment:
             world_size=int(variables["WORLD_SIZE"]),
             local_rank=int(variables["LOCAL_RANK"]),
             local_world_size=int(variables["LOCAL_WORLD_SIZE"]),
-            attempt=int(variables.get("TORCHELASTIC_RESTART_COUNT", "0")),
+            attempt=current_attempt(variables),
             master_addr=variables["MASTER_ADDR"],
             master_port=int(variables["MASTER_PORT"]),
             agent_hosts_store=variables.get("TORCHELASTIC_USE_AGENT_STORE", "False") == "True",
         )
+
+
+def fault_text(variables: Mapping[str, str] = os.environ) -> str:
+    """The faults on purpose that are asked for, mostly none; ConfigError when nobody has allowed them."""
+    text = variables.get("BLLPIPE_FAULT", "")
+    if text and variables.get("BLLPIPE_ALLOW_FAULTS") != "1":
+        raise ConfigError(
+            f"BLLPIPE_FAULT is {text!r}, but faults are not allowed; unset it, or set BLLPIPE_ALLOW_FAULTS=1"
+        )
+    return text
+
+
+def current_attempt(variables: Mapping[str, str] = os.environ) -> int:
+    """How often the group of this process was restarted."""
+    return int(variables.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def speaks_for_all(variables: Mapping[str, str] = os.environ) -> bool:

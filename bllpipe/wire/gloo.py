@@ -4,7 +4,8 @@ A gloo send completes only when its receive is posted, a message that does not f
 waiting blocks signals. So every outgoing edge has a thread that sends, and every incoming one a thread that receives
 ahead of the loop. The loop's own thread only fills and empties packets, which go round between the two.
 
-A message is one send, as each costs some wake-ups of threads at both ends.
+A message is one send, as each costs some wake-ups of threads at both ends. What it is to be the two ends have agreed on
+before (handshake.py).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 from bllpipe.errors import WireError
 from bllpipe.ports import Message, Round
 from bllpipe.wire.channel import Channel
-from bllpipe.wire.layout import HEADER_BYTES, Layout
+from bllpipe.wire.layout import Layout
 from bllpipe.wire.packet import Packet
 
 
@@ -55,7 +56,6 @@ class GlooSender:
     def _send_all(self) -> None:
         when = "the start"
         try:
-            self._send(torch.frombuffer(bytearray(self._layout.opening()), dtype=torch.uint8))
             while (item := self._full.get()) is not None:
                 packet, entry = item
                 when = str(entry)
@@ -103,12 +103,9 @@ class GlooReceiver:
     def _receive_all(self) -> None:
         when = "the start"
         try:
-            opening = torch.empty(HEADER_BYTES, dtype=torch.uint8)
-            self._receive(opening)
-            self._layout.check(bytes(opening.numpy()), None)
             for entry in self._rounds:
                 when, packet = str(entry), self._free.get()
-                self._receive(packet.whole(entry.size))
+                self._receive(packet.room)
                 packet.check(entry)
                 self._ready.put((entry, packet))
         except WireError as error:
@@ -116,8 +113,8 @@ class GlooReceiver:
         except RuntimeError:
             self._ready.close(_gone(self._layout, self._layout.roles[0], when))
 
-    def _receive(self, whole: Tensor) -> None:
-        work = dist.irecv(whole, self._layout.edge.src, group=self._group)
+    def _receive(self, room: Tensor) -> None:
+        work = dist.irecv(room, self._layout.edge.src, group=self._group)
         assert work is not None, "this rank is an end of the edge"
         work.wait()
 

@@ -1,11 +1,13 @@
-"""What travels on an edge: an opening, then messages, each a header and a payload in one.
+"""What travels on an edge: messages, each a header, a payload and a closing in one.
 
-    opening  a header alone, of the largest message: from then on both ends mean the same by every message
     header   256 bytes: magic, edge, round, and dtype and shape of every tensor
     payload  the tensors, each at a multiple of 64 bytes
+    closing  the first 64 bytes of the header again: a message that was cut short does not end so
 
-Both ends know the itinerary, so the receiver knows the next header to the byte, and how long the message is; anything
-else is an error. The sender checks the shapes of what it sends, as a message of another length could kill the receiver.
+Both ends know the itinerary, so the receiver knows the next header to the byte, and where the closing must stand;
+anything else is an error. A message that is longer than its receive would kill the receiver. So before the first one
+travels the two ends compare over the store what the largest one is; receives are as long as that, whatever is expected;
+and senders check the shapes of what they send.
 """
 
 from __future__ import annotations
@@ -23,11 +25,15 @@ from bllpipe.errors import WireError
 from bllpipe.ports import Alpha, Message, Round, Stats, Target
 from bllpipe.topology import Edge
 
-MAGIC = b"BLLPIPE\x02"  # the last byte is the version of this format
+VERSION = 3  # of this format
+NAME = b"BLLPIPE"
+MAGIC = NAME + bytes([VERSION])
 HEADER_BYTES = 256
+CLOSING_BYTES = 64  # magic, edge and round
 ALIGNMENT = 64
 KINDS = ("alpha", "target", "stats")
-PHASES = ("train", "evaluate", "opening")
+LIMIT = "at most"  # in place of a phase: no message, but the largest one
+PHASES = ("train", "evaluate", LIMIT)
 DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.float16)
 MAX_DIMS = 5
 _NUMBERS = struct.Struct("<29q")
@@ -65,9 +71,9 @@ class Layout:
         """dtype and shape of every tensor in a message about ``size`` images."""
         return [(field.dtype, field.full_shape(size)) for field in self.fields]
 
-    def opening(self) -> bytes:
-        """The header that both ends of the edge must begin with."""
-        return _header(self.edge, ("opening", 0, 0, self.max_batch), self.shapes(self.max_batch))
+    def largest(self) -> bytes:
+        """The header of the largest message, of no round: what both ends of the edge must agree on."""
+        return _header(self.edge, (LIMIT, 0, 0, self.max_batch), self.shapes(self.max_batch))
 
     def expected_header(self, entry: Round) -> bytes:
         """The header that the message of this round must have."""
@@ -77,12 +83,22 @@ class Layout:
         """The header that describes ``tensors`` as they are."""
         return _header(self.edge, _place(entry), [(tensor.dtype, tuple(tensor.shape)) for tensor in tensors])
 
-    def check(self, header: bytes, entry: Round | None) -> None:
-        """Raises WireError, naming both sides and the edge, unless ``header`` is that of this round's message, or of
-        the opening if there is no round."""
-        expected = self.opening() if entry is None else self.expected_header(entry)
-        if header != expected:
-            raise WireError(f"{self}: {self.roles[1]} expected {_describe(expected)}, but got {_describe(header)}")
+    def check(self, header: bytes, closing: bytes, entry: Round) -> None:
+        """Raises WireError, naming both sides and the edge, unless these are of the message of this round, whole."""
+        expected = self.expected_header(entry)
+        self.compare(header, expected)
+        if closing != expected[:CLOSING_BYTES]:
+            raise WireError(
+                f"{self}: {self.roles[1]} got a message for {entry} that is not whole: {self.roles[0]} has sent less "
+                f"than its {self.message_bytes(entry.size)} bytes"
+            )
+
+    def compare(self, sent: bytes, expected: bytes) -> None:
+        """Raises WireError, naming both sides and the edge, unless the two headers are the same."""
+        if sent != expected:
+            raise WireError(
+                f"{self}: {self.roles[1]} expected {_describe(expected)}, but {self.roles[0]} sends {_describe(sent)}"
+            )
 
     def check_shapes(self, message: Message) -> None:
         """Raises WireError, naming both sides and the edge, unless the message has the shapes of the layout."""
@@ -98,8 +114,8 @@ class Layout:
         return sum(_aligned(_num_bytes(dtype, shape)) for dtype, shape in self.shapes(size))
 
     def message_bytes(self, size: int) -> int:
-        """Header and payload."""
-        return HEADER_BYTES + self.payload_bytes(size)
+        """Header, payload and closing."""
+        return HEADER_BYTES + self.payload_bytes(size) + CLOSING_BYTES
 
     def views(self, payload: Tensor, size: int) -> list[Tensor]:
         """The tensors of a message about ``size`` images as views into its uint8 ``payload``."""
@@ -190,12 +206,15 @@ def _shape_numbers(shapes: tuple[tuple[torch.dtype, tuple[int, ...]], ...]) -> t
 
 def _describe(header: bytes) -> str:
     """A header in words, as far as it is one of ours."""
-    if header[: len(MAGIC)] != MAGIC or len(header) != HEADER_BYTES:
-        return f"bytes that are no bllpipe header of version {MAGIC[-1]} ({header[:12].hex(' ')} ...)"
+    header = header[:HEADER_BYTES].ljust(HEADER_BYTES, b"\0")
+    if header[: len(NAME)] != NAME:
+        return f"bytes that are no bllpipe header ({header[:12].hex(' ')} ...)"
+    if header[: len(MAGIC)] != MAGIC:
+        return f"a header of version {header[len(NAME)]}, which is not {VERSION}"
     kind, src, dst, phase, step, batch, size, count, *rest = _NUMBERS.unpack_from(header, len(MAGIC))
     tensors = [_describe_tensor(rest[i * 7 : i * 7 + 7]) for i in range(min(max(count, 0), 3))]
-    where = f"{_name(KINDS, kind)} {src}->{dst}, {_name(PHASES, phase)} step {step} batch {batch} of {size} images"
-    return f"{where}, {' '.join(tensors)}"
+    when = f"{_name(PHASES, phase)} step {step} batch {batch} of" if phase != PHASES.index(LIMIT) else LIMIT
+    return f"{_name(KINDS, kind)} {src}->{dst}, {when} {size} images, {' '.join(tensors)}"
 
 
 def _describe_tensor(numbers: list[int]) -> str:

@@ -1,12 +1,22 @@
-"""Memory that holds one message at a time, header and payload, and is used again and again."""
+"""Memory that holds one message at a time, from header to closing, and is used again and again."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bllpipe.ports import Message, Round
-from bllpipe.wire.layout import HEADER_BYTES, Layout, message_of, parts_of
+from bllpipe.wire.layout import CLOSING_BYTES, HEADER_BYTES, Layout, message_of, parts_of
+
+
+class _Views(NamedTuple):
+    """Where things lie in the message about a certain number of images."""
+
+    whole: Tensor
+    parts: list[Tensor]
+    closing: memoryview
 
 
 class Packet:
@@ -15,32 +25,40 @@ class Packet:
     def __init__(self, layout: Layout, pinned: bool = False) -> None:
         self._layout = layout
         self._buffer = torch.empty(layout.message_bytes(layout.max_batch), dtype=torch.uint8, pin_memory=pinned)
-        self._header = self._buffer.numpy().data[:HEADER_BYTES]
-        self._views: dict[int, tuple[Tensor, list[Tensor]]] = {}
+        self._bytes = self._buffer.numpy().data
+        self._header = self._bytes[:HEADER_BYTES]
+        self._views: dict[int, _Views] = {}
+
+    @property
+    def room(self) -> Tensor:
+        """All of it, uint8: a message of another size than expected must not be too long to be received."""
+        return self._buffer
 
     def whole(self, size: int) -> Tensor:
         """The bytes of a message about ``size`` images, uint8."""
-        return self._viewed(size)[0]
+        return self._viewed(size).whole
 
     def write(self, message: Message) -> Tensor:
         """Puts the message in, converted to the wire's formats; its bytes. Raises WireError for other shapes."""
         self._layout.check_shapes(message)
-        whole, views = self._viewed(message.round.size)
-        self._header[:] = self._layout.expected_header(message.round)
-        for part, view in zip(parts_of(message), views, strict=True):
+        views, header = self._viewed(message.round.size), self._layout.expected_header(message.round)
+        self._header[:] = header
+        for part, view in zip(parts_of(message), views.parts, strict=True):
             view.copy_(part.detach())
-        return whole
+        views.closing[:] = header[:CLOSING_BYTES]
+        return views.whole
 
     def check(self, entry: Round) -> None:
-        """Raises WireError unless what lies here is the message of this round."""
-        self._layout.check(bytes(self._header), entry)
+        """Raises WireError unless what lies here is the message of this round, and all of it."""
+        self._layout.check(bytes(self._header), bytes(self._viewed(entry.size).closing), entry)
 
     def read(self, entry: Round, device: torch.device) -> Message:
         """The message of this round on ``device``; on a CPU its tensors are views, if their format needs no change."""
-        return message_of(entry, self._viewed(entry.size)[1], self._layout, device)
+        return message_of(entry, self._viewed(entry.size).parts, self._layout, device)
 
-    def _viewed(self, size: int) -> tuple[Tensor, list[Tensor]]:
+    def _viewed(self, size: int) -> _Views:
         if size not in self._views:
-            payload = self._buffer[HEADER_BYTES:]
-            self._views[size] = self._buffer[: self._layout.message_bytes(size)], self._layout.views(payload, size)
+            end = self._layout.message_bytes(size)
+            parts = self._layout.views(self._buffer[HEADER_BYTES:], size)
+            self._views[size] = _Views(self._buffer[:end], parts, self._bytes[end - CLOSING_BYTES : end])
         return self._views[size]

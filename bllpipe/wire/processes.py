@@ -8,15 +8,17 @@ from typing import Any
 import torch
 
 from bllpipe.config.schema import BackendConfig
-from bllpipe.ports import Round
+from bllpipe.ports import Round, Store
 from bllpipe.topology import Edge
 from bllpipe.wire.gloo import GlooReceiver, GlooSender
+from bllpipe.wire.handshake import Handshake
 from bllpipe.wire.layout import Layout
 from bllpipe.wire.nccl import NcclReceiver, NcclSender
 
 
 class ProcessWires:
-    """This rank's ends of the edges in ``groups``; ``backends`` names what carries each kind."""
+    """This rank's ends of the edges in ``groups``; ``backends`` names what carries each kind. When all are made, and
+    before the first message, ``agree`` has to be called."""
 
     def __init__(
         self,
@@ -24,13 +26,16 @@ class ProcessWires:
         backends: Mapping[str, str],
         config: BackendConfig,
         device: torch.device,
+        store: Store,
     ) -> None:
         self._groups, self._backends, self._config, self._device = groups, backends, config, device
+        self._handshake = Handshake(store)
         self._senders: list[GlooSender | NcclSender] = []
 
     def sender(self, layout: Layout) -> GlooSender | NcclSender:
         """The outgoing end of the layout's edge."""
         group, config = self._groups[layout.edge], self._config
+        self._handshake.publish(layout, "src")
         if self._backends[layout.edge.kind] == "nccl":
             self._senders.append(NcclSender(layout, group, config.in_flight, self._device))
         else:
@@ -41,9 +46,14 @@ class ProcessWires:
     def receiver(self, layout: Layout, rounds: Iterator[Round]) -> GlooReceiver | NcclReceiver:
         """The incoming end of the layout's edge, for the messages of ``rounds``."""
         group = self._groups[layout.edge]
+        self._handshake.publish(layout, "dst")
         if self._backends[layout.edge.kind] == "nccl":
             return NcclReceiver(layout, group, rounds, self._device)
         return GlooReceiver(layout, group, rounds, self._device, self._config.timeout_seconds)
+
+    def agree(self) -> None:
+        """Waits for the other ends of all edges; WireError when one of them means something else by its messages."""
+        self._handshake.compare()
 
     def finish(self) -> None:
         """Waits until everything that was sent has left."""

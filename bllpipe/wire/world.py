@@ -28,14 +28,19 @@ class World:
     store: Store
     job_store: Store
     raw_store: Any
+    timeout: float
+
+    def another_connection(self) -> World:
+        """The same stores for another thread: a connection can do nothing else while somebody waits in it."""
+        return open_store(self.environment, self.timeout, hosts=False)
 
 
-def open_store(environment: RankEnvironment, timeout: float) -> World:
+def open_store(environment: RankEnvironment, timeout: float, hosts: bool = True) -> World:
     """Connects to the store of the job; no rank waits for another yet.
 
     A restarted group must not read the keys of the attempt before it, so each attempt has a prefix of its own.
     """
-    hosts = environment.rank == 0 and not environment.agent_hosts_store
+    hosts = hosts and environment.rank == 0 and not environment.agent_hosts_store
     tcp = dist.TCPStore(
         environment.master_addr,
         environment.master_port,
@@ -45,7 +50,7 @@ def open_store(environment: RankEnvironment, timeout: float) -> World:
     )
     job = dist.PrefixStore("bllpipe", tcp)
     attempt = dist.PrefixStore(f"attempt_{environment.attempt}", job)
-    return World(environment, attempt, job, attempt)
+    return World(environment, attempt, job, attempt, timeout)
 
 
 def open_group(world: World, use_nccl: bool) -> None:

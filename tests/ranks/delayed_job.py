@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from bllpipe.config import load_config
 from bllpipe.engines import Options
+from bllpipe.engines.process import watcher
 from bllpipe.engines.ranks import run_in_world
 from bllpipe.ports import Message
 from bllpipe.topology import Edge
@@ -56,7 +57,8 @@ def main(folder: str, seeds: str, *settings: str) -> None:
 
         store = dist.PrefixStore(f"job-{seed}", world.raw_store)
         here: Any = replace(world, store=store, job_store=store, raw_store=store)
-        run_in_world(load_config(None, settings), Options(run_dir=str(Path(folder) / seed)), here, delayed)
+        config = load_config(None, settings)
+        run_in_world(config, Options(run_dir=str(Path(folder) / seed)), here, watcher(config, here), delayed)
 
 
 if __name__ == "__main__":

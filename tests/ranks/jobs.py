@@ -6,8 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from bllpipe import launch
 
@@ -35,9 +40,47 @@ def torchrun(
     return _run([*command, "-m", module, *arguments], timeout, variables)
 
 
-def alone(arguments: list[str], timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """``python -m bllpipe.launch arguments``."""
-    return _run([sys.executable, "-m", "bllpipe.launch", *arguments], timeout, {})
+def started(num_ranks: int, arguments: list[str], *options: str, fault: str = "") -> subprocess.Popen[str]:
+    """``torchrun options -m bllpipe.launch arguments``, under way, its output in one pipe, with a fault on purpose."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_ranks}", *options]
+    return subprocess.Popen(
+        [*command, "-m", "bllpipe.launch", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=_environment(fault_variables(fault)),
+        cwd=REPOSITORY,
+    )
+
+
+def rank_processes(launcher: subprocess.Popen[str]) -> dict[int, psutil.Process]:
+    """The ranks that ``launcher`` has started, by their number."""
+    found = {}
+    for process in psutil.Process(launcher.pid).children(recursive=True):
+        with suppress(psutil.Error):
+            if "RANK" in process.environ() and process.status() != psutil.STATUS_ZOMBIE:
+                found[int(process.environ()["RANK"])] = process
+    return found
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float = 60) -> None:
+    """Looks again and again; fails when it never is so."""
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.05)
+
+
+def steps_done(run_dir: Path) -> int:
+    """The last step that any rank has written to metrics.jsonl."""
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return max((int(json.loads(line)["step"]) for line in lines if line.endswith("\n")), default=0)
+
+
+def alone(arguments: list[str], fault: str = "") -> subprocess.CompletedProcess[str]:
+    """``python -m bllpipe.launch arguments``, with a fault on purpose."""
+    return _run([sys.executable, "-m", "bllpipe.launch", *arguments], 120, fault_variables(fault))
 
 
 def summary(run_dir: Path) -> dict[str, Any]:
@@ -61,5 +104,15 @@ def succeed(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProce
 
 
 def _run(command: list[str], timeout: float, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **variables}
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, cwd=REPOSITORY)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, env=_environment(variables), cwd=REPOSITORY
+    )
+
+
+def fault_variables(fault: str) -> dict[str, str]:
+    """What brings a fault about, if there is one."""
+    return {"BLLPIPE_FAULT": fault, "BLLPIPE_ALLOW_FAULTS": "1"} if fault else {}
+
+
+def _environment(variables: dict[str, str]) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **variables}

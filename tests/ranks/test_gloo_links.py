@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from bllpipe.errors import WireError
 from bllpipe.ports import Alpha, Round, Target
 from bllpipe.topology import Edge
 from bllpipe.wire.gloo import GlooReceiver, GlooSender
-from bllpipe.wire.layout import Field, Layout, alpha_fields, target_fields
+from bllpipe.wire.handshake import Handshake
+from bllpipe.wire.layout import VERSION, Field, Layout, alpha_fields, target_fields
+from bllpipe.wire.packet import Packet
 from tests.ranks.spawning import run_ranks
 
 pytestmark = pytest.mark.ranks
@@ -67,12 +70,39 @@ def deliver_target(rank: int, group: Any) -> list[list[float]]:
     return [target.beta_BC.flatten().tolist(), target.known_B.tolist(), target.label_B.tolist()]
 
 
-def mismatch(rank: int, group: Any, fields: tuple[Field, ...], entry: Round, message: Any) -> str:
-    """Rank 0 sends ``message`` with ``fields``; rank 1 expects round 0 of the plain layout."""
+class Ends:
+    """Both ends of the edge, which say over ``store`` what they mean before they send: as ProcessWires has them."""
+
+    def __init__(self, rank: int, group: Any, store: Any, ours: Layout) -> None:
+        self.rank, self.group, self.ours = rank, group, ours
+        self.handshake = Handshake(store)
+        self.handshake.publish(ours, "src" if rank == 0 else "dst")
+
+    def exchange(self, sent: Any) -> str:
+        """Rank 0 sends ``sent``, rank 1 expects round 0: what goes wrong, in the words of this rank."""
+        try:
+            self.handshake.compare()
+            if self.rank == 1:
+                GlooReceiver(self.ours, self.group, iter([ROUNDS[0]]), CPU, timeout=20).recv()
+            else:
+                GlooSender(self.ours, self.group, in_flight=1, timeout=20).send(sent)
+        except WireError as error:
+            return str(error)
+        return "no error"
+
+
+def mismatch(rank: int, group: Any, store: Any, theirs: Layout, sent: Any) -> str:
+    """Rank 0 means ``theirs`` by the edge, and sends ``sent``; rank 1 means the plain layout."""
+    return Ends(rank, group, store, theirs if rank == 0 else layout()).exchange(sent)
+
+
+def speaks(rank: int, group: Any, store: Any, published: bytes | None) -> str:
+    """Rank 0 has said ``published`` of the edge, or nothing; it must not matter what it would send."""
     if rank == 0:
-        GlooSender(layout(fields), group, in_flight=1, timeout=20).send(message)
+        if published is not None:
+            store.set("layout/alpha 0->1/src", published.hex())
         return ""
-    return refusal(GlooReceiver(layout(), group, iter([ROUNDS[0]]), CPU, timeout=20))
+    return Ends(rank, group, store, layout()).exchange(None)
 
 
 def resized(rank: int, group: Any) -> str:
@@ -90,12 +120,21 @@ def resized(rank: int, group: Any) -> str:
     return "no error"
 
 
-def foreign(rank: int, group: Any) -> str:
-    """A peer that is not ours sends 256 bytes of something else."""
+def raw(rank: int, group: Any, content: bytes, rounds: Sequence[Round] = ROUNDS) -> str:
+    """A peer that has said the right thing, and then sends ``content``; expected are the messages of ``rounds``."""
     if rank == 0:
-        dist.send(torch.full((256,), 65, dtype=torch.uint8), 1, group=group)
+        dist.send(torch.frombuffer(bytearray(content), dtype=torch.uint8), 1, group=group)
         return ""
-    return refusal(GlooReceiver(layout(), group, iter(ROUNDS), CPU, timeout=20))
+    return refusal(GlooReceiver(layout(), group, iter(rounds), CPU, timeout=20))
+
+
+def message(entry: Round) -> bytes:
+    """The bytes of a whole message."""
+    return bytes(Packet(layout()).write(alpha(entry)).numpy())
+
+
+def other_version(content: bytes) -> bytes:
+    return content[:7] + bytes([VERSION - 1]) + content[8:]
 
 
 def back_pressure(rank: int, group: Any) -> tuple[int, float]:
@@ -121,21 +160,40 @@ def silence(rank: int, group: Any) -> str:
     return refusal(GlooReceiver(layout(), group, iter(ROUNDS), CPU, timeout=0.3))
 
 
-def everything(rank: int) -> dict[str, Any]:
-    groups: Iterator[Any] = iter([dist.new_group([0, 1]) for _ in range(10)])
-    shape_2, other_step = (2, 2), Round("train", 7, size=4)
-    half = alpha_fields((2, 3), torch.bfloat16)
+def everything(rank: int, folder: str) -> dict[str, Any]:
+    groups: Iterator[Any] = iter([dist.new_group([0, 1]) for _ in range(30)])
+    shape_2, other_step, whole = (2, 2), Round("train", 7, size=4), message(ROUNDS[0])
+    one = Round("evaluate", 2, batch=1, size=1)
+    narrow, half = layout(alpha_fields(shape_2, torch.float32)), layout(alpha_fields((2, 3), torch.bfloat16))
+    large = layout(alpha_fields((200, 300), torch.float32))
+
+    def differ(name: str, theirs: Layout, entry: Round, shape: tuple[int, ...] = (2, 3)) -> str:
+        store = dist.FileStore(f"{folder}/{name}", 2)
+        return mismatch(rank, next(groups), store, theirs, alpha(entry, shape))
+
+    def says(name: str, published: bytes | None) -> str:
+        store = dist.FileStore(f"{folder}/{name}", 2)
+        store.set_timeout(timedelta(seconds=0.5))
+        return speaks(rank, next(groups), store, published)
+
     found = {
         "fp32": deliver(rank, next(groups), torch.float32),
         "bf16": deliver(rank, next(groups), torch.bfloat16),
         "target": deliver_target(rank, next(groups)),
-        "shape": mismatch(
-            rank, next(groups), alpha_fields(shape_2, torch.float32), ROUNDS[0], alpha(ROUNDS[0], shape_2)
-        ),
-        "dtype": mismatch(rank, next(groups), half, ROUNDS[0], alpha(ROUNDS[0])),
-        "step": mismatch(rank, next(groups), layout().fields, other_step, alpha(other_step)),
+        "shape": differ("shape", narrow, ROUNDS[0], shape_2),
+        "longer": differ("longer", large, ROUNDS[0], (200, 300)),
+        "dtype": differ("dtype", half, ROUNDS[0]),
+        "step": differ("step", layout(), other_step),
+        "says nothing": says("nothing", None),
+        "says another magic": says("magic", b"\x80" + layout().largest()[1:]),
+        "says another version": says("version", other_version(layout().largest())),
         "resized": resized(rank, next(groups)),
-        "foreign": foreign(rank, next(groups)),
+        "sends another magic": raw(rank, next(groups), bytes(len(whole))),
+        "sends another version": raw(rank, next(groups), other_version(whole)),
+        "sends 256 bytes": raw(rank, next(groups), b"A" * 256),
+        "sends a larger batch": raw(rank, next(groups), message(ROUNDS[2]), [one]),
+        "sends a header": raw(rank, next(groups), whole[:256]),
+        "sends all but the end": raw(rank, next(groups), whole[:-64]),
         "pressure": back_pressure(rank, next(groups)),
         "silence": silence(rank, next(groups)),
     }
@@ -144,8 +202,8 @@ def everything(rank: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def results() -> list[dict[str, Any]]:
-    return run_ranks(everything, 2)
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return run_ranks(everything, 2, str(tmp_path_factory.mktemp("stores")))
 
 
 @pytest.mark.parametrize("wire", ["fp32", "bf16", "target"])
@@ -160,17 +218,37 @@ def test_what_is_sent_arrives(results: list[dict[str, Any]], wire: str) -> None:
     ("case", "expected", "found"),
     [
         ("shape", "float32[4, 2, 3]", "float32[4, 2, 2]"),
+        ("longer", "float32[4, 2, 3]", "float32[4, 200, 300]"),
         ("dtype", "float32[4, 2, 3]", "bfloat16[4, 2, 3]"),
+        ("says another magic", "at most 4 images", "bytes that are no bllpipe header"),
+        ("says another version", "at most 4 images", f"a header of version {VERSION - 1}, which is not {VERSION}"),
         ("step", "train step 0", "train step 7"),
-        ("foreign", "opening", "no bllpipe header"),
+        ("sends another magic", "train step 0", "bytes that are no bllpipe header"),
+        ("sends another version", "train step 0", f"a header of version {VERSION - 1}, which is not {VERSION}"),
+        ("sends a larger batch", "of 1 images", "of 4 images"),
+        ("sends 256 bytes", "train step 0", "bytes that are no bllpipe header (41 41 41"),
     ],
 )
 def test_a_wrong_message_is_an_exception_that_names_both_sides(
     results: list[dict[str, Any]], case: str, expected: str, found: str
 ) -> None:
+    """What the two ends say to each other before is compared by both; what then is sent, by the receiver."""
     text = results[1][case]
     assert text.startswith("edge alpha 0->1 (block 0 to block 1): block 1 expected")
-    assert expected in text.split("but got")[0] and found in text.split("but got")[1]
+    assert expected in text.split("but block 0 sends")[0] and found in text.split("but block 0 sends")[1]
+    if case in ("shape", "longer", "dtype"):
+        assert results[0][case] == text, "nothing was sent"
+
+
+@pytest.mark.parametrize("case", ["sends a header", "sends all but the end"])
+def test_a_part_of_a_message_is_no_message(results: list[dict[str, Any]], case: str) -> None:
+    words = "edge alpha 0->1 (block 0 to block 1): block 1 got a message for step 0 that is not whole: block 0 has sent"
+    assert results[1][case].startswith(words)
+
+
+def test_a_peer_that_has_not_said_what_it_sends_is_not_listened_to(results: list[dict[str, Any]]) -> None:
+    text = results[1]["says nothing"]
+    assert text.startswith("edge alpha 0->1 (block 0 to block 1): block 0 has not said what its messages are")
 
 
 def test_what_does_not_fit_is_refused_before_it_leaves(results: list[dict[str, Any]]) -> None:

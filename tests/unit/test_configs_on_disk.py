@@ -10,7 +10,7 @@ import yaml
 from bllpipe.config import Config, load_config
 from bllpipe.config.reading import known_keys
 from bllpipe.engines.preflight import check_plan
-from bllpipe.run.resuming import flat
+from bllpipe.run.differences import flat
 
 FOLDER = Path(__file__).parents[2] / "configs"
 FILES = sorted(FOLDER.glob("*.yaml"))

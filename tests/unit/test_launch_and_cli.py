@@ -61,6 +61,15 @@ def test_one_rank_speaks_for_all(variables: dict[str, str], speaks: bool) -> Non
         (["--config", "none.yaml"], "none.yaml does not exist; examples are in configs/"),
         (["--set", "blocks=9"], "the network has only 8 units"),
         (["--set", "engine=sequential", "--resume", "none"], "none"),
+        (
+            ["--resume", "auto", "--accept", "optimizer.learning_rate"],
+            "unknown key 'optimizer.learning_rate'; did you mean",
+        ),
+        (["--resume", "auto", "--accept", "blocks", "optimizr"], "unknown key 'optimizr'; did you mean 'optimizer"),
+        (
+            ["--accept", "blocks", "--accept", "seed"],
+            "--accept blocks seed is for a run that goes on; add --resume auto",
+        ),
     ],
 )
 def test_a_mistake_is_one_message_and_an_exit_code(

@@ -14,7 +14,7 @@ from bllpipe.errors import CheckpointError
 from bllpipe.run.checkpoint.manifest import Manifest
 from bllpipe.run.checkpoint.names import MANIFEST, DirectoryName, tensor_file
 from bllpipe.run.checkpoint.shard import read_facts
-from bllpipe.run.checkpoint.tensors import mapped_tensors
+from bllpipe.run.checkpoint.tensors import mapped_tensors, tensor_entries
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,10 @@ class Checkpoint:
                 raise CheckpointError(f"{self.path}: rank {rank} and a rank before it both hold {names:.300}")
             found |= tensors
         return found
+
+    def names(self) -> list[str]:
+        """The names of all tensors, in order of rank; no values are read."""
+        return [name for rank in range(self.world_size) for name in tensor_entries(self.path / tensor_file(rank))]
 
     def facts(self) -> list[dict[str, Any]]:
         """What each rank wrote beside its tensors, in the order of ranks."""

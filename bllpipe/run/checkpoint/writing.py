@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,76 +18,100 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from bllpipe.errors import CheckpointError
+from bllpipe.errors import CheckpointError, OutputError
 from bllpipe.ports import Store
 from bllpipe.run.checkpoint.durable import sync
 from bllpipe.run.checkpoint.manifest import FileEntry, Manifest
 from bllpipe.run.checkpoint.names import MANIFEST, DirectoryName
 from bllpipe.run.checkpoint.shard import write_shard
+from bllpipe.run.notices import warn
+from bllpipe.run.output import Policy, refusal
+
+COMMITTED = "yes"
 
 
 class CheckpointWriter:
     """Writes the checkpoints of one attempt. The ranks find out through the store who is the last one of a step.
 
     ``attempt`` must be new for every start of the run, so that what a killed start left behind is told apart;
-    each rank writes a step once, and its steps in order.
+    each rank writes a step once, and its steps in order. ``if_unwritable`` says what happens when the disk refuses:
+    ``fail`` raises OutputError, ``go_on`` leaves this checkpoint out.
     """
 
-    def __init__(self, directory: Path, store: Store, world_size: int, attempt: str, keep: int) -> None:
+    def __init__(
+        self, directory: Path, store: Store, world_size: int, attempt: str, keep: int, if_unwritable: Policy = "fail"
+    ) -> None:
         assert DirectoryName.parse(str(DirectoryName(0, "partial", attempt))), f"{attempt!r} cannot be part of a name"
         assert keep >= 1, "the checkpoint just written is always kept"
         self._directory, self._store, self._world_size = directory, store, world_size
-        self._attempt, self._keep = attempt, keep
+        self._attempt, self._keep, self._if_unwritable = attempt, keep, if_unwritable
 
     def write(self, step: int, rank: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Writes this rank's pair; the last rank to do so makes the checkpoint valid.
+        """Writes this rank's pair; the last rank to come here makes the checkpoint valid.
 
-        The tensors must not change meanwhile. Raises CheckpointError when the disk refuses.
+        The tensors must not change meanwhile.
         """
         partial = self._directory / str(DirectoryName(step, "partial", self._attempt))
+        published: dict[str, Any]
         try:
             partial.mkdir(parents=True, exist_ok=True)
-            if self._is_last(step, rank, write_shard(partial, rank, tensors, facts)):
-                self._commit(step, partial)
+            entries = write_shard(partial, rank, tensors, facts)
+            published = {"files": {name: asdict(entry) for name, entry in entries.items()}}
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"rank {rank} cannot write the checkpoint of step {step} to {partial}: {error}; "
-                f"those before it are untouched: make room or mend the directory, and go on with --resume auto"
-            ) from error
+            published = {"refused": self._refuse(step, rank, partial, error)}
+        if self._is_last(step, rank, published):
+            self._finish(step, rank, partial)
 
     def wait_committed(self, step: int) -> None:
-        """Waits until every rank has written ``step`` and it is valid; CheckpointError when the store gives up."""
+        """Waits until every rank has written ``step`` and it is valid. Raises OutputError when the disk has refused,
+        CheckpointError when the store gives up."""
         try:
-            self._store.get(f"checkpoint/{step}/committed")
+            outcome = self._store.get(f"checkpoint/{step}/committed").decode()
         except RuntimeError as error:
             raise CheckpointError(
                 f"the checkpoint of step {step} was not completed by all {self._world_size} ranks: {error}"
             ) from error
+        if outcome != COMMITTED:
+            raise OutputError(f"the last checkpoint, of step {step}, is not written: {outcome}")
 
-    def _is_last(self, step: int, rank: int, entries: Mapping[str, FileEntry]) -> bool:
-        """Publishes what this rank has written, and counts."""
-        record = {name: asdict(entry) for name, entry in entries.items()}
-        self._store.set(f"checkpoint/{step}/{rank}", json.dumps(record))
+    def _refuse(self, step: int, rank: int, partial: Path, error: Exception) -> str:
+        """What the disk has against this checkpoint; raised if that ends the run, and whoever waits for it is told."""
+        found = refusal(f"the checkpoint of step {step}", partial, error)
+        if self._if_unwritable == "fail":
+            self._store.set(f"checkpoint/{step}/committed", f"rank {rank} {found}")
+            raise OutputError(f"rank {rank} {found}; the checkpoints before it are untouched") from error
+        return f"rank {rank} {found}"
+
+    def _is_last(self, step: int, rank: int, published: Mapping[str, Any]) -> bool:
+        """Publishes what this rank has written, or why not, and counts."""
+        self._store.set(f"checkpoint/{step}/{rank}", json.dumps(published))
         written = self._store.add(f"checkpoint/{step}/written", 1)
         assert written <= self._world_size, f"step {step} was written twice"
         return written == self._world_size
 
-    def _commit(self, step: int, partial: Path) -> None:
-        manifest = Manifest(step, self._world_size, self._published(step))
+    def _finish(self, step: int, rank: int, partial: Path) -> None:
+        """Makes the checkpoint valid, or takes away what there is of it, so that it does not fill the disk."""
+        records = [json.loads(self._store.get(f"checkpoint/{step}/{other}")) for other in range(self._world_size)]
+        refusals = [record["refused"] for record in records if "refused" in record]
+        if not refusals:
+            try:
+                self._commit(step, partial, records)
+            except OSError as error:
+                refusals = [self._refuse(step, rank, partial, error)]
+        if refusals:
+            _remove(partial)
+        self._store.set(f"checkpoint/{step}/committed", "; ".join(refusals) or COMMITTED)
+        self._tell(step, refusals)
+        if not refusals:
+            self._tidy(step)
+
+    def _commit(self, step: int, partial: Path, records: list[dict[str, Any]]) -> None:
+        entries = {name: FileEntry(**entry) for record in records for name, entry in record["files"].items()}
+        manifest = Manifest(step, self._world_size, entries)
         manifest.write(partial)
         _remove(*(path for path in partial.iterdir() if path.name not in {MANIFEST, *manifest.files}))
         sync(partial)
         self._put_in_place(step, partial)
-        self._store.set(f"checkpoint/{step}/committed", "yes")
-        self._tidy(step)
-
-    def _published(self, step: int) -> dict[str, FileEntry]:
-        """The entries of all ranks."""
-        entries: dict[str, FileEntry] = {}
-        for rank in range(self._world_size):
-            record = json.loads(self._store.get(f"checkpoint/{step}/{rank}"))
-            entries |= {name: FileEntry(**entry) for name, entry in record.items()}
-        return entries
 
     def _put_in_place(self, step: int, partial: Path) -> None:
         """Renames; one of the same step is moved aside first, where readers find it should we die in between."""
@@ -98,17 +123,40 @@ class CheckpointWriter:
         partial.rename(final)
         sync(self._directory)
 
+    def _tell(self, step: int, refusals: list[str]) -> None:
+        """Warns once when checkpoints begin to be left out, and says when they can be written again. Steps end in
+        order, so the ranks can pass on through the store what has been said."""
+        in_trouble = self._store.check(["checkpoint/trouble"]) and self._store.get("checkpoint/trouble") == b"yes"
+        if refusals and not in_trouble:
+            found = "; ".join(refusals)
+            warn(f"{found}; the run goes on without (checkpoint.if_unwritable: go_on), and tries the next one")
+        if in_trouble and not refusals:
+            warn(f"checkpoints can be written again: that of step {step} is whole")
+        if bool(refusals) != in_trouble:
+            self._store.set("checkpoint/trouble", "yes" if refusals else "no")
+
     def _tidy(self, step: int) -> None:
         """Removes, up to ``step``, all but the newest ``keep``, those moved aside, and what killed attempts left.
 
         What has a later step stays: it is not older than the checkpoint just written, whatever it is worth.
         """
-        found = [DirectoryName.parse(path.name) for path in self._directory.iterdir()]
-        known = [name for name in found if name and name.step <= step]
+        known = [name for name in _names_in(self._directory) if name.step <= step]
         whole = sorted((name for name in known if name.state == "whole"), key=lambda name: name.step)
         aside = [name for name in known if name.state == "replaced"]
         stale = [name for name in known if name.state == "partial" and name.attempt != self._attempt]
         _remove(*(self._directory / str(name) for name in [*whole[: -self._keep], *aside, *stale]))
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Removes what killed attempts have begun in a directory of checkpoints; for a start, when nobody writes there."""
+    _remove(*(directory / str(name) for name in _names_in(directory) if name.state == "partial"))
+
+
+def _names_in(directory: Path) -> list[DirectoryName]:
+    with suppress(OSError):
+        found = [DirectoryName.parse(path.name) for path in directory.iterdir()]
+        return [name for name in found if name is not None]
+    return []
 
 
 def _remove(*paths: Path) -> None:
@@ -117,4 +165,5 @@ def _remove(*paths: Path) -> None:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bllpipe.run.checkpoint import CheckpointWriter
+from bllpipe.run.checkpoint import CheckpointWriter, open_checkpoint
 from bllpipe.run.checkpoint.manifest import FileEntry, Manifest
 from bllpipe.run.checkpoint.names import MANIFEST, file_names
 
@@ -72,3 +72,10 @@ def bits(tensor: Tensor) -> list[int]:
 def tree(directory: Path) -> Iterator[str]:
     """The names in a directory, in order."""
     return iter(sorted(path.name for path in directory.iterdir()))
+
+
+def assert_holds(path: Path, step: int, num_ranks: int = 2) -> None:
+    """The checkpoint is whole and has the sample state of its step."""
+    found = open_checkpoint(path).tensors()
+    wanted = {name: tensor for rank in range(num_ranks) for name, tensor in sample(rank, step).items()}
+    assert found.keys() == wanted.keys() and all(bits(found[name]) == bits(wanted[name]) for name in wanted)

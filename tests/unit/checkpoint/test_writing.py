@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import resource
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ import torch.distributed as dist
 from bllpipe.errors import CheckpointError
 from bllpipe.run.checkpoint import CheckpointWriter, find_checkpoint, open_checkpoint
 from bllpipe.run.checkpoint.records import MAX_BYTES
-from tests.unit.checkpoint.samples import bits, flip_bit, sample, tree, write_checkpoint
+from tests.unit.checkpoint.samples import assert_holds, flip_bit, sample, tree, write_checkpoint
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
@@ -36,9 +35,9 @@ def test_ranks_that_write_at_once_commit_every_step_once(tmp_path: Path, monkeyp
     num_ranks, steps, store, commits = 6, range(1, 9), dist.HashStore(), []
     commit = CheckpointWriter._commit
 
-    def counted(writer: CheckpointWriter, step: int, partial: Path) -> None:
+    def counted(writer: CheckpointWriter, step: int, *arguments: Any) -> None:
         commits.append(step)
-        commit(writer, step, partial)
+        commit(writer, step, *arguments)
 
     def run(rank: int) -> None:
         writer = CheckpointWriter(tmp_path, store, num_ranks, "0", keep=3)
@@ -188,45 +187,6 @@ def try_to_write(directory: Path, step: int, call: int, reached: set[str]) -> bo
             reached.update(tried)
 
 
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """The system refuses longer files, as a full disk would."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-@pytest.mark.parametrize(("size", "facts"), [(100_000, {}), (1_000_000, {"long": "x" * 2_000_000})])
-def test_a_full_disk_is_explained_and_the_last_checkpoint_stays(
-    tmp_path: Path, size: int, facts: dict[str, str]
-) -> None:
-    write_checkpoint(tmp_path, 1)
-    writer = CheckpointWriter(tmp_path, dist.HashStore(), 1, "second", keep=1)
-    refused = "rank 0 cannot write the checkpoint of step 2 to .*File too large.*make room or mend the directory"
-    with files_of_at_most(size), pytest.raises(CheckpointError, match=refused):
-        writer.write(2, 0, {"x": torch.zeros(100_000)}, facts)
-    left = list(tree(tmp_path / "step-00000002.partial-second"))
-    assert left == (["rank-0.safetensors"] if facts else []), "what does not fit must not fill the disk"
-    assert_holds(open_checkpoint(tmp_path).path, 1)
-
-
-def test_a_file_in_the_way_is_named_and_the_last_checkpoint_stays(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path, 1)
-    (tmp_path / "step-00000002.partial-first").write_text("in the way")
-    with pytest.raises(CheckpointError, match="cannot write the checkpoint of step 2 to .*step-00000002.partial-first"):
-        write_checkpoint(tmp_path, 2)
-    assert_holds(open_checkpoint(tmp_path).path, 1)
-
-
-def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").write_text("not a directory")
-    with pytest.raises(CheckpointError, match="rank 0 cannot write .*checkpoints.*Not a directory"):
-        write_checkpoint(tmp_path / "checkpoints", 1)
-
-
 def test_facts_too_long_to_be_read_back_are_not_written(tmp_path: Path) -> None:
     writer = CheckpointWriter(tmp_path, dist.HashStore(), 1, "0", keep=1)
     with pytest.raises(CheckpointError, match=f"rank-0.json would have .* bytes; at most {MAX_BYTES:,} can be read"):
@@ -240,10 +200,3 @@ def test_waiting_for_a_rank_that_never_writes_ends_with_the_store(tmp_path: Path
     writer.write(1, 0, {}, {})
     with pytest.raises(CheckpointError, match="the checkpoint of step 1 was not completed by all 2 ranks"):
         writer.wait_committed(1)
-
-
-def assert_holds(path: Path, step: int, num_ranks: int = 2) -> None:
-    """The checkpoint is whole and has the sample state of its step."""
-    found = open_checkpoint(path).tensors()
-    wanted = {name: tensor for rank in range(num_ranks) for name, tensor in sample(rank, step).items()}
-    assert found.keys() == wanted.keys() and all(bits(found[name]) == bits(wanted[name]) for name in wanted)

@@ -10,7 +10,7 @@ import pytest
 
 import bllpipe
 from bllpipe.config import Config, load_config, parse_config, to_mapping, to_yaml
-from bllpipe.config.reading import known_keys
+from bllpipe.config.reading import check_keys, known_keys
 from bllpipe.config.schema import DataConfig, ModelConfig, OptimizerConfig
 from bllpipe.errors import ConfigError
 
@@ -254,6 +254,22 @@ def test_number_of_blocks(blocks: str, num_blocks: int) -> None:
 def test_config_and_topology_need_no_torch() -> None:
     program = "import sys, bllpipe.config, bllpipe.topology; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], cwd=Path(bllpipe.__file__).parents[1], check=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    "name", ["seed", "optimizer.lr", "optimizer", "data.augment", "model.args.depth", "model.args"]
+)
+def test_keys_and_sections_can_be_named(name: str) -> None:
+    check_keys(["blocks", name])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("sed", "'seed'"), ("optim", "'optimizer"), ("data.augmnt", "'data.augment"), ("", "unknown key ''")],
+)
+def test_other_names_are_refused_with_a_suggestion(name: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        check_keys(["blocks", name])
 
 
 def test_an_override_is_not_nested_endlessly() -> None:

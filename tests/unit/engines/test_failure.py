@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytest
 import torch.distributed as dist
 
 from bllpipe.engines.failure import cause_of, exit_code, explain, report_failure
-from bllpipe.errors import BllpipeError, CheckpointError, ConfigError, DataError, NonFiniteError, WireError
+from bllpipe.errors import BllpipeError, CheckpointError, ConfigError, DataError, NonFiniteError, OutputError, WireError
 from bllpipe.ports import Round
 from bllpipe.run.rank import RoundError
 
@@ -48,10 +51,36 @@ def test_before_there_is_a_directory_there_is_still_a_message(capsys: pytest.Cap
     assert capsys.readouterr().err == "bllpipe: rank 0 (block 0): no such cut\n"
 
 
+def test_a_status_that_cannot_be_written_is_told_and_hides_nothing(
+    store: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a full disk the report itself once failed with a traceback."""
+    (tmp_path / "file").write_text("in the way")
+    store.set("directory", str(tmp_path / "file"))
+    report_failure(OutputError("cannot write metrics"), store, store, rank=1, role="block 1")
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("bllpipe: rank 1 (block 1): cannot write metrics; make room or mend the directory")
+    assert (
+        second.startswith("bllpipe: rank 1 (block 1): and cannot write the status to ") and "Not a directory" in second
+    )
+
+
+def test_a_process_leaves_even_if_its_output_takes_nothing() -> None:
+    """Its last words were flushed before it left, and a full disk kept it from leaving."""
+    program = "import sys; from bllpipe.engines.failure import leave; sys.stdout.write('words'); leave(5)"
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=full, env=buffered, timeout=60)
+    assert done.returncode == 5
+
+
 class Gone:
     """A store whose server has died."""
 
     def compare_set(self, key: str, expected: str, desired: str) -> bytes:
+        raise RuntimeError("connection reset")
+
+    def check(self, keys: list[str]) -> bool:
         raise RuntimeError("connection reset")
 
 
@@ -72,5 +101,5 @@ def test_what_is_not_ours_comes_with_a_traceback() -> None:
 
 
 def test_exit_codes_tell_kinds_of_failure_apart() -> None:
-    kinds = [BllpipeError, ConfigError, DataError, WireError, CheckpointError, NonFiniteError, KeyError]
-    assert [exit_code(kind("x")) for kind in kinds] == [1, 2, 2, 3, 4, 5, 1]
+    kinds = [BllpipeError, ConfigError, DataError, WireError, CheckpointError, NonFiniteError, OutputError, KeyError]
+    assert [exit_code(kind("x")) for kind in kinds] == [1, 2, 2, 3, 4, 5, 6, 1]

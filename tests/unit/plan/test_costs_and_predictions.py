@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 
 import pytest
@@ -145,6 +146,17 @@ def test_a_processor_carries_its_own_messages() -> None:
     assert local.step_seconds == pytest.approx(6 + 2)
     assert pipeline.step_seconds == pytest.approx((4 + 1) * (6 / 4 + 2 * 2 / 4))
     assert predict_data_parallel(setting, 2).step_seconds == pytest.approx(2 + 4 + 160 / 50)
+
+
+def test_devices_that_wait_leave_each_other_what_they_share() -> None:
+    """Beside busy others everything takes 1.5 times as long. Who is always busy gains nothing, 1F1B with two stages and
+    two microbatches is busy for two thirds of a step."""
+    setting = replace(even(2), contention=1.5)
+    local, pipeline = predict_local(setting, 2), predict_pipeline(setting, "1f1b", 2, 2)
+    assert local is not None and pipeline is not None
+    assert local.step_seconds == pytest.approx(3)
+    assert pipeline.step_seconds == pytest.approx((2 + 1) / 2 * 3 * (1 + 0.5 * 2 / 3) / 1.5)
+    assert local.speed_up == pytest.approx(2 / 1.5)
 
 
 def test_parts_of_a_batch_have_an_image() -> None:

@@ -46,11 +46,11 @@ def test_steps_may_end_in_the_middle_of_an_epoch() -> None:
     assert [entry.step for entry in rounds if entry.phase == "save"] == [2, 3], "after the epoch, and at the end"
 
 
-@pytest.mark.parametrize("start", range(5))
+@pytest.mark.parametrize("start", range(4))
 def test_a_later_start_is_the_tail_of_the_whole(start: int) -> None:
     """What lies between the checkpoint of ``start`` and the next training step was done before it was written."""
     whole, rest = list(plan().rounds()), list(plan().rounds(start))
-    first = next((i for i, entry in enumerate(whole) if entry.phase == "train" and entry.step == start), len(whole))
+    first = next(i for i, entry in enumerate(whole) if entry.phase == "train" and entry.step == start)
     assert rest == whole[first:]
 
 

@@ -172,7 +172,7 @@ def test_a_lane_goes_on_from_a_checkpoint_as_if_nothing_had_been(lag: int, stop:
     assert sum(name.endswith(".sums") for name in state) == min(lag, stop), "what was under way is kept"
     second = lane(lag, range(8), [])
     second.stats = Given("stats", [statistics(step) for step in range(stop, 8)], [])
-    assert second.load(state, stop) == []
+    second.load(state, stop)
     for step in range(stop, 8):
         second.run(train(step))
     expected = [message.beta_BC for message in straight.targets.messages[stop:]]  # type: ignore[attr-defined]  # a list
@@ -180,8 +180,56 @@ def test_a_lane_goes_on_from_a_checkpoint_as_if_nothing_had_been(lag: int, stop:
     assert torch.equal(torch.stack(found), torch.stack(expected))
 
 
-def test_weights_that_a_checkpoint_lacks_are_named() -> None:
-    assert lane(1, range(1), []).load({}, 0) == ["feedback.layer1.1.counts_K", "feedback.layer1.1.sums_KC"]
+def go_on(state: dict[str, Tensor], lag: int, steps: range) -> LaneLoop:
+    """A lane that goes on from ``state``; its block sends the statistics of ``steps`` and no others."""
+    loop = lane(lag, steps, [])
+    loop.load(state, steps.start)
+    for step in steps:
+        loop.run(train(step))
+    return loop
+
+
+def seen(loop: LaneLoop) -> list[float]:
+    """Which step's statistics the targets rest on."""
+    return [message.beta_BC[0, 0].item() for message in loop.targets.messages]  # type: ignore[attr-defined]  # a list
+
+
+@pytest.mark.parametrize("lag", [1, 3])
+def test_a_lane_that_is_new_in_a_resumed_run_waits_for_nothing_from_before_it(lag: int) -> None:
+    """It once waited for the statistics of steps that its block never ran, and its block for its targets: for ever."""
+    assert seen(go_on({}, lag, range(5, 12))) == [
+        float(step - lag) if step - lag >= 5 else 0.0 for step in range(5, 12)
+    ]
+
+
+@pytest.mark.parametrize("done", [1, 2, 4])
+def test_a_new_lane_is_saved_with_what_waits_for_it(done: int) -> None:
+    stop = 5 + done
+    first = go_on({}, 3, range(5, stop))
+    first.run(Round("save", stop))
+    state = {name: value.clone() for name, value in first.state().items()}
+    assert sum(name.endswith(".sums") for name in state) == min(3, done)
+    assert seen(first) + seen(go_on(state, 3, range(stop, 12))) == seen(go_on({}, 3, range(5, 12)))
+
+
+@pytest.mark.parametrize(("then", "now", "expected"), [(3, 1, [4.0, 5.0, 6.0, 7.0]), (1, 3, [3.0, 3.0, 4.0, 5.0])])
+def test_a_lane_goes_on_with_another_lag(then: int, now: int, expected: list[float]) -> None:
+    """A shorter one absorbs at once what waits too long; a longer one has seen too much already, and waits."""
+    first = lane(then, range(5), [])
+    for step in range(5):
+        first.run(train(step))
+    first.run(Round("save", 5))
+    assert seen(go_on(first.state(), now, range(5, 9))) == expected
+
+
+def test_a_lane_of_which_a_part_is_missing_is_a_new_one() -> None:
+    first = lane(2, range(5), [])
+    for step in range(5):
+        first.run(train(step))
+    first.run(Round("save", 5))
+    state = first.state()
+    del state["feedback.layer1.1.counts_K"]
+    assert seen(go_on(state, 2, range(5, 9)))[2:] == [5.0, 6.0]
 
 
 def saved_lane(lag: int = 1, steps: int = 3) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from bllpipe.config import Config, load_config, to_mapping
 from bllpipe.errors import ConfigError
 from bllpipe.run.checkpoint import CheckpointWriter
-from bllpipe.run.resuming import checkpoint_to_resume, choose_directory, default_name, flat
+from bllpipe.run.resuming import changes_since, checkpoint_to_resume, choose_directory, default_name
 from tests.unit.checkpoint.samples import sample
 
 
@@ -69,9 +69,29 @@ def test_the_name_of_a_run(overrides: list[str], name: str) -> None:
 
 
 def test_nothing_to_go_on_from(tmp_path: Path) -> None:
-    assert checkpoint_to_resume(Config(), "auto", tmp_path, silent) is None
+    assert checkpoint_to_resume("auto", tmp_path, silent) is None
     run = saved(tmp_path / "run", Config())
-    assert checkpoint_to_resume(Config(), "never", run, silent) is None
+    assert checkpoint_to_resume("never", run, silent) is None
+    assert checkpoint_to_resume("never", tmp_path / "new", silent, restarted=True) is None
+
+
+def test_a_restarted_group_goes_on_from_its_own_checkpoint_or_does_as_it_was_told(tmp_path: Path) -> None:
+    """It once began at step 0 when it ended before its first checkpoint in a directory of its own."""
+    origin, own = saved(tmp_path / "origin", Config()), tmp_path / "own"
+    first = checkpoint_to_resume(str(origin), own, silent, restarted=True)
+    assert first is not None and first.path.parent.parent == origin
+    saved(own, Config(), step=5)
+    second = checkpoint_to_resume(str(origin), own, silent, restarted=True)
+    assert second is not None and (second.path.parent.parent, second.step) == (own, 5)
+    third = checkpoint_to_resume("never", own, silent, restarted=True)
+    assert third is not None and third.step == 5
+
+
+def found(run: Path, overrides: list[str], *accepted: str, resume: str = "auto") -> list[str]:
+    """What has changed since the checkpoint, if it may."""
+    checkpoint = checkpoint_to_resume(resume, run, silent)
+    assert checkpoint is not None
+    return [change.key for change in changes_since(checkpoint, load_config(None, overrides), accepted, run)]
 
 
 @pytest.mark.parametrize(
@@ -79,23 +99,35 @@ def test_nothing_to_go_on_from(tmp_path: Path) -> None:
     ["engine=threads", "stop_at=5", "log.every_steps=1", "checkpoint.keep=1", "backend.ring=7", "name=other"],
 )
 def test_settings_that_change_no_result_may_change(tmp_path: Path, override: str) -> None:
-    run = saved(tmp_path / "run", Config())
-    found = checkpoint_to_resume(load_config(None, [override]), "auto", run, silent)
-    assert found is not None and found.step == 3
+    assert found(saved(tmp_path / "run", Config()), [override]) == [override.partition("=")[0]]
 
 
 def test_every_other_change_is_refused_key_by_key(tmp_path: Path) -> None:
     run = saved(tmp_path / "run", Config())
     with pytest.raises(ConfigError) as caught:
-        checkpoint_to_resume(
-            load_config(None, ["seed=1", "optimizer.lr=0.5", "log.every_steps=1"]), "auto", run, silent
-        )
+        found(run, ["seed=1", "optimizer.lr=0.5", "log.every_steps=1"])
     assert (
         "was written with another configuration:\n  optimizer.lr: 0.05 then, 0.5 now\n  seed: 0 then, 1 now\n"
-        in str(caught.value)
-    )
-    assert "give these keys their old values, or start a new run with another --run-dir" in str(caught.value)
+        "give these keys their old values, or add --accept optimizer.lr seed to go on with the new ones, "
+        "or start a new run with another --run-dir"
+    ) in str(caught.value)
 
 
-def test_nested_keys_become_dotted_ones() -> None:
-    assert flat({"a": {"b": {"c": 1}}, "d": 2}) == {"a.b.c": 1, "d": 2}
+def test_what_is_accepted_may_change_and_nothing_else(tmp_path: Path) -> None:
+    run = saved(tmp_path / "run", Config())
+    overrides = ["optimizer.lr=0.5", "optimizer.momentum=0.8", "blocks=2"]
+    assert found(run, overrides, "optimizer", "blocks") == ["blocks", "optimizer.lr", "optimizer.momentum"]
+    with pytest.raises(ConfigError, match=r"configuration:\n  blocks: 4 then, 2 now\ngive"):
+        found(run, overrides, "optimizer")
+
+
+def test_a_later_checkpoint_of_other_settings_is_not_mixed_with_those_to_come(tmp_path: Path) -> None:
+    """A restart would take it for one of this run."""
+    run = saved(tmp_path / "run", Config())
+    saved(run, Config(), step=7)
+    first = str(run / "checkpoints" / "step-00000003")
+    with pytest.raises(
+        ConfigError, match=r"run goes on to step 7 .* step-00000003 was written with; .* another --run-dir"
+    ):
+        found(run, ["blocks=2"], "blocks", resume=first)
+    assert found(run, ["log.every_steps=1"], resume=first) == ["log.every_steps"]

@@ -13,6 +13,7 @@ import pytest
 import torch.distributed as dist
 
 from bllpipe.ports import Round
+from bllpipe.run.directory import RunDirectory
 from bllpipe.run.spans import TRIPS, Clock, SpanFile, Track, align_clock, machine_id, record, step_of, wrap, wrapped
 from tests.ranks import jobs
 
@@ -111,31 +112,33 @@ def test_without_a_track_nothing_is_recorded() -> None:
 
 def test_a_file_is_written_when_the_last_actor_is_behind_the_window(tmp_path: Path) -> None:
     tracks = [Track(f"lane {index}", range(2)) for index in range(2)]
-    file = SpanFile(tmp_path / "spans", {"rank": 4, "role": "feedback", **Clock(7, 2).to_json()}, tracks)
+    path = tmp_path / "spans" / "rank-4.jsonl"
+    SpanFile(RunDirectory(tmp_path), {"rank": 4, "role": "feedback", **Clock(7, 2).to_json()}, tracks)
     for track in tracks:
         track.enter(Round("evaluate", 2, batch=1))
         with record(track, "load"):
             pass
     tracks[1].enter(Round("train", 2))
-    assert not file.path.exists()
+    assert not path.exists()
     tracks[0].enter(Round("train", 2))
-    header, *lines = [json.loads(line) for line in file.path.read_text().splitlines()]
+    header, *lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert (header["rank"], header["role"], header["version"], header["unit"]) == (4, "feedback", 1, "ns")
     assert (header["clock_offset_ns"], header["clock_uncertainty_ns"]) == (7, 2)
     assert [(line["actor"], line["phase"], line["step"], line["batch"]) for line in lines] == [
         ("lane 0", "evaluate", 1, 1),
         ("lane 1", "evaluate", 1, 1),
     ]
-    assert [path.name for path in file.path.parent.iterdir()] == ["rank-4.jsonl"]
+    assert [file.name for file in path.parent.iterdir()] == ["rank-4.jsonl"]
 
 
 def test_a_resumed_run_keeps_what_was_traced_before(tmp_path: Path) -> None:
-    (tmp_path / "rank-0.jsonl").write_text("before")
+    directory = RunDirectory(tmp_path)
+    directory.write_spans("rank-0.jsonl", "before")
     track = Track("block 0", range(2))
-    file = SpanFile(tmp_path, {"rank": 0}, [track])
+    file = SpanFile(directory, {"rank": 0}, [track])
     track.enter(Round("train", 50))
     file.write()
-    assert file.path.read_text() == "before"
+    assert (tmp_path / "spans" / "rank-0.jsonl").read_text() == "before"
 
 
 def test_tests_and_checkpoints_belong_to_the_step_before_them() -> None:

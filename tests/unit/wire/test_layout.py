@@ -10,6 +10,7 @@ from bllpipe.ports import Alpha, Round, Stats, Target
 from bllpipe.topology import Edge
 from bllpipe.wire.layout import (
     ALIGNMENT,
+    CLOSING_BYTES,
     HEADER_BYTES,
     Layout,
     alpha_fields,
@@ -58,11 +59,11 @@ def test_a_message_is_written_into_a_packet_for_the_largest_one() -> None:
     packet = Packet(layout)
     whole = packet.write(Alpha(STEP, alpha))
     assert whole.data_ptr() == packet.whole(4).data_ptr() and whole.numel() == layout.message_bytes(3)
-    layout.check(bytes(whole[:HEADER_BYTES].numpy()), STEP)
+    assert bytes(whole[:HEADER_BYTES].numpy()) == layout.expected_header(STEP)
     packet.check(STEP)
     found = packet.read(STEP, CPU)
     assert isinstance(found, Alpha) and torch.equal(found.alpha_BCHW, alpha.detach().bfloat16().float())
-    with pytest.raises(WireError, match="expected.*step 6.*but got.*step 5"):
+    with pytest.raises(WireError, match="expected.*step 6.*but block 0 sends.*step 5"):
         packet.check(Round("train", 6, size=3))
 
 
@@ -74,48 +75,63 @@ def test_a_sender_refuses_another_shape_and_names_both_sides() -> None:
         Packet(alpha_layout()).write(Alpha(STEP, torch.zeros(3, 9)))
 
 
-def test_the_opening_describes_the_largest_message() -> None:
+def test_the_largest_message_has_a_header_of_its_own() -> None:
     layout = alpha_layout()
-    layout.check(layout.opening(), None)
+    layout.compare(layout.largest(), layout.largest())
     other = Layout(layout.edge, ROLES, alpha_fields((2, 4, 5), torch.float32), max_batch=4, ring=2)
-    with pytest.raises(
-        WireError, match=r"opening step 0 .*\[4, 2, 4, 4\], but got alpha 0->1, opening .*\[4, 2, 4, 5\]"
-    ):
-        layout.check(other.opening(), None)
+    words = (
+        "expected alpha 0->1, at most 4 images, float32[4, 2, 4, 4], but block 0 sends alpha 0->1, at most 4 images, "
+    )
+    with pytest.raises(WireError, match=re.escape(words) + r"float32\[4, 2, 4, 5\]"):
+        layout.compare(other.largest(), layout.largest())
 
 
 def test_the_right_header_passes() -> None:
     layout = alpha_layout()
     header = layout.header(STEP, [torch.zeros(3, 2, 4, 4)])
     assert len(header) == HEADER_BYTES
-    layout.check(header, STEP)
+    layout.check(header, header[:CLOSING_BYTES], STEP)
 
 
 @pytest.mark.parametrize(
     ("position", "words"),
     [
-        (0, "no bllpipe header of version 2"),
-        (7, "no bllpipe header"),
-        (8, "got target 0->1"),
-        (16, "got alpha 1->1"),
-        (24, "got alpha 0->0"),
+        (0, "sends bytes that are no bllpipe header"),
+        (7, "sends a header of version 2, which is not 3"),
+        (8, "sends target 0->1"),
+        (16, "sends alpha 1->1"),
+        (24, "sends alpha 0->0"),
         (32, "evaluate step 5"),
         (40, "train step 4"),
         (48, "batch 1 of"),
         (56, "of 2 images"),
         (72, "bfloat16[3, 2, 4, 4]"),
         (88, "float32[2, 2, 4, 4]"),
-        (200, "but got"),
-        (255, "but got"),
+        (200, "but block 0 sends"),
+        (255, "but block 0 sends"),
     ],
 )
 def test_every_wrong_byte_is_noticed_and_described(position: int, words: str) -> None:
     layout = alpha_layout()
-    header = bytearray(layout.header(STEP, [torch.zeros(3, 2, 4, 4)]))
+    right = layout.header(STEP, [torch.zeros(3, 2, 4, 4)])
+    header = bytearray(right)
     header[position] ^= 1
     with pytest.raises(WireError, match=re.escape(words)) as caught:
-        layout.check(bytes(header), STEP)
+        layout.check(bytes(header), right[:CLOSING_BYTES], STEP)
     assert str(caught.value).startswith("edge alpha 0->1 (block 0 to block 1): block 1 expected")
+
+
+@pytest.mark.parametrize("kept", [HEADER_BYTES, HEADER_BYTES + 64, -CLOSING_BYTES])
+def test_a_message_that_was_cut_short_is_no_message(kept: int) -> None:
+    """gloo fills as much of a receive as there is, and says nothing."""
+    layout = alpha_layout()
+    packets = {entry: Packet(layout) for entry in (STEP, Round("train", 4, size=3))}
+    sent, before = (packet.write(Alpha(entry, torch.ones(3, 2, 4, 4))) for entry, packet in packets.items())
+    before[:kept] = sent[:kept]  # the receiver's packet has held the message of the step before
+    with pytest.raises(
+        WireError, match=r"block 1 got a message for step 5 .* whole: block 0 has sent less than its 704"
+    ):
+        list(packets.values())[1].check(STEP)
 
 
 def test_random_headers_never_crash_the_description() -> None:
@@ -123,8 +139,8 @@ def test_random_headers_never_crash_the_description() -> None:
     good = layout.expected_header(STEP)
     for _ in range(200):
         noise = bytes(torch.randint(0, 256, (HEADER_BYTES - 8,), generator=generator, dtype=torch.uint8).tolist())
-        with pytest.raises(WireError, match="but got"):
-            layout.check(good[:8] + noise, STEP)
+        with pytest.raises(WireError, match="but block 0 sends"):
+            layout.check(good[:8] + noise, good[:CLOSING_BYTES], STEP)
 
 
 def test_local_links_give_what_the_wire_would() -> None:
@@ -143,7 +159,7 @@ def test_local_links_check_the_round() -> None:
     layout = alpha_layout()
     sender, receiver = wires.sender(layout), wires.receiver(layout, iter([Round("train", 6, size=3)]))
     sender.send(Alpha(STEP, torch.zeros(3, 2, 4, 4)))
-    with pytest.raises(WireError, match="block 1 expected.*step 6.*but got.*step 5"):
+    with pytest.raises(WireError, match="block 1 expected.*step 6.*but block 0 sends.*step 5"):
         receiver.recv()
 
 

@@ -1,0 +1,73 @@
+"""``kill -9`` at any point and a restart, by hand or by torchrun, change no bit of the weights and of the metrics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bllpipe.results.sameness import digest, learned
+from tests.ranks import jobs
+
+pytestmark = pytest.mark.ranks
+SETTINGS = (*jobs.SMALL, "steps=60", "checkpoint.every_steps=5", "log.every_steps=7")
+KILLED = -9
+# Each of them in a start of its own, which goes on where the one before was killed.
+ONE_AFTER_ANOTHER = [
+    (0, "waiting", 3),
+    (1, "forward", 8),
+    (4, "sent", 8),
+    (2, "update", 13),
+    (4, "waiting", 17),
+    (0, "save", 20),
+    (2, "tensors", 20),
+    (4, "facts", 25),
+    (3, "manifest", 25),
+    (3, "rename", 30),
+    (3, "committed", 30),
+    (3, "evaluate", 45),
+    (3, "updated", 57),
+    (0, "summary", 60),
+]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbs."""
+    run_dir = tmp_path_factory.mktemp("straight") / "run"
+    jobs.in_this_process(run_dir, *SETTINGS, "engine=sequential")
+    return run_dir
+
+
+def check_same(run_dir: Path, straight: Path) -> None:
+    assert digest(run_dir) == digest(straight)
+    assert learned(run_dir) == learned(straight)
+    assert jobs.read_json(run_dir / "status.json")["status"] == "completed"
+    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["step-00000055", "step-00000060"]
+
+
+def kill(rank: int, point: str, step: int, attempt: int = 0) -> str:
+    return f"rank={rank},point={point},step={step},action=kill,attempt={attempt}"
+
+
+def test_every_point_in_one_process(tmp_path: Path, straight: Path) -> None:
+    """The whole job is killed, and started again by hand. In one process the feedback rank comes first, and the last
+    block is the one that finishes a checkpoint."""
+    run_dir = tmp_path / "run"
+    words = jobs.words(run_dir, *SETTINGS, "engine=sequential", options=("--resume", "auto"))
+    for rank, point, step in ONE_AFTER_ANOTHER:
+        done = jobs.alone(words, fault=kill(rank, point, step))
+        assert done.returncode == KILLED, f"{point}: {done.stdout}{done.stderr}"
+    jobs.succeed(jobs.alone(words))
+    check_same(run_dir, straight)
+
+
+def test_several_ranks_one_after_another_under_torchrun(tmp_path: Path, straight: Path) -> None:
+    run_dir = tmp_path / "run"
+    places = [(1, "update", 12), (4, "sent", 17), (0, "tensors", 20), (3, "waiting", 33), (2, "updated", 58)]
+    faults = ";".join(kill(*place, attempt) for attempt, place in enumerate(places))
+    launcher = jobs.started(5, jobs.words(run_dir, *SETTINGS), "--max-restarts=9", fault=faults)
+    text, _ = launcher.communicate(timeout=180)
+    assert launcher.returncode == 0, text
+    assert text.count("goes on from step") == len(places), text
+    check_same(run_dir, straight)

@@ -1,0 +1,24 @@
+"""A log on a full disk stops nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bllpipe.run.notices import say, warn
+from bllpipe.run.progress import Progress
+
+
+def test_words_go_where_they_are_read(capsys: pytest.CaptureFixture[str]) -> None:
+    say("well")
+    warn("not so well")
+    assert capsys.readouterr() == ("well\n", "bllpipe: not so well\n")
+
+
+def test_an_output_that_takes_nothing_stops_nothing() -> None:
+    full = Path("/dev/full").open("w")  # noqa: SIM115  # closing it fails too
+    say("x" * 100_000, full)
+    Progress({}, ["block 0"], 0, 1, full, 1.0)._print("a line")  # type: ignore[arg-type]  # nothing is read of it
+    with pytest.raises(OSError, match="No space left"):
+        full.close()
