@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.chaos_cases import Families, MakeCase
 from benchmarks.chaos_hostile import (
     Harm,
     disguised,
@@ -25,7 +26,6 @@ from benchmarks.chaos_hostile import (
     unharmed,
 )
 from benchmarks.chaos_tensors import pickle_by_torch, pickle_in_a_zip
-from benchmarks.chaos_cases import Families, MakeCase
 from bllpipe.run.data.npz import read_arrays
 
 ARRAYS = {
@@ -141,10 +141,12 @@ def _lying_directory(draws: random.Random, path: Path) -> str:
 
 def _bomb(draws: random.Random, path: Path) -> str:
     """Hundreds of megabytes in a few kilobytes, behind a header that speaks of some bytes."""
-    name, size = a_name(draws), draws.randrange(50, 400)
+    name, size = a_name(draws), draws.randrange(320, 400)
     path.write_bytes(packed(draws, **{name: None}))
-    packing = draws.choice([zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
-    with zipfile.ZipFile(path, "a", packing) as archive, archive.open(f"{name}.npy", "w") as member:
+    with (
+        zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open(f"{name}.npy", "w") as member,
+    ):
         member.write(npy(ARRAYS[name]))
         for _ in range(size):
             member.write(bytes(MEBIBYTE))
@@ -201,13 +203,20 @@ def _objects(draws: random.Random, path: Path) -> str:
 
 
 def _odd_members(draws: random.Random, path: Path) -> str:
-    name, kind = a_name(draws), draws.choice(["missing", "in a folder", "twice", "no array", "alone"])
+    name, kind = (
+        a_name(draws),
+        draws.choice(["missing", "in a folder", "twice", "no array", "alone", "packed otherwise"]),
+    )
     changes: dict[str, dict[str, bytes | None]] = {
         "missing": {name: None},
         "in a folder": {name: None, f"../{name}": npy(ARRAYS[name])},
         "no array": {name: draws.randbytes(draws.choice([0, 5, 50, 50_000]))},
     }
     path.write_bytes(npy(ARRAYS[name]) if kind == "alone" else packed(draws, **changes.get(kind, {})))
+    if kind == "packed otherwise":
+        path.write_bytes(packed(draws, **{name: None}))
+        with zipfile.ZipFile(path, "a", draws.choice([zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])) as archive:
+            archive.writestr(f"{name}.npy", npy(ARRAYS[name]))
     if kind == "twice":
         with zipfile.ZipFile(path, "a") as archive:
             archive.writestr(f"{name}.npy", npy(ARRAYS[name][:1]))

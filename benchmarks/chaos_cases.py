@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = 30.0  # most that a trial may take
-MOST_BYTES = 300 << 20  # and most that it may need beyond what the child needed when it was ready
+MOST_BYTES = 300 << 20  # and most resident memory that it may add for a moment
 WATCHED_BYTES = 2 << 30  # when it is ended from outside
 SECONDS_BETWEEN_LOOKS = 0.2
 READY_SECONDS = 120.0
@@ -53,7 +53,7 @@ class Trial:
 class Outcome:
     """How a trial went: ``broken`` says which promise was not kept, and is None if all were.
 
-    ``bytes`` is the peak of resident memory above that of the ready child, if this trial has raised it.
+    ``bytes`` is the peak of the child's resident memory above what it was before the trial.
     """
 
     trial: Trial
@@ -136,22 +136,20 @@ def _work(connection: Connection, seed: int, make_families: MakeFamilies, shared
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # libraries in C complain there
     families = make_families(shared)
     folder = shared / "trial"
-    ready = _peak_bytes()
     connection.send("ready")
     while True:
         trial = connection.recv()
+        shutil.rmtree(folder, ignore_errors=True)  # of a trial that its process has not survived
         folder.mkdir()
         draws = random.Random(f"{seed}/{trial.family}/{trial.number}")  # noqa: S311  # no secret
         case = families[trial.family](draws, folder)
         connection.send(case.what)
-        before = _peak_bytes()
+        before = fresh_peak_bytes()
         broken = _broken(case)
-        peak = _peak_bytes()
-        grown = peak - ready if peak > before else 0
+        grown = peak_bytes() - before
         if broken is None and grown > MOST_BYTES:
             broken = f"took {grown >> 20} MiB; at most {MOST_BYTES >> 20} are allowed"
         connection.send((broken, grown))
-        shutil.rmtree(folder)
 
 
 def _broken(case: Case) -> str | None:
@@ -164,8 +162,16 @@ def _broken(case: Case) -> str | None:
     return None
 
 
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+def fresh_peak_bytes() -> int:
+    """Lets the system forget the peak so far; then it is the resident memory of now."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak_bytes()
+
+
+def peak_bytes() -> int:
+    """Of this process alone: ru_maxrss would be no less than that of whoever started it, and could not be reset."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
 
 
 def _resident_bytes(pid: int | None) -> int:

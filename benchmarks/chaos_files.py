@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.chaos_archives import archive_families
+from benchmarks.chaos_cases import Families, Outcome, Trial, carry_out
 from benchmarks.chaos_corruptions import Corruptions, make_run
 from benchmarks.chaos_damage import DAMAGES
 from benchmarks.chaos_headers import header_families
 from benchmarks.chaos_images import image_families
 from benchmarks.chaos_tensors import tensor_families
 from benchmarks.chaos_texts import text_families
-from benchmarks.chaos_cases import Families, Outcome, Trial, carry_out
 from benchmarks.report import table, write
 
 TOGETHER = "several at once"
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(
         f"{sum(not each.broken for each in outcomes)} of {len(outcomes)} survived, seed {options.seed}, {seconds:.0f} s"
     )
-    settings = {**vars(options), "seconds": round(seconds, 1), "memory": "ru_maxrss above that of the ready child"}
+    settings = {**vars(options), "seconds": round(seconds, 1), "memory": "peak of a trial, by VmHWM of its process"}
     write(options.json, __doc__.splitlines()[0], settings, results)
     return int(any(outcome.broken for outcome in outcomes))
 

@@ -1,4 +1,4 @@
-"""Headers of messages from a peer that is not ours, or not where it should be."""
+"""Headers and closings of messages from a peer that is not ours, or not where it should be."""
 
 from __future__ import annotations
 
@@ -8,11 +8,19 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.chaos_hostile import refused
 from benchmarks.chaos_cases import Case, Families
+from benchmarks.chaos_hostile import refused
 from bllpipe.ports import Round
 from bllpipe.topology import Edge
-from bllpipe.wire.layout import HEADER_BYTES, MAGIC, Layout, alpha_fields, stats_fields, target_fields
+from bllpipe.wire.layout import (
+    CLOSING_BYTES,
+    HEADER_BYTES,
+    MAGIC,
+    Layout,
+    alpha_fields,
+    stats_fields,
+    target_fields,
+)
 
 ROLES = ("block 0", "block 1")
 LAYOUTS = [
@@ -20,7 +28,7 @@ LAYOUTS = [
     Layout(Edge("target", 0, 1), ROLES, target_fields(7), max_batch=4, ring=2),
     Layout(Edge("stats", 0, 1), ROLES, stats_fields(10, 6), max_batch=4, ring=2),
 ]
-ROUNDS = [None, Round("train", 3, 0, 5, 3), Round("evaluate", 2**40, 0, 1, 4)]
+ROUNDS = [Round("train", 3, 0, 5, 3), Round("evaluate", 2**40, 0, 1, 4)]
 
 
 def header_families() -> Families:
@@ -28,10 +36,23 @@ def header_families() -> Families:
 
 
 def _make(draws: random.Random, folder: Path) -> Case:
+    """Of a message, of its closing alone, or of the largest message, on which both ends agree before the first."""
     layout, entry = draws.choice(LAYOUTS), draws.choice(ROUNDS)
-    expected = layout.opening() if entry is None else layout.expected_header(entry)
-    kind, changed = _changed(draws, layout, expected)
-    return refused(f"{layout.edge.kind}, {kind}: {changed[:64].hex()}", lambda: layout.check(changed, entry))
+    header = layout.expected_header(entry)
+    match draws.choice(["message", "closing", "largest"]):
+        case "message":
+            kind, changed = _changed(draws, layout, header)
+            return refused(_told(layout, kind, changed), lambda: layout.check(changed, changed[:CLOSING_BYTES], entry))
+        case "closing":
+            closing = draws.randbytes(draws.choice([CLOSING_BYTES, CLOSING_BYTES, 0, 1])) or bytes(CLOSING_BYTES)
+            return refused(_told(layout, "the closing", closing), lambda: layout.check(header, closing, entry))
+        case _:
+            kind, changed = _changed(draws, layout, layout.largest())
+            return refused(_told(layout, kind, changed), lambda: layout.compare(changed, layout.largest()))
+
+
+def _told(layout: Layout, kind: str, changed: bytes) -> str:
+    return f"{layout.edge.kind}, {kind}: {changed[:64].hex()}"
 
 
 def _changed(draws: random.Random, layout: Layout, expected: bytes) -> tuple[str, bytes]:

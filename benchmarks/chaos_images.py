@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import struct
 import zlib
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from benchmarks.chaos_cases import Families, MakeCase
 from benchmarks.chaos_hostile import (
     disguised,
     file_case,
@@ -26,7 +28,6 @@ from benchmarks.chaos_hostile import (
 )
 from benchmarks.chaos_tensors import pickle_by_torch, pickle_in_a_zip
 from benchmarks.chaos_texts import written
-from benchmarks.chaos_cases import Families, MakeCase
 from bllpipe.config.schema import DataConfig
 from bllpipe.run.data.folders import FORMATS, MAX_BYTES, FolderImages
 
@@ -68,7 +69,7 @@ def _read(path: Path) -> None:
         for name in ("cat", "dog"):
             (root / split / name).mkdir(parents=True)
             Image.new("RGB", (8, 8)).save(root / split / name / "1.png")
-    if path.exists() or path.is_symlink():
+    if os.path.lexists(path):
         path.rename(root / "train" / "cat" / "0.png")
     else:
         (root / "train" / "cat" / "1.png").unlink()
@@ -147,8 +148,8 @@ ENLARGE: dict[str, Callable[[bytearray, int, int], bytes]] = {
 
 def _text_bomb(draws: random.Random) -> bytes:
     """A PNG with a packed text, or colour profile, of hundreds of megabytes."""
-    content, packer = _image(draws, "PNG"), zlib.compressobj()
-    packed = b"".join(packer.compress(bytes(MEBIBYTE)) for _ in range(draws.randrange(100, 400))) + packer.flush()
+    content, packer = _image(draws, "PNG"), zlib.compressobj(level=1)
+    packed = b"".join(packer.compress(bytes(MEBIBYTE)) for _ in range(draws.randrange(320, 400))) + packer.flush()
     kind = draws.choice([b"zTXt", b"iTXt"])
     head = b"a\0\0" if kind == b"zTXt" else b"a\0\1\0\0\0"
     return content[:33] + _chunk(kind, head + packed) + content[33:]

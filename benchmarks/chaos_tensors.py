@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import struct
 import zipfile
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
+from benchmarks.chaos_cases import Families, MakeCase
 from benchmarks.chaos_hostile import (
     Harm,
     Write,
@@ -27,7 +29,6 @@ from benchmarks.chaos_hostile import (
     sparse,
     unharmed,
 )
-from benchmarks.chaos_cases import Families, MakeCase
 from bllpipe.learn.saved import restore
 from bllpipe.results.network_file import load_network, whole_network
 from bllpipe.run.checkpoint import open_checkpoint
@@ -72,7 +73,8 @@ def _read_shard(path: Path) -> None:
     """As a resumed run reads it; somebody has made a manifest that fits."""
     checkpoint = path.parent / str(DirectoryName(1))
     checkpoint.mkdir()
-    path.rename(checkpoint / path.name)
+    if os.path.lexists(path):
+        path.rename(checkpoint / path.name)
     (checkpoint / facts_file(0)).write_bytes(render({"rank": 0, "config": {}}))
     (checkpoint / MANIFEST).write_bytes(render(Manifest(1, 1, _sealed(checkpoint)).to_record()))
     restore(own(), open_checkpoint(checkpoint).mapped())
@@ -175,8 +177,8 @@ def _lying_length(draws: random.Random, path: Path) -> str:
 
 
 def _endless(draws: random.Random, path: Path) -> str:
-    """A tensor of gigabytes that lie on no disk. Its SHA-256 takes a second a gigabyte, so it is no more than two."""
-    number = draws.randrange(1 << 28, 1 << 31) // 12 * 12
+    """A tensor that lies on no disk; not of terabytes, as its SHA-256 is taken twice."""
+    number = draws.randrange(400 << 20, 600 << 20) // 12 * 12
     header = json.dumps({"weight": _entry("F32", [number // 12, 3], 0, number)}).encode()
     return sparse(struct.pack("<Q", len(header)) + header, size := 8 + len(header) + number, size + 1)(draws, path)
 
