@@ -117,9 +117,9 @@ def test_a_header_that_nobody_needs_is_not_read(path: Path) -> None:
     header = {f"{number:06}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for number in range(100_000)}
     (path / "rank-0.safetensors").write_bytes(safetensors(header))
     reseal(path)
-    with little_memory():
-        with pytest.raises(CheckpointError, match=r"its header would have 6,[\d,]+ bytes; at most 4,194,304 are read"):
-            open_checkpoint(path).tensors()
+    needed = r"its header would have 6,[\d,]+ bytes; at most 4,194,304 are read"
+    with little_memory(), pytest.raises(CheckpointError, match=needed):
+        open_checkpoint(path).tensors()
 
 
 def test_what_could_not_be_read_back_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,9 +135,9 @@ def test_ten_gigabytes_of_nothing_are_not_loaded(tmp_path: Path) -> None:
     path = tmp_path / "rank-0.safetensors"
     path.write_bytes(safetensors({"weight": {"dtype": "F32", "shape": [number // 4], "data_offsets": [0, number]}}))
     os.truncate(path, path.stat().st_size + number)
-    with little_memory():
-        with pytest.raises(CheckpointError, match=r"holds weight as float32\[2500000000\], but .* float32\[4\]"):
-            restore({"weight": torch.zeros(4)}, Checkpoint(tmp_path, 1, 1).mapped())
+    needed = r"holds weight as float32\[2500000000\], but this run needs float32\[4\]"
+    with little_memory(), pytest.raises(CheckpointError, match=needed):
+        restore({"weight": torch.zeros(4)}, Checkpoint(tmp_path, 1, 1).mapped())
 
 
 def test_a_tensor_in_two_ranks_is_named_without_end_and_without_escapes(path: Path) -> None:
