@@ -48,3 +48,15 @@ class OutputError(BllpipeError):
     def __init__(self, found: str) -> None:
         super().__init__(f"{found}; make room or mend the directory, and go on with --resume auto")
         self.found = found
+
+
+class NoProgressError(BllpipeError):
+    """Restart after restart fails at the same place."""
+
+    exit_code = 7
+
+
+# Exit codes of what would come back in the same way, since training is deterministic: a restart is of no use.
+POINTLESS = frozenset(
+    error.exit_code for error in (ConfigError, DataError, CheckpointError, NonFiniteError, OutputError, NoProgressError)
+)

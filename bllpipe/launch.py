@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 import sys
 import threading
-import uuid
 from collections.abc import Sequence
 
 from bllpipe.config import Config, load_config
 from bllpipe.config.schema import SYNCHRONOUS
+from bllpipe.elastic import run_ranks
 from bllpipe.engines import Options, engine, topology
 from bllpipe.engines.preflight import check_data, check_installed, check_plan
 from bllpipe.errors import BllpipeError, ConfigError
+from bllpipe.wire.agent import end_torchrun, follow_agent
 from bllpipe.wire.environment import RankEnvironment, speaks_for_all
 
 # A rank that fails before it has a store leaves the word to rank 0, and stays until rank 0 has spoken.
 SILENT_SECONDS = 5.0
 SPREAD = ("ranks", *SYNCHRONOUS)  # engines of several processes
+EXIT_CODES = """exit codes:
+    0  completed, or ended where stop_at says
+    1  a fault, in bllpipe, a module of yours or the machine
+    2  an impossible configuration or command, or data that cannot be trained on
+    3  a message did not arrive: a rank is gone or hangs
+    4  a checkpoint is damaged, cannot be written, or belongs to another run
+    5  NaN or Inf in training
+    6  a file of the run cannot be written
+    7  restarts came no further
+  129, 130, 143  stopped by SIGHUP, SIGINT, SIGTERM; --resume auto goes on
+2 and 4 to 7 are not restarted: they would come back. torchrun itself ends with 1 for all that is not 0; status.json in
+the run directory says more.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a run."""
+    parser.epilog, parser.formatter_class = EXIT_CODES, argparse.RawDescriptionHelpFormatter
     parser.add_argument("--config", metavar="FILE", help="YAML file; without it: the handwritten digits")
     parser.add_argument(
         "--set",
@@ -45,6 +58,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --resume: go on although these keys (or sections, such as optimizer) differ from the checkpoint's",
     )
     parser.add_argument("--run-dir", metavar="DIR", help="where the run's files go (default: runs/<name>)")
+    parser.add_argument(
+        "--max-restarts",
+        metavar="N",
+        type=_count,
+        default=0,
+        help="without torchrun: start the ranks again after a failure, from the newest checkpoint, at most N times",
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of restarts; use 0, 1, 2, ...")
+    return int(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,16 +83,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def launch(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     """Runs what ``options`` say; ``arguments`` are the words they came from, to be handed to the ranks."""
+    environment = None
     try:
         environment = RankEnvironment.read()
+        if environment is not None:
+            follow_agent(environment)
         config = load_config(options.config, options.overrides)
         chosen = Options(options.resume, options.run_dir, tuple(options.accept))
         chosen.check()
         _check_start(config, environment)
+        _check_restarts(options.max_restarts, config, environment)
     except BllpipeError as error:
-        return _fail_before_the_store(error)
+        return _fail_before_the_store(error, environment)
     if config.engine in SPREAD and environment is None:
-        return start_ranks(config, arguments)
+        return run_ranks(config, arguments, options.max_restarts)
     try:
         return engine(config.engine)(config, chosen)
     except KeyboardInterrupt:
@@ -92,39 +122,31 @@ def _check_start(config: Config, environment: RankEnvironment | None) -> None:
         )
 
 
-def _fail_before_the_store(error: BllpipeError) -> int:
+def _check_restarts(max_restarts: int, config: Config, environment: RankEnvironment | None) -> None:
+    """The ranks of our own launcher find its words in their command lines; others must not have them."""
+    if not max_restarts or (environment is not None and environment.launcher is not None):
+        return
+    if environment is not None:
+        raise ConfigError(
+            f"--max-restarts {max_restarts} is for python -m bllpipe.launch alone, but torchrun started this rank; "
+            f"use torchrun --max-restarts={max_restarts} -m bllpipe.launch"
+        )
+    if config.engine not in SPREAD:
+        raise ConfigError(
+            f"--max-restarts {max_restarts} starts ranks again, but engine {config.engine} has one process; "
+            f"leave it out, or use --set engine=ranks"
+        )
+
+
+def _fail_before_the_store(error: BllpipeError, environment: RankEnvironment | None) -> int:
     """All ranks find the same error at the same time; only the first one prints it."""
     if speaks_for_all():
         print(f"bllpipe: {error}", file=sys.stderr, flush=True)
     else:
         threading.Event().wait(SILENT_SECONDS)
+    if environment is not None and environment.local_rank == 0:
+        end_torchrun(environment, error.exit_code)
     return error.exit_code
-
-
-def start_ranks(config: Config, arguments: Sequence[str]) -> int:
-    """Starts a process a rank on this machine through torch's elastic launcher; returns the exit code of the first
-    that failed, or 0."""
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the failing rank has said it better
-    os.environ.setdefault("OMP_NUM_THREADS", str(config.cpu_threads))
-    launch_config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=topology(config).world_size,
-        run_id=str(uuid.uuid4()),
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-    )
-    try:
-        elastic_launch(launch_config, sys.executable)("-m", "bllpipe.launch", *arguments)
-    except ChildFailedError as error:
-        return max(error.get_first_failure()[1].exitcode, 1)
-    except KeyboardInterrupt:
-        return 130
-    return 0
 
 
 if __name__ == "__main__":

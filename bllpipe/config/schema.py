@@ -198,6 +198,7 @@ class CheckpointConfig:
     if_unwritable: Literal["fail", "go_on"] = key(
         "fail", "a checkpoint that the disk refuses: fail, or go_on to the next one; without the last one a run fails"
     )
+    tries: int = key(3, "failed attempts from one checkpoint after which the launcher restarts no more", least=1)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 import traceback
 import uuid
 from contextlib import suppress
@@ -16,6 +18,11 @@ from bllpipe.run.directory import RunDirectory
 from bllpipe.run.notices import warn
 from bllpipe.run.rank import RoundError
 from bllpipe.run.sightings import Sightings
+from bllpipe.wire.agent import end_torchrun
+from bllpipe.wire.environment import RankEnvironment
+from bllpipe.wire.world import World, open_store
+
+SILENT_SECONDS = 5.0  # that a rank gives the one that failed first to speak
 
 
 def cause_of(error: BaseException) -> BaseException:
@@ -36,19 +43,27 @@ def exit_code(error: BaseException) -> int:
     return cause.exit_code if isinstance(cause, BllpipeError) else 1
 
 
-def report_failure(error: BaseException, store: Store, job_store: Store, rank: int, role: str) -> None:
-    """Prints the error and writes status.json, unless another rank failed first.
+def report_failure(error: BaseException, store: Store, job_store: Store, rank: int, role: str) -> int:
+    """Prints the error and writes status.json, unless another rank failed first; returns the exit code of the first.
 
     When one rank fails its neighbours fail too, for want of messages. Only the first is worth reading, so whoever
-    claims the key speaks, and the others are silent.
+    claims the key speaks. The others are silent, and stay until it has spoken: the launcher ends all when one has left.
     """
-    claim = uuid.uuid4().hex
+    own = f"{uuid.uuid4().hex}, exit code {exit_code(error)}"
     try:
-        if store.compare_set("failure", "", claim).decode() != claim:
-            return
+        first = store.compare_set("failure", "", own).decode()
+        if first != own:
+            _wait_for_words(store)
+            return int(first.rpartition(" ")[2])
         directory = job_store.get("directory").decode() if job_store.check(["directory"]) else None
+        _speak(error, rank, role, directory, store)
+        store.set("failure/told", "yes")
     except RuntimeError:  # the store is gone with its launcher: better twice than not at all
-        directory = None
+        _speak(error, rank, role, None, store)
+    return exit_code(error)
+
+
+def _speak(error: BaseException, rank: int, role: str, directory: str | None, store: Store) -> None:
     warn(f"rank {rank} ({role}): {explain(error)}{_last_seen(error, store)}")
     if directory is not None:
         step = {"step": error.entry.step} if isinstance(error, RoundError) else {}
@@ -59,6 +74,12 @@ def report_failure(error: BaseException, store: Store, job_store: Store, rank: i
             warn(f"rank {rank} ({role}): and {second.found}")
 
 
+def _wait_for_words(store: Store) -> None:
+    deadline, pause = time.monotonic() + SILENT_SECONDS, threading.Event()
+    while not store.check(["failure/told"]) and time.monotonic() < deadline:
+        pause.wait(0.02)
+
+
 def _last_seen(error: BaseException, store: Store) -> str:
     """Where everybody was, for whoever looks for the reason of a message that did not come."""
     if not isinstance(cause_of(error), WireError):
@@ -67,6 +88,31 @@ def _last_seen(error: BaseException, store: Store) -> str:
         return "".join(f"\n  rank {rank}: {posting}" for rank, posting in Sightings(store).everybody())
     except RuntimeError:
         return ""
+
+
+def enter(environment: RankEnvironment, timeout: float) -> World:
+    """Opens the store of the job; without one there is nobody to tell, and this process ends."""
+    try:
+        return open_store(environment, timeout)
+    except WireError as error:
+        warn(str(error))
+        leave(error.exit_code)
+
+
+def fail(error: BaseException, world: World, rank: int, role: str) -> NoReturn:
+    """Ends this process because of ``rank``, mostly its own, with the exit code of the first failure in the job; and
+    torchrun if a restart is pointless."""
+    code = report_failure(error, world.store, world.job_store, rank, role)
+    if _first_on_its_machine(world):
+        end_torchrun(world.environment, code)
+    leave(code)
+
+
+def _first_on_its_machine(world: World) -> bool:
+    try:
+        return world.store.add(f"failed/{world.environment.node}", 1) == 1
+    except RuntimeError:  # the store is gone
+        return False
 
 
 def leave(code: int) -> NoReturn:

@@ -15,6 +15,7 @@ from bllpipe.config import Config
 from bllpipe.engines import Options, topology
 from bllpipe.engines.faults import Fault, parse_faults
 from bllpipe.engines.peers import compare_with_first, introduce
+from bllpipe.engines.stuck import check_progress
 from bllpipe.errors import ConfigError
 from bllpipe.learn.block import alpha_shape
 from bllpipe.learn.cuts import cut
@@ -119,9 +120,11 @@ def _decide(config: Config, options: Options, store: Store, job_store: Store, sp
     path, checkpoint = _place(config, options, job_store, attempt)
     changed = changes_since(checkpoint, config, options.accept, path) if checkpoint else []
     job_store.set("directory", str(path.absolute()))
-    tested = checkpoint is None or _is_tested(checkpoint, plan, RunDirectory(path))
-    if checkpoint is None or checkpoint.step < plan.last_step or not tested:
-        _begin(RunDirectory(path), config, checkpoint, tested, changed)
+    start, directory = checkpoint.step if checkpoint else 0, RunDirectory(path)
+    tested = checkpoint is None or _is_tested(checkpoint, plan, directory)
+    check_progress(job_store, attempt, start, config.checkpoint.tries, directory)
+    if start < plan.last_step or not tested:
+        _begin(directory, config, checkpoint, tested, changed)
     decided = {
         "directory": str(path.absolute()),
         "checkpoint": str(checkpoint.path.absolute()) if checkpoint else None,

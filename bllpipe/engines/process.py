@@ -7,13 +7,12 @@ from typing import NoReturn
 
 from bllpipe.config import Config
 from bllpipe.engines import topology
-from bllpipe.engines.failure import exit_code, leave, report_failure
+from bllpipe.engines.failure import enter, fail, leave
 from bllpipe.engines.finish import prepare_process
 from bllpipe.engines.watcher import Watcher
-from bllpipe.errors import BllpipeError
 from bllpipe.run.ending import Ending
 from bllpipe.wire.environment import RankEnvironment
-from bllpipe.wire.world import World, open_store
+from bllpipe.wire.world import World
 
 # This rank's part of a job, from its data to its summary.
 Part = Callable[[World, Watcher], None]
@@ -24,24 +23,22 @@ def take_part(config: Config, part: Part) -> NoReturn:
     environment = RankEnvironment.read()
     assert environment is not None, "the launcher starts this engine under torchrun only"
     prepare_process(config)
-    world = open_store(environment, config.backend.timeout_seconds)
+    world = enter(environment, config.backend.timeout_seconds)
     try:
         with watcher(config, world) as watching:
             part(world, watching)
     except BaseException as error:
-        role = topology(config).role(environment.rank)
-        report_failure(error, world.store, world.job_store, environment.rank, role)
-        leave(exit_code(error))
+        fail(error, world, environment.rank, topology(config).role(environment.rank))
     leave(0)
 
 
 def watcher(config: Config, world: World) -> Watcher:
     """The watcher of this rank, with a connection to the store for itself."""
     layout, beside = topology(config), world.another_connection()
-
-    def fail(error: BllpipeError, rank: int, role: str) -> None:
-        report_failure(error, beside.store, beside.job_store, rank, role)
-        leave(exit_code(error))
-
     roles = [layout.role(rank) for rank in range(layout.world_size)]
-    return Watcher(beside.store, world.environment.rank, roles, Ending(), config.backend.timeout_seconds, fail, leave)
+
+    def fail_because(error: BaseException, rank: int) -> NoReturn:
+        fail(error, beside, rank, roles[rank])
+
+    timeout = config.backend.timeout_seconds
+    return Watcher(beside.store, world.environment.rank, roles, Ending(), timeout, fail_because, leave)

@@ -34,7 +34,7 @@ def run_in_world(config: Config, options: Options, world: World, watcher: Watche
     device = rank_device(config, layout, world.environment)
     images = load_images(config.data, config.seed) if rank == 0 else None
     spec = images.spec if images else None
-    job = agree(config, options, world.store, world.job_store, spec, world.environment.attempt, watcher.ending)
+    job = agree(config, options, world.store, world.job_store, spec, world.attempt, watcher.ending)
     if nothing_left(job):
         return say_nothing_left(job) if rank == 0 else None
     # only now, as the first rank may have downloaded them

@@ -49,7 +49,7 @@ def _run_in_world(config: Config, options: Options, world: World, watcher: Watch
     device = own_device(config, topology(config), environment)
     images = load_images(config.data, config.seed) if rank == 0 else None
     spec = images.spec if images else None
-    job = agree(config, options, world.store, world.job_store, spec, environment.attempt, watcher.ending)
+    job = agree(config, options, world.store, world.job_store, spec, world.attempt, watcher.ending)
     if nothing_left(job):
         return say_nothing_left(job) if rank == 0 else None
     open_group(world, use_nccl=device.type == "cuda")

@@ -21,7 +21,7 @@ from bllpipe.run.signals import PATIENCE_SECONDS, StopSignals
 
 LOOK_SECONDS = 0.2
 
-Fail = Callable[[BllpipeError, int, str], None]  # error, rank and role it is about
+Fail = Callable[[BllpipeError, int], None]  # and the rank it is about
 
 
 class Watcher:
@@ -111,14 +111,14 @@ class Watcher:
     def _find_stuck(self) -> None:
         for sighting in self._own():
             if not sighting.edge and sighting.seconds > self._timeout:
-                self._fail(self._stuck(f"{sighting}"), self._rank, self._roles[self._rank])
+                self._fail(self._stuck(f"{sighting}"), self._rank)
         other = (self._rank + 1) % len(self._roles)
         posting = self._sightings.of(other)
         seconds = self._staleness.look(posting.number) * LOOK_SECONDS
         if other != self._rank and posting.number != LEFT and seconds > self._timeout:
             end_sibling(posting.pid)
             error = self._stuck(f"not heard of for {seconds:.0f} s; last seen: {posting}")
-            self._fail(error, other, self._roles[other])
+            self._fail(error, other)
 
     def _stuck(self, how: str) -> WireError:
         return WireError(

@@ -30,7 +30,9 @@ class RunDirectory:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
-        self._log = Leniency(if_unwritable, "metrics.jsonl and spans", "log.if_unwritable", warn)
+        self._metrics_log, self._spans_log = (
+            Leniency(if_unwritable, what, "log.if_unwritable", warn) for what in ("metrics", "spans")
+        )
 
     def begin(self, config: Config, first_step: int, tests_again: bool = False) -> None:
         """Writes config.yaml and env.json, and drops the metrics of steps that are about to be done again, and of the
@@ -49,17 +51,25 @@ class RunDirectory:
 
     def add_metrics(self, record: Mapping[str, Any]) -> None:
         """Appends one line to metrics.jsonl."""
-        self._log.attempt(lambda: self._append_metrics(json.dumps(record)))
+        self._metrics_log.attempt(lambda: self._append_metrics(json.dumps(record)))
 
     def write_spans(self, name: str, text: str) -> None:
         """Writes spans/NAME."""
-        self._log.attempt(lambda: self._write_spans(self.path / "spans" / name, text))
+        self._spans_log.attempt(lambda: self._write_spans(self.path / "spans" / name, text))
 
     def write_status(self, status: str, **facts: Any) -> None:
         """status.json: ``running``, ``completed``, ``preempted`` or ``failed``, with step, rank and reason."""
         record = {"status": status, "time": time.time(), **facts}
         with writing("the status", self.path / "status.json"):
             write_whole(self.path / "status.json", json.dumps(record, indent=1) + "\n")
+
+    def read_status(self) -> dict[str, Any]:
+        """What status.json says; nothing if there is none that can be read."""
+        try:
+            record = json.loads((self.path / "status.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return record if isinstance(record, dict) else {}
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         with writing("the summary", self.path / "summary.json"):

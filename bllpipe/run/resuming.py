@@ -45,8 +45,8 @@ def checkpoint_to_resume(
 def changes_since(checkpoint: Checkpoint, config: Config, accepted: Sequence[str], directory: Path) -> list[Change]:
     """What is different in ``config``, all of it harmless or ``accepted``.
 
-    Raises ConfigError for any other change, and when ``directory`` holds later checkpoints, which go on from the old
-    values: after an interruption they would be taken for those of this run.
+    Raises CheckpointError when there is nothing to compare with; ConfigError for any other change, and when
+    ``directory`` holds later checkpoints, with the old values: after an interruption they would be taken for new ones.
     """
     found = changes(checkpoint.config(), to_mapping(config))
     refuse_others(found, accepted, str(checkpoint.path))

@@ -1,26 +1,35 @@
-"""What torchrun tells a process about its place; the one place that reads these variables. Imports no torch."""
+"""What torchrun tells a process about its place; the one place that reads these variables, and where our own launcher
+adds to them. Imports no torch."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from bllpipe.errors import ConfigError
 
+LAUNCHER = "BLLPIPE_LAUNCHER"  # what our own launcher adds
+
 
 @dataclass(frozen=True)
 class RankEnvironment:
-    """One process of a torchrun job. ``attempt`` counts the restarts of the whole group."""
+    """One process of a job. ``restarts_left`` is how often torchrun would start it again, ``node`` the number of its
+    machine. ``has_agent`` says that torchrun or our launcher is its parent; ``launcher`` is the process id of our
+    launcher, and None under torchrun."""
 
     rank: int
     world_size: int
     local_rank: int
     local_world_size: int
-    attempt: int
     master_addr: str
     master_port: int
     agent_hosts_store: bool
+    restarts_left: int = 0
+    node: int = 0
+    has_agent: bool = False
+    launcher: int | None = None
 
     @property
     def on_one_machine(self) -> bool:
@@ -41,15 +50,19 @@ class RankEnvironment:
 
     @classmethod
     def _parse(cls, variables: Mapping[str, str]) -> RankEnvironment:
+        restarts = int(variables.get("TORCHELASTIC_RESTART_COUNT", "0"))
         return cls(
             rank=int(variables["RANK"]),
             world_size=int(variables["WORLD_SIZE"]),
             local_rank=int(variables["LOCAL_RANK"]),
             local_world_size=int(variables["LOCAL_WORLD_SIZE"]),
-            attempt=current_attempt(variables),
             master_addr=variables["MASTER_ADDR"],
             master_port=int(variables["MASTER_PORT"]),
             agent_hosts_store=variables.get("TORCHELASTIC_USE_AGENT_STORE", "False") == "True",
+            restarts_left=int(variables.get("TORCHELASTIC_MAX_RESTARTS", "0")) - restarts,
+            node=int(variables.get("GROUP_RANK", "0")),
+            has_agent="TORCHELASTIC_RUN_ID" in variables,
+            launcher=int(variables[LAUNCHER]) if LAUNCHER in variables else None,
         )
 
 
@@ -63,11 +76,29 @@ def fault_text(variables: Mapping[str, str] = os.environ) -> str:
     return text
 
 
-def current_attempt(variables: Mapping[str, str] = os.environ) -> int:
-    """How often the group of this process was restarted."""
-    return int(variables.get("TORCHELASTIC_RESTART_COUNT", "0"))
-
-
 def speaks_for_all(variables: Mapping[str, str] = os.environ) -> bool:
     """Whether this process is the one that prints what all ranks found alike."""
     return variables.get("RANK", "0") == "0"
+
+
+@contextmanager
+def launching(cpu_threads: int) -> Iterator[None]:
+    """What processes that our launcher starts meanwhile find in their environment, beside what the elastic agent says.
+
+    The agent itself finds that it has no signals to handle: they are the launcher's.
+    """
+    own = {
+        LAUNCHER: str(os.getpid()),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cpu_threads)),
+        "TORCHELASTIC_SIGNALS_TO_HANDLE": "",
+    }
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

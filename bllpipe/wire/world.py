@@ -12,45 +12,69 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from bllpipe.errors import WireError
 from bllpipe.ports import Store
 from bllpipe.topology import Edge
+from bllpipe.wire.attempt import meet
 from bllpipe.wire.environment import RankEnvironment
+from bllpipe.wire.loopback import loopback_address, loopback_store
 
 # Receiving threads sit in gloo for as long as a slow block takes; the loops have their own, shorter, timeouts.
 FOR_EVER = timedelta(days=30)
+# The store of an elastic agent is there before any rank is. If it is not found, the agent is gone.
+CONNECT_SECONDS = 30.0
+NAME = "bllpipe"  # in front of all keys
 
 
 @dataclass(frozen=True)
 class World:
-    """``store`` belongs to this attempt alone; ``job_store`` outlives restarts of the group."""
+    """``store`` belongs to attempt number ``attempt`` alone; ``job_store`` outlives restarts of the group."""
 
     environment: RankEnvironment
     store: Store
     job_store: Store
     raw_store: Any
+    attempt: int
     timeout: float
 
     def another_connection(self) -> World:
         """The same stores for another thread: a connection can do nothing else while somebody waits in it."""
-        return open_store(self.environment, self.timeout, hosts=False)
+        return _world(
+            self.environment, _connect(self.environment, self.timeout, hosts=False), self.attempt, self.timeout
+        )
 
 
-def open_store(environment: RankEnvironment, timeout: float, hosts: bool = True) -> World:
-    """Connects to the store of the job; no rank waits for another yet.
+def open_store(environment: RankEnvironment, timeout: float) -> World:
+    """Connects to the store of the job, and every rank with rank 0; WireError when nobody answers."""
+    hosts = environment.rank == 0 and not environment.agent_hosts_store
+    try:
+        tcp = _connect(environment, timeout, hosts)
+        attempt = meet(environment.rank, environment.world_size, dist.PrefixStore(NAME, tcp), timeout)
+    except (RuntimeError, OSError) as error:
+        raise WireError(
+            f"rank {environment.rank} does not reach the store of the job at {environment.master_addr}, "
+            f"port {environment.master_port}: {error}; is what started it still there?"
+        ) from error
+    return _world(environment, tcp, attempt, timeout)
 
-    A restarted group must not read the keys of the attempt before it, so each attempt has a prefix of its own.
-    """
-    hosts = hosts and environment.rank == 0 and not environment.agent_hosts_store
-    tcp = dist.TCPStore(
-        environment.master_addr,
-        environment.master_port,
-        is_master=hosts,
-        timeout=timedelta(seconds=timeout),
-        wait_for_workers=False,
-    )
-    job = dist.PrefixStore("bllpipe", tcp)
-    attempt = dist.PrefixStore(f"attempt_{environment.attempt}", job)
-    return World(environment, attempt, job, attempt, timeout)
+
+def _world(environment: RankEnvironment, tcp: dist.TCPStore, attempt: int, timeout: float) -> World:
+    """A restarted group must not read the keys of the attempt before it, so each attempt has a prefix of its own."""
+    job = dist.PrefixStore(NAME, tcp)
+    store = dist.PrefixStore(f"attempt_{attempt}", job)
+    return World(environment, store, job, store, attempt, timeout)
+
+
+def _connect(environment: RankEnvironment, timeout: float, hosts: bool) -> dist.TCPStore:
+    """The store of the agent, or else of rank 0, which then listens on the loopback alone if that is its address."""
+    address, port = environment.master_addr, environment.master_port
+    loopback = loopback_address(address) if hosts else None
+    if loopback is not None:
+        return loopback_store(timeout, loopback, port)
+    patience = min(timeout, CONNECT_SECONDS) if environment.agent_hosts_store else timeout
+    tcp = dist.TCPStore(address, port, is_master=hosts, timeout=timedelta(seconds=patience), wait_for_workers=False)
+    tcp.set_timeout(timedelta(seconds=timeout))
+    return tcp
 
 
 def open_group(world: World, use_nccl: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -13,12 +12,10 @@ from tests.ranks import jobs
 
 pytestmark = pytest.mark.ranks
 TWO = (*jobs.SMALL, "blocks=2", "steps=5")
-SECONDS = 30.0
 
 
 def odd_rank(run_dir: Path, num_ranks: int, settings: tuple[str, ...], *odd: str) -> str:
     """What a job says that ends because its rank 1 is odd."""
-    started = time.monotonic()
     done = jobs.torchrun(
         num_ranks, [*jobs.words(run_dir, *TWO, *settings), "--odd", *odd], module="tests.ranks.odd_job"
     )
@@ -26,7 +23,6 @@ def odd_rank(run_dir: Path, num_ranks: int, settings: tuple[str, ...], *odd: str
     assert done.stderr.count("bllpipe: ") == 1 and "fault in bllpipe" not in done.stderr
     status = jobs.read_json(run_dir / "status.json")
     assert (status["status"], status["rank"]) == ("failed", 1)
-    assert time.monotonic() - started < SECONDS
     return done.stderr
 
 

@@ -15,7 +15,7 @@ import bllpipe
 from bllpipe import cli, launch
 from bllpipe.config import load_config
 from bllpipe.errors import ConfigError
-from bllpipe.wire.environment import RankEnvironment, speaks_for_all
+from bllpipe.wire.environment import RankEnvironment, launching, speaks_for_all
 
 REPOSITORY = Path(__file__).parents[2]
 TORCHRUN = {
@@ -25,15 +25,31 @@ TORCHRUN = {
     "LOCAL_WORLD_SIZE": "2",
     "MASTER_ADDR": "host",
     "MASTER_PORT": "29500",
+    "GROUP_RANK": "1",
     "TORCHELASTIC_RESTART_COUNT": "2",
+    "TORCHELASTIC_MAX_RESTARTS": "5",
     "TORCHELASTIC_USE_AGENT_STORE": "True",
 }
 
 
 def test_what_torchrun_says() -> None:
-    assert RankEnvironment.read(TORCHRUN) == RankEnvironment(3, 5, 1, 2, 2, "host", 29500, True)
+    assert RankEnvironment.read(TORCHRUN) == RankEnvironment(3, 5, 1, 2, "host", 29500, True, 3, 1)
     without = {key: value for key, value in TORCHRUN.items() if not key.startswith("TORCHELASTIC")}
-    assert RankEnvironment.read(without) == RankEnvironment(3, 5, 1, 2, 0, "host", 29500, False)
+    assert RankEnvironment.read(without) == RankEnvironment(3, 5, 1, 2, "host", 29500, False, 0, 1)
+    started = {"TORCHELASTIC_RUN_ID": "x", "BLLPIPE_LAUNCHER": "17"}
+    assert RankEnvironment.read({**TORCHRUN, **started}) == RankEnvironment(
+        3, 5, 1, 2, "host", 29500, True, 3, 1, True, 17
+    )
+
+
+def test_what_our_launcher_adds_is_for_its_ranks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = dict(os.environ)
+    with launching(cpu_threads=3):
+        added = {name: value for name, value in os.environ.items() if before.get(name) != value}
+    assert added.pop("BLLPIPE_LAUNCHER") == str(os.getpid())
+    assert added == {"OMP_NUM_THREADS": "3", "TORCHELASTIC_SIGNALS_TO_HANDLE": ""}
+    assert dict(os.environ) == before
 
 
 def test_outside_of_torchrun_there_is_no_rank() -> None:
@@ -70,6 +86,10 @@ def test_one_rank_speaks_for_all(variables: dict[str, str], speaks: bool) -> Non
             ["--accept", "blocks", "--accept", "seed"],
             "--accept blocks seed is for a run that goes on; add --resume auto",
         ),
+        (
+            ["--set", "engine=sequential", "--max-restarts", "2"],
+            "--max-restarts 2 starts ranks again, but engine sequential has one process; leave it out",
+        ),
     ],
 )
 def test_a_mistake_is_one_message_and_an_exit_code(
@@ -86,6 +106,28 @@ def test_a_wrong_world_size(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         monkeypatch.setenv(key, value)
     assert launch.main([]) == 2
     assert "need 5 ranks, but torchrun started 4; use --nproc_per_node=5" in capsys.readouterr().err
+
+
+def test_restarts_are_counted_in_one_place(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for key, value in {**TORCHRUN, "RANK": "0"}.items():
+        monkeypatch.setenv(key, value)
+    assert launch.main(["--max-restarts", "4"]) == 2
+    message = "torchrun started this rank; use torchrun --max-restarts=4 -m bllpipe.launch"
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["-1", "x", "1.5"])
+def test_no_number_of_restarts(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        launch.main([f"--max-restarts={number}"])
+    assert f"'{number}' is no number of restarts; use 0, 1, 2, ..." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [launch.main, lambda words: cli.main(["train", *words])])
+def test_help_tells_the_exit_codes(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        command(["--help"])
+    assert launch.EXIT_CODES.strip() in capsys.readouterr().out
 
 
 def test_a_fault_of_a_users_module_is_shown_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,7 +58,8 @@ class CheckpointWriter:
             entries = write_shard(partial, rank, tensors, facts)
             published = {"files": {name: asdict(entry) for name, entry in entries.items()}}
         except (OSError, SafetensorError) as error:
-            published = {"refused": self._refuse(step, rank, partial, error)}
+            size = sum(tensor.nbytes for tensor in tensors.values())
+            published = {"refused": self._refuse(step, rank, f"{size:,} bytes", partial, error)}
         if self._is_last(step, rank, published):
             self._finish(step, rank, partial)
 
@@ -74,9 +75,9 @@ class CheckpointWriter:
         if outcome != COMMITTED:
             raise OutputError(f"the last checkpoint, of step {step}, is not written: {outcome}")
 
-    def _refuse(self, step: int, rank: int, partial: Path, error: Exception) -> str:
+    def _refuse(self, step: int, rank: int, what: str, partial: Path, error: Exception) -> str:
         """What the disk has against this checkpoint; raised if that ends the run, and whoever waits for it is told."""
-        found = refusal(f"the checkpoint of step {step}", partial, error)
+        found = refusal(f"the checkpoint of step {step} ({what})", partial, error)
         if self._if_unwritable == "fail":
             self._store.set(f"checkpoint/{step}/committed", f"rank {rank} {found}")
             raise OutputError(f"rank {rank} {found}; the checkpoints before it are untouched") from error
@@ -97,7 +98,7 @@ class CheckpointWriter:
             try:
                 self._commit(step, partial, records)
             except OSError as error:
-                refusals = [self._refuse(step, rank, partial, error)]
+                refusals = [self._refuse(step, rank, "its manifest", partial, error)]
         if refusals:
             _remove(partial)
         self._store.set(f"checkpoint/{step}/committed", "; ".join(refusals) or COMMITTED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bllpipe.config.schema import DataConfig
 from bllpipe.errors import DataError
+from bllpipe.orphans import end_with_parent
 from bllpipe.run.data.listing import Sample, listing
 from bllpipe.run.data.sets import LabelSet, Split, mean_and_std
 from bllpipe.run.data.spec import DataSpec, check_labels
@@ -37,8 +39,21 @@ class FolderImages:
     def batches(self, wanted: Iterable[tuple[Split, Tensor]]) -> Iterator[Tensor]:
         paths = ([str(self._listing[split][i][1]) for i in index_B.tolist()] for split, index_B in wanted)
         decoder = _Decoder(self._size)
-        loader = DataLoader(decoder, batch_sampler=_Listed(paths), num_workers=self._workers, collate_fn=torch.stack)
+        loader = DataLoader(
+            decoder,
+            batch_sampler=_Listed(paths),
+            num_workers=self._workers,
+            collate_fn=torch.stack,
+            worker_init_fn=_follow_rank,
+        )
         return iter(loader)
+
+
+def _follow_rank(number: int) -> None:
+    """In a decoding process: it ends when its rank does, however that one ends, and not before. Signals to the process
+    group, as torchrun sends them, are for the rank alone, which still needs images until it stops."""
+    os.setpgid(0, 0)
+    end_with_parent()
 
 
 class _Listed:

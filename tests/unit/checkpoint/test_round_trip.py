@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bllpipe.errors import CheckpointError
 from bllpipe.run.checkpoint import open_checkpoint
-from tests.unit.checkpoint.samples import DTYPES, bits, sample, tree, write_checkpoint
+from tests.unit.checkpoint.samples import DTYPES, bits, reseal, sample, tree, write_checkpoint
 
 
 def written_and_read(tmp_path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -94,3 +94,12 @@ def test_a_tensor_in_two_ranks_is_refused(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path, 1, {rank: {"a": torch.ones(1), "b": torch.ones(1)} for rank in range(2)})
     with pytest.raises(CheckpointError, match="rank 1 and a rank before it both hold 'a', 'b'"):
         open_checkpoint(path).tensors()
+
+
+def test_names_can_be_read_alone(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path, 1)
+    assert sorted(open_checkpoint(path).names()) == sorted(open_checkpoint(path).tensors())
+    (path / "rank-0.safetensors").write_bytes(b"no tensors")
+    reseal(path)
+    with pytest.raises(CheckpointError, match="rank-0.safetensors is not a safetensors file that can be read"):
+        open_checkpoint(path).names()

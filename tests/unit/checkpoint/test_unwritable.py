@@ -25,7 +25,7 @@ def test_a_full_disk_is_explained_and_the_last_checkpoint_stays(
 ) -> None:
     write_checkpoint(tmp_path, 1)
     writer = CheckpointWriter(tmp_path, dist.HashStore(), 1, "second", keep=1)
-    refused = "rank 0 cannot write the checkpoint of step 2 to .*File too large.*make room or mend the directory"
+    refused = "rank 0 cannot write the checkpoint of step 2 .*File too large.*make room or mend the directory"
     with files_of_at_most(size), pytest.raises(OutputError, match=refused):
         writer.write(2, 0, {"x": torch.zeros(100_000)}, facts)
     left = list(tree(tmp_path / "step-00000002.partial-second"))
@@ -36,7 +36,7 @@ def test_a_full_disk_is_explained_and_the_last_checkpoint_stays(
 def test_a_file_in_the_way_is_named_and_the_last_checkpoint_stays(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, 1)
     (tmp_path / "step-00000002.partial-first").write_text("in the way")
-    with pytest.raises(OutputError, match="cannot write the checkpoint of step 2 to .*step-00000002.partial-first"):
+    with pytest.raises(OutputError, match="cannot write the checkpoint of step 2 .*step-00000002.partial-first"):
         write_checkpoint(tmp_path, 2)
     assert_holds(open_checkpoint(tmp_path).path, 1)
 
@@ -86,9 +86,7 @@ def test_a_run_that_may_go_on_leaves_out_what_one_rank_cannot_write(
     assert list(tree(tmp_path)) == ["step-00000001", "step-00000003"]
     assert_holds(tmp_path / "step-00000003", 3, num_ranks=3)
     first, second = capsys.readouterr().err.splitlines()
-    words = (
-        r"bllpipe: rank 1 cannot write the checkpoint of step 2 to .* bytes are free there; the run goes on without "
-    )
+    words = r"bllpipe: rank 1 cannot write the checkpoint of step 2 .* bytes are free there; the run goes on without "
     assert re.fullmatch(words + r"\(checkpoint.if_unwritable: go_on\), and tries the next one", first)
     assert second == "bllpipe: checkpoints can be written again: that of step 3 is whole"
 

@@ -21,7 +21,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
 
 
 def rank(number: int, local_world_size: int = 5) -> RankEnvironment:
-    return RankEnvironment(number, 5, number % local_world_size, local_world_size, 0, "localhost", 1, True)
+    return RankEnvironment(number, 5, number % local_world_size, local_world_size, "localhost", 1, True)
 
 
 @pytest.mark.parametrize(

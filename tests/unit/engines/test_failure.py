@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch.distributed as dist
 
-from bllpipe.engines.failure import cause_of, exit_code, explain, report_failure
+from bllpipe.engines.failure import SILENT_SECONDS, cause_of, enter, exit_code, explain, report_failure
 from bllpipe.errors import BllpipeError, CheckpointError, ConfigError, DataError, NonFiniteError, OutputError, WireError
 from bllpipe.ports import Round
 from bllpipe.run.rank import RoundError
+from bllpipe.wire.environment import RankEnvironment
 
 
 @pytest.fixture
@@ -103,3 +106,30 @@ def test_what_is_not_ours_comes_with_a_traceback() -> None:
 def test_exit_codes_tell_kinds_of_failure_apart() -> None:
     kinds = [BllpipeError, ConfigError, DataError, WireError, CheckpointError, NonFiniteError, OutputError, KeyError]
     assert [exit_code(kind("x")) for kind in kinds] == [1, 2, 2, 3, 4, 5, 6, 1]
+
+
+def test_all_ranks_end_with_the_exit_code_of_the_first_failure() -> None:
+    store: Any = dist.HashStore()
+    assert report_failure(NonFiniteError("nan"), store, store, rank=1, role="block 1") == 5
+    assert report_failure(WireError("block 1 is gone"), store, store, rank=0, role="block 0") == 5
+
+
+def test_a_rank_without_a_store_says_so_and_ends(capfd: pytest.CaptureFixture[str]) -> None:
+    environment = RankEnvironment(1, 2, 1, 2, "localhost", 1, agent_hosts_store=True)
+    process = multiprocessing.get_context("spawn").Process(target=enter, args=(environment, 0.2))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 3
+    assert "bllpipe: rank 1 does not reach the store of the job at localhost, port 1" in capfd.readouterr().err
+
+
+def test_no_rank_leaves_before_the_first_has_spoken() -> None:
+    """A neighbour that left at once had torchrun end the rank that was about to say what was wrong."""
+    store: Any = dist.HashStore()
+    store.set("failure", "rank 2 (block 2), exit code 5")
+    with ThreadPoolExecutor(1) as pool:
+        silent = pool.submit(report_failure, WireError("block 2 is gone"), store, store, rank=1, role="block 1")
+        with pytest.raises(TimeoutError):
+            silent.result(0.3)
+        store.set("failure/told", "yes")
+        assert silent.result(SILENT_SECONDS) == 5

@@ -85,7 +85,7 @@ def test_a_wrong_world_size(
 def test_ranks_do_not_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    environment = RankEnvironment(1, 2, 1, 2, 0, "localhost", 1, True)
+    environment = RankEnvironment(1, 2, 1, 2, "localhost", 1, True)
     settings = config("engine=1f1b", "blocks=2")
     with pytest.raises(ConfigError, match="engine 1f1b needs a GPU a rank, but 2 ranks find 1 .* --set device=cpu"):
         own_device(settings, topology(settings), environment)

@@ -8,10 +8,10 @@ import pytest
 import torch.distributed as dist
 
 from bllpipe.config import Config, load_config, to_mapping
-from bllpipe.errors import ConfigError
+from bllpipe.errors import CheckpointError, ConfigError
 from bllpipe.run.checkpoint import CheckpointWriter
 from bllpipe.run.resuming import changes_since, checkpoint_to_resume, choose_directory, default_name
-from tests.unit.checkpoint.samples import sample
+from tests.unit.checkpoint.samples import sample, write_checkpoint
 
 
 def saved(directory: Path, config: Config, step: int = 3) -> Path:
@@ -131,3 +131,9 @@ def test_a_later_checkpoint_of_other_settings_is_not_mixed_with_those_to_come(tm
     ):
         found(run, ["blocks=2"], "blocks", resume=first)
     assert found(run, ["log.every_steps=1"], resume=first) == ["log.every_steps"]
+
+
+def test_a_checkpoint_without_a_configuration_is_no_ground_to_go_on(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "run" / "checkpoints", 3)
+    with pytest.raises(CheckpointError, match="step-00000003 does not say with which configuration it was written"):
+        found(tmp_path / "run", [])

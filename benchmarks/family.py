@@ -1,0 +1,66 @@
+"""The processes that a launcher has started, on Linux: who they are, and where they listen."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+PROC = Path("/proc")
+LISTENING = "0A"  # the state of a socket in /proc/net/tcp
+
+
+def descendants(process: int) -> Iterator[int]:
+    """``process`` and all that it and its children have started, as far as they are there."""
+    yield process
+    with contextlib.suppress(OSError):
+        for task in (PROC / str(process) / "task").iterdir():
+            for child in (task / "children").read_text().split():
+                yield from descendants(int(child))
+
+
+def ranks_of(launcher: int) -> dict[int, int]:
+    """The process ids of the ranks that ``launcher`` has started, by rank."""
+    found: dict[int, int] = {}
+    for process in descendants(launcher):
+        variables = _variables(process)
+        if process != launcher and "RANK" in variables:
+            found.setdefault(int(variables["RANK"]), process)
+    return found
+
+
+def marked(name: str, value: str) -> list[int]:
+    """All processes that were started with this variable in their environment, orphans too."""
+    numbers = [int(path.name) for path in PROC.iterdir() if path.name.isdecimal()]
+    return [process for process in numbers if _variables(process).get(name) == value]
+
+
+def _variables(process: int) -> dict[str, str]:
+    """The environment that a process was started with; nothing if it is gone."""
+    try:
+        text = (PROC / str(process) / "environ").read_bytes().decode(errors="replace")
+    except OSError:
+        return {}
+    return dict(pair.partition("=")[::2] for pair in text.split("\0") if pair)
+
+
+def listening(process: int) -> set[tuple[str, int]]:
+    """Where a process listens: address, in hexadecimal as the kernel writes it (0100007F is 127.0.0.1), and port."""
+    sockets = _listening_sockets()
+    found = set()
+    with contextlib.suppress(OSError):
+        for descriptor in (PROC / str(process) / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                found.add(sockets.get(str(descriptor.readlink())))
+    return {place for place in found if place is not None}
+
+
+def _listening_sockets() -> dict[str, tuple[str, int]]:
+    """Address and port of every listening TCP socket of the machine, by what its descriptor links to."""
+    rows = [line.split() for name in ("tcp", "tcp6") for line in (PROC / "net" / name).read_text().splitlines()[1:]]
+    return {f"socket:[{row[9]}]": _place(row[1]) for row in rows if row[3] == LISTENING}
+
+
+def _place(text: str) -> tuple[str, int]:
+    address, _, port = text.partition(":")
+    return address, int(port, 16)

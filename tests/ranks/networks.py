@@ -1,0 +1,49 @@
+"""Networks of a user's own that disturb a job."""
+
+from __future__ import annotations
+
+import time
+
+from torch import Tensor, nn
+
+
+class Breaking(nn.Module):
+    """Raises in the training step of this number, from 0, of every attempt."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self._left = step
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            if self._left == 0:
+                raise ArithmeticError("this network breaks here every time")
+            self._left -= 1
+        return x
+
+
+class Slow(nn.Module):
+    """Takes its time for every batch."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self._seconds = seconds
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            time.sleep(self._seconds)
+        return x
+
+
+def breaking(in_channels: int, num_classes: int, step: int) -> list[nn.Module]:
+    """One block for small synthetic images."""
+    return [_classifier(Breaking(step), in_channels, num_classes)]
+
+
+def slow(in_channels: int, num_classes: int, seconds: float) -> list[nn.Module]:
+    """One block for small synthetic images."""
+    return [_classifier(Slow(seconds), in_channels, num_classes)]
+
+
+def _classifier(first: nn.Module, in_channels: int, num_classes: int) -> nn.Module:
+    return nn.Sequential(first, nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(in_channels, num_classes))

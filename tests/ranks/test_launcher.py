@@ -1,0 +1,70 @@
+"""Between the shell and the ranks: who may listen, who outlives whom, and what a signal does."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.family import listening
+from tests.ranks import jobs
+from tests.ranks.running import OWN, Running, running, torchrun
+
+pytestmark = [pytest.mark.ranks, pytest.mark.skipif(sys.platform != "linux", reason="needs prctl and /proc")]
+LAUNCHERS = {"own": OWN, "torchrun": torchrun(3)}
+LONG = jobs.words(None, *jobs.SMALL, "blocks=2", "log.every_steps=1", "steps=100000")
+LOOPBACK = "0100007F"
+
+
+def exposed(job: Running, processes: list[int]) -> dict[int, set[tuple[str, int]]]:
+    """Who listens at other addresses than 127.0.0.1."""
+    places = {process: listening(process) for process in processes}
+    assert any(places.values()), "a job without a listener would prove nothing"
+    outside = {process: {place for place in found if place[0] != LOOPBACK} for process, found in places.items()}
+    return {process: found for process, found in outside.items() if found}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_job_listens_on_the_loopback_alone_and_dies_with_its_launcher(launcher: str, tmp_path: Path) -> None:
+    """What torchrun itself listens at is torchrun's affair; its ranks are ours."""
+    with running(LAUNCHERS[launcher], tmp_path / "run", *LONG) as job:
+        job.wait_for_step(3)
+        assert sorted(job.ranks) == [0, 1, 2]
+        assert exposed(job, job.processes if launcher == "own" else list(job.ranks.values())) == {}
+        job.process.kill()
+        job.wait_until_nothing_is_left(timeout=2)
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_ranks_that_have_hardly_begun_die_with_their_launcher(launcher: str, tmp_path: Path) -> None:
+    """They once found out after minutes, when they did not reach the store."""
+    with running(LAUNCHERS[launcher], tmp_path / "run", *LONG) as job:
+        job.wait_until(lambda: len(job.ranks) == 3, timeout=60)
+        job.process.kill()
+        job.wait_until_nothing_is_left(timeout=2)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_the_launcher_ends_all(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    with running(OWN, tmp_path / "run", *LONG, "--max-restarts", "3") as job:
+        job.wait_for_step(3)
+        start = time.monotonic()
+        job.process.send_signal(number)
+        found, said = job.end(timeout=20)
+        assert found == code, said
+        assert "Traceback" not in said
+        assert "restart" not in said
+        assert job.left() == []
+        assert time.monotonic() - start < 20
+
+
+def test_a_second_interrupt_ends_all_at_once(tmp_path: Path) -> None:
+    with running(OWN, tmp_path / "run", *LONG) as job:
+        job.wait_for_step(3)
+        job.process.send_signal(signal.SIGINT)
+        job.process.send_signal(signal.SIGINT)
+        assert job.end(timeout=5)[0] == 130
+        assert job.left() == []
