@@ -23,7 +23,7 @@ from benchmarks.report import Spread, table, write
 
 TIMEOUT = 120.0  # seconds until something must have happened
 STEPS_BETWEEN = 50  # from a restart to the next kill
-SETTINGS = ("checkpoint.every_steps=20", "log.every_steps=1", "trace.num_steps=0")
+SETTINGS = ("checkpoint.every_steps=20", "log.every_steps=1")
 WORDS = [word for setting in SETTINGS for word in ("--set", setting)]
 
 
