@@ -64,7 +64,8 @@ def report_failure(error: BaseException, store: Store, job_store: Store, rank: i
 
 
 def _speak(error: BaseException, rank: int, role: str, directory: str | None, store: Store) -> None:
-    warn(f"rank {rank} ({role}): {explain(error)}{_last_seen(error, store)}")
+    place, words = f"rank {rank} ({role})", explain(error)
+    warn(f"{'' if words.startswith(place) else f'{place}: '}{words}{_last_seen(error, store)}")
     if directory is not None:
         step = {"step": error.entry.step} if isinstance(error, RoundError) else {}
         facts = {**step, "rank": rank, "role": role, "reason": explain(error).strip()}

@@ -63,7 +63,7 @@ def rank_processes(launcher: subprocess.Popen[str]) -> dict[int, psutil.Process]
     return found
 
 
-def wait_until(is_so: Callable[[], bool], seconds: float = 60) -> None:
+def wait_until(is_so: Callable[[], bool], seconds: float = 120) -> None:
     """Looks again and again; fails when it never is so."""
     end = time.monotonic() + seconds
     while not is_so():
