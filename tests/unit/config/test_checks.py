@@ -34,7 +34,7 @@ def test_synchronous_engines_are_for_bp(engine: str, method: str, other: str) ->
     )
 
 
-@pytest.mark.parametrize("engine", ["ranks", "threads", "sequential"])
+@pytest.mark.parametrize("engine", ["ranks", "threads", "sequential", "streams"])
 def test_bp_has_no_blocks(engine: str) -> None:
     refused(
         [f"engine={engine}", "method=bp"],
@@ -183,7 +183,7 @@ def test_closed_form_of_several_layers() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("engine", ["threads", "sequential"])
+@pytest.mark.parametrize("engine", ["threads", "sequential", "streams"])
 def test_nccl_in_one_process(kind: str, engine: str) -> None:
     refused(
         [f"backend.{kind}=nccl", f"engine={engine}"],
