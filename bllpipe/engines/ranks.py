@@ -12,6 +12,7 @@ from bllpipe.engines.assembly import Assembly
 from bllpipe.engines.devices import distinct_gpus, rank_device
 from bllpipe.engines.edges import Dress, undressed
 from bllpipe.engines.finish import nothing_left, say_nothing_left, train
+from bllpipe.engines.gpu import set_up
 from bllpipe.engines.job import Job, agree, build_segment
 from bllpipe.engines.process import take_part
 from bllpipe.engines.watcher import Watcher
@@ -32,6 +33,7 @@ def run_in_world(config: Config, options: Options, world: World, watcher: Watche
     """One job from its data to its summary; opens the process group and closes it again."""
     rank, layout = world.environment.rank, topology(config)
     device = rank_device(config, layout, world.environment)
+    set_up(config, device)
     images = load_images(config.data, config.seed) if rank == 0 else None
     spec = images.spec if images else None
     job = agree(config, options, world.store, world.job_store, spec, world.environment.attempt, watcher.ending)

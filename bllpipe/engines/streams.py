@@ -36,6 +36,7 @@ from bllpipe.config import Config
 from bllpipe.engines import Options
 from bllpipe.engines.job import Job
 from bllpipe.engines.together import run_together
+from bllpipe.learn.placing import lies_channels_last
 from bllpipe.ports import Round
 from bllpipe.run.rank import Actor, RankPart
 from bllpipe.wire.ring import RingWires
@@ -51,7 +52,7 @@ def run(config: Config, options: Options, open_streams: OpenStreams = streams_on
 
 def ring_wires(open_streams: OpenStreams, job: Job, device: torch.device) -> RingWires:
     """A ring an edge, between the streams of ``device``."""
-    channels_last = device.type == "cuda" and job.config.gpu.channels_last
+    channels_last = lies_channels_last(job.config, device)
     return RingWires(open_streams(device), device, job.config.feedback.lag, channels_last)
 
 

@@ -12,6 +12,7 @@ from bllpipe.engines import Options, topology
 from bllpipe.engines.books import make_actor, make_part
 from bllpipe.engines.devices import distinct_gpus, rank_device
 from bllpipe.engines.finish import NETWORK, nothing_left, say_nothing_left, train
+from bllpipe.engines.gpu import set_up
 from bllpipe.engines.job import Job, agree
 from bllpipe.engines.process import take_part
 from bllpipe.engines.watcher import Watcher
@@ -47,6 +48,7 @@ def run_synchronous(config: Config, options: Options, build: Build) -> int:
 def _run_in_world(config: Config, options: Options, world: World, watcher: Watcher, build: Build) -> None:
     rank, environment = world.environment.rank, world.environment
     device = own_device(config, topology(config), environment)
+    set_up(config, device)
     images = load_images(config.data, config.seed) if rank == 0 else None
     spec = images.spec if images else None
     job = agree(config, options, world.store, world.job_store, spec, environment.attempt, watcher.ending)

@@ -17,6 +17,7 @@ from bllpipe.engines.devices import one_device
 from bllpipe.engines.edges import Dress, Wires, undressed
 from bllpipe.engines.failure import cause_of, report_failure
 from bllpipe.engines.finish import conclude, hand_in, nothing_left, prepare_process, progress, say_nothing_left
+from bllpipe.engines.gpu import set_up
 from bllpipe.engines.job import Job, agree, build_segment
 from bllpipe.engines.taking_up import say_untaken
 from bllpipe.engines.watcher import Watcher
@@ -75,6 +76,7 @@ def _run(
     if nothing_left(job):
         return say_nothing_left(job)
     device = one_device(config)
+    set_up(config, device)
     wires = open_wires(job, device)
     parts = _parts(job, Assembly(job, wires, dress), images, device)
     say_untaken(job)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from bllpipe.errors import ConfigError
@@ -71,3 +71,9 @@ def current_attempt(variables: Mapping[str, str] = os.environ) -> int:
 def speaks_for_all(variables: Mapping[str, str] = os.environ) -> bool:
     """Whether this process is the one that prints what all ranks found alike."""
     return variables.get("RANK", "0") == "0"
+
+
+def allow_deterministic_products(variables: MutableMapping[str, str] = os.environ) -> None:
+    """Gives cuBLAS workspaces of a fixed size, without which its products may differ from run to run; to be called
+    before the first one. Who has set it otherwise keeps that."""
+    variables.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -1,4 +1,4 @@
-"""The promise that everything else stands on: one after another, in threads, in a wavefront or as ranks, the same bits."""
+"""The promise that all else stands on: one after another, in threads, in a wavefront or as ranks, the same bits."""
 
 from __future__ import annotations
 

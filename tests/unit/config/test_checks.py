@@ -230,3 +230,21 @@ def test_nccl_on_a_cpu(kind: str) -> None:
 )
 def test_nearest_neighbours_that_work(overrides: list[str]) -> None:
     assert load_config(None, overrides) != Config()
+
+
+@pytest.mark.parametrize("settings", [["engine=threads"], ["engine=ddp", "method=bp"]], ids=" ".join)
+def test_a_step_is_captured_where_one_thread_makes_it(settings: list[str]) -> None:
+    engine = settings[0].partition("=")[2]
+    refused(
+        [*settings, "gpu.capture=true"],
+        f"gpu.capture is for engines ranks, sequential, streams, single, but engine is {engine}; "
+        f"use --set gpu.capture=false",
+    )
+
+
+def test_there_are_not_streams_enough_for_many_captured_blocks() -> None:
+    refused(
+        ["engine=streams", "gpu.capture=true", "blocks=11"],
+        "engine streams captures with three streams a block, of which torch has 32 a GPU, but there are 11 blocks; "
+        "use at most 10, or --set gpu.capture=false",
+    )

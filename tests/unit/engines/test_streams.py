@@ -14,6 +14,7 @@ import torch
 from bllpipe.config import load_config
 from bllpipe.engines import Options, streams
 from bllpipe.engines.job import Job
+from bllpipe.engines.sequential import take_turns
 from bllpipe.engines.streams import Place, places, ring_wires, wavefront
 from bllpipe.engines.together import run_together
 from bllpipe.run.rank import RankPart
@@ -153,6 +154,14 @@ def test_every_admissible_order_gives_the_same_bits(tmp_path: Path, seed: int) -
         partial(ring_wires, streams_on),
     )
     assert jobs.summary(tmp_path / "random")["state_sha256"] == expected
+
+
+def test_blocks_that_take_turns_may_use_rings_too(tmp_path: Path) -> None:
+    """As they do on a GPU."""
+    expected = engine(tmp_path / "channels", "sequential")
+    config = load_config(None, [*SMALL, "engine=sequential"])
+    run_together(config, Options(run_dir=str(tmp_path / "rings")), take_turns, partial(ring_wires, streams_on))
+    assert jobs.summary(tmp_path / "rings")["state_sha256"] == expected
 
 
 def races_of(folder: Path, *settings: str) -> RaceDetector:
