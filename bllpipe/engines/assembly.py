@@ -62,7 +62,7 @@ class Assembly:
         loop = LaneLoop(
             name,
             make_feedback(config.feedback, job.spec.num_classes, channels, config.seed, name, device, family),
-            labels=(label_B for _, label_B in label_batches(labels, job.rounds(), config.seed)),
+            labels=(label_B for _, label_B in label_batches(labels, job.rounds(), config.seed, device)),
             targets=ports.sender(job.topology.target_edge(block)),
             stats=ports.receiver(job.topology.stats_edge(block), job.messages("train")),
             lag=config.feedback.lag,
