@@ -13,7 +13,7 @@ import torch.distributed as dist
 from bllpipe.config import Config
 from bllpipe.engines import Options
 from bllpipe.engines.assembly import Assembly
-from bllpipe.engines.devices import one_device
+from bllpipe.engines.devices import Machine, one_device
 from bllpipe.engines.edges import Dress, Wires, undressed
 from bllpipe.engines.failure import cause_of, report_failure
 from bllpipe.engines.finish import conclude, hand_in, nothing_left, prepare_process, progress, say_nothing_left
@@ -75,7 +75,7 @@ def _run(
     job = agree(config, options, store, store, images.spec, attempt=0, ending=ending)
     if nothing_left(job):
         return say_nothing_left(job)
-    device = one_device(config)
+    device = one_device(config, Machine.found())
     set_up(config, device)
     wires = open_wires(job, device)
     parts = _parts(job, Assembly(job, wires, dress), images, device)

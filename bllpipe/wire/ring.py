@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bllpipe.ports import Message, Round
 from bllpipe.topology import Edge
-from bllpipe.wire.layout import Layout, message_of, parts_of
+from bllpipe.wire.layout import Layout, message_of, parts_of, put
 from bllpipe.wire.streams import Event, Streams
 
 
@@ -51,7 +51,7 @@ class Ring:
         if slot.free is not None:
             stream.wait(slot.free)
         for room, part in zip(slot.tensors, parts_of(message), strict=True):
-            room[: len(part)].copy_(part.detach(), non_blocking=True)
+            put(part, room[: len(part)])
         slot.header, slot.full, slot.free = self.layout.expected_header(message.round), stream.record(), None
         self._filled += 1
 

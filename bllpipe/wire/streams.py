@@ -90,7 +90,7 @@ class CudaStream:
         return torch.cuda.stream(self._stream)
 
     def record(self) -> Event:
-        mark: Event = self._stream.record_event()
+        mark: Event = self._stream.record_event(torch.cuda.Event(blocking=True))  # whoever waits sleeps
         return mark
 
     def wait(self, event: Event) -> None:
