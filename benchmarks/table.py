@@ -26,7 +26,9 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument("--size", choices=list(SIZES), default="small")
     runs.add_argument("--data", nargs="+", choices=list(PAPER), help="default: all of this size")
     runs.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(DEFAULT_METHODS))
-    runs.add_argument("--engine", choices=["ranks", "threads", "sequential"], help="of methods that learn in blocks")
+    runs.add_argument(
+        "--engine", choices=["ranks", "threads", "sequential", "streams"], help="of methods that learn in blocks"
+    )
     add_run_options(runs, out="runs/table.jsonl", runs="runs/table")
     shows = commands.add_parser("show", help="print the table")
     shows.add_argument("files", nargs="+", type=Path, metavar="FILE", help="what --out has written, on any machine")

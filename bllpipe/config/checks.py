@@ -14,6 +14,8 @@ from bllpipe.errors import ConfigError
 WITHOUT_PATH = ("digits", "synthetic")
 NAME = r"[^/\0\ud800-\udfff]{0,100}"  # of a folder
 FUNCTION = r"[\w.]+:\w+"
+STREAMS = 32  # that torch deals out on a GPU before it begins again with the first
+MOST_CAPTURED_STREAMS = STREAMS // 3
 NEED_PATH = ("imagefolder", "npz")
 
 
@@ -31,6 +33,7 @@ def check(config: Config) -> None:
         _check_optimizer,
         _check_feedback,
         _check_wires,
+        _check_gpu,
     ):
         one(config)
 
@@ -170,6 +173,20 @@ def _check_feedback(config: Config) -> None:
         raise ConfigError(
             f"feedback.layers is {feedback.layers}, but closed_form solves a single linear layer; "
             f"use --set feedback.update=sgd"
+        )
+
+
+def _check_gpu(config: Config) -> None:
+    captures = ("ranks", "sequential", "streams", "single")
+    if config.gpu.capture and config.engine not in captures:
+        raise ConfigError(
+            f"gpu.capture is for engines {', '.join(captures)}, but engine is {config.engine}; "
+            f"use --set gpu.capture=false"
+        )
+    if config.gpu.capture and config.engine == "streams" and config.num_blocks > MOST_CAPTURED_STREAMS:
+        raise ConfigError(
+            f"engine streams captures with three streams a block, of which torch has {STREAMS} a GPU, but there are "
+            f"{config.num_blocks} blocks; use at most {MOST_CAPTURED_STREAMS}, or --set gpu.capture=false"
         )
 
 

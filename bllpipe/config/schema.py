@@ -164,6 +164,20 @@ class PrecisionConfig:
 
 
 @dataclass(frozen=True)
+class GpuConfig:
+    """How blocks compute on a GPU; without one none of this has any effect."""
+
+    channels_last: bool = key(True, "activations lie with all channels of a position together")
+    tf32: bool = key(False, "fp32 convolutions and products in TF32: faster, with 10 bits of mantissa")
+    capture: bool = key(False, "capture the step of every block as CUDA graphs, once, and replay them")
+    compile: bool = key(False, "torch.compile of every block and its head")
+    deterministic: bool = key(False, "only kernels that give the same bits in every run")
+    images: Literal["auto", "device", "host"] = key(
+        "auto", "where they are kept and augmented; auto: on the GPU if they take a quarter of its memory at most"
+    )
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """The test set goes through the same pipeline."""
 
@@ -214,6 +228,7 @@ class Config:
         "ranks",
         "threads",
         "sequential",
+        "streams",
         "single",
         "ddp",
         "gpipe",
@@ -224,8 +239,8 @@ class Config:
         "deepspeed",
     ] = key(
         "ranks",
-        "local: ranks, threads, sequential; whole network: single, ddp (blocks: replicas); pipelines (blocks: stages): "
-        "one a rank gpipe, 1f1b, deepspeed, two a rank interleaved, zbv, dualpipev",
+        "local: ranks, threads, sequential, streams (one GPU); whole network: single, ddp (blocks: replicas); "
+        "pipelines (blocks: stages): one a rank gpipe, 1f1b, deepspeed, two a rank interleaved, zbv, dualpipev",
     )
     seed: int = key(0, "seed of weights, order and augmentation", least=0)
     epochs: int = key(20, "passes over the training data", least=1)
@@ -249,6 +264,7 @@ class Config:
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     backend: BackendConfig = field(default_factory=BackendConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    gpu: GpuConfig = field(default_factory=GpuConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     log: LogConfig = field(default_factory=LogConfig)
     trace: TraceConfig = field(default_factory=TraceConfig)

@@ -33,7 +33,7 @@ class Options:
 
 
 Engine = Callable[[Config, Options], int]  # returns the exit code of the process
-NAMES = ("ranks", "threads", "sequential", "single", *SYNCHRONOUS)
+NAMES = ("ranks", "threads", "sequential", "streams", "single", *SYNCHRONOUS)
 PLACEMENTS: dict[str, Placement] = {
     "gpipe": "stage",
     "1f1b": "stage",

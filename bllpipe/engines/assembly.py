@@ -6,6 +6,7 @@ import torch
 
 from bllpipe.engines.books import make_actor, make_part
 from bllpipe.engines.edges import ActorPorts, Dress, Nowhere, Wires, image_port, undressed
+from bllpipe.engines.gpu import speed_up
 from bllpipe.engines.job import Job, input_shape, shape_of, unit_names
 from bllpipe.learn.block import Block, make_block
 from bllpipe.learn.channels import num_channels
@@ -61,7 +62,7 @@ class Assembly:
         loop = LaneLoop(
             name,
             make_feedback(config.feedback, job.spec.num_classes, channels, config.seed, name, device, family),
-            labels=(label_B for _, label_B in label_batches(labels, job.rounds(), config.seed)),
+            labels=(label_B for _, label_B in label_batches(labels, job.rounds(), config.seed, device)),
             targets=ports.sender(job.topology.target_edge(block)),
             stats=ports.receiver(job.topology.stats_edge(block), job.messages("train")),
             lag=config.feedback.lag,
@@ -72,7 +73,8 @@ class Assembly:
         job = self.job
         shapes = input_shape(job, rank), shape_of(job, rank)
         is_last = rank == job.topology.num_blocks - 1
-        return make_block(segment, *shapes, job.config, job.spec.num_classes, job.plan.total_steps, is_last)
+        block = make_block(segment, *shapes, job.config, job.spec.num_classes, job.plan.total_steps, is_last)
+        return speed_up(block, job.config)
 
     def _ports(self) -> ActorPorts:
         return ActorPorts(self.job, self.wires, self.dress)

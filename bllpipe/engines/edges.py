@@ -11,6 +11,7 @@ import torch
 from bllpipe.engines.job import Job, shape_of
 from bllpipe.learn.channels import num_channels
 from bllpipe.ports import Alpha, Message, Phase, Receiver, Round, Sender
+from bllpipe.run.data.residence import settle
 from bllpipe.run.data.sets import ImageSet
 from bllpipe.run.data.source import ImageSource
 from bllpipe.run.timing import Metered, TimedReceiver, TimedSender
@@ -92,22 +93,13 @@ def image_port(
     device: torch.device,
     phases: Sequence[Phase] = ("train", "evaluate"),
     ahead: bool = True,
-) -> OnDevice:
-    """What the first block receives in ``phases``, on its device; made by a thread of its own if ``ahead``."""
+) -> Receiver[Alpha]:
+    """What the first block receives in ``phases``, on its device; on a CPU made by a thread of its own if ``ahead``. A
+    GPU augments them itself, in the queue of whoever asks."""
     config = job.config
-    source = ImageSource(images, job.messages(*phases), config.seed, config.data.augment)
-    return OnDevice(Ahead(source, config.cpu_threads) if ahead else source, device)
-
-
-class OnDevice:
-    """Brings the images of the first block to its device."""
-
-    def __init__(self, images: Receiver[Alpha], device: torch.device) -> None:
-        self._images, self._device = images, device
-
-    def recv(self) -> Alpha:
-        message = self._images.recv()
-        return Alpha(message.round, message.alpha_BCHW.to(self._device, non_blocking=True))
+    settled = settle(images, config.gpu, device)
+    source = ImageSource(settled, job.messages(*phases), config.seed, config.data.augment, device)
+    return Ahead(source, config.cpu_threads) if ahead and device.type == "cpu" else source
 
 
 class Ahead:

@@ -20,6 +20,7 @@ from bllpipe.errors import ConfigError
 from bllpipe.learn.block import alpha_shape
 from bllpipe.learn.cuts import cut
 from bllpipe.learn.networks import network_units
+from bllpipe.learn.placing import place
 from bllpipe.learn.propagation import propagate
 from bllpipe.learn.units import Segment
 from bllpipe.ports import Phase, Round, Store
@@ -183,7 +184,7 @@ def build_segment(job: Job, number: int, device: torch.device, kind: Literal["bl
     config, num_classes = job.config, job.spec.num_classes
     units = network_units(config.model, job.spec.image_shape[0], num_classes, config.seed)
     parts = cut(units, config.cuts if kind == "block" else config.blocks)
-    segment = Segment(parts[number], config.seed).to(device)
+    segment = place(Segment(parts[number], config.seed), config, device)
     propagate(segment, config.method, num_classes, config.seed)
     shape = _output_shape(segment, input_shape(job, number), device, f"{kind} {number}")
     if number == len(parts) - 1 and shape != (num_classes,):

@@ -9,13 +9,17 @@ import torch
 from bllpipe.config import Config
 from bllpipe.engines import Options, topology
 from bllpipe.engines.assembly import Assembly
-from bllpipe.engines.devices import distinct_gpus, rank_device
+from bllpipe.engines.devices import Machine, check_wires, distinct_gpus, rank_device, sharing
 from bllpipe.engines.edges import Dress, undressed
 from bllpipe.engines.finish import nothing_left, say_nothing_left, train
+from bllpipe.engines.gpu import set_up
 from bllpipe.engines.job import Job, agree, build_segment
 from bllpipe.engines.process import take_part
 from bllpipe.engines.watcher import Watcher
 from bllpipe.run.data.sets import load_images, load_labels
+from bllpipe.run.notices import warn
+from bllpipe.topology import Topology
+from bllpipe.wire.environment import RankEnvironment
 from bllpipe.wire.processes import ProcessWires, chosen_backends
 from bllpipe.wire.world import World, close_group, open_edges, open_group
 
@@ -31,7 +35,8 @@ def run(config: Config, options: Options, dress: Dress = undressed) -> int:
 def run_in_world(config: Config, options: Options, world: World, watcher: Watcher, dress: Dress = undressed) -> None:
     """One job from its data to its summary; opens the process group and closes it again."""
     rank, layout = world.environment.rank, topology(config)
-    device = rank_device(config, layout, world.environment)
+    device = placed(config, layout, world.environment, Machine.found())
+    set_up(config, device)
     images = load_images(config.data, config.seed) if rank == 0 else None
     spec = images.spec if images else None
     job = agree(config, options, world.store, world.job_store, spec, world.attempt, watcher.ending)
@@ -54,9 +59,19 @@ def run_in_world(config: Config, options: Options, world: World, watcher: Watche
     close_group()
 
 
+def placed(config: Config, layout: Topology, environment: RankEnvironment, machine: Machine) -> torch.device:
+    """The device of this rank; the first one also says when blocks have to share theirs."""
+    device = rank_device(config, layout, environment, machine)
+    check_wires(config, layout, environment, machine)
+    if environment.rank == 0 and (text := sharing(config, layout, environment, machine)):
+        warn(text)
+    return device
+
+
 def open_wires(job: Job, world: World, device: torch.device) -> ProcessWires:
     """Opens the process group and all edges; every rank waits for every other here."""
-    backends = chosen_backends(job.config.backend, distinct_gpus(job.config, job.topology, world.environment))
+    distinct = distinct_gpus(job.config, job.topology, world.environment, Machine.found())
+    backends = chosen_backends(job.config.backend, distinct)
     open_group(world, use_nccl="nccl" in backends.values())
     groups = open_edges(job.topology.edges(), lambda edge: backends[edge.kind], device)
     patience = job.config.backend.timeout_seconds + GRACE_SECONDS

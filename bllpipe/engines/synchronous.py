@@ -10,8 +10,9 @@ import torch
 from bllpipe.config import Config
 from bllpipe.engines import Options, topology
 from bllpipe.engines.books import make_actor, make_part
-from bllpipe.engines.devices import distinct_gpus, rank_device
+from bllpipe.engines.devices import Machine, distinct_gpus, rank_device
 from bllpipe.engines.finish import NETWORK, nothing_left, say_nothing_left, train
+from bllpipe.engines.gpu import set_up
 from bllpipe.engines.job import Job, agree
 from bllpipe.engines.process import take_part
 from bllpipe.engines.watcher import Watcher
@@ -47,6 +48,7 @@ def run_synchronous(config: Config, options: Options, build: Build) -> int:
 def _run_in_world(config: Config, options: Options, world: World, watcher: Watcher, build: Build) -> None:
     rank, environment = world.environment.rank, world.environment
     device = own_device(config, topology(config), environment)
+    set_up(config, device)
     images = load_images(config.data, config.seed) if rank == 0 else None
     spec = images.spec if images else None
     job = agree(config, options, world.store, world.job_store, spec, world.attempt, watcher.ending)
@@ -61,11 +63,12 @@ def _run_in_world(config: Config, options: Options, world: World, watcher: Watch
 
 def own_device(config: Config, layout: Topology, environment: RankEnvironment) -> torch.device:
     """The device of this rank; ConfigError when ranks would have to share a GPU, which NCCL refuses."""
-    device = rank_device(config, layout, environment)
-    if device.type == "cuda" and not distinct_gpus(config, layout, environment):
+    machine = Machine.found()
+    device = rank_device(config, layout, environment, machine)
+    if device.type == "cuda" and not distinct_gpus(config, layout, environment, machine):
         raise ConfigError(
             f"engine {config.engine} needs a GPU a rank, but {layout.num_blocks} ranks find "
-            f"{torch.cuda.device_count()} on this machine; use --set device=cpu, or fewer blocks"
+            f"{machine.gpus} on this machine; use --set device=cpu, or fewer blocks"
         )
     return device
 

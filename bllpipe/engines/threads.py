@@ -7,14 +7,14 @@ from bllpipe.engines import Options
 from bllpipe.engines.actors import follow_all
 from bllpipe.engines.edges import Dress, undressed
 from bllpipe.engines.job import Job
-from bllpipe.engines.together import run_together
+from bllpipe.engines.together import local_wires, run_together
 from bllpipe.run.rank import RankPart
 from bllpipe.wire.local import LocalWires
 
 
 def run(config: Config, options: Options, dress: Dress = undressed) -> int:
     """Trains ``config`` in a thread for every actor."""
-    return run_together(config, options, all_at_once, dress)
+    return run_together(config, options, all_at_once, local_wires, dress)
 
 
 def all_at_once(job: Job, parts: list[RankPart], wires: LocalWires) -> None:

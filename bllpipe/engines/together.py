@@ -1,10 +1,11 @@
-"""A whole job inside one process: what the engines ``sequential`` and ``threads`` have in common."""
+"""A whole job inside one process: what the engines ``sequential``, ``threads`` and ``streams`` have in common."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from math import inf
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,10 +13,11 @@ import torch.distributed as dist
 from bllpipe.config import Config
 from bllpipe.engines import Options
 from bllpipe.engines.assembly import Assembly
-from bllpipe.engines.devices import one_device
-from bllpipe.engines.edges import Dress, undressed
+from bllpipe.engines.devices import Machine, one_device
+from bllpipe.engines.edges import Dress, Wires, undressed
 from bllpipe.engines.failure import cause_of, report_failure
 from bllpipe.engines.finish import conclude, hand_in, nothing_left, prepare_process, progress, say_nothing_left
+from bllpipe.engines.gpu import set_up
 from bllpipe.engines.job import Job, agree, build_segment
 from bllpipe.engines.taking_up import say_untaken
 from bllpipe.engines.watcher import Watcher
@@ -26,17 +28,25 @@ from bllpipe.run.memory import freeze_garbage
 from bllpipe.run.rank import RankPart
 from bllpipe.wire.local import LocalWires
 
-Execution = Callable[[Job, list[RankPart], LocalWires], None]
+OwnWires = TypeVar("OwnWires", bound=Wires)
+OpenWires = Callable[[Job, torch.device], OwnWires]
+Execution = Callable[[Job, list[RankPart], OwnWires], None]
 
 
-def run_together(config: Config, options: Options, execute: Execution, dress: Dress = undressed) -> int:
-    """Builds every rank of the job here and lets ``execute`` carry out the itinerary; the exit code is not 0 when a
-    signal has ended it early."""
+def run_together(
+    config: Config,
+    options: Options,
+    execute: Execution[OwnWires],
+    open_wires: OpenWires[OwnWires],
+    dress: Dress = undressed,
+) -> int:
+    """Builds every rank of the job here, with what ``open_wires`` gives between them, and lets ``execute`` carry out
+    the itinerary; the exit code is not 0 when a signal has ended it early."""
     prepare_process(config)
     store: Store = dist.HashStore()  # type: ignore[assignment]  # satisfies the protocol
     try:
         with Watcher(store, 0, ["the only process"], Ending(), inf, fail=_never, leave=_never) as watcher:
-            _run(config, options, store, execute, dress, watcher.ending)
+            _run(config, options, store, execute, open_wires, dress, watcher.ending)
         return watcher.exit_code if watcher.ending.stopped else 0
     except BaseException as error:
         report_failure(error, store, store, rank=0, role="the only process")
@@ -47,13 +57,27 @@ def _never(*about: object) -> None:
     """Nobody is stuck alone, and an impatient signal is a KeyboardInterrupt."""
 
 
-def _run(config: Config, options: Options, store: Store, execute: Execution, dress: Dress, ending: Ending) -> None:
+def local_wires(job: Job, device: torch.device) -> LocalWires:
+    """A channel an edge, for actors that take turns or wait for each other."""
+    return LocalWires(device, job.config.backend.timeout_seconds)
+
+
+def _run(
+    config: Config,
+    options: Options,
+    store: Store,
+    execute: Execution[OwnWires],
+    open_wires: OpenWires[OwnWires],
+    dress: Dress,
+    ending: Ending,
+) -> None:
     images = load_images(config.data, config.seed)
     job = agree(config, options, store, store, images.spec, attempt=0, ending=ending)
     if nothing_left(job):
         return say_nothing_left(job)
-    device = one_device(config)
-    wires = LocalWires(device, config.backend.timeout_seconds)
+    device = one_device(config, Machine.found())
+    set_up(config, device)
+    wires = open_wires(job, device)
     parts = _parts(job, Assembly(job, wires, dress), images, device)
     say_untaken(job)
     freeze_garbage()

@@ -20,6 +20,7 @@ from bllpipe.learn.heads import make_head
 from bllpipe.learn.learner import Learner
 from bllpipe.learn.local import Objective
 from bllpipe.learn.objectives import last_block, make_objective
+from bllpipe.learn.placing import as_channels_last, lies_channels_last, place
 from bllpipe.learn.units import Segment
 from bllpipe.ports import Target
 from bllpipe.randomness import derived_seed
@@ -54,14 +55,15 @@ class Block:
         if not self.learner.parameters:
             raise ConfigError(f"the block that ends with {segment.last_unit} has no parameters; cut somewhere else")
         self.x, self._training = torch.empty(0), False
+        self.channels_last = lies_channels_last(config, self.learner.device)
         self._mode(True)
 
     def forward(self, x: Tensor) -> Tensor:
         """alpha = f_k(x) (paper, eq. 1), in training mode; keeps what the local backward needs."""
         self._mode(True)
-        self.x = x
+        self.x = self._laid_out(x)
         with self.learner.autocast():
-            return self.segment(x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+            return self.segment(self.x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     def update(self, alpha: Tensor, target: Target, step: int) -> Outcome:
         """One step on the local loss of ``alpha``, which must come from ``forward``."""
@@ -103,15 +105,18 @@ class Block:
     def infer(self, x: Tensor) -> Tensor:
         """alpha in evaluation mode."""
         self._mode(False)
-        self.x = x
+        self.x = self._laid_out(x)
         with self.learner.autocast():
-            return self.segment(x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+            return self.segment(self.x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     @torch.no_grad()
     def score(self, alpha: Tensor, target: Target) -> Outcome:
         """The local loss and the local head's hits on a test batch."""
         terms, scores_BK = self.losses(alpha, target)
         return self.outcome(terms, alpha, scores_BK, target, lr=0.0)
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        return as_channels_last(x) if self.channels_last else x
 
     def _mode(self, train: bool) -> None:
         """Training or evaluation, for all parts: it takes a while, and seldom changes."""
@@ -155,8 +160,8 @@ def make_block(
         objective = make_objective(config, input_shape, alpha_shape, num_classes)
     device = next(iter(segment.state_dict().values()), torch.empty(0)).device
     if isinstance(objective, nn.Module):
-        objective.to(device)
-    return Block(segment, head.to(device), objective, config, num_classes, total_steps)
+        place(objective, config, device)
+    return Block(segment, place(head, config, device), objective, config, num_classes, total_steps)
 
 
 @torch.no_grad()

@@ -45,13 +45,18 @@ def num_channels(alpha_shape: Sequence[int]) -> int:
     return alpha_shape[0] if len(alpha_shape) == 3 else alpha_shape[-1]
 
 
+def one_hot(label_B: Tensor, num_classes: int) -> Tensor:
+    """Which class each label is, bool [B, K]. Unlike torch's own it looks at no value, and so waits for no device."""
+    return label_B.unsqueeze(1) == torch.arange(num_classes, device=label_B.device)
+
+
 def class_statistics(statistic_BC: Tensor, label_B: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """Per-class sums S [K, C] and counts n [K]: all that a feedback network of labels needs.
 
     A feedback network sees only the label, so the squared error of Gaussians on a batch is
     sum_c n_c |g_c|^2 - 2 g_c . S_c and a constant. A matrix product, because it is deterministic on a GPU too.
     """
-    member_BK = (label_B.unsqueeze(1) == torch.arange(num_classes, device=label_B.device)).to(statistic_BC.dtype)
+    member_BK = one_hot(label_B, num_classes).to(statistic_BC.dtype)
     return member_BK.T @ statistic_BC, member_BK.sum(dim=0)
 
 

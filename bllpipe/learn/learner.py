@@ -38,13 +38,23 @@ class Learner:
 
     def step(self, step: int) -> float:
         """Training step ``step`` along the gradients at hand; returns its learning rate."""
-        settings = self.config.optimizer
-        lr = settings.lr * rate_factor(step, self.total_steps, self.config.schedule)
-        if settings.clip_norm is not None:
-            gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-            nn.utils.clip_grads_with_norm_(self.parameters.values(), settings.clip_norm, self.norm(gradients))
-        self.optimizer.step(lr)
+        lr = self.set_rate(step)
+        self.apply()
         return lr
+
+    def set_rate(self, step: int) -> float:
+        """Learns with the rate of training step ``step`` from now on; returns it."""
+        lr = self.config.optimizer.lr * rate_factor(step, self.total_steps, self.config.schedule)
+        self.optimizer.set_rate(lr)
+        return lr
+
+    def apply(self) -> None:
+        """One update along the gradients at hand; the host is not asked for anything, nor does it ask."""
+        clip_norm = self.config.optimizer.clip_norm
+        if clip_norm is not None:
+            gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+            nn.utils.clip_grads_with_norm_(self.parameters.values(), clip_norm, self.norm(gradients))
+        self.optimizer.apply()
 
     def weights(self) -> dict[str, Tensor]:
         """Parameters and buffers, the live ones, by the names that a checkpoint gives them."""

@@ -23,6 +23,7 @@ class Optimizer:
     """One optimiser over named parameters; ``state`` holds its tensors as ``<parameter>.<entry>``.
 
     Normalisations and biases (fewer than two dimensions) are not decayed unless ``decay_norm_and_bias`` asks for it.
+    On a GPU the learning rate lies there too, so that an update can be captured.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> None:
@@ -34,35 +35,55 @@ class Optimizer:
         }
         self.decayed = [name for name, p in self.parameters.items() if p.dim() > 1 or config.decay_norm_and_bias]
         self.spared = [name for name in self.parameters if name not in set(self.decayed)]
+        self.rate: float | Tensor = 0.0
+        if any(p.is_cuda for p in self.parameters.values()):
+            self.keep_rate_on_device()
+
+    def keep_rate_on_device(self) -> None:
+        """The learning rate becomes a float32 scalar that stays where it is, beside the parameters."""
+        device = next(iter(self.parameters.values())).device
+        self.rate = torch.full((), float(self.rate), dtype=torch.float32, device=device)
+
+    def set_rate(self, lr: float) -> None:
+        """Updates are made with ``lr`` from now on; the host does not wait."""
+        if isinstance(self.rate, Tensor):
+            self.rate.fill_(lr)
+        else:
+            self.rate = lr
 
     def zero_grad(self) -> None:
         """Forgets the gradients of the step before."""
         for parameter in self.parameters.values():
             parameter.grad = None
 
-    @torch.no_grad()
     def step(self, lr: float) -> None:
-        """One update with learning rate ``lr``; parameters without a gradient stay as they are."""
+        """One update with learning rate ``lr``."""
+        self.set_rate(lr)
+        self.apply()
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """One update with the rate that was set; parameters without a gradient stay as they are."""
         update = self._sgd if self.config.name == "sgd" else self._adamw
         for names, weight_decay in ((self.decayed, self.config.weight_decay), (self.spared, 0.0)):
             moved = [name for name in names if self.parameters[name].grad is not None]
             if moved:
-                update(moved, lr, weight_decay)
+                update(moved, weight_decay)
 
-    def _sgd(self, names: Sequence[str], lr: float, weight_decay: float) -> None:
+    def _sgd(self, names: Sequence[str], weight_decay: float) -> None:
         sgd(
             *self._parameters_and_gradients(names),
             list(self._entries(names, "momentum_buffer")),
             fused=True,
             weight_decay=weight_decay,
             momentum=self.config.momentum,
-            lr=lr,
+            lr=self.rate,
             dampening=0.0,
             nesterov=self.config.nesterov,
             maximize=False,
         )
 
-    def _adamw(self, names: Sequence[str], lr: float, weight_decay: float) -> None:
+    def _adamw(self, names: Sequence[str], weight_decay: float) -> None:
         adamw(
             *self._parameters_and_gradients(names),
             self._entries(names, "exp_avg"),
@@ -73,7 +94,7 @@ class Optimizer:
             amsgrad=False,
             beta1=self.config.betas[0],
             beta2=self.config.betas[1],
-            lr=lr,
+            lr=self.rate,
             weight_decay=weight_decay,
             eps=1e-8,
             maximize=False,

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss, normalize, one_hot
+from torch.nn.functional import mse_loss, normalize
 
 from bllpipe.config.schema import ObjectiveConfig
+from bllpipe.learn.channels import one_hot
 from bllpipe.learn.local import predictive
 from bllpipe.ports import Target
 

@@ -4,7 +4,7 @@ adds to them. Imports no torch."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -102,3 +102,9 @@ def launching(cpu_threads: int) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def allow_deterministic_products(variables: MutableMapping[str, str] = os.environ) -> None:
+    """Gives cuBLAS workspaces of a fixed size, without which its products may differ from run to run; to be called
+    before the first one. Who has set it otherwise keeps that."""
+    variables.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

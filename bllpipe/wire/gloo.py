@@ -6,6 +6,9 @@ ahead of the loop. The loop's own thread only fills and empties packets, which g
 
 A message is one send, as each costs some wake-ups of threads at both ends. What it is to be the two ends have agreed on
 before (handshake.py).
+
+What lies on a GPU goes through pinned packets. The loop's thread only queues the copies; the threads beside it wait for
+them: the one that sends until its packet is written, the one that receives until its packet has been read.
 """
 
 from __future__ import annotations
@@ -23,17 +26,29 @@ from bllpipe.ports import Message, Round
 from bllpipe.wire.channel import Channel
 from bllpipe.wire.layout import Layout
 from bllpipe.wire.packet import Packet
+from bllpipe.wire.streams import DONE, Event, OpenStreams, streams_on
+
+CPU = torch.device("cpu")
 
 
 class GlooSender:
     """Sends without waiting while fewer than ``in_flight`` messages are under way."""
 
-    def __init__(self, layout: Layout, group: Any, in_flight: int, timeout: float, pinned: bool = False) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        group: Any,
+        in_flight: int,
+        timeout: float,
+        device: torch.device = CPU,
+        open_streams: OpenStreams = streams_on,
+    ) -> None:
         self._layout, self._group, self._timeout = layout, group, timeout
+        self._streams = open_streams(device)
         self._free: Channel[Packet] = Channel(in_flight)
-        self._full: Channel[tuple[Packet, Round] | None] = Channel(in_flight + 1)
+        self._full: Channel[tuple[Packet, Round, Event] | None] = Channel(in_flight + 1)
         for _ in range(in_flight):
-            self._free.put(Packet(layout, pinned))
+            self._free.put(Packet(layout, pinned=device.type == "cuda"))
         self._thread = threading.Thread(target=self._send_all, name=f"send {layout.edge}", daemon=True)
         self._thread.start()
 
@@ -46,7 +61,7 @@ class GlooSender:
                 f"{self._layout.roles[0]} was at {message.round}"
             ) from None
         packet.write(message)
-        self._full.put((packet, message.round))
+        self._full.put((packet, message.round, self._streams.current().record()))
 
     def finish(self) -> None:
         """Waits until everything that was sent has left."""
@@ -57,8 +72,9 @@ class GlooSender:
         when = "the start"
         try:
             while (item := self._full.get()) is not None:
-                packet, entry = item
+                packet, entry, written = item
                 when = str(entry)
+                written.synchronize()
                 self._send(packet.whole(entry.size))
                 self._free.put(packet)
         except RuntimeError:
@@ -76,20 +92,26 @@ class GlooReceiver:
     """Receives ahead of the loop into a ring of packets, in the order of the itinerary."""
 
     def __init__(
-        self, layout: Layout, group: Any, rounds: Iterator[Round], device: torch.device, timeout: float
+        self,
+        layout: Layout,
+        group: Any,
+        rounds: Iterator[Round],
+        device: torch.device,
+        timeout: float,
+        open_streams: OpenStreams = streams_on,
     ) -> None:
         self._layout, self._group, self._rounds = layout, group, rounds
-        self._device, self._timeout = device, timeout
-        self._free: Channel[Packet] = Channel(layout.ring)
+        self._device, self._timeout, self._streams = device, timeout, open_streams(device)
+        self._free: Channel[tuple[Packet, Event]] = Channel(layout.ring)
         self._ready: Channel[tuple[Round, Packet]] = Channel(layout.ring)
         for _ in range(layout.ring):
-            self._free.put(Packet(layout, pinned=device.type == "cuda"))
+            self._free.put((Packet(layout, pinned=device.type == "cuda"), DONE))
         self._held: Packet | None = None
         threading.Thread(target=self._receive_all, name=f"recv {layout.edge}", daemon=True).start()
 
     def recv(self) -> Message:
         if self._held is not None:
-            self._free.put(self._held)
+            self._free.put((self._held, self._streams.current().record()))
             self._held = None
         try:
             entry, self._held = self._ready.get(self._timeout)
@@ -104,7 +126,8 @@ class GlooReceiver:
         when = "the start"
         try:
             for entry in self._rounds:
-                when, packet = str(entry), self._free.get()
+                when, (packet, read) = str(entry), self._free.get()
+                read.synchronize()
                 self._receive(packet.room)
                 packet.check(entry)
                 self._ready.put((entry, packet))

@@ -126,19 +126,6 @@ class Layout:
             offset += _aligned(length)
         return views
 
-    def pack(self, tensors: list[Tensor]) -> Tensor:
-        """One flat uint8 payload; a single large tensor is not copied."""
-        flats = [tensor.reshape(-1).view(torch.uint8) for tensor in tensors]
-        if len(flats) == 1 and flats[0].numel() % ALIGNMENT == 0:
-            return flats[0]
-        length = sum(_aligned(flat.numel()) for flat in flats)
-        payload = torch.zeros(length, dtype=torch.uint8, device=flats[0].device)
-        offset = 0
-        for flat in flats:
-            payload[offset : offset + flat.numel()].copy_(flat)
-            offset += _aligned(flat.numel())
-        return payload
-
 
 def alpha_fields(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Field, ...]:
     """Activations of ``shape`` (without the batch) in the wire's ``dtype``."""
@@ -167,6 +154,13 @@ def parts_of(message: Message) -> list[Tensor]:
             return [message.sums_KC, message.counts_K]
 
 
+def put(part: Tensor, room: Tensor) -> None:
+    """Queues the copy of a message's tensor into ``room``, in its format. Between a GPU and pinned memory only what has
+    the same format on both sides is copied without the host, so the GPU converts first."""
+    leaves_gpu = part.is_cuda and not room.is_cuda
+    room.copy_(part.detach().to(room.dtype) if leaves_gpu else part.detach(), non_blocking=True)
+
+
 def tensors_of(message: Message, layout: Layout, device: torch.device) -> list[Tensor]:
     """The message's tensors as they go on the wire: detached, contiguous, in the layout's dtypes, on ``device``."""
     pairs = zip(parts_of(message), layout.fields, strict=True)
@@ -175,7 +169,8 @@ def tensors_of(message: Message, layout: Layout, device: torch.device) -> list[T
 
 def message_of(entry: Round, tensors: list[Tensor], layout: Layout, device: torch.device) -> Message:
     """The message as its receiver sees it: on ``device``, floats in float32."""
-    parts = [part.to(device, torch.float32 if part.is_floating_point() else part.dtype) for part in tensors]
+    there = [part.to(device, non_blocking=True) for part in tensors]
+    parts = [part.to(torch.float32 if part.is_floating_point() else part.dtype) for part in there]
     match layout.edge.kind:
         case "alpha":
             return Alpha(entry, parts[0])

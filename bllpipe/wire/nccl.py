@@ -1,8 +1,13 @@
 """Links between distinct GPUs over NCCL.
 
 NCCL runs on the GPU's own time: nothing here waits on the host but the bound on sends under way. It carries no
-header, since reading one would mean to wait for it; the itinerary alone says what comes. Every edge has a stream of
-high priority, and receives are posted ahead into a short ring, because a posted receive occupies the GPU.
+header, since reading one would mean to wait for it; the itinerary alone says what comes. Messages lie in rings of
+buffers, in the wire's format: a captured step may write its activations anew while the last ones are still under way.
+
+    computing            forward | copy into a free buffer | record written | loss, backward, update ...
+    edge's own stream                           wait written | send | record gone
+
+Receives are posted ahead into a short ring, because a posted receive occupies the GPU.
 """
 
 from __future__ import annotations
@@ -16,34 +21,41 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bllpipe.ports import Message, Round
-from bllpipe.wire.layout import Layout, message_of, tensors_of
+from bllpipe.wire.layout import Layout, message_of, parts_of, put
+from bllpipe.wire.streams import DONE, CudaStreams, Event
+
+FIRST = -1  # priority of the edges' streams: messages go before computations that are queued already
 
 
 class NcclSender:
     """Queues each send behind the computation that made the tensor; at most ``in_flight`` are under way."""
 
     def __init__(self, layout: Layout, group: Any, in_flight: int, device: torch.device) -> None:
-        self._layout, self._group, self._in_flight, self._device = layout, group, in_flight, device
-        self._stream = torch.cuda.Stream(device, priority=-1)
-        self._under_way: deque[tuple[Tensor, torch.cuda.Event]] = deque()
+        self._layout, self._group, self._streams = layout, group, CudaStreams(device, FIRST)
+        self._stream = self._streams.open(f"send {layout.edge}")
+        self._free: deque[tuple[Tensor, Event]] = deque((_buffer(layout, device), DONE) for _ in range(in_flight))
 
     def send(self, message: Message) -> None:
-        if len(self._under_way) >= self._in_flight:
-            self._under_way.popleft()[1].synchronize()
-        payload = self._layout.pack(tensors_of(message, self._layout, self._device))
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._stream):
+        self._layout.check_shapes(message)
+        buffer, gone = self._free.popleft()
+        gone.synchronize()
+        for part, room in zip(parts_of(message), self._layout.views(buffer, message.round.size), strict=True):
+            put(part, room)
+        self._stream.wait(self._streams.current().record())
+        self._free.append((buffer, self._send(buffer[: self._layout.payload_bytes(message.round.size)])))
+
+    def _send(self, payload: Tensor) -> Event:
+        """Queues the send; the mark behind it."""
+        with self._stream.at_work():
             work = dist.isend(payload, self._layout.edge.dst, group=self._group)
             assert work is not None, "this rank is an end of the edge"
             work.wait()  # makes the stream wait, not the host
-            done = torch.cuda.Event()
-            done.record(self._stream)
-        self._under_way.append((payload, done))
+        return self._stream.record()
 
     def finish(self) -> None:
         """Waits until everything that was sent has left."""
-        while self._under_way:
-            self._under_way.popleft()[1].synchronize()
+        for _, gone in self._free:
+            gone.synchronize()
 
 
 class NcclReceiver:
@@ -51,11 +63,12 @@ class NcclReceiver:
 
     def __init__(self, layout: Layout, group: Any, rounds: Iterator[Round], device: torch.device) -> None:
         self._layout, self._group, self._rounds, self._device = layout, group, rounds, device
-        self._stream = torch.cuda.Stream(device, priority=-1)
+        self._streams = CudaStreams(device, FIRST)
+        self._stream = self._streams.open(f"recv {layout.edge}")
         self._posted: deque[tuple[Round, Tensor, Any]] = deque()
         self._held: Tensor | None = None
         for _ in range(layout.ring):
-            self._post(torch.empty(layout.payload_bytes(layout.max_batch), dtype=torch.uint8, device=device))
+            self._post(_buffer(layout, device))
 
     def recv(self) -> Message:
         if self._held is not None:
@@ -70,8 +83,13 @@ class NcclReceiver:
         entry = next(self._rounds, None)
         if entry is None:
             return
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._stream):
+        self._stream.wait(self._streams.current().record())
+        with self._stream.at_work():
             payload = buffer[: self._layout.payload_bytes(entry.size)]
             work = dist.irecv(payload, self._layout.edge.src, group=self._group)
         self._posted.append((entry, buffer, work))
+
+
+def _buffer(layout: Layout, device: torch.device) -> Tensor:
+    """Room for the largest payload."""
+    return torch.empty(layout.payload_bytes(layout.max_batch), dtype=torch.uint8, device=device)

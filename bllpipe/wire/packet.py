@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bllpipe.ports import Message, Round
-from bllpipe.wire.layout import CLOSING_BYTES, HEADER_BYTES, Layout, message_of, parts_of
+from bllpipe.wire.layout import CLOSING_BYTES, HEADER_BYTES, Layout, message_of, parts_of, put
 
 
 class _Views(NamedTuple):
@@ -44,7 +44,7 @@ class Packet:
         views, header = self._viewed(message.round.size), self._layout.expected_header(message.round)
         self._header[:] = header
         for part, view in zip(parts_of(message), views.parts, strict=True):
-            view.copy_(part.detach())
+            put(part, view)
         views.closing[:] = header[:CLOSING_BYTES]
         return views.whole
 

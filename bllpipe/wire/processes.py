@@ -39,8 +39,7 @@ class ProcessWires:
         if self._backends[layout.edge.kind] == "nccl":
             self._senders.append(NcclSender(layout, group, config.in_flight, self._device))
         else:
-            pinned = self._device.type == "cuda"
-            self._senders.append(GlooSender(layout, group, config.in_flight, config.timeout_seconds, pinned))
+            self._senders.append(GlooSender(layout, group, config.in_flight, config.timeout_seconds, self._device))
         return self._senders[-1]
 
     def receiver(self, layout: Layout, rounds: Iterator[Round]) -> GlooReceiver | NcclReceiver:

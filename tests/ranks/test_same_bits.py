@@ -1,4 +1,4 @@
-"""The promise that everything else stands on: one after another, in threads and as ranks give the same bits."""
+"""The promise that all else stands on: one after another, in threads, in a wavefront or as ranks, the same bits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def digests(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     settings = (*jobs.SMALL, f"steps={STEPS}", f"blocks={request.param}", "evaluate.every_epochs=1")
     found = {
         engine: jobs.in_this_process(folder / engine, f"engine={engine}", *settings)["state_sha256"]
-        for engine in ("sequential", "threads")
+        for engine in ("sequential", "threads", "streams")
     }
     jobs.succeed(jobs.torchrun(request.param + 1, jobs.words(folder / "ranks", *settings)))
     summary = jobs.summary(folder / "ranks")
@@ -29,8 +29,9 @@ def digests(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.ranks
-def test_three_engines_give_the_same_bits(digests: dict[str, str]) -> None:
+def test_all_local_engines_give_the_same_bits(digests: dict[str, str]) -> None:
     assert digests["threads"] == digests["sequential"]
+    assert digests["streams"] == digests["sequential"]
     assert digests["ranks"] == digests["sequential"]
 
 

@@ -88,9 +88,11 @@ def test_a_signal_while_everybody_waits_for_a_message(tmp_path: Path, straight: 
     check_stopped_and_go_on(run_dir, straight)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_process_of_its_own_stops_too(tmp_path: Path, straight: Path, number: signal.Signals) -> None:
-    settings = (*SETTINGS, "engine=threads")
+@pytest.mark.parametrize(
+    ("engine", "number"), [("threads", signal.SIGTERM), ("threads", signal.SIGINT), ("streams", signal.SIGTERM)]
+)
+def test_a_process_of_its_own_stops_too(tmp_path: Path, straight: Path, engine: str, number: signal.Signals) -> None:
+    settings = (*SETTINGS, f"engine={engine}")
     fault = f"rank=1,step=50,point=forward,action={'term' if number == signal.SIGTERM else 'int'}"
     done = jobs.alone(jobs.words(tmp_path / "run", *settings), fault=fault)
     assert done.returncode == 128 + number, done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from copy import copy
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from bllpipe.config.schema import DataConfig
 from bllpipe.errors import ConfigError
 from bllpipe.run.data.downloads import DEFAULT_PATH
+from bllpipe.run.data.sending import sent
 from bllpipe.run.data.spec import DataSpec
 
 Split = Literal["train", "test"]
@@ -59,7 +61,17 @@ class MemoryImages:
         self.mean, self.std = mean_and_std(data, channels, arrays.train_NCHW)
 
     def batches(self, wanted: Iterable[tuple[Split, Tensor]]) -> Iterator[Tensor]:
-        return (self._splits[split][index_B] for split, index_B in wanted)
+        return (self._splits[split][sent(index_B, self._splits[split].device)] for split, index_B in wanted)
+
+    def on(self, device: torch.device) -> MemoryImages:
+        """The same images in the memory of ``device``, from where their batches come."""
+        moved = copy(self)
+        moved._splits = {split: images.to(device) for split, images in self._splits.items()}
+        return moved
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(images.nbytes for images in self._splits.values())
 
 
 # Over the training pixels in 0..1, a value a channel.

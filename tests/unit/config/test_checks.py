@@ -34,7 +34,7 @@ def test_synchronous_engines_are_for_bp(engine: str, method: str, other: str) ->
     )
 
 
-@pytest.mark.parametrize("engine", ["ranks", "threads", "sequential"])
+@pytest.mark.parametrize("engine", ["ranks", "threads", "sequential", "streams"])
 def test_bp_has_no_blocks(engine: str) -> None:
     refused(
         [f"engine={engine}", "method=bp"],
@@ -183,7 +183,7 @@ def test_closed_form_of_several_layers() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("engine", ["threads", "sequential"])
+@pytest.mark.parametrize("engine", ["threads", "sequential", "streams"])
 def test_nccl_in_one_process(kind: str, engine: str) -> None:
     refused(
         [f"backend.{kind}=nccl", f"engine={engine}"],
@@ -242,3 +242,21 @@ def test_a_name_that_leads_out_of_the_folder_of_runs(name: str) -> None:
 def test_a_model_that_cannot_be_a_function(name: str) -> None:
     with pytest.raises(ConfigError, match="^model.name is '.*'; needed is one of .* or package.module:function"):
         parse_config({"model": {"name": name}})
+
+
+@pytest.mark.parametrize("settings", [["engine=threads"], ["engine=ddp", "method=bp"]], ids=" ".join)
+def test_a_step_is_captured_where_one_thread_makes_it(settings: list[str]) -> None:
+    engine = settings[0].partition("=")[2]
+    refused(
+        [*settings, "gpu.capture=true"],
+        f"gpu.capture is for engines ranks, sequential, streams, single, but engine is {engine}; "
+        f"use --set gpu.capture=false",
+    )
+
+
+def test_there_are_not_streams_enough_for_many_captured_blocks() -> None:
+    refused(
+        ["engine=streams", "gpu.capture=true", "blocks=11"],
+        "engine streams captures with three streams a block, of which torch has 32 a GPU, but there are 11 blocks; "
+        "use at most 10, or --set gpu.capture=false",
+    )

@@ -198,8 +198,8 @@ def test_no_key_takes_keys_and_values(key: str) -> None:
         ("data.augment.flip=on", "data.augment.flip is 'on' (text); needed is true or false"),
         (
             "engine=thread",
-            "engine is 'thread'; needed is one of ranks, threads, sequential, single, ddp, gpipe, 1f1b, interleaved, "
-            "zbv, dualpipev, deepspeed; did you mean 'threads'?",
+            "engine is 'thread'; needed is one of ranks, threads, sequential, streams, single, ddp, gpipe, 1f1b, "
+            "interleaved, zbv, dualpipev, deepspeed; did you mean 'threads'?",
         ),
     ],
 )

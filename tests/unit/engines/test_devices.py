@@ -6,18 +6,14 @@ import pytest
 import torch
 
 from bllpipe.config import load_config
-from bllpipe.engines.devices import distinct_gpus, one_device, rank_device
+from bllpipe.engines.devices import Machine, check_wires, distinct_gpus, one_device, rank_device, sharing
+from bllpipe.engines.ranks import placed
 from bllpipe.errors import ConfigError
 from bllpipe.topology import Topology
 from bllpipe.wire.environment import RankEnvironment
 from bllpipe.wire.processes import chosen_backends
 
 FOUR = Topology(4)
-
-
-def machine(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
 
 
 def rank(number: int, local_world_size: int = 5) -> RankEnvironment:
@@ -32,22 +28,19 @@ def rank(number: int, local_world_size: int = 5) -> RankEnvironment:
         (4, [], ["cuda:0", "cuda:1", "cuda:2", "cuda:3", "cpu"]),
         (5, [], ["cuda:0", "cuda:1", "cuda:2", "cuda:3", "cuda:4"]),
         (8, ["feedback.device=cpu"], ["cuda:0", "cuda:1", "cuda:2", "cuda:3", "cpu"]),
-        (4, ["feedback.device=cuda"], ["cuda:0", "cuda:1", "cuda:2", "cuda:3", "cuda:0"]),
+        (5, ["feedback.device=cuda"], ["cuda:0", "cuda:1", "cuda:2", "cuda:3", "cuda:4"]),
+        (1, ["feedback.device=cuda"], ["cuda:0"] * 5),
         (8, ["device=cpu"], ["cpu"] * 5),
     ],
 )
-def test_who_computes_where(
-    monkeypatch: pytest.MonkeyPatch, gpus: int, overrides: list[str], devices: list[str]
-) -> None:
-    machine(monkeypatch, gpus)
+def test_who_computes_where(gpus: int, overrides: list[str], devices: list[str]) -> None:
     config = load_config(None, overrides)
-    assert [str(rank_device(config, FOUR, rank(number))) for number in range(5)] == devices
+    assert [str(rank_device(config, FOUR, rank(number), Machine(gpus))) for number in range(5)] == devices
 
 
 @pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (2, "cuda:0")])
-def test_a_single_process_has_one_device(monkeypatch: pytest.MonkeyPatch, gpus: int, device: str) -> None:
-    machine(monkeypatch, gpus)
-    assert str(one_device(load_config(None))) == device
+def test_a_single_process_has_one_device(gpus: int, device: str) -> None:
+    assert str(one_device(load_config(None), Machine(gpus))) == device
 
 
 @pytest.mark.parametrize(
@@ -57,19 +50,67 @@ def test_a_single_process_has_one_device(monkeypatch: pytest.MonkeyPatch, gpus: 
         ("feedback.device=cuda", "feedback.device is cuda, but there is no GPU; use --set feedback.device=cpu"),
     ],
 )
-def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch, override: str, message: str) -> None:
-    machine(monkeypatch, 0)
+def test_a_gpu_that_is_not_there(override: str, message: str) -> None:
     number = 4 if override.startswith("feedback") else 0
     with pytest.raises(ConfigError, match=message):
-        rank_device(load_config(None, [override]), FOUR, rank(number))
+        rank_device(load_config(None, [override]), FOUR, rank(number), Machine(0))
 
 
 @pytest.mark.parametrize(
     ("gpus", "per_machine", "distinct"), [(0, 5, False), (3, 5, False), (4, 5, True), (2, 2, True), (1, 2, False)]
 )
-def test_nccl_needs_a_gpu_a_block(monkeypatch: pytest.MonkeyPatch, gpus: int, per_machine: int, distinct: bool) -> None:
-    machine(monkeypatch, gpus)
-    assert distinct_gpus(load_config(None), FOUR, rank(0, per_machine)) is distinct
+def test_nccl_needs_a_gpu_a_block(gpus: int, per_machine: int, distinct: bool) -> None:
+    assert distinct_gpus(load_config(None), FOUR, rank(0, per_machine), Machine(gpus)) is distinct
+
+
+def test_the_feedback_has_no_gpu_of_its_own_when_the_blocks_take_all() -> None:
+    with pytest.raises(ConfigError, match=r"the blocks take 4 GPUs, all there are on this machine; use --set feedback"):
+        rank_device(load_config(None, ["feedback.device=cuda"]), FOUR, rank(4), Machine(4))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "overrides", "message"),
+    [
+        (1, ["backend.alpha=nccl"], "backend.alpha is nccl, which takes one rank a GPU, but 4 blocks find 1 GPU on"),
+        (0, ["backend.alpha=nccl"], "but 4 blocks find 0 GPUs on this machine; use --set backend.alpha=gloo"),
+        (4, ["backend.target=nccl"], "backend.target is nccl, but the feedback rank has no GPU of its own: 4 blocks"),
+        (8, ["backend.stats=nccl", "feedback.device=cpu"], "backend.stats is nccl, but the feedback rank has no GPU"),
+    ],
+)
+def test_nccl_on_too_few_gpus(gpus: int, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_wires(load_config(None, overrides), FOUR, rank(0), Machine(gpus))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "overrides", "per_machine"),
+    [
+        (0, [], 5),
+        (1, [], 5),
+        (4, ["backend.alpha=nccl"], 5),
+        (5, ["backend.alpha=nccl", "backend.target=nccl", "backend.stats=nccl"], 5),
+        (2, ["backend.alpha=nccl", "backend.target=nccl"], 2),
+    ],
+)
+def test_placements_that_work(gpus: int, overrides: list[str], per_machine: int) -> None:
+    check_wires(load_config(None, overrides), FOUR, rank(0, per_machine), Machine(gpus))
+
+
+@pytest.mark.parametrize(("gpus", "overrides"), [(0, []), (4, []), (1, ["device=cpu"])])
+def test_nobody_shares(gpus: int, overrides: list[str]) -> None:
+    assert sharing(load_config(None, overrides), FOUR, rank(0), Machine(gpus)) == ""
+
+
+@pytest.mark.parametrize(("gpus", "text"), [(1, "4 blocks share 1 GPU: their"), (2, "4 blocks share 2 GPUs: their")])
+def test_who_shares_a_gpu_is_told_what_that_is(gpus: int, text: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert str(placed(load_config(None), FOUR, rank(0), Machine(gpus))) == "cuda:0"
+    assert text in capfd.readouterr().err
+    placed(load_config(None), FOUR, rank(1), Machine(gpus))
+    assert capfd.readouterr().err == "", "the first rank speaks for all"
+
+
+def test_this_machine() -> None:
+    assert Machine.found().gpus == torch.cuda.device_count()
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ def test_values_and_kinds_of_values_differ_and_so_do_keys_that_only_one_has() ->
     ("then", "now", "is_harmless"),
     [
         ("ranks", "threads", True),
+        ("sequential", "streams", True),
         ("sequential", "ranks", True),
         ("single", "1f1b", False),
         ("ranks", "single", False),

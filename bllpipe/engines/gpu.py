@@ -1,0 +1,49 @@
+"""What ``gpu.*`` asks for: how this process computes on its GPU, and how its blocks do. A CPU knows none of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from bllpipe.config import Config
+from bllpipe.learn.block import Block
+from bllpipe.learn.capture import CapturedStep, CudaGraphs
+from bllpipe.wire.environment import allow_deterministic_products
+
+
+def set_up(config: Config, device: torch.device) -> None:
+    """Chooses the kernels of this process, before the first one runs."""
+    if device.type != "cuda":
+        return
+    set_precision("tf32" if config.gpu.tf32 else "ieee")
+    torch.backends.cudnn.benchmark = not config.gpu.deterministic  # shapes stay the same, so trying pays
+    if config.gpu.deterministic:
+        allow_deterministic_products()
+        torch.backends.cudnn.deterministic = True
+        # some pools have no such kernel backwards: their order of adding is what is left open, and is warned of
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def set_precision(precision: str) -> None:
+    """``ieee`` or ``tf32``, for fp32 products and convolutions; torch's own choice differs between the two."""
+    torch.backends.cuda.matmul.fp32_precision = precision
+    torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]  # set on the module's object
+
+
+def speed_up(block: Block, config: Config) -> Block:
+    """The block, compiled and captured as asked for."""
+    device = block.learner.device
+    if device.type != "cuda":
+        return block
+    if config.gpu.compile:
+        compile_parts(block)
+    if config.gpu.capture:
+        CapturedStep(block, CudaGraphs(device))
+    return block
+
+
+def compile_parts(block: Block, backend: str = "inductor") -> None:
+    """Segment and head, for the shapes that come; names of parameters stay as they are."""
+    parts: list[nn.Module] = [block.segment, block.head]
+    for part in parts:
+        part.compile(backend=backend, dynamic=False)

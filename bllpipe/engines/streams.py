@@ -1,0 +1,110 @@
+"""Engine ``streams``: all blocks in one process on one device, a stream each and one a lane, in a wavefront.
+
+In tick w block k does round w - k. So the blocks work side by side on rounds that need nothing of each other, and the
+device decides how they share it:
+
+  tick      0      1      2      3      4
+  block 0   t0     t1     t2     t3     t4      block 0 sends alpha t1 while block 1 still reads t0: two slots an edge
+  block 1          t0     t1     t2     t3
+  block 2                 t0     t1     t2      a column is a block and its lane
+  block 3                        t0     t1
+
+What a round needs of other streams, and waits for by an event (at a lag of 1):
+
+  block k - 1                 forward t --alpha--+
+                                                 v
+  block k     ... update t-1 | forward t ------- stats t | loss, backward, update t | forward t+1 ...
+                                  ^ before the loss  |
+                    target t -----+                  +--stats--> lane k: absorb t, target t+1, beside the backward of t
+
+The lag is fixed, so these are all dependencies that there are, beside one: a slot is filled again only when it has been
+read. The host queues column by column, the rearmost first, and so has queued every reading of a slot before it queues
+the next filling. It waits for the device nowhere but where a line of metrics or a checkpoint is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import count, islice
+from typing import TypeVar
+
+import torch
+
+from bllpipe.config import Config
+from bllpipe.engines import Options
+from bllpipe.engines.job import Job
+from bllpipe.engines.together import run_together
+from bllpipe.learn.placing import lies_channels_last
+from bllpipe.ports import Round
+from bllpipe.run.rank import Actor, RankPart
+from bllpipe.wire.ring import RingWires
+from bllpipe.wire.streams import OpenStreams, Stream, Streams, streams_on
+
+Entry = TypeVar("Entry")
+
+
+def run(config: Config, options: Options, open_streams: OpenStreams = streams_on) -> int:
+    """Trains ``config`` in this thread, on the streams of its device."""
+    return run_together(config, options, in_wavefront, partial(ring_wires, open_streams))
+
+
+def ring_wires(open_streams: OpenStreams, job: Job, device: torch.device) -> RingWires:
+    """A ring an edge, between the streams of ``device``."""
+    channels_last = lies_channels_last(job.config, device)
+    return RingWires(open_streams(device), device, job.config.feedback.lag, channels_last)
+
+
+def wavefront(columns: Sequence[Iterator[Entry]]) -> Iterator[tuple[int, Entry]]:
+    """The order in which a wavefront comes to the entries of its columns, each with the number of its column."""
+    for tick in count():
+        is_over = True
+        for number in reversed(range(min(tick + 1, len(columns)))):
+            for entry in islice(columns[number], 1):
+                is_over = False
+                yield number, entry
+        if is_over:
+            return
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """An actor, the part that it belongs to, and the stream that it works on."""
+
+    part: RankPart
+    actor: Actor
+    stream: Stream
+
+    def carry_out(self, entry: Round) -> None:
+        """Queues one round of the actor."""
+        with self.stream.at_work():
+            self.part.carry_out(self.actor, entry)
+
+    def wait_for(self, others: Sequence[Place]) -> None:
+        """What is queued from now on needs what is queued on their streams now."""
+        for other in others:
+            self.stream.wait(other.stream.record())
+
+
+def in_wavefront(job: Job, parts: list[RankPart], wires: RingWires) -> None:
+    """Queues every round of every column. A lane goes before its block, which needs its target."""
+    blocks, lanes = places(job, parts, wires.streams)
+    columns = [job.steps(block.actor.name) for block in blocks]
+    for number, entry in wavefront(columns):
+        if entry.phase == "save":  # the last lane writes what all lanes have
+            lanes[number].wait_for(lanes[:number])
+        lanes[number].carry_out(entry)
+        blocks[number].carry_out(entry)
+    wires.streams.synchronize()
+
+
+def places(job: Job, parts: list[RankPart], streams: Streams) -> tuple[list[Place], list[Place]]:
+    """All blocks and all lanes, on streams behind everything that was queued to build them."""
+    *block_parts, feedback = parts
+    places = [(part, part.actors[0]) for part in block_parts] + [(feedback, lane) for lane in feedback.actors]
+    found = [Place(part, actor, streams.open(actor.name)) for part, actor in places]
+    built = streams.current().record()
+    for place in found:
+        place.stream.wait(built)
+    return found[: len(block_parts)], found[len(block_parts) :]

@@ -1,0 +1,149 @@
+"""A block's step captured once and replayed from then on.
+
+The step of a block sends and receives nothing: forward, statistics, loss, backward and update each become a CUDA graph,
+which takes one launch instead of hundreds. A replay does again what the device did, on the same memory; no Python
+runs. So
+
+  - the first steps are ordinary ones: libraries choose their kernels, buffers are made
+  - what changes from step to step lies in memory that stays where it is: the block's input, its target, and the
+    learning rate, which the optimiser keeps on the device
+  - inputs come to a few places in turn, the slots of a ring: each has graphs of its own, and is not copied; an input
+    from anywhere else is copied to one of the places first
+  - tests, whose batches may be smaller, are not captured
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from bllpipe.learn.block import Block
+from bllpipe.ports import Target
+
+ORDINARY_STEPS = 3
+MOST_PLACES = 2  # slots of a ring
+Result = TypeVar("Result")
+
+
+class Graphs(Protocol):
+    """Where the graphs of one block come from. They are replayed one at a time, in the order of their recording."""
+
+    def record(self, compute: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
+        """Does not carry out what ``compute`` asks of the device, but gives what does so, as often as it is called, and
+        the tensors that will then hold the results."""
+
+
+class CudaGraphs:
+    """Graphs of a GPU. Those of one block share memory; each block has a stream of its own to record on, as libraries
+    keep a workspace a stream, and blocks compute side by side."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
+
+    def record(self, compute: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
+        graph = torch.cuda.CUDAGraph()
+        # other threads (images, links, the watcher) may use the device meanwhile
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            result = compute()
+        return graph.replay, result
+
+
+@dataclass
+class Place:
+    """Where an input of the block lies, and what was recorded for it: by the name of the piece its replay and its
+    results. ``held`` are the other inputs, each in memory of its own."""
+
+    x: Tensor
+    graphs: Graphs
+    pieces: dict[str, tuple[Callable[[], None], Any]] = field(default_factory=dict)
+    held: dict[str, Tensor] = field(default_factory=dict)
+
+    def play(self, name: str, compute: Callable[[], Result]) -> Result:
+        """Carries out the piece called ``name``, which is recorded when it comes for the first time."""
+        if name not in self.pieces:
+            self.pieces[name] = self.graphs.record(compute)
+        replay, result = self.pieces[name]
+        replay()
+        return result  # type: ignore[no-any-return]  # what was recorded under this name
+
+    def hold(self, name: str, tensor: Tensor) -> Tensor:
+        """The values of ``tensor``, at the same place every time."""
+        if name not in self.held:
+            self.held[name] = torch.empty_like(tensor)
+        return self.held[name].copy_(tensor, non_blocking=True)
+
+    def fits(self, x: Tensor) -> bool:
+        """Whether ``x`` lies here already."""
+        mine = self.x
+        return (mine.data_ptr(), mine.shape, mine.stride()) == (x.data_ptr(), x.shape, x.stride())
+
+
+class CapturedStep:
+    """Takes the place of those methods of ``block`` that make up its step."""
+
+    def __init__(self, block: Block, graphs: Graphs) -> None:
+        self._block, self._graphs = block, graphs
+        self._places: list[Place] = []
+        self._place: Place | None = None  # that of the step under way; None in tests and in ordinary steps
+        self._steps = 0
+        self._forward, self._infer, self._stats = block.forward, block.infer, block.stats
+        self._losses, self._backward = block.losses, block.backward
+        for name in REPLACED:
+            setattr(block, name, getattr(self, name))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._steps += 1
+        if self._steps <= ORDINARY_STEPS:
+            return self._forward(x)
+        place = self._place = self._place_of(x)
+        self._block.x = place.x
+        return place.play("forward", lambda: self._forward(place.x))
+
+    def infer(self, x: Tensor) -> Tensor:
+        self._place = None
+        return self._infer(x)
+
+    def stats(self, alpha: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
+        if self._place is None:
+            return self._stats(alpha, label_B)
+        held_B = self._place.hold("label of the stats", label_B)
+        return self._place.play("stats", lambda: self._stats(alpha, held_B))
+
+    def losses(self, alpha: Tensor, target: Target) -> tuple[dict[str, Tensor], Tensor]:
+        if self._place is None:
+            return self._losses(alpha, target)
+        hold = self._place.hold
+        parts = hold("beta", target.beta_BC), hold("known", target.known_B), hold("label", target.label_B)
+        return self._place.play("losses", lambda: self._losses(alpha, Target(target.round, *parts)))
+
+    def backward(self, terms: Mapping[str, Tensor]) -> None:
+        if self._place is None:
+            return self._backward(terms)
+        return self._place.play("backward", lambda: self._backward(terms))
+
+    def step_optimizer(self, step: int) -> float:
+        learner = self._block.learner
+        lr = learner.set_rate(step)
+        if self._place is None:
+            learner.apply()
+        else:
+            self._place.play("update", learner.apply)
+        return lr
+
+    def _place_of(self, x: Tensor) -> Place:
+        """The place where ``x`` lies, or to which it is copied."""
+        for place in self._places:
+            if place.fits(x):
+                return place
+        if len(self._places) < MOST_PLACES:
+            self._places.append(Place(x, self._graphs))  # which keeps it: nothing else will ever lie there
+            return self._places[-1]
+        self._places[0].x.copy_(x, non_blocking=True)
+        return self._places[0]
+
+
+REPLACED = ("forward", "infer", "stats", "losses", "backward", "step_optimizer")

@@ -1,0 +1,30 @@
+"""How modules and activations lie in the memory of their device."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from bllpipe.config.schema import Config
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def lies_channels_last(config: Config, device: torch.device) -> bool:
+    """Whether all channels of a position lie together: a GPU's convolutions want that, a CPU's results depend on it."""
+    return device.type == "cuda" and config.gpu.channels_last
+
+
+def place(module: Module, config: Config, device: torch.device) -> Module:
+    """The module on ``device``, its convolutions' weights as activations lie there."""
+    module = module.to(device)
+    if lies_channels_last(config, device):
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # left out of torch's own types
+    return module
+
+
+def as_channels_last(x: Tensor) -> Tensor:
+    """Feature maps [B, C, H, W] with all channels of a position together; anything else as it is."""
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x

@@ -1,0 +1,124 @@
+"""Links between the streams of one device: a message is copied into the next slot of its edge's ring, and read there.
+
+    sender's stream      wait free | copy into the slot, in the wire's format | record full
+    receiver's stream                              wait full | read | ... | next message: record free
+
+The host queues all of this in one thread and waits for nothing. Slots stay where they are, so a captured step finds its
+input at the same few places again and again, and no memory goes from one stream to another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bllpipe.ports import Message, Round
+from bllpipe.topology import Edge
+from bllpipe.wire.layout import Layout, message_of, parts_of, put
+from bllpipe.wire.streams import Event, Streams
+
+
+@dataclass
+class Slot:
+    """Room for one message. ``full`` is behind its writing, ``free`` behind its last reading; one of them is there,
+    neither in a slot that was never used."""
+
+    tensors: list[Tensor]
+    header: bytes = b""
+    full: Event | None = None
+    free: Event | None = None
+
+
+class Ring:
+    """The slots of one edge, filled in turn and emptied in turn."""
+
+    def __init__(
+        self, layout: Layout, num_slots: int, streams: Streams, device: torch.device, channels_last: bool = False
+    ) -> None:
+        self.layout, self.streams, self.device = layout, streams, device
+        self._slots = [Slot(_room(layout, device, channels_last)) for _ in range(num_slots)]
+        self._filled = self._taken = 0
+        self._held: Slot | None = None
+
+    def fill(self, message: Message) -> None:
+        """Queues the copy of ``message`` into the next slot, behind the last reading of what was there."""
+        self.layout.check_shapes(message)
+        slot, stream = self._slots[self._filled % len(self._slots)], self.streams.current()
+        assert slot.full is None, f"{self.layout}: the schedule sends into a slot that is still to be read"
+        if slot.free is not None:
+            stream.wait(slot.free)
+        for room, part in zip(slot.tensors, parts_of(message), strict=True):
+            put(part, room[: len(part)])
+        slot.header, slot.full, slot.free = self.layout.expected_header(message.round), stream.record(), None
+        self._filled += 1
+
+    def take(self, entry: Round) -> Message:
+        """The message of ``entry``, to be read on the current stream; gives the one before it back."""
+        self.give_back()
+        slot, stream = self._slots[self._taken % len(self._slots)], self.streams.current()
+        assert slot.full is not None, f"{self.layout}: the schedule asks for {entry} before it is sent"
+        self.layout.compare(slot.header, self.layout.expected_header(entry))
+        stream.wait(slot.full)
+        self._held, self._taken = slot, self._taken + 1
+        views = zip(slot.tensors, self.layout.shapes(entry.size), strict=True)
+        return message_of(entry, [room[: shape[0]] for room, (_, shape) in views], self.layout, self.device)
+
+    def give_back(self) -> None:
+        """Everything queued so far on the current stream may still read the message that was taken; nothing later."""
+        if self._held is not None:
+            self._held.full, self._held.free = None, self.streams.current().record()
+            self._held = None
+
+
+@dataclass(frozen=True)
+class RingSender:
+    """The near end of an outgoing edge."""
+
+    ring: Ring
+
+    def send(self, message: Message) -> None:
+        self.ring.fill(message)
+
+
+@dataclass(frozen=True)
+class RingReceiver:
+    """The near end of an incoming edge, for the messages of ``rounds``."""
+
+    ring: Ring
+    rounds: Iterator[Round]
+
+    def recv(self) -> Message:
+        return self.ring.take(next(self.rounds))
+
+
+class RingWires:
+    """A ring an edge, as deep as the wavefront needs: one slot is read while the next one is filled, and statistics
+    wait for as many steps as the feedback lags behind. Activations lie as ``channels_last`` says."""
+
+    def __init__(self, streams: Streams, device: torch.device, lag: int, channels_last: bool = False) -> None:
+        self._rings: dict[Edge, Ring] = {}
+        self.streams, self._device, self._lag, self._channels_last = streams, device, lag, channels_last
+
+    def sender(self, layout: Layout) -> RingSender:
+        """The outgoing end of the layout's edge."""
+        return RingSender(self._ring(layout))
+
+    def receiver(self, layout: Layout, rounds: Iterator[Round]) -> RingReceiver:
+        """The incoming end of the layout's edge, for the messages of ``rounds``."""
+        return RingReceiver(self._ring(layout), rounds)
+
+    def _ring(self, layout: Layout) -> Ring:
+        if layout.edge not in self._rings:
+            num_slots = self._lag + 1 if layout.edge.kind == "stats" else 2
+            self._rings[layout.edge] = Ring(layout, num_slots, self.streams, self._device, self._channels_last)
+        return self._rings[layout.edge]
+
+
+def _room(layout: Layout, device: torch.device, channels_last: bool) -> list[Tensor]:
+    """Room for the largest message."""
+    rooms = [torch.empty(shape, dtype=dtype, device=device) for dtype, shape in layout.shapes(layout.max_batch)]
+    last = torch.channels_last
+    return [room.to(memory_format=last) if channels_last and room.dim() == 4 else room for room in rooms]
