@@ -34,16 +34,24 @@ class Learner:
             for name, parameter in module.named_parameters()
         }
         self.optimizer = Optimizer(self.parameters, config.optimizer)
+        self._unclipped: Tensor | None = None
 
     def step(self, step: int) -> float:
         """Training step ``step`` along the gradients at hand; returns its learning rate."""
         settings = self.config.optimizer
         lr = settings.lr * rate_factor(step, self.total_steps, self.config.schedule)
         if settings.clip_norm is not None:
-            gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-            nn.utils.clip_grads_with_norm_(self.parameters.values(), settings.clip_norm, self.norm(gradients))
+            self._unclipped = self.norm(self._gradients())
+            nn.utils.clip_grads_with_norm_(self.parameters.values(), settings.clip_norm, self._unclipped)
         self.optimizer.step(lr)
         return lr
+
+    def gradient_norm(self) -> Tensor:
+        """The norm of the last step's gradients, before they were clipped."""
+        return self.norm(self._gradients()) if self._unclipped is None else self._unclipped
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.parameters.values() if p.grad is not None]
 
     def weights(self) -> dict[str, Tensor]:
         """Parameters and buffers, the live ones, by the names that a checkpoint gives them."""

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import platform
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -41,3 +42,19 @@ def peak_memory_bytes() -> int:
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def gpu_bytes() -> int | None:
+    """Memory of this process's tensors on its GPUs now; None without one. Asks the allocator, not the GPU."""
+    return _over_gpus(torch.cuda.memory_allocated)
+
+
+def peak_gpu_bytes() -> int | None:
+    """The most it ever was."""
+    return _over_gpus(torch.cuda.max_memory_allocated)
+
+
+def _over_gpus(read: Callable[[int], int]) -> int | None:
+    if not torch.cuda.is_initialized():
+        return None
+    return sum(read(index) for index in range(torch.cuda.device_count()))

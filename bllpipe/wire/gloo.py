@@ -28,7 +28,7 @@ class GlooSender:
     """Sends without waiting while fewer than ``in_flight`` messages are under way."""
 
     def __init__(self, layout: Layout, group: Any, in_flight: int, timeout: float, pinned: bool = False) -> None:
-        self._layout, self._group, self._timeout = layout, group, timeout
+        self._layout, self._group, self._in_flight, self._timeout = layout, group, in_flight, timeout
         self._free: Channel[Packet] = Channel(in_flight)
         self._full: Channel[tuple[Packet, Round] | None] = Channel(in_flight + 1)
         for _ in range(in_flight):
@@ -46,6 +46,11 @@ class GlooSender:
             ) from None
         packet.write(message)
         self._full.put((packet, message.round))
+
+    @property
+    def queued(self) -> int:
+        """Messages that have not left yet."""
+        return self._in_flight - len(self._free)
 
     def finish(self) -> None:
         """Waits until everything that was sent has left."""
@@ -99,6 +104,11 @@ class GlooReceiver:
                 f"{self._layout.roles[0]}; nothing came"
             ) from None
         return self._held.read(entry, self._device)
+
+    @property
+    def queued(self) -> int:
+        """Messages that have come and nobody has taken yet."""
+        return len(self._ready)
 
     def _receive_all(self) -> None:
         when = "the start"
