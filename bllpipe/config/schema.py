@@ -179,6 +179,22 @@ class LogConfig:
 
 
 @dataclass(frozen=True)
+class MetricsConfig:
+    """What a rank tells Prometheus of itself."""
+
+    port: int | None = key(
+        None, "rank r tells its figures at this port + r; 0: at any free one; null: off", least=0, most=65535
+    )
+    host: str = key("127.0.0.1", "address that the ports listen at; 0.0.0.0: every address of the machine")
+    discovery: str | None = key(
+        None, "directory for a copy of the run's prometheus.json, by which Prometheus finds all runs; null: none"
+    )
+    textfile: str | None = key(
+        None, "directory of node-exporter's textfile collector, for figures without a port; null: off"
+    )
+
+
+@dataclass(frozen=True)
 class TraceConfig:
     """spans/rank-N.jsonl in the run directory: who did what when, for bllpipe timeline."""
 
@@ -244,6 +260,7 @@ class Config:
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
     trace: TraceConfig = field(default_factory=TraceConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 

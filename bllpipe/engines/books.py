@@ -10,6 +10,7 @@ import torch.distributed as dist
 from bllpipe.config import to_mapping
 from bllpipe.engines.arming import arm
 from bllpipe.engines.job import Job
+from bllpipe.engines.monitoring import monitored
 from bllpipe.run.checkpoint import CheckpointWriter
 from bllpipe.run.finite import guard
 from bllpipe.run.loops import Loop
@@ -45,7 +46,7 @@ def make_part(job: Job, rank: int, actors: list[Actor]) -> RankPart:
         job.directory.checkpoints, job.store, job.topology.world_size, job.attempt, job.config.checkpoint.keep
     )
     facts = {"config": to_mapping(job.config)}
-    part = RankPart(rank, job.topology.role(rank), actors, writer, facts, span_file(job, rank, actors))
+    part = monitored(job, RankPart(rank, job.topology.role(rank), actors, writer, facts, span_file(job, rank, actors)))
     return arm(part, job.faults) if job.faults else part
 
 

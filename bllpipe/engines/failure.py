@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from bllpipe.errors import BllpipeError, WireError
+from bllpipe.metrics.discovery import mark_failed
 from bllpipe.ports import Store
 from bllpipe.run.directory import RunDirectory
 from bllpipe.run.rank import RoundError
@@ -52,6 +53,7 @@ def report_failure(error: BaseException, store: Store, job_store: Store, rank: i
         step = {"step": error.entry.step} if isinstance(error, RoundError) else {}
         facts = {**step, "rank": rank, "role": role, "reason": explain(error).strip()}
         RunDirectory(Path(directory)).write_status("failed", **facts)
+        mark_failed(RunDirectory(Path(directory)), type(cause_of(error)).__name__)
 
 
 def _last_seen(error: BaseException, store: Store) -> str:

@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class RunDirectory:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
+        self.targets = path / "prometheus.json"
 
     def begin(self, config: Config, first_step: int, tested: bool = True) -> None:
         """Writes config.yaml and env.json, and drops the metrics of what is about to be done again: later steps, and
@@ -32,6 +33,7 @@ class RunDirectory:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         _write_whole(self.path / "config.yaml", to_yaml(config))
         _write_whole(self.path / "env.json", json.dumps(environment(), indent=1) + "\n")
+        self.targets.unlink(missing_ok=True)  # of those who were here before
         self._keep_metrics(lambda line: _is_before(line, first_step, tested))
 
     def add_metrics(self, record: Mapping[str, Any]) -> None:
@@ -49,6 +51,20 @@ class RunDirectory:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         _write_whole(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
+
+    def write_targets(self, groups: Sequence[Mapping[str, Any]], copy: Path | None = None) -> None:
+        """prometheus.json: where the ranks tell their figures, as Prometheus' file_sd reads it."""
+        for path in filter(None, (self.targets, copy)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_whole(path, json.dumps(groups, indent=1) + "\n")
+
+    def read_targets(self) -> list[dict[str, Any]]:
+        """What ``write_targets`` has written; empty if there is nothing, or something else."""
+        try:
+            found = json.loads(self.targets.read_text())
+        except (OSError, ValueError):
+            return []
+        return found if isinstance(found, list) else []
 
     @property
     def is_summarised(self) -> bool:

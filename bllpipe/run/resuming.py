@@ -12,7 +12,7 @@ from bllpipe.run.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
 
 # Keys that change nothing in what is computed, or say only where and how.
 HARMLESS = ("name", "engine", "stop_at", "device", "data.path", "data.workers", "feedback.device")
-HARMLESS_SECTIONS = ("backend.", "log.", "trace.", "checkpoint.")
+HARMLESS_SECTIONS = ("backend.", "log.", "metrics.", "trace.", "checkpoint.")
 
 
 def choose_directory(config: Config, resume: str, run_dir: str | None, root: Path = Path("runs")) -> Path:

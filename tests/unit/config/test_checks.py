@@ -230,3 +230,22 @@ def test_nccl_on_a_cpu(kind: str) -> None:
 )
 def test_nearest_neighbours_that_work(overrides: list[str]) -> None:
     assert load_config(None, overrides) != Config()
+
+
+def test_ports_behind_the_last_one() -> None:
+    refused(
+        ["metrics.port=65532"],
+        "metrics.port is 65532, but 5 ranks need ports up to 65536 and the last one is 65535; "
+        "use --set metrics.port=65531 or less",
+    )
+    assert load_config(None, ["metrics.port=65531"]).metrics.port == 65531
+    assert load_config(None, ["metrics.port=65532", "blocks=3"]).metrics.port == 65532
+
+
+def test_nothing_is_to_be_found_without_a_port() -> None:
+    refused(
+        ["metrics.discovery=runs"],
+        "metrics.discovery is 'runs', but there is nothing to be found without a port; "
+        "use --set metrics.port=9500, or leave it out",
+    )
+    assert load_config(None, ["metrics.discovery=runs", "metrics.port=0"]).metrics.discovery == "runs"

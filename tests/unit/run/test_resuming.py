@@ -76,7 +76,15 @@ def test_nothing_to_go_on_from(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["engine=threads", "stop_at=5", "log.every_steps=1", "checkpoint.keep=1", "backend.ring=7", "name=other"],
+    [
+        "engine=threads",
+        "stop_at=5",
+        "log.every_steps=1",
+        "checkpoint.keep=1",
+        "backend.ring=7",
+        "name=other",
+        "metrics.port=9500",
+    ],
 )
 def test_settings_that_change_no_result_may_change(tmp_path: Path, override: str) -> None:
     run = saved(tmp_path / "run", Config())
