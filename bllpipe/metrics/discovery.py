@@ -1,7 +1,8 @@
 """prometheus.json in the run directory: where each rank tells its figures, in the format of Prometheus' file_sd.
 
   [{"targets": ["127.0.0.1:9502"],
-    "labels": {"run": "digits", "rank": "2", "role": "block 2", "instance": "digits/2", "__metrics_path__": ...}}, ...]
+    "labels": {"run": "digits", "rank": "2", "role": "block 2", "instance": "digits rank 2",
+               "__metrics_path__": "/metrics/0-2f6c90"}}, ...]
 
 Prometheus takes the labels over; without instance it would make one of the address. A run that ends in order leaves an
 empty list, so whoever is listed and does not answer was killed, or has failed. What fails says so in two more labels,
@@ -71,7 +72,7 @@ class Discovery:
     def _labels(self, rank: int) -> dict[str, str]:
         run = self._source.run_name
         place = {"run": run, "rank": str(rank), "role": self._roles[rank]}
-        return {**place, "instance": f"{run}/{rank}", "__metrics_path__": self._source.path}
+        return {**place, "instance": f"{run} rank {rank}", "__metrics_path__": self._source.path}
 
 
 def mark_failed(directory: RunDirectory, error: str) -> None:

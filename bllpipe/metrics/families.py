@@ -224,7 +224,7 @@ MACHINE = (
     Family(
         "bllpipe_gpu_memory_bytes",
         "gauge",
-        "GPU memory of this process's tensors; missing without a GPU.",
+        "GPU memory of the process's tensors; 0 without a GPU.",
         of_rank(lambda s: gpu_bytes()),
     ),
     Family(

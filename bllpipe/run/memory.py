@@ -44,17 +44,15 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def gpu_bytes() -> int | None:
-    """Memory of this process's tensors on its GPUs now; None without one. Asks the allocator, not the GPU."""
+def gpu_bytes() -> int:
+    """Memory of this process's tensors on its GPUs now; 0 without one. Asks the allocator, not the GPU."""
     return _over_gpus(torch.cuda.memory_allocated)
 
 
-def peak_gpu_bytes() -> int | None:
+def peak_gpu_bytes() -> int:
     """The most it ever was."""
     return _over_gpus(torch.cuda.max_memory_allocated)
 
 
-def _over_gpus(read: Callable[[int], int]) -> int | None:
-    if not torch.cuda.is_initialized():
-        return None
-    return sum(read(index) for index in range(torch.cuda.device_count()))
+def _over_gpus(read: Callable[[int], int]) -> int:
+    return sum(read(index) for index in range(torch.cuda.device_count())) if torch.cuda.is_initialized() else 0

@@ -44,7 +44,7 @@ def test_labels_hold_no_host_no_user_and_no_path(tmp_path: Path) -> None:
     for group in discovered(tmp_path / "run").read_targets():
         labels = dict(group["labels"])
         assert labels.pop("__metrics_path__") == "/metrics/0-abc", "where to ask; no label of any figure"
-        assert labels["instance"] == f"run/{labels['rank']}"
+        assert labels["instance"] == f"run rank {labels['rank']}"
         for private in ("node", "950", getpass.getuser(), str(tmp_path)):
             assert not any(private in value for value in labels.values())
 

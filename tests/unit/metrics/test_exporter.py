@@ -151,7 +151,7 @@ def test_rank_0_lists_all_ranks_as_they_come(tmp_path: Path) -> None:
                     "run": "run",
                     "rank": "1",
                     "role": "block 1",
-                    "instance": "run/1",
+                    "instance": "run rank 1",
                     "__metrics_path__": "/metrics/0-abc",
                 },
             }
