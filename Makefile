@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint bench throughput speed chaos soak raised table questions clean
+.PHONY: help train test test-prometheus lint bench throughput speed chaos soak raised table questions clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -17,6 +17,10 @@ train: $(READY) ## train the digits on this machine; ARGS="--config configs/... 
 
 test: $(READY) ## all tests; ARGS="-k name" for some
 	$(BIN)/python -m pytest $(ARGS)
+
+test-prometheus: $(READY) ## a real Prometheus scrapes a real run; installs Debian's where it may
+	tests/prometheus/install.sh
+	$(BIN)/python -m pytest -v -rP -m prometheus tests/prometheus $(ARGS)
 
 lint: $(READY) ## style, formatting and types
 	$(BIN)/ruff check .

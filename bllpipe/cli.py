@@ -16,6 +16,7 @@ from bllpipe.config import load_config, to_yaml
 from bllpipe.engines import topology
 from bllpipe.engines.preflight import check_plan
 from bllpipe.errors import BllpipeError
+from bllpipe.metrics.health import add_health
 from bllpipe.plan.command import add_plan
 from bllpipe.results.checkpoints_command import add_checkpoints
 from bllpipe.results.timeline_command import add_timeline
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     add_plan(commands)
     add_timeline(commands)
     add_checkpoints(commands)
+    add_health(commands)
 
     env = commands.add_parser("env", help="versions and devices, as a bug report needs them")
     env.set_defaults(run=_env)

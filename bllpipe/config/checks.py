@@ -17,6 +17,7 @@ FUNCTION = r"[\w.]+:\w+"
 STREAMS = 32  # that torch deals out on a GPU before it begins again with the first
 MOST_CAPTURED_STREAMS = STREAMS // 3
 NEED_PATH = ("imagefolder", "npz")
+LAST_PORT = 65535
 
 
 def check(config: Config) -> None:
@@ -34,6 +35,7 @@ def check(config: Config) -> None:
         _check_feedback,
         _check_wires,
         _check_gpu,
+        _check_metrics,
     ):
         one(config)
 
@@ -203,3 +205,17 @@ def _check_wires(config: Config) -> None:
             raise ConfigError(f"backend.{kind} is nccl, but engine {config.engine} has one process; use auto")
         if config.device == "cpu":
             raise ConfigError(f"backend.{kind} is nccl, but device is cpu; use --set backend.{kind}=gloo")
+
+
+def _check_metrics(config: Config) -> None:
+    metrics, ranks = config.metrics, config.num_parts + 1
+    if metrics.port is not None and metrics.port + ranks - 1 > LAST_PORT:
+        raise ConfigError(
+            f"metrics.port is {metrics.port}, but {ranks} ranks need ports up to {metrics.port + ranks - 1} "
+            f"and the last one is {LAST_PORT}; use --set metrics.port={LAST_PORT - ranks + 1} or less"
+        )
+    if metrics.port is None and metrics.discovery is not None:
+        raise ConfigError(
+            f"metrics.discovery is {metrics.discovery!r}, but there is nothing to be found without a port; "
+            f"use --set metrics.port=9500, or leave it out"
+        )

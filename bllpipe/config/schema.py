@@ -8,20 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from bllpipe.config.books import CheckpointConfig, EvaluateConfig, LogConfig, MetricsConfig, TraceConfig
+from bllpipe.config.keys import key
+
 END_TO_END = ("bp", "fa", "usf", "dfa")
 TWO_STAGES = ("interleaved", "zbv", "dualpipev")  # pipelines in which every rank holds two stages
 TORCH_PIPELINES = ("gpipe", "1f1b", *TWO_STAGES)
 PIPELINES = (*TORCH_PIPELINES, "deepspeed")
 SYNCHRONOUS = (*PIPELINES, "ddp")
 DEFAULT_BALANCED = 4  # blocks of ``balanced`` without a number
-
-
-def key(default: Any, doc: str, *, least: float | None = None, most: float | None = None) -> Any:
-    """A config key: its default, its meaning in one line, and the closed range it may take."""
-    metadata = {"doc": doc, "least": least, "most": most}
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -178,44 +173,6 @@ class GpuConfig:
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
-    """The test set goes through the same pipeline."""
-
-    every_epochs: int = key(1, "evaluate after every so many epochs; 0: only at the end", least=0)
-
-
-@dataclass(frozen=True)
-class LogConfig:
-    """metrics.jsonl and progress."""
-
-    every_steps: int = key(20, "steps between two lines of metrics.jsonl a rank", least=1)
-    plain_seconds: float = key(10.0, "seconds between progress lines when the output is not a terminal", least=0.1)
-    if_unwritable: Literal["fail", "go_on"] = key(
-        "go_on", "metrics or spans that the disk refuses: go_on without them and say so, or fail"
-    )
-
-
-@dataclass(frozen=True)
-class TraceConfig:
-    """spans/rank-N.jsonl in the run directory: who did what when, for bllpipe timeline."""
-
-    first_step: int = key(0, "first step that is traced", least=0)
-    num_steps: int = key(0, "steps that are traced, with the tests and checkpoints behind them; 0: off", least=0)
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """checkpoints/step-N in the run directory."""
-
-    every_steps: int | None = key(200, "steps between checkpoints; null: once an epoch; 0: only at the end", least=0)
-    keep: int = key(2, "newest checkpoints to keep", least=1)
-    if_unwritable: Literal["fail", "go_on"] = key(
-        "fail", "a checkpoint that the disk refuses: fail, or go_on to the next one; without the last one a run fails"
-    )
-    tries: int = key(3, "failed attempts from one checkpoint after which the launcher restarts no more", least=1)
-
-
-@dataclass(frozen=True)
 class Config:
     """One run."""
 
@@ -267,6 +224,7 @@ class Config:
     gpu: GpuConfig = field(default_factory=GpuConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
     trace: TraceConfig = field(default_factory=TraceConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from bllpipe.config import to_mapping
 from bllpipe.engines.arming import arm
 from bllpipe.engines.job import Job
+from bllpipe.engines.monitoring import monitored
 from bllpipe.engines.taking_up import take_up
 from bllpipe.run.checkpoint import CheckpointWriter
 from bllpipe.run.finite import guard
@@ -44,7 +45,7 @@ def make_part(job: Job, rank: int, actors: list[Actor]) -> RankPart:
         job.directory.checkpoints, job.store, num_ranks, job.attempt, settings.keep, settings.if_unwritable
     )
     facts = {"config": to_mapping(job.config)}
-    part = RankPart(rank, job.topology.role(rank), actors, writer, facts, span_file(job, rank, actors))
+    part = monitored(job, RankPart(rank, job.topology.role(rank), actors, writer, facts, span_file(job, rank, actors)))
     return arm(part, job.faults) if job.faults else part
 
 

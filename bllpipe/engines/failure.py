@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from bllpipe.errors import BllpipeError, OutputError, WireError
+from bllpipe.metrics.discovery import mark_failed
 from bllpipe.ports import Store
 from bllpipe.run.directory import RunDirectory
 from bllpipe.run.notices import warn
@@ -71,6 +72,7 @@ def _speak(error: BaseException, rank: int, role: str, directory: str | None, st
         facts = {**step, "rank": rank, "role": role, "reason": explain(error).strip()}
         try:
             RunDirectory(Path(directory)).write_status("failed", **facts)
+            mark_failed(RunDirectory(Path(directory)), type(cause_of(error)).__name__)
         except OutputError as second:
             warn(f"rank {rank} ({role}): and {second.found}")
 

@@ -62,6 +62,7 @@ def hand_in(job: Job, part: RankPart) -> None:
     if part.last_saved is not None:
         part.checkpoints.wait_committed(part.last_saved)
     post_report(job.store, part.rank, part.report())
+    part.on_end()
 
 
 def conclude(job: Job, started: float) -> None:

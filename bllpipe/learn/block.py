@@ -93,7 +93,7 @@ class Block:
     ) -> Outcome:
         """What the batch did, for the records."""
         hits = (scores_BK.argmax(dim=1) == target.label_B).sum()
-        watch = dict if self.config.is_end_to_end else partial(self._figures, alpha.detach(), target)
+        watch = partial(self._figures, alpha.detach(), target)
         return Outcome({name: term.detach() for name, term in terms.items()}, hits, lr, watch)
 
     def stats(self, alpha: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,8 +126,13 @@ class Block:
                 if isinstance(part, nn.Module):
                     part.train(train)
 
+    @torch.no_grad()
     def _figures(self, alpha: Tensor, target: Target) -> dict[str, Tensor]:
-        return {"alignment": alignment(self._message(alpha), target.beta_BC, target.known_B)}
+        """How alpha and beta are aligned, where there is a beta; and the gradients' norm, where there are any."""
+        norm = {"gradient_norm": self.learner.gradient_norm()} if self._training else {}
+        if self.config.is_end_to_end:
+            return norm
+        return {"alignment": alignment(self._message(alpha), target.beta_BC, target.known_B), **norm}
 
     def _message(self, alpha: Tensor) -> Tensor:
         return forward_message(alpha, self.config.objective.normalize)

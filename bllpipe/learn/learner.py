@@ -35,6 +35,7 @@ class Learner:
             for name, parameter in module.named_parameters()
         }
         self.optimizer = Optimizer(self.parameters, config.optimizer)
+        self._unclipped: Tensor | None = None
 
     def step(self, step: int) -> float:
         """Training step ``step`` along the gradients at hand; returns its learning rate."""
@@ -52,9 +53,16 @@ class Learner:
         """One update along the gradients at hand; the host is not asked for anything, nor does it ask."""
         clip_norm = self.config.optimizer.clip_norm
         if clip_norm is not None:
-            gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-            nn.utils.clip_grads_with_norm_(self.parameters.values(), clip_norm, self.norm(gradients))
+            self._unclipped = self.norm(self._gradients())
+            nn.utils.clip_grads_with_norm_(self.parameters.values(), clip_norm, self._unclipped)
         self.optimizer.apply()
+
+    def gradient_norm(self) -> Tensor:
+        """The norm of the last step's gradients, before they were clipped."""
+        return self.norm(self._gradients()) if self._unclipped is None else self._unclipped
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.parameters.values() if p.grad is not None]
 
     def weights(self) -> dict[str, Tensor]:
         """Parameters and buffers, the live ones, by the names that a checkpoint gives them."""

@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class RunDirectory:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
+        self.targets = path / "prometheus.json"
         self._metrics_log, self._spans_log = (
             Leniency(if_unwritable, what, "log.if_unwritable", warn) for what in ("metrics", "spans")
         )
@@ -41,6 +42,7 @@ class RunDirectory:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             write_whole(self.path / "config.yaml", to_yaml(config))
             write_whole(self.path / "env.json", json.dumps(environment(), indent=1) + "\n")
+            self.targets.unlink(missing_ok=True)  # of those who were here before
             self._keep_metrics_until(first_step, tests_again)
 
     def add_resume(self, checkpoint: str, step: int, changes: Mapping[str, Any]) -> None:
@@ -74,6 +76,21 @@ class RunDirectory:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         with writing("the summary", self.path / "summary.json"):
             write_whole(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
+
+    def write_targets(self, groups: Sequence[Mapping[str, Any]], copy: Path | None = None) -> None:
+        """prometheus.json: where the ranks tell their figures, as Prometheus' file_sd reads it."""
+        for path in filter(None, (self.targets, copy)):
+            with writing("the targets of Prometheus", path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(path, json.dumps(groups, indent=1) + "\n")
+
+    def read_targets(self) -> list[dict[str, Any]]:
+        """What ``write_targets`` has written; empty if there is nothing, or something else."""
+        try:
+            found = json.loads(self.targets.read_text())
+        except (OSError, ValueError):
+            return []
+        return found if isinstance(found, list) else []
 
     def _append_metrics(self, line: str) -> None:
         with writing("metrics", self.metrics):

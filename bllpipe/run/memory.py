@@ -6,6 +6,7 @@ import ctypes
 import gc
 import platform
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -41,3 +42,17 @@ def peak_memory_bytes() -> int:
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def gpu_bytes() -> int:
+    """Memory of this process's tensors on its GPUs now; 0 without one. Asks the allocator, not the GPU."""
+    return _over_gpus(torch.cuda.memory_allocated)
+
+
+def peak_gpu_bytes() -> int:
+    """The most it ever was."""
+    return _over_gpus(torch.cuda.max_memory_allocated)
+
+
+def _over_gpus(read: Callable[[int], int]) -> int:
+    return sum(read(index) for index in range(torch.cuda.device_count())) if torch.cuda.is_initialized() else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from bllpipe.run.finite import require_finite
 from bllpipe.run.loops import Loop
 from bllpipe.run.memory import peak_memory_bytes
 from bllpipe.run.recorder import Recorder
+from bllpipe.run.saves import Saves
 from bllpipe.run.spans import SpanFile, Track, record
 from bllpipe.run.timing import Stopwatch
 
@@ -73,6 +74,8 @@ class RankPart:
     _cpu_before: float = field(default_factory=time.process_time)
 
     last_saved: int | None = None
+    saves: Saves = field(default_factory=Saves)
+    on_end: Callable[[], None] = lambda: None  # what is to be done when the rank has nothing more to tell
 
     def carry_out(self, actor: Actor, entry: Round) -> None:
         """One round of one actor, its checkpoint included; RoundError says in which round something went wrong."""
@@ -99,9 +102,10 @@ class RankPart:
     def _write(self, entry: Round, tensors: Mapping[str, Tensor]) -> None:
         place = {"rank": self.rank, "role": self.role}
         received = [name for name in tensors if name.startswith(RECEIVED)]
-        require_finite(tensors, self.rank, self.role, f"checkpoint of step {entry.step}", received)
         facts = {**place, "step": entry.step, "epoch": entry.epoch, "tested": entry.tested, **self.facts}
-        self.checkpoints.write(entry.step, self.rank, tensors, facts)
+        with self.saves.writing(entry.step):
+            require_finite(tensors, self.rank, self.role, f"checkpoint of step {entry.step}", received)
+            self.checkpoints.write(entry.step, self.rank, tensors, facts)
         self.last_saved = entry.step
 
     def report(self) -> dict[str, Any]:

@@ -21,6 +21,21 @@ POST_SECONDS = 0.5
 TERM = "terms."
 
 
+@dataclass(frozen=True)
+class Means:
+    """Means over the images of some batches: of the terms of the loss, of the figures of the batches that were watched,
+    and of the hits; and the learning rate of the last batch."""
+
+    terms: Mapping[str, float]
+    figures: Mapping[str, float]
+    accuracy: float
+    lr: float = 0.0
+
+    def to_json(self) -> dict[str, float]:
+        """Without the learning rate, which tests have none of; the sum of the terms is ``loss``."""
+        return {**self.terms, "loss": sum(self.terms.values()), **self.figures, "accuracy": self.accuracy}
+
+
 @dataclass
 class Totals:
     """Sums over the batches since the last line; tensors stay on their device until they are read."""
@@ -56,12 +71,12 @@ class Totals:
             self.terms = {name.removeprefix(TERM): total for name, total in state.items() if name.startswith(TERM)}
             self.correct, self.images = state["correct"], int(state["images"])
 
-    def read(self) -> dict[str, float]:
-        """Means over the images: each term, their sum as ``loss``, ``accuracy``, and the figures of those watched."""
+    def read(self) -> Means:
+        """The means of what was added."""
         terms = {name: float(total) / self.images for name, total in self.terms.items()}
         figures = {name: float(total) / self.watched for name, total in self.figures.items()}
         assert self.correct is not None, "read after at least one batch"
-        return {**terms, "loss": sum(terms.values()), **figures, "accuracy": float(self.correct) / self.images}
+        return Means(terms, figures, float(self.correct) / self.images, self.lr)
 
 
 def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor], images: int) -> None:
@@ -70,7 +85,7 @@ def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor], images: int) -> 
 
 
 class Recorder:
-    """Keeps the books of one block or lane."""
+    """Keeps the books of one block or lane. ``trained`` and ``tested`` are the means of its last lines of each kind."""
 
     def __init__(
         self,
@@ -82,7 +97,8 @@ class Recorder:
     ) -> None:
         self.place, self.directory, self.store, self.stopwatch = place, directory, store, stopwatch
         self.log_every = log_every
-        self.accuracy: float | None = None
+        self.trained: Means | None = None
+        self.tested: Means | None = None
         self._train, self._test = Totals(), Totals()
         self._latest: dict[str, Any] = {}
         self._posted = 0.0
@@ -96,6 +112,11 @@ class Recorder:
             self._test.watch(outcome, entry.size)
         elif entry.phase == "score" and self._test.images:
             self._record_score(entry)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Of the last test."""
+        return self.tested.accuracy if self.tested else None
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint must hold for the next line to be the same after it: the sums since the last one."""
@@ -125,8 +146,8 @@ class Recorder:
     def _write_step(self, entry: Round, done: int) -> None:
         figures: dict[str, Any] = {"phase": "train", "step": done, "epoch": entry.epoch, **self.place}
         if self._train.images:
-            figures |= {**self._train.read(), "lr": self._train.lr}
-            self._train = Totals()
+            self.trained, self._train = self._train.read(), Totals()
+            figures |= {**self.trained.to_json(), "lr": self.trained.lr}
         figures["images_per_second"] = round(self.stopwatch.lap(), 2)
         figures["waiting"] = {edge: round(seconds, 4) for edge, seconds in self.stopwatch.waiting.items()}
         figures["resident_bytes"] = resident_bytes()
@@ -134,12 +155,11 @@ class Recorder:
         self._post(figures)
 
     def _record_score(self, entry: Round) -> None:
-        figures = self._test.read()
-        self.accuracy, self._test = figures["accuracy"], Totals()
+        self.tested, self._test = self._test.read(), Totals()
         place = {"phase": "evaluate", "step": entry.step, "epoch": entry.epoch, **self.place}
         place["training_seconds"] = round(self.stopwatch.training.seconds, 3)
-        self.directory.add_metrics({**place, **figures})
-        self._post({"step": entry.step, "test_accuracy": self.accuracy})
+        self.directory.add_metrics({**place, **self.tested.to_json()})
+        self._post({"step": entry.step, "test_accuracy": self.tested.accuracy})
 
     def _post(self, figures: Mapping[str, Any]) -> None:
         """The latest of every figure, for the progress line."""

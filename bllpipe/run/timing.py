@@ -50,6 +50,11 @@ class TimedSender(Generic[SentMessage]):
     def __init__(self, port: Sender[SentMessage], edge: str, num_bytes: Callable[[int], int]) -> None:
         self._port, self.meter, self._num_bytes = port, Meter(edge), num_bytes
 
+    @property
+    def queued(self) -> int | None:
+        """Messages that have not left yet; None where the wire does not know."""
+        return getattr(self._port, "queued", None)
+
     def send(self, message: SentMessage) -> None:
         self.meter.begin()
         self._port.send(message)
@@ -62,6 +67,11 @@ class TimedReceiver(Generic[ReceivedMessage]):
 
     def __init__(self, port: Receiver[ReceivedMessage], edge: str) -> None:
         self._port, self.meter = port, Meter(edge)
+
+    @property
+    def queued(self) -> int | None:
+        """Messages that have come and nobody has taken yet; None where the wire does not know."""
+        return getattr(self._port, "queued", None)
 
     def recv(self) -> ReceivedMessage:
         self.meter.begin()
@@ -93,12 +103,14 @@ class Stopwatch:
     ``training`` runs from one training round to the next, whoever else has a turn in between, but stands still for
     tests and checkpoints. ``steady`` is the same without the first ``steady_from`` steps, which fill the pipeline and
     warm caches. ``in_rounds`` are the seconds in the actor's own training rounds, ``waiting`` those of them that it
-    waited for messages, and ``sent`` the bytes that it sent in them, both by edge.
+    waited for messages, and ``sent`` the bytes that it sent in them, both by edge. ``in_tests`` are the seconds in the
+    rounds of its tests.
     """
 
     ports: Sequence[Metered]
     steady_from: int
     in_rounds: float = 0.0
+    in_tests: float = 0.0
     waiting: dict[str, float] = field(default_factory=dict)
     sent: dict[str, int] = field(default_factory=dict)
     training: Stretch = field(default_factory=Stretch)
@@ -115,10 +127,11 @@ class Stopwatch:
 
     def end(self, entry: Round) -> None:
         """The round ``entry`` ends now; only those of the training count."""
+        now = time.perf_counter()
         if entry.phase != "train":
             self._ended = None
+            self.in_tests += 0.0 if entry.phase == "save" else now - self._began
             return
-        now = time.perf_counter()
         seconds = now - (self._began if self._ended is None else self._ended)
         self._ended = now
         self.in_rounds += now - self._began

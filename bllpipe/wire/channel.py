@@ -42,6 +42,10 @@ class Channel(Generic[Item]):
         self._places.put(None)
         return item
 
+    def __len__(self) -> int:
+        """How many items wait in it."""
+        return self._items.qsize()
+
     def close(self, error: BaseException) -> None:
         """Wakes everybody; from now on whoever would wait gets ``error``. The first error stays."""
         if self._error is None:

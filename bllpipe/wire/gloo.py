@@ -43,7 +43,7 @@ class GlooSender:
         device: torch.device = CPU,
         open_streams: OpenStreams = streams_on,
     ) -> None:
-        self._layout, self._group, self._timeout = layout, group, timeout
+        self._layout, self._group, self._in_flight, self._timeout = layout, group, in_flight, timeout
         self._streams = open_streams(device)
         self._free: Channel[Packet] = Channel(in_flight)
         self._full: Channel[tuple[Packet, Round, Event] | None] = Channel(in_flight + 1)
@@ -62,6 +62,11 @@ class GlooSender:
             ) from None
         packet.write(message)
         self._full.put((packet, message.round, self._streams.current().record()))
+
+    @property
+    def queued(self) -> int:
+        """Messages that have not left yet."""
+        return self._in_flight - len(self._free)
 
     def finish(self) -> None:
         """Waits until everything that was sent has left."""
@@ -121,6 +126,11 @@ class GlooReceiver:
                 f"{self._layout.roles[0]}; nothing came"
             ) from None
         return self._held.read(entry, self._device)
+
+    @property
+    def queued(self) -> int:
+        """Messages that have come and nobody has taken yet."""
+        return len(self._ready)
 
     def _receive_all(self) -> None:
         when = "the start"

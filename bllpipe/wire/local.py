@@ -52,6 +52,11 @@ class LocalReceiver:
         self._layout.compare(header, self._layout.expected_header(entry))
         return message_of(entry, tensors, self._layout, self._device)
 
+    @property
+    def queued(self) -> int:
+        """Messages that were put and nobody has taken yet."""
+        return len(self._channel)
+
 
 class LocalWires:
     """One channel an edge, as deep as the edge's ring."""

@@ -24,12 +24,13 @@ MAY_IMPORT = {
     "learn": {"config", *GROUND},
     "wire": {"config", *GROUND},
     "run": {"config", "learn", *GROUND},
+    "metrics": {"config", "run", *GROUND},
     "plan": {"config", "learn", "run", *GROUND},
-    "engines": {"config", "learn", "plan", "wire", "run", *GROUND},
+    "engines": {"config", "learn", "metrics", "plan", "wire", "run", *GROUND},
     "results": {"config", "learn", "run", *GROUND},
     "elastic": {"config", "engines", "run", "wire", *GROUND},
     "launch": {"config", "elastic", "engines", "wire", *GROUND},
-    "cli": {"config", "engines", "launch", "plan", "results", "run", *GROUND},
+    "cli": {"config", "engines", "launch", "metrics", "plan", "results", "run", *GROUND},
 }
 # And which packages of others it may not: nobody imports the tests, mathematics knows no processes, wires no layers.
 NEVER = {

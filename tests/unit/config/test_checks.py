@@ -260,3 +260,22 @@ def test_there_are_not_streams_enough_for_many_captured_blocks() -> None:
         "engine streams captures with three streams a block, of which torch has 32 a GPU, but there are 11 blocks; "
         "use at most 10, or --set gpu.capture=false",
     )
+
+
+def test_ports_behind_the_last_one() -> None:
+    refused(
+        ["metrics.port=65532"],
+        "metrics.port is 65532, but 5 ranks need ports up to 65536 and the last one is 65535; "
+        "use --set metrics.port=65531 or less",
+    )
+    assert load_config(None, ["metrics.port=65531"]).metrics.port == 65531
+    assert load_config(None, ["metrics.port=65532", "blocks=3"]).metrics.port == 65532
+
+
+def test_nothing_is_to_be_found_without_a_port() -> None:
+    refused(
+        ["metrics.discovery=runs"],
+        "metrics.discovery is 'runs', but there is nothing to be found without a port; "
+        "use --set metrics.port=9500, or leave it out",
+    )
+    assert load_config(None, ["metrics.discovery=runs", "metrics.port=0"]).metrics.discovery == "runs"

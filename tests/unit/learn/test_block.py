@@ -53,6 +53,18 @@ def test_the_loss_is_kl_and_predictive_loss() -> None:
     assert outcome.terms.keys() == {"kl", "pred"} and outcome.lr == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("clip_norm", [None, 1e-3])
+def test_the_norm_that_is_watched_is_that_of_the_gradients_before_they_are_clipped(clip_norm: float | None) -> None:
+    block = make(replace(CONFIG, optimizer=replace(PLAIN, clip_norm=clip_norm)))
+    aim, twin = target(6, 8), make()
+    alpha = twin.forward(images())
+    twin.backward(twin.losses(alpha, aim)[0])
+    gradients = [p.grad.flatten() for p in twin.learner.parameters.values() if p.grad is not None]
+    watched = block.update(block.forward(images()), aim, step=0).watch()
+    torch.testing.assert_close(watched["gradient_norm"], torch.cat(gradients).norm())
+    assert "gradient_norm" not in block.score(block.infer(images()), aim).watch(), "a test has no gradients"
+
+
 def test_what_is_normalised_for_the_kl_is_normalised_for_the_feedback() -> None:
     block, aim = make(replace(CONFIG, objective=ObjectiveConfig(normalize="sample"))), target(6, 8)
     alpha = block.forward(images())

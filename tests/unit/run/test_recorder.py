@@ -14,7 +14,7 @@ import torch.distributed as dist
 from bllpipe.learn.block import Outcome
 from bllpipe.ports import Round
 from bllpipe.run.directory import RunDirectory
-from bllpipe.run.recorder import Recorder
+from bllpipe.run.recorder import Means, Recorder
 from bllpipe.run.timing import Stopwatch
 
 
@@ -90,6 +90,17 @@ def test_a_test_is_scored_over_all_its_batches(books: Books) -> None:
     assert (line["phase"], line["step"], line["epoch"]) == ("evaluate", 7, 3)
     assert (line["accuracy"], line["kl"]) == (0.75, 2.0)
     assert books.recorder.accuracy == 0.75
+
+
+def test_whoever_asks_gets_the_means_of_the_last_line_and_of_the_last_test(books: Books) -> None:
+    assert (books.recorder.trained, books.recorder.tested) == (None, None)
+    for step in range(3):
+        books.recorder.record(Round("train", step, size=10), outcome(1.0 + step, 2.0, 5))
+    books.recorder.record(Round("evaluate", 3, size=10), outcome(5.0, 1.0, 9))
+    assert books.recorder.tested is None, "the test is not over"
+    books.recorder.record(Round("score", 3), None)
+    assert books.recorder.trained == Means({"kl": 1.5, "pred": 2.0}, {}, 0.5, lr=0.5)
+    assert books.recorder.tested == Means({"kl": 5.0, "pred": 1.0}, {}, 0.9, lr=0.5)
 
 
 def test_the_progress_line_gets_the_latest_of_every_figure(books: Books) -> None:

@@ -96,7 +96,15 @@ def found(run: Path, overrides: list[str], *accepted: str, resume: str = "auto")
 
 @pytest.mark.parametrize(
     "override",
-    ["engine=threads", "stop_at=5", "log.every_steps=1", "checkpoint.keep=1", "backend.ring=7", "name=other"],
+    [
+        "engine=threads",
+        "stop_at=5",
+        "log.every_steps=1",
+        "checkpoint.keep=1",
+        "backend.ring=7",
+        "name=other",
+        "metrics.port=9500",
+    ],
 )
 def test_settings_that_change_no_result_may_change(tmp_path: Path, override: str) -> None:
     assert found(saved(tmp_path / "run", Config()), [override]) == [override.partition("=")[0]]

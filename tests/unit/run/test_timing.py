@@ -70,6 +70,22 @@ def test_what_is_sent_in_a_test_does_not_count(clock: Clock) -> None:
     assert (watch.sent, watch.waiting) == ({"alpha 0->1": 20}, {"alpha 0->1": 0.5})
 
 
+def test_the_seconds_of_tests_are_counted_apart_and_those_of_checkpoints_not_here(clock: Clock) -> None:
+    watch = Stopwatch([], steady_from=0)
+    for entry in (train(0), Round("evaluate", 1, size=10), Round("score", 1), Round("save", 1)):
+        a_round(watch, clock, entry, 2.0)
+    assert (watch.in_rounds, watch.in_tests) == (2.0, 4.0)
+
+
+def test_a_port_tells_how_many_messages_lie_there_if_its_wire_knows(clock: Clock) -> None:
+    class Counting(Slow):
+        queued = 3
+
+    for wire, queued in ((Counting(clock, 0), 3), (Slow(clock, 0), None)):
+        assert TimedReceiver[Any](wire, "target 4->0").queued == queued
+        assert TimedSender[Any](wire, "alpha 0->1", lambda size: size).queued == queued
+
+
 def test_computing_is_what_is_not_waiting(clock: Clock) -> None:
     port = TimedReceiver[Any](Slow(clock, 0.5), "target 4->0")
     watch = Stopwatch([port], steady_from=0)

@@ -14,6 +14,16 @@ def test_first_in_first_out() -> None:
     assert [channel.get() for _ in range(3)] == [0, 1, 2]
 
 
+def test_its_length_is_what_waits_in_it() -> None:
+    channel: Channel[int] = Channel(3)
+    assert len(channel) == 0
+    channel.put(1)
+    channel.put(2)
+    assert len(channel) == 2
+    channel.get()
+    assert len(channel) == 1
+
+
 def test_full_and_empty_channels_time_out() -> None:
     channel: Channel[int] = Channel(1)
     with pytest.raises(TimeoutError):

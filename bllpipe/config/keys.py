@@ -1,0 +1,14 @@
+"""How a key of the configuration is declared: with its default, its meaning and its range."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Any
+
+
+def key(default: Any, doc: str, *, least: float | None = None, most: float | None = None) -> Any:
+    """A config key: its default, its meaning in one line, and the closed range it may take."""
+    metadata = {"doc": doc, "least": least, "most": most}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
