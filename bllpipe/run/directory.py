@@ -78,11 +78,10 @@ class RunDirectory:
             write_whole(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
 
     def write_targets(self, groups: Sequence[Mapping[str, Any]], copy: Path | None = None) -> None:
-        """prometheus.json: where the ranks tell their figures, as Prometheus' file_sd reads it."""
+        """prometheus.json: where the ranks tell their figures, as Prometheus' file_sd reads it. Raises OSError."""
         for path in filter(None, (self.targets, copy)):
-            with writing("the targets of Prometheus", path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(path, json.dumps(groups, indent=1) + "\n")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, json.dumps(groups, indent=1) + "\n")
 
     def read_targets(self) -> list[dict[str, Any]]:
         """What ``write_targets`` has written; empty if there is nothing, or something else."""
