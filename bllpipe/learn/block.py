@@ -51,6 +51,7 @@ class Block:
     ) -> None:
         self.segment, self.head, self.objective = segment, head, objective
         self.num_classes, self.config = num_classes, config
+        self.is_captured = False  # then gradients lie where only the graphs know
         self.learner = Learner(_modules(segment, head, objective), config, total_steps)
         if not self.learner.parameters:
             raise ConfigError(f"the block that ends with {segment.last_unit} has no parameters; cut somewhere else")
@@ -89,11 +90,17 @@ class Block:
 
     @torch.no_grad()
     def outcome(
-        self, terms: Mapping[str, Tensor], alpha: Tensor, scores_BK: Tensor, target: Target, lr: float
+        self,
+        terms: Mapping[str, Tensor],
+        alpha: Tensor,
+        scores_BK: Tensor,
+        target: Target,
+        lr: float,
+        learned: bool = True,
     ) -> Outcome:
-        """What the batch did, for the records."""
+        """What the batch did, for the records; there are gradients if it ``learned``."""
         hits = (scores_BK.argmax(dim=1) == target.label_B).sum()
-        watch = partial(self._figures, alpha.detach(), target)
+        watch = partial(self._figures, alpha.detach(), target, learned)
         return Outcome({name: term.detach() for name, term in terms.items()}, hits, lr, watch)
 
     def stats(self, alpha: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,7 +120,7 @@ class Block:
     def score(self, alpha: Tensor, target: Target) -> Outcome:
         """The local loss and the local head's hits on a test batch."""
         terms, scores_BK = self.losses(alpha, target)
-        return self.outcome(terms, alpha, scores_BK, target, lr=0.0)
+        return self.outcome(terms, alpha, scores_BK, target, lr=0.0, learned=False)
 
     def _laid_out(self, x: Tensor) -> Tensor:
         return as_channels_last(x) if self.channels_last else x
@@ -127,9 +134,9 @@ class Block:
                     part.train(train)
 
     @torch.no_grad()
-    def _figures(self, alpha: Tensor, target: Target) -> dict[str, Tensor]:
+    def _figures(self, alpha: Tensor, target: Target, learned: bool) -> dict[str, Tensor]:
         """How alpha and beta are aligned, where there is a beta; and the gradients' norm, where there are any."""
-        norm = {"gradient_norm": self.learner.gradient_norm()} if self._training else {}
+        norm = {"gradient_norm": self.learner.gradient_norm()} if learned and not self.is_captured else {}
         if self.config.is_end_to_end:
             return norm
         return {"alignment": alignment(self._message(alpha), target.beta_BC, target.known_B), **norm}

@@ -92,6 +92,7 @@ class CapturedStep:
         self._steps = 0
         self._forward, self._infer, self._stats = block.forward, block.infer, block.stats
         self._losses, self._backward = block.losses, block.backward
+        block.is_captured = True
         for name in REPLACED:
             setattr(block, name, getattr(self, name))
 

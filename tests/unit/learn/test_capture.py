@@ -69,7 +69,8 @@ def run(block: Block, inputs: Callable[[int], Tensor]) -> list[Any]:
     for step in range(STEPS):
         outcome, sent = step_of(block, inputs(step), step)
         told += [value.clone() for value in outcome.terms.values()]
-        told += [outcome.correct, torch.tensor(outcome.lr), *sent, *outcome.watch().values()]
+        watched = [value for name, value in outcome.watch().items() if name != "gradient_norm"]  # graphs do not tell it
+        told += [outcome.correct, torch.tensor(outcome.lr), *sent, *watched]
         if step == 5:
             tested = block.score(block.infer(images(50, 3)), target(50, 3))
             told += [*tested.terms.values(), tested.correct]

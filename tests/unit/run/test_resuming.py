@@ -143,5 +143,5 @@ def test_a_later_checkpoint_of_other_settings_is_not_mixed_with_those_to_come(tm
 
 def test_a_checkpoint_without_a_configuration_is_no_ground_to_go_on(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "run" / "checkpoints", 3)
-    with pytest.raises(CheckpointError, match="step-00000003 does not say with which configuration it was written"):
+    with pytest.raises(CheckpointError, match="step-00000003 does not say with which config it was written"):
         found(tmp_path / "run", [])
