@@ -26,7 +26,7 @@ pytestmark = pytest.mark.ranks
 class Late(HostStreams):
     """Streams that do nothing before somebody waits for a mark: then ``on_wait`` happens."""
 
-    def __init__(self, on_wait: Callable[[], None]) -> None:
+    def __init__(self, on_wait: Callable[[], object]) -> None:
         self.on_wait = on_wait
 
     def record(self) -> Any:
@@ -44,7 +44,7 @@ def send_late() -> None:
         copies.append(lambda: written(packet, message))
 
     Packet.write = later  # type: ignore[method-assign,assignment]  # this process is the test's own
-    late = Late(lambda: copies.pop(0)() and None)
+    late = Late(lambda: copies.pop(0)())
     sender = GlooSender(layout(), dist.group.WORLD, in_flight=2, timeout=20, open_streams=lambda device: late)
     for entry in ROUNDS:
         sender.send(alpha(entry))
