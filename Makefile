@@ -5,9 +5,10 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SHELL_SCRIPTS := launch/*.sh bllpipe/slurm/*.sh tests/slurm/*.sh benchmarks/*.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-prometheus lint bench throughput speed chaos soak raised table questions clean
+.PHONY: help train test test-prometheus test-slurm lint bench throughput speed chaos soak raised table questions clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -22,10 +23,15 @@ test-prometheus: $(READY) ## a real Prometheus scrapes a real run; installs Debi
 	tests/prometheus/install.sh
 	$(BIN)/python -m pytest -v -rP -m prometheus tests/prometheus $(ARGS)
 
+test-slurm: $(READY) ## install SLURM if it may, start one here, run the job scripts in it: ten minutes
+	tests/slurm/install.sh
+	$(BIN)/python -m pytest -v -rP -m slurm tests/slurm $(ARGS)
+
 lint: $(READY) ## style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@if command -v shellcheck >/dev/null; then shellcheck -x $(SHELL_SCRIPTS); else echo "no shellcheck here"; fi
 
 bench: $(READY) ## time the messages between two processes; ARGS="--json FILE"
 	$(BIN)/python -m benchmarks.messages $(ARGS)

@@ -21,6 +21,7 @@ from bllpipe.plan.command import add_plan
 from bllpipe.results.checkpoints_command import add_checkpoints
 from bllpipe.results.timeline_command import add_timeline
 from bllpipe.run.data.downloads import DEFAULT_PATH, DOWNLOADS
+from bllpipe.slurm.command import add_slurm
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     add_timeline(commands)
     add_checkpoints(commands)
     add_health(commands)
+    add_slurm(commands)
 
     env = commands.add_parser("env", help="versions and devices, as a bug report needs them")
     env.set_defaults(run=_env)

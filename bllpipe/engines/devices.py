@@ -75,7 +75,8 @@ def sharing(config: Config, topology: Topology, environment: RankEnvironment, ma
 
 
 def _blocks_here(topology: Topology, environment: RankEnvironment) -> int:
-    return topology.num_blocks if environment.on_one_machine else environment.local_world_size
+    first = environment.rank - environment.local_rank
+    return sum(rank in topology.block_ranks for rank in range(first, first + environment.local_world_size))
 
 
 def _feedback_has_gpu(config: Config, topology: Topology, environment: RankEnvironment, machine: Machine) -> bool:

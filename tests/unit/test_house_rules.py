@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "results": {"config", "learn", "run", *GROUND},
     "elastic": {"config", "engines", "run", "wire", *GROUND},
     "launch": {"config", "elastic", "engines", "wire", *GROUND},
-    "cli": {"config", "engines", "launch", "metrics", "plan", "results", "run", *GROUND},
+    "slurm": {"config", "engines", "launch", "results", *GROUND},
+    "cli": {"config", "engines", "launch", "metrics", "plan", "results", "run", "slurm", *GROUND},
 }
 # And which packages of others it may not: nobody imports the tests, mathematics knows no processes, wires no layers.
 NEVER = {

@@ -113,6 +113,13 @@ def test_this_machine() -> None:
     assert Machine.found().gpus == torch.cuda.device_count()
 
 
+@pytest.mark.parametrize(("gpus", "distinct"), [(4, True), (3, False)])
+def test_the_feedback_takes_no_gpu_from_the_last_of_several_machines(gpus: int, distinct: bool) -> None:
+    """Nine ranks on two machines of four GPUs: once the second, with five, chose gloo and the first NCCL."""
+    ranks = [RankEnvironment(3, 9, 3, 4, "host", 1, True), RankEnvironment(4, 9, 0, 5, "host", 1, True)]
+    assert [distinct_gpus(load_config(None), Topology(8), rank, Machine(gpus)) for rank in ranks] == [distinct] * 2
+
+
 @pytest.mark.parametrize(
     ("overrides", "distinct", "backends"),
     [
