@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 SHELL_SCRIPTS := launch/*.sh bllpipe/slurm/*.sh tests/slurm/*.sh benchmarks/*.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-prometheus test-slurm lint bench throughput speed chaos soak raised table questions clean
+.PHONY: help train test test-prometheus test-slurm lint bench throughput speed gpu chaos soak raised table questions clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -41,6 +41,9 @@ throughput: $(READY) ## images/s of every engine; ARGS="--work emulated --blocks
 
 speed: $(READY) ## every measurement of speed, an hour on a machine that does nothing else; ARGS="DIRECTORY [CIFAR.npz]"
 	PATH="$(abspath $(BIN)):$$PATH" benchmarks/speed.sh $(or $(ARGS),runs)
+
+gpu: $(READY) ## one GPU: tests, rates of BP and BLL, CIFAR-10; ARGS="OUT [CIFAR.npz]", or ARGS="OUT --device cpu --quick"
+	PATH="$(abspath $(BIN)):$$PATH" benchmarks/gpu.sh $(or $(ARGS),runs/gpu)
 
 chaos: $(READY) ## kill -9 a hundred times, does every run end in the same bits? ARGS="--kills 100 --seed 0 --workers 2"
 	$(BIN)/python -m benchmarks.chaos $(ARGS)

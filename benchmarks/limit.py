@@ -15,13 +15,16 @@ import torch
 
 from benchmarks.report import Timing, table, write
 from bllpipe.config import Config, load_config
+from bllpipe.engines.gpu import set_up, speed_up
 from bllpipe.learn.block import Block, alpha_shape, make_block
 from bllpipe.learn.channels import num_channels
 from bllpipe.learn.cuts import cut
 from bllpipe.learn.networks import network_units
+from bllpipe.learn.placing import place
 from bllpipe.learn.units import Segment
 from bllpipe.ports import Round, Target
 from bllpipe.run.memory import keep_freed_memory
+from bllpipe.wire.streams import streams_on
 
 CPU = torch.device("cpu")
 IMAGE, CLASSES = (3, 32, 32), 10
@@ -71,29 +74,35 @@ def measure(config: Config, n: int, warmup: int) -> list[Timing]:
 def _process(number: int, config: Config, n: int, warmup: int, start: Any, answers: Any) -> None:
     torch.set_num_threads(config.cpu_threads)
     keep_freed_memory()
-    block, x, target = _block(number, config)
+    device = torch.device("cuda", number) if config.device == "cuda" else CPU
+    set_up(config, device)
+    block, x, target = block_alone(number, config, config.data.batch_size, device)
+    streams = streams_on(device)
     start.wait(TIMEOUT)
     seconds = []
     for step in range(n + warmup):
         began = time.perf_counter()
         block.update(block.forward(x), target, step)
+        streams.synchronize()
         seconds.append(time.perf_counter() - began)
     answers.put((number, seconds))
     start.wait(TIMEOUT)  # nobody stops before all have finished: the cores stay as busy as they were
 
 
-def _block(number: int, config: Config) -> tuple[Block, torch.Tensor, Target]:
-    """Block ``number`` with an input and a target of the right shapes."""
+def block_alone(
+    number: int, config: Config, batch: int, device: torch.device = CPU
+) -> tuple[Block, torch.Tensor, Target]:
+    """Block ``number`` with an input and a target of the right shapes, for ``batch`` images."""
     parts = cut(network_units(config.model, IMAGE[0], CLASSES, config.seed), config.cuts)
-    segments = [Segment(part, config.seed) for part in parts[: number + 1]]
+    segments = [place(Segment(part, config.seed), config, device) for part in parts[: number + 1]]
     shapes: list[tuple[int, ...]] = [IMAGE]
     for segment in segments:
-        shapes.append(alpha_shape(segment, shapes[-1], CPU))
-    is_last, batch = number == len(parts) - 1, config.data.batch_size
-    block = make_block(segments[-1], shapes[-2], shapes[-1], config, CLASSES, 1000, is_last)
-    beta_BC = torch.randn(batch, num_channels(shapes[-1]))
-    target = Target(Round("train", 0, size=batch), beta_BC, torch.ones(batch), torch.randint(CLASSES, (batch,)))
-    return block, torch.randn(batch, *shapes[-2]), target
+        shapes.append(alpha_shape(segment, shapes[-1], device))
+    is_last = number == len(parts) - 1
+    block = speed_up(make_block(segments[-1], shapes[-2], shapes[-1], config, CLASSES, 1000, is_last), config)
+    beta_BC, known_B = torch.randn(batch, num_channels(shapes[-1]), device=device), torch.ones(batch, device=device)
+    target = Target(Round("train", 0, size=batch), beta_BC, known_B, torch.randint(CLASSES, (batch,), device=device))
+    return block, torch.randn(batch, *shapes[-2], device=device), target
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ def set_up(config: Config, device: torch.device) -> None:
     """Chooses the kernels of this process, before the first one runs."""
     if device.type != "cuda":
         return
+    torch.cuda.set_device(device)  # or graphs and pinned memory would be those of the first GPU
     set_precision("tf32" if config.gpu.tf32 else "ieee")
     torch.backends.cudnn.benchmark = not config.gpu.deterministic  # shapes stay the same, so trying pays
     if config.gpu.deterministic:

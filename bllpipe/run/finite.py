@@ -21,7 +21,8 @@ ADVICE = "lower optimizer.lr, set optimizer.clip_norm, or check the images"
 
 
 def guard(actor: Actor, every: int) -> Actor:
-    """The actor, looking at every ``every``-th of its losses: on a GPU each look waits for the device."""
+    """The actor, looking at its losses in every ``every``-th step, when a line is written: on a GPU each look waits for
+    the device."""
     block, share = getattr(actor.loop, "block", None), getattr(actor.loop, "share", None)
     if block is not None:
         block.losses = _guarded(block.losses, actor, every, lambda *given: _of_block(block, *given))
@@ -58,18 +59,21 @@ def _guarded(
     compute: Callable[..., Any], actor: Actor, every: int, tensors: Callable[..., Named]
 ) -> Callable[..., Any]:
     """``compute``, with a look at its results now and then; the first of ``tensors`` that is not finite is to blame."""
-    calls = 0
 
     def computed(*given: Any) -> Any:
-        nonlocal calls
-        calls += 1
         result = compute(*given)
         terms = result.terms if isinstance(result, Outcome) else result[0]
-        if calls % every == 0 and not all(is_finite(term) for term in terms.values()):
+        if _is_due(actor, every) and not all(is_finite(term) for term in terms.values()):
             _blame(tensors(*given, result), actor)
         return result
 
     return computed
+
+
+def _is_due(actor: Actor, every: int) -> bool:
+    """Whether to look at a loss now; tests are looked at only where that costs nothing."""
+    entry = actor.entry
+    return every == 1 or (entry is not None and entry.phase == "train" and (entry.step + 1) % every == 0)
 
 
 def _blame(tensors: Named, actor: Actor) -> None:

@@ -23,6 +23,7 @@ from tests.ranks import jobs
 from tests.unit.learn.tape import ASKS_THE_DEVICE
 
 ASKING_METHODS = ("cpu", "tolist", "numpy", "item", "__bool__", "__float__", "__int__", "__index__", "nonzero")
+LINE = 9  # steps to a line
 SMALL = (
     "model.width=2",
     "data.name=synthetic",
@@ -31,9 +32,8 @@ SMALL = (
     "data.batch_size=16",
     "data.augment.flip=true",
     "blocks=2",
-    "steps=5",
-    "log.every_steps=5",
-    "evaluate.every_epochs=0",
+    f"steps={LINE}",
+    f"log.every_steps={LINE}",  # with tests after four and eight steps
 )
 
 
@@ -83,7 +83,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
         found.round = None
 
     monkeypatch.setattr(Actor, "carry_out", noted)
-    monkeypatch.setattr(books, "guard", lambda actor, every: guard(actor, every=5))
+    monkeypatch.setattr(books, "guard", lambda actor, every: guard(actor, every=LINE))
     return found
 
 
@@ -109,14 +109,14 @@ def test_only_the_step_that_writes_a_line_asks(
     asked: Asked, tmp_path: Path, engine: str, settings: tuple[str, ...]
 ) -> None:
     found = asked_in(asked, tmp_path, f"engine={engine}", *settings)
-    assert [each for each in found if each[0] < 4] == []
-    assert {step for step, _ in found} == {4}, "the one that does is seen"
+    assert [each for each in found if each[0] < LINE - 1] == []
+    assert {step for step, _ in found} == {LINE - 1}, "the one that does is seen"
 
 
 @pytest.mark.parametrize("method", ["bp", "fa", "usf", "dfa"])
 def test_nor_does_what_learns_end_to_end(asked: Asked, tmp_path: Path, method: str) -> None:
     found = asked_in(asked, tmp_path, "engine=single", f"method={method}")
-    assert {step for step, _ in found} == {4}
+    assert {step for step, _ in found} == {LINE - 1}
 
 
 @pytest.mark.parametrize("question", [torch.Tensor.item, float, bool, torch.Tensor.tolist, torch.Tensor.cpu])

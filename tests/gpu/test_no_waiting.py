@@ -1,0 +1,47 @@
+"""The host waits for the GPU in no step but those that write a line: torch itself raises where it would."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from bllpipe.ports import Round
+from bllpipe.run.rank import Actor
+from tests.gpu.machines import needs_gpus
+from tests.ranks import jobs
+
+pytestmark = needs_gpus(1)
+FIRST, LINE = 6, 10  # ordinary steps and captures are over by then; a line is written every so many steps
+
+
+@pytest.fixture
+def strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """From step ``FIRST`` on waiting is an error, in steps that write no line."""
+    carry_out = Actor.carry_out
+
+    def watched(actor: Actor, entry: Round) -> None:
+        is_strict = entry.phase == "train" and entry.step >= FIRST and (entry.step + 1) % LINE != 0
+        torch.cuda.set_sync_debug_mode("error" if is_strict else "default")
+        carry_out(actor, entry)
+        torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Actor, "carry_out", watched)
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("capture", ["false", "true"])
+@pytest.mark.parametrize("engine", ["sequential", "streams"])
+@pytest.mark.parametrize("method", ["bll", "predsim"])
+def test_no_step_waits(strict: None, tmp_path: Path, method: str, engine: str, capture: str) -> None:
+    settings = ("device=cuda", "model.width=8", "steps=25", f"log.every_steps={LINE}", "optimizer.clip_norm=1.0")
+    jobs.in_this_process(tmp_path, *settings, f"method={method}", f"engine={engine}", f"gpu.capture={capture}")
+
+
+def test_waiting_would_be_found(strict: None) -> None:
+    torch.cuda.set_sync_debug_mode("error")
+    with pytest.raises(RuntimeError, match="synchroniz"):
+        torch.ones((), device="cuda").item()

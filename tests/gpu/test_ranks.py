@@ -1,0 +1,35 @@
+"""Ranks on GPUs: several on one, with gloo and pinned memory between them; and one each, with NCCL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.gpu.machines import needs_gpus
+from tests.ranks import jobs
+
+SETTINGS = ("device=cuda", "blocks=2", "gpu.deterministic=true", "model.width=8", "objective.head=gap")
+MORE = ("data.augment.rotation=0", "steps=30", "log.every_steps=10")
+
+
+def turns(folder: Path, *settings: str) -> str:
+    """The bits of blocks that take turns on one GPU."""
+    jobs.succeed(jobs.alone(jobs.words(folder, "engine=sequential", *SETTINGS, *MORE, *settings)))
+    return str(jobs.summary(folder)["state_sha256"])
+
+
+@needs_gpus(1)
+def test_ranks_that_share_a_gpu_learn_the_same(tmp_path: Path) -> None:
+    settings = ("backend.alpha=gloo", "gpu.capture=true", "feedback.device=cuda")
+    done = jobs.succeed(jobs.torchrun(3, jobs.words(tmp_path / "ranks", *SETTINGS, *MORE, *settings), timeout=240))
+    assert jobs.summary(tmp_path / "ranks")["state_sha256"] == turns(tmp_path / "turns"), done.stderr
+
+
+@needs_gpus(2)
+@pytest.mark.parametrize("more", [(), ("precision.wire=bf16",), ("gpu.capture=true",)], ids=str)
+def test_ranks_with_a_gpu_each_learn_the_same_over_nccl(tmp_path: Path, more: tuple[str, ...]) -> None:
+    settings = ("backend.alpha=nccl", "feedback.device=cpu", *more)
+    jobs.succeed(jobs.torchrun(3, jobs.words(tmp_path / "ranks", *SETTINGS, *MORE, *settings), timeout=240))
+    found = jobs.summary(tmp_path / "ranks")
+    assert found["steps"] == 30 and 0 < found["test_accuracy"] <= 1, "a lane on a CPU rounds otherwise: no digest"
