@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-ARRAY: dict[str, Any] = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_MAX": "3"}
+ARRAY = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_MAX": "3"}
 LAST = {**ARRAY, "SLURM_ARRAY_TASK_ID": "3"}
 COMPLETED = {"status": "completed", "step": 300}
 TERMINATED = {"status": "preempted", "step": 40, "reason": "SIGTERM at rank 2"}
@@ -40,10 +40,8 @@ def work(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run_job(
-    work: Path, after: dict[str, Any] | None, srun_code: int = 0, state: str = "RUNNING", **variables: str
-) -> subprocess.CompletedProcess[str]:
-    """A job whose run leaves ``after`` in status.json."""
+def run_job(work: Path, after: dict[str, Any] | None, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A job whose run leaves ``after`` in status.json; SRUN_CODE and JOB_STATE are what srun and squeue say."""
     if after is not None:
         (work / "after.json").write_text(json.dumps({**after, "time": 2.0}, indent=1) + "\n")
     environment = {
@@ -51,8 +49,8 @@ def run_job(
         "PYTHONPATH": str(REPOSITORY),
         "VIRTUAL_ENV": "taken",
         "WORK": str(work),
-        "SRUN_CODE": str(srun_code),
-        "JOB_STATE": state,
+        "SRUN_CODE": "0",
+        "JOB_STATE": "RUNNING",
         "SLURM_JOB_ID": "9",
         "SLURM_JOB_NUM_NODES": "1",
         "SLURM_JOB_NODELIST": "n1",
@@ -70,7 +68,7 @@ def run_job(
         (COMPLETED, 0, ARRAY, 0, "scancel --quiet --state=PENDING 7\n", ""),
         (TERMINATED, 143, {}, 0, "scontrol requeue 9\n", "stopped at step 40 of .*; the job is requeued"),
         (TERMINATED, 0, {}, 0, "scontrol requeue 9\n", "requeued"),
-        (TERMINATED, 143, {"state": "COMPLETING"}, 0, "", "stopped at step 40"),  # by scancel or scontrol requeue
+        (TERMINATED, 143, {"JOB_STATE": "COMPLETING"}, 0, "", "stopped at step 40"),  # by scancel or scontrol requeue
         (TERMINATED, 143, ARRAY, 0, "", "the next element goes on"),
         (TERMINATED, 143, LAST, 1, "", "this was the last element; submit it again with --run-dir"),
         (STOPPED, 0, {}, 0, "", "stopped at step 40"),
@@ -90,21 +88,21 @@ def test_what_follows_from_the_status(
     calls: str,
     says: str,
 ) -> None:
-    done = run_job(work, after, srun_code, **variables)
+    done = run_job(work, after, SRUN_CODE=str(srun_code), **variables)
     assert (done.returncode, (work / "log").read_text()) == (code, calls), done.stderr
     assert all(part in done.stderr for part in says.split(" of .*; ")), done.stderr
 
 
 def test_a_status_of_an_earlier_start_is_not_taken_for_this_one(work: Path) -> None:
     (work / "run/status.json").write_text(json.dumps({**TERMINATED, "time": 1.0}, indent=1) + "\n")
-    done = run_job(work, None, srun_code=1)
+    done = run_job(work, None, SRUN_CODE="1")
     assert (done.returncode, (work / "log").read_text()) == (1, "")
 
 
 @pytest.mark.parametrize("variables", [{}, ARRAY])
 def test_a_job_that_gets_nowhere_is_not_requeued_for_ever(work: Path, variables: dict[str, str]) -> None:
     (work / "run/status.json").write_text(json.dumps({**TERMINATED, "time": 1.0}, indent=1) + "\n")
-    done = run_job(work, TERMINATED, 143, **variables)
+    done = run_job(work, TERMINATED, SRUN_CODE="143", **variables)
     assert (done.returncode, (work / "log").read_text()) == (1, "")
     assert "no step was done since then; give the job more --time" in done.stderr
 
