@@ -130,9 +130,7 @@ def test_who_asks_slowly_or_never_ends_delays_nobody(tmp_path: Path) -> None:
             connection.sendall(b"GET /metr" if number % 2 else b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
         began = time.monotonic()
         assert "bllpipe_step" in ask(rank.port)
-        assert time.monotonic() - began < len(slow) / 2 * ASK_SECONDS / 2, (
-            "in a row they take twice that"
-        )
+        assert time.monotonic() - began < len(slow) / 2 * ASK_SECONDS / 2, "in a row they take twice that"
         for connection in slow:
             connection.close()
 
