@@ -33,7 +33,7 @@ from bllpipe.run.data.folders import FORMATS, MAX_BYTES, FolderImages
 
 OTHERS = ("TGA", "PCX", "SGI", "PDF", "EPS", "DDS", "IM", "ICO")  # what else Pillow writes and reads
 MAGICS = (
-    *(b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"BM", b"GIF89a", b"II*\0", b"MM\0*", b"P6 8 8 255\n", b"P3 9"),
+    *(b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"BM", b"GIF89a", b"II*\0", b"MM\0*", b"P6 800 800 255\n", b"P3 9"),
     *(b"RIFF\x40\0\0\0WEBPVP8 ", b"RIFF\x40\0\0\0WEBPVP8X", b"%!PS-Adobe", b"\0\0\1\0", b"8BPS", b"<svg>", b"MZ", b""),
 )
 SIZES = ((65_535, 65_535), (65_535, 1_100), (1_100, 65_535), (20_000, 20_000), (12_000, 8_000))
