@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -125,7 +125,7 @@ class Job:
             sum(1 for _ in (self.folder / "run").rglob("*")),
         )
 
-    def end(self) -> None:
+    def close(self) -> None:
         """With everything that belongs to it."""
         for process in [*psutil.Process(self.launcher.pid).children(recursive=True), psutil.Process(self.launcher.pid)]:
             with suppress(psutil.Error):
@@ -135,27 +135,31 @@ class Job:
 
 def restart(folder: Path, number: int, samples: list[Sample]) -> None:
     """One rank is killed whenever a start has got to a new checkpoint; sampled is the launcher, which stays."""
-    job, draws = Job(folder, number + 1), random.Random(0)  # noqa: S311
+    draws = random.Random(0)  # noqa: S311
+    with closing(Job(folder, number + 1)) as job:
+        _kill(job, number, samples, draws)
+
+
+def _kill(job: Job, number: int, samples: list[Sample], draws: random.Random) -> None:
     for count in range(number):
         before, end = job.checkpoint(), time.monotonic() + PATIENCE
         while job.checkpoint() <= before or len(job.ranks()) < 3:
-            assert time.monotonic() < end, f"restart {count} got no further: {(folder / 'out').read_text()[-2000:]}"
+            assert time.monotonic() < end, f"restart {count} got no further: {(job.folder / 'out').read_text()[-2000:]}"
             time.sleep(0.1)
         samples.append(job.sample([psutil.Process(job.launcher.pid)]))
         draws.choice(job.ranks()).kill()
         if count % 20 == 0:
             print(f"restart {count} of {number}: {samples[-1]}", flush=True)
-    job.end()
 
 
 def run_long(folder: Path, seconds: float, samples: list[Sample]) -> None:
     """Nobody disturbs it; sampled are its ranks."""
-    job, end = Job(folder, 0), time.monotonic() + seconds
-    while time.monotonic() < end:
-        time.sleep(SAMPLE_SECONDS)
-        if job.checkpoint():
-            samples.append(job.sample(job.ranks()))
-    job.end()
+    end = time.monotonic() + seconds
+    with closing(Job(folder, 0)) as job:
+        while time.monotonic() < end:
+            time.sleep(SAMPLE_SECONDS)
+            if job.checkpoint():
+                samples.append(job.sample(job.ranks()))
 
 
 HEADS = ["job", "what", "samples", "at the beginning", "at the end"]
