@@ -245,8 +245,7 @@ def _write_config(file: Path, config: Config, profile: Profile, setting: Setting
     """The cut for what ``config`` runs: stages have no heads, so theirs may differ."""
     if config.is_end_to_end:
         cut = best_cut(len(profile.units), number, stage_cost(setting.units, setting.link, limit))
-        if cut is None:
-            raise _too_little_memory(profile, number, limit)
+        assert cut is not None, "what blocks with heads allow, stages without heads allow too"
     else:
         cut = list(_best(profile, setting, number, limit).cut)
     blocks: list[int | str] = [profile.names[position - 1] for position in cut]

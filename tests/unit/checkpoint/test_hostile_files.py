@@ -18,7 +18,7 @@ from bllpipe.run.checkpoint import tensors as checkpoint_tensors
 from bllpipe.run.checkpoint.manifest import Manifest
 from bllpipe.run.checkpoint.names import file_names
 from bllpipe.run.checkpoint.records import MAX_DEPTH
-from bllpipe.run.checkpoint.tensors import MAX_HEADER_BYTES, TensorEntry, file_metadata, tensor_entries
+from bllpipe.run.checkpoint.tensors import MAX_HEADER_BYTES, TensorEntry, check_header, file_metadata, tensor_entries
 from tests.memory import little_memory
 from tests.unit.checkpoint.samples import DTYPES, edit_json, reseal, write_checkpoint
 
@@ -163,3 +163,15 @@ def test_sizes_are_known_without_reading(tmp_path: Path, dtype: torch.dtype) -> 
 
 def test_the_largest_header_is_that_of_many_tensors() -> None:
     assert MAX_HEADER_BYTES >= 100 * 40_000
+
+
+def test_a_file_that_the_system_does_not_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "rank-0.safetensors"
+    path.write_bytes(bytes(16))
+
+    def refuse(*arguments: object, **named: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(CheckpointError, match="rank-0.safetensors cannot be read: Input/output error"):
+        check_header(path)

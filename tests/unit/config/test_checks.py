@@ -17,6 +17,14 @@ def refused(overrides: list[str], message: str) -> None:
         load_config(None, overrides)
 
 
+def test_a_whole_network_does_not_learn_in_blocks() -> None:
+    refused(
+        ["engine=single"],
+        "engine single holds the whole network, but method bll learns in blocks; use --set engine=sequential, or one "
+        "of --set method=bp|fa|usf|dfa",
+    )
+
+
 @pytest.mark.parametrize(("steps", "stop_at"), [(5, 6), (1, 100)])
 def test_stop_behind_the_end(steps: int, stop_at: int) -> None:
     refused(

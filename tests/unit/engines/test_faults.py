@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from bllpipe.engines.arming import act
 from bllpipe.engines.faults import Fault, parse_faults
 from bllpipe.errors import ConfigError
 from bllpipe.wire.environment import fault_text
@@ -46,3 +47,9 @@ def test_faults_must_be_allowed() -> None:
     assert fault_text({**asked, "BLLPIPE_ALLOW_FAULTS": "1"}) == asked["BLLPIPE_FAULT"]
     with pytest.raises(ConfigError, match="faults are not allowed; unset it, or set BLLPIPE_ALLOW_FAULTS=1"):
         fault_text(asked)
+
+
+def test_a_fault_that_raises_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RuntimeError, match="a fault on purpose: Fault\\(rank=2, point='update', action='raise'"):
+        act(Fault(2, "update", "raise"))
+    assert "fault on purpose: raise rank 2 at update" in capsys.readouterr().err

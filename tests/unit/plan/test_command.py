@@ -14,6 +14,9 @@ import pytest
 
 from bllpipe.cli import main
 from bllpipe.config import load_config
+from bllpipe.errors import ConfigError
+from bllpipe.plan import neighbours
+from bllpipe.plan.measure import data_spec
 from bllpipe.plan.profile import load_profile, save_profile
 
 SMALL = ["--set", "model.width=4", "--set", "data.batch_size=16", "--set", "device=cpu"]
@@ -167,3 +170,13 @@ def test_a_last_block_without_parameters(profile: str, tmp_path: Path, capsys: p
     file.write_text(json.dumps(record))
     assert main(["plan", *SMALL, "--profile", str(file), "--blocks", "8"]) == 2
     assert "8 blocks would leave the last one, layer4.1, without parameters; use --blocks 7" in capsys.readouterr().err
+
+
+def test_neighbours_that_do_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "TIMEOUT", 0.01)
+    config = load_config(None, SMALL[1::2])
+    with (
+        pytest.raises(ConfigError, match="--beside 1: not all of these processes began to compute within 0.01 s"),
+        neighbours.neighbours(config, data_spec(config), 1),
+    ):
+        pass

@@ -139,7 +139,7 @@ def test_show_tells_of_every_tensor_and_of_the_config(tmp_path: Path, capsys: py
     assert "  model.width: 4 (default 16)" in lines and "  engine: 'sequential' (default 'ranks')" in lines
     assert "config: 5 keys differ from the default:" in lines
     at = lines.index("rank 0:")
-    assert lines[at + 1].startswith("  block 0, 49 tensors, ")
+    assert lines[at + 1].startswith("  block 0, 53 tensors, ")
     assert ["model.conv1.weight", "F32", "[4,", "1,", "3,", "3]", "144", "bytes"] in [line.split() for line in lines]
     assert lines[lines.index("rank 4:") + 1].startswith("  feedback, ")
 
