@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -14,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,7 +25,10 @@ NODES = ("n1", "n2")
 ADDRESSES = ("127.0.0.1", "127.0.0.2")
 GPUS = 8
 ENDED = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL")
+SOON_SECONDS = 10  # sooner slurmd takes a new start of a job for the one that it has just ended
 KILL_SECONDS = 30  # from SIGTERM to SIGKILL
+GRACE_SECONDS = 60  # from SIGTERM to the end of a job whose place a more urgent one takes
+TOLD = "^bllpipe: |goes on from|state_sha256"
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"
 
 
@@ -69,7 +75,7 @@ class Cluster:
     def cancel_all(self) -> None:
         """Ends all jobs, and waits until they are gone."""
         self.run("scancel", "--user", getpass.getuser())
-        self.wait_until(lambda: not self.run("squeue", "--noheader"), KILL_SECONDS + 30)
+        self.wait_until(lambda: not self.ask("squeue", "--noheader").stdout, KILL_SECONDS + 30)
 
     def submit(self, script: str, *arguments: str, options: Sequence[str] = (), **variables: str) -> str:
         """The number of the job."""
@@ -82,23 +88,27 @@ class Cluster:
 
     def fact(self, job: str, key: str) -> str:
         """What ``scontrol show job`` says about a job, such as its ``ExitCode``."""
-        text = self.run("scontrol", "--oneliner", "show", "job", job)
+        text = self.ask("scontrol", "--oneliner", "show", "job", job).stdout
         return next(word.partition("=")[2] for word in text.split() if word.startswith(f"{key}="))
 
-    def wait_for(self, job: str, state: str, seconds: float = 120) -> None:
+    def wait_for(self, job: str, state: str, seconds: float = 240) -> None:
         """Waits until the job is in ``state``; fails with what it printed when it is not, or ends otherwise."""
         self.wait_until(lambda: self.state(job) == state, seconds, while_runs=job)
 
     def wait_through_requeues(self, job: str, seconds: float) -> None:
-        """Waits until the job is completed. When it is requeued it begins at once, for which SLURM takes its time."""
+        """Waits until the job is completed. When it is requeued it may begin soon, not after SLURM's two minutes."""
 
         def is_complete() -> bool:
             found = self.state(job)
-            if found == "PENDING":
-                self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+            if found == "PENDING" and self._seconds_to_begin(job) > SOON_SECONDS:
+                self.ask("scontrol", "update", f"JobId={job}", f"StartTime=now+{SOON_SECONDS}")
             return found == "COMPLETED"
 
         self.wait_until(is_complete, seconds, while_runs=job)
+
+    def _seconds_to_begin(self, job: str) -> float:
+        begin = datetime.fromisoformat(self.fact(job, "EligibleTime"))
+        return (begin - datetime.now()).total_seconds()
 
     def wait_until(self, is_so: Callable[[], bool], seconds: float, while_runs: str = "") -> None:
         """Looks again and again; fails with what was printed when it never is so, or that job has ended."""
@@ -112,16 +122,26 @@ class Cluster:
 
     def output(self, job: str = "") -> str:
         """What a job, or all of them, printed, file by file."""
-        files = sorted(self._directory.glob(f"bllpipe-{job}*.out"))
-        return "\n".join(f"{file.name}:\n{file.read_text()}" for file in files)
+        return "\n".join(f"{file.name}:\n{file.read_text()}" for file in self._outputs(job))
+
+    def _outputs(self, job: str) -> list[Path]:
+        every = sorted(self._directory.glob("bllpipe-*.out"))
+        return [file for file in every if not job or re.fullmatch(rf"bllpipe-{job}(-\d+)?", file.stem)]
+
+    def show(self, job: str) -> None:
+        """Prints what matters of a job's output: where each start stopped and went on, and what came out."""
+        for file in self._outputs(job):
+            lines = [line for line in file.read_text().splitlines() if re.search(TOLD, line)]
+            print("\n".join([f"$ grep -E {TOLD!r} {file.name}", *lines]))
 
     def _log(self) -> str:
         return (self._home / "daemons.log").read_text()[-4000:]
 
     def run(self, *command: str, **variables: str) -> str:
-        """The standard output of a command, which must succeed."""
+        """The standard output of a command, which must succeed; both are shown with the test's own output."""
         done = self.ask(*command, **variables)
-        assert done.returncode == 0, f"{command}: {done.stderr}"
+        print(f"$ {shlex.join(command)}\n{done.stdout}{done.stderr}", end="")
+        assert done.returncode == 0, f"exit code {done.returncode}"
         return done.stdout
 
     def ask(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -171,7 +191,10 @@ ReturnToService=2
 MpiDefault=none
 KillWait={KILL_SECONDS}
 SchedulerParameters=batch_sched_delay=0,sched_interval=2
-{nodes}PartitionName=main Nodes=ALL Default=YES State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+{nodes}PartitionName=main Nodes=ALL Default=YES PriorityTier=1 GraceTime={GRACE_SECONDS}
+PartitionName=urgent Nodes=ALL PriorityTier=2
 """
 
 

@@ -16,8 +16,8 @@ from tests.slurm.cluster import Cluster, missing, running_cluster
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 STEPS = 300
 SETTINGS = (*jobs.SMALL, "device=cpu", f"steps={STEPS}", "checkpoint.every_steps=0")  # nothing to go on from but a stop
-# SLURM counts in minutes and looks twice in one: of two minutes the signal comes after 90 to 120 s, when all ranks run.
-LATE_SIGNAL = "--signal=TERM@1"
+# SLURM counts in minutes and looks twice in one: of two minutes the signal comes after 75 to 105 s, when all ranks run.
+LATE_SIGNAL = "--signal=TERM@15"
 WORDS = jobs.words(None, *SETTINGS)
 
 
@@ -59,7 +59,9 @@ def stops(text: str) -> list[int]:
     return [int(step) for step in stopped]
 
 
-def check_complete(run_dir: Path, straight: Path) -> None:
+def check_complete(cluster: Cluster, job: str, run_dir: Path, straight: Path) -> None:
+    cluster.show(job)
+    print(f"undisturbed, in one process: state_sha256 {digest(straight)}")
     assert jobs.read_json(run_dir / "status.json")["status"] == "completed"
     assert jobs.summary(run_dir)["world_size"] == 5
     assert digest(run_dir) == digest(straight)
@@ -69,14 +71,14 @@ def check_complete(run_dir: Path, straight: Path) -> None:
 def test_one_node_of_four_gpus(cluster: Cluster, checkout: Path, straight: Path) -> None:
     job = cluster.submit("launch/slurm_four_gpus.sh", *WORDS)
     cluster.wait_for(job, "COMPLETED")
-    check_complete(checkout / f"runs/slurm-{job}", straight)
+    check_complete(cluster, job, checkout / f"runs/slurm-{job}", straight)
     assert "state_sha256" in cluster.output(job)
 
 
 def test_two_nodes(cluster: Cluster, checkout: Path, straight: Path) -> None:
     job = cluster.submit("launch/slurm_nodes.sh", *WORDS, "--run-dir", "runs/on two nodes")
     cluster.wait_for(job, "COMPLETED")
-    check_complete(checkout / "runs/on two nodes", straight)
+    check_complete(cluster, job, checkout / "runs/on two nodes", straight)
     assert cluster.fact(job, "NodeList") == "n[1-2]"
 
 
@@ -88,7 +90,17 @@ def test_requeued_in_the_middle(cluster: Cluster, checkout: Path, straight: Path
     cluster.wait_through_requeues(job, 200)
     assert [20 <= step < STEPS for step in stops(cluster.output(job))] == [True]
     assert cluster.fact(job, "Restarts") == "1"
-    check_complete(run_dir, straight)
+    check_complete(cluster, job, run_dir, straight)
+
+
+def test_preempted_by_a_more_urgent_job(cluster: Cluster, checkout: Path, straight: Path) -> None:
+    job = cluster.submit("launch/slurm_one_node.sh", *WORDS, **slowly(20, every=10))
+    run_dir = checkout / f"runs/slurm-{job}"
+    cluster.wait_until(lambda: jobs.steps_done(run_dir) >= 20, 120, while_runs=job)
+    cluster.run("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--wrap=true")
+    cluster.wait_through_requeues(job, 300)
+    assert [20 <= step < STEPS for step in stops(cluster.output(job))] == [True]
+    check_complete(cluster, job, run_dir, straight)
 
 
 def test_an_array_goes_on_after_the_time_limit(cluster: Cluster, checkout: Path, straight: Path) -> None:
@@ -96,8 +108,8 @@ def test_an_array_goes_on_after_the_time_limit(cluster: Cluster, checkout: Path,
     job = cluster.submit("launch/slurm_array.sh", *WORDS, options=options, **slowly(120, every=2))
     cluster.wait_for(f"{job}_1", "COMPLETED", 200)
     assert "the next element goes on" in cluster.output(job)
-    cluster.wait_until(lambda: not cluster.run("squeue", "--noheader", f"--jobs={job}"), 400)
-    check_complete(checkout / f"runs/slurm-{job}", straight)
+    cluster.wait_until(lambda: not cluster.ask("squeue", "--noheader", f"--jobs={job}").stdout, 400)
+    check_complete(cluster, job, checkout / f"runs/slurm-{job}", straight)
     assert len(list(checkout.glob(f"bllpipe-{job}-*.out"))) == len(stops(cluster.output(job))) + 1 < 9
 
 
@@ -107,4 +119,4 @@ def test_a_written_script_requeues_itself_at_the_time_limit(cluster: Cluster, ch
     job = cluster.submit("job.sh", options=[LATE_SIGNAL], **slowly(120, every=2))
     cluster.wait_through_requeues(job, 400)
     assert len(stops(cluster.output(job))) == int(cluster.fact(job, "Restarts")) >= 1
-    check_complete(checkout / f"runs/slurm-{job}", straight)
+    check_complete(cluster, job, checkout / f"runs/slurm-{job}", straight)
