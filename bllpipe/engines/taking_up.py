@@ -14,10 +14,12 @@ from torch import Tensor
 
 from bllpipe.engines.job import Job
 from bllpipe.errors import CheckpointError
+from bllpipe.learn.saved import dtype_and_shape, is_of_network
 from bllpipe.run.notices import warn
 from bllpipe.run.rank import Actor
 
 MOST_NAMED = 6
+ANOTHER_NETWORK = "it is of another network; give the keys of model and data their old values, or start a new run"
 
 
 def take_up(job: Job, rank: int, actors: Sequence[Actor]) -> None:
@@ -28,6 +30,7 @@ def take_up(job: Job, rank: int, actors: Sequence[Actor]) -> None:
     taken, fresh = set[str](), set[str]()
     for loop, recorder in ((actor.loop, actor.recorder) for actor in actors):
         taken |= recorder.load(found)
+        check_whole(loop.weights(), found, place)
         fits = fitting({**loop.weights(), **loop.state()}, found, place)
         loop.load(fits, job.start)
         own = loop.state().keys()  # now, with what waits for a lane
@@ -49,16 +52,22 @@ def say_untaken(job: Job) -> None:
         warn(f"nobody takes from {job.checkpoint.path.name}: {in_groups(left)}")
 
 
+def check_whole(weights: Iterable[str], found: Iterable[str], place: str) -> None:
+    """Raises CheckpointError unless all of ``weights`` that are the network's own are among ``found``."""
+    absent = sorted(filter(is_of_network, set(weights) - set(found)))
+    if absent:
+        raise CheckpointError(f"{place} holds nothing for {in_groups(absent)}, which this run needs: {ANOTHER_NETWORK}")
+
+
 def fitting(own: Mapping[str, Tensor], found: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
     """``found`` without what has another shape or format than our own tensor of that name; for a part of the network
     itself that is a CheckpointError."""
-    misfits = {name for name in own.keys() & found.keys() if _form(own[name]) != _form(found[name])}
+    shared = own.keys() & found.keys()
+    misfits = {name for name in shared if dtype_and_shape(own[name]) != dtype_and_shape(found[name])}
     for name in sorted(misfits):
         if name.startswith("model."):
-            raise CheckpointError(
-                f"{place} holds {name} as {_form(found[name])}, but this run needs {_form(own[name])}: it is of "
-                f"another network; give the keys of model and data their old values, or start a new run"
-            )
+            held, needed = dtype_and_shape(found[name]), dtype_and_shape(own[name])
+            raise CheckpointError(f"{place} holds {name} as {held}, but this run needs {needed}: {ANOTHER_NETWORK}")
     return {name: value for name, value in found.items() if name not in misfits}
 
 
@@ -73,8 +82,3 @@ def in_groups(names: Iterable[str]) -> str:
 def _group(name: str) -> str:
     """The first three words, four with ``optimizer`` in front: as far as the name of a unit goes."""
     return ".".join(name.split(".")[: 4 if name.startswith("optimizer.") else 3])
-
-
-def _form(tensor: Tensor) -> str:
-    """``float32[4, 3]``."""
-    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"

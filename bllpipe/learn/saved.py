@@ -33,6 +33,12 @@ def check_same(name: str, needed: Tensor, found: Tensor) -> None:
         )
 
 
+def is_of_network(name: str) -> bool:
+    """Whether a checkpoint's tensor of that name is the network's own: no head, no feedback, and none of the random
+    weights through which feedback alignment carries errors back."""
+    return name.startswith("model.") and not name.endswith(".feedback_weight")
+
+
 def dtype_and_shape(tensor: Tensor) -> str:
     """dtype and shape, such as float32[10, 64]."""
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"

@@ -20,7 +20,7 @@ from bllpipe.errors import CheckpointError
 from bllpipe.learn.cuts import cut
 from bllpipe.learn.networks import network_units
 from bllpipe.learn.resnet import STEMS
-from bllpipe.learn.saved import dtype_and_shape, restore
+from bllpipe.learn.saved import dtype_and_shape, is_of_network, restore
 from bllpipe.learn.units import Segment
 from bllpipe.results.finished import FinishedRun, some
 from bllpipe.run.checkpoint import Checkpoint
@@ -35,7 +35,7 @@ def network_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The network's own parameters and buffers, of all ranks, without what carried errors back in training; views of
     the files."""
     tensors = checkpoint.mapped("model.").items()
-    return {name.removeprefix("model."): value for name, value in tensors if not name.endswith(".feedback_weight")}
+    return {name.removeprefix("model."): value for name, value in tensors if is_of_network(name)}
 
 
 def describe(run: FinishedRun) -> dict[str, str]:

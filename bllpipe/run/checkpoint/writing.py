@@ -18,7 +18,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from bllpipe.errors import CheckpointError, OutputError
+from bllpipe.errors import OutputError, WireError
 from bllpipe.ports import Store
 from bllpipe.run.checkpoint.durable import sync
 from bllpipe.run.checkpoint.manifest import FileEntry, Manifest
@@ -65,11 +65,11 @@ class CheckpointWriter:
 
     def wait_committed(self, step: int) -> None:
         """Waits until every rank has written ``step`` and it is valid. Raises OutputError when the disk has refused,
-        CheckpointError when the store gives up."""
+        WireError when another rank has not written its part in time."""
         try:
             outcome = self._store.get(f"checkpoint/{step}/committed").decode()
         except RuntimeError as error:
-            raise CheckpointError(
+            raise WireError(
                 f"the checkpoint of step {step} was not completed by all {self._world_size} ranks: {error}"
             ) from error
         if outcome != COMMITTED:

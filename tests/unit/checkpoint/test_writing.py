@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from bllpipe.errors import CheckpointError
+from bllpipe.errors import CheckpointError, WireError
 from bllpipe.run.checkpoint import CheckpointWriter, find_checkpoint, open_checkpoint
 from bllpipe.run.checkpoint.records import MAX_BYTES
 from tests.unit.checkpoint.samples import assert_holds, flip_bit, sample, tree, write_checkpoint
@@ -198,5 +198,5 @@ def test_waiting_for_a_rank_that_never_writes_ends_with_the_store(tmp_path: Path
     store.set_timeout(timedelta(milliseconds=50))
     writer = CheckpointWriter(tmp_path, store, 2, "0", keep=1)
     writer.write(1, 0, {}, {})
-    with pytest.raises(CheckpointError, match="the checkpoint of step 1 was not completed by all 2 ranks"):
+    with pytest.raises(WireError, match="the checkpoint of step 1 was not completed by all 2 ranks"):
         writer.wait_committed(1)

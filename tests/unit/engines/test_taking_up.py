@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bllpipe.engines.taking_up import fitting, in_groups
+from bllpipe.engines.taking_up import check_whole, fitting, in_groups
 from bllpipe.errors import CheckpointError
 
 
@@ -23,6 +23,15 @@ def test_the_network_itself_must_be_the_same(other: torch.Tensor) -> None:
     )
     with pytest.raises(CheckpointError, match=words):
         fitting({"model.a": torch.zeros(2, 3)}, {"model.a": other}, "step-1")
+
+
+def test_a_checkpoint_without_a_part_of_the_network_is_refused() -> None:
+    """Such a part once started fresh, with a warning among others."""
+    weights = ["model.layer1.0.a", "model.layer1.0.b", "model.fc.a", "heads.layer1.0.0.a", "model.fc.feedback_weight"]
+    check_whole(weights, weights[:3], "step-1")
+    words = r"^step-1 holds nothing for model.fc.a \(1\), model.layer1.0 \(1\), which this run needs: it is of another"
+    with pytest.raises(CheckpointError, match=words):
+        check_whole(weights, weights[:1], "step-1")
 
 
 def test_names_are_told_by_unit() -> None:
