@@ -60,10 +60,11 @@ def table(summary: Mapping[str, Any]) -> str:
             f"{rank:>4}  {role:<9} {_percent(accuracies.get(rank)):>13} {_percent(summary['busy'][rank]):>6} "
             f"{summary['parameters'][rank]:>11,} {summary['peak_memory_bytes'][rank] / 2**20:>8.0f} MiB"
         )
+    rate = summary["images_per_second"]
     rows.append(
         f"test accuracy {_percent(summary['test_accuracy'])} after {summary['steps']} steps "
         f"({summary['epochs']:.1f} epochs) in {summary['seconds']:.1f} s; "
-        f"{summary['images_per_second']:.0f} images/s in steady state"
+        + (f"{rate:.0f} images/s in steady state" if rate else "it ended before its rate was steady")
     )
     rows.append(f"state_sha256 {summary['state_sha256']}")
     return "\n".join(rows)

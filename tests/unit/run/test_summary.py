@@ -72,6 +72,12 @@ def test_a_run_without_a_test_has_no_accuracy() -> None:
     assert "test accuracy - after 30 steps" in table(found)
 
 
+def test_a_run_that_was_stopped_early_has_no_rate() -> None:
+    """It once trained 0 images/s in steady state."""
+    found = summary([{**one, "images_per_second": 0.0} for one in REPORTS])
+    assert table(found).splitlines()[4].endswith("in 4.0 s; it ended before its rate was steady")
+
+
 def test_reports_are_gathered_by_rank() -> None:
     store: Any = dist.HashStore()
     for rank in (2, 0, 1):
