@@ -59,6 +59,7 @@ def test_a_signal_to_the_launcher_ends_all(number: signal.Signals, code: int, tm
         assert "restart" not in said
         assert job.left() == []
         assert time.monotonic() - start < 20
+    assert jobs.read_json(tmp_path / "run" / "status.json")["status"] == "preempted"
 
 
 def test_a_second_interrupt_ends_all_at_once(tmp_path: Path) -> None:
