@@ -59,7 +59,7 @@ def test_a_run_on_two_machines_outlives_a_kill(tmp_path: Path) -> None:
         port = free.getsockname()[1]
     meeting = (f"--rdzv-endpoint=localhost:{port}", f"--rdzv-id={uuid.uuid4().hex}", "--rdzv-backend=c10d")
     start = torchrun(1, "--nnodes=2", *meeting, "--max-restarts=2")
-    settings = (*network("slow", seconds=1), "steps=6", "log.every_steps=1", "checkpoint.every_steps=2")
+    settings = (*network("slow", seconds=0.5), "steps=6", "log.every_steps=1", "checkpoint.every_steps=2")
     words = jobs.words(None, *settings)
     run_dir, lo = tmp_path / "run", {"GLOO_SOCKET_IFNAME": "lo"}
     with running(start, run_dir, *words, **lo) as first, running(start, run_dir, *words, **lo) as second:
