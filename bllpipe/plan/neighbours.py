@@ -12,6 +12,7 @@ from typing import Any
 
 from bllpipe.config import Config
 from bllpipe.errors import ConfigError
+from bllpipe.orphans import end_with_parent
 from bllpipe.plan.measure import build_probes, compute_as_a_rank, present_device
 from bllpipe.run.data.spec import DataSpec
 
@@ -41,9 +42,10 @@ def neighbours(config: Config, spec: DataSpec, number: int) -> Iterator[None]:
 
 def _compute(config: Config, spec: DataSpec, started: Any) -> None:
     parent = os.getppid()
+    end_with_parent(parent)
     compute_as_a_rank(config)
     probes = [probe for _, probe in build_probes(config, spec, present_device(config), config.data.batch_size)]
     started.wait(TIMEOUT)
-    while parent == os.getppid():  # who is killed cannot stop its neighbours
+    while parent == os.getppid():  # where the kernel does not see to that
         for probe in probes:
             probe.sample()
