@@ -12,9 +12,9 @@ import random
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,11 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             lambda: restart(Path(folder) / "restarts", options.restarts, samples["restarts"]),
             lambda: run_long(Path(folder) / "long", 60 * options.minutes, samples["long run"]),
         ]
-        threads = [threading.Thread(target=part) for part in parts]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(len(parts)) as pool:
+            for done in [pool.submit(part) for part in parts]:
+                done.result()
     rows = [row for name, taken in samples.items() for row in growth(name, taken)]
     print(table(HEADS, [[row[head] for head in HEADS] for row in rows]))
     print("medians of the second tenth and of the last tenth of the samples")
@@ -121,8 +119,8 @@ class Job:
             sum(process.num_fds() for process in processes),
             sum(process.num_threads() for process in processes),
             sum(process.memory_info().rss for process in processes),
-            sum(1 for path in (self.folder / "tmp").rglob("*") if "torchelastic_" not in str(path)),
-            sum(1 for _ in (self.folder / "run").rglob("*")),
+            sum(1 for path in entries(self.folder / "tmp") if "torchelastic_" not in path),
+            sum(1 for _ in entries(self.folder / "run")),
         )
 
     def close(self) -> None:
@@ -131,6 +129,12 @@ class Job:
             with suppress(psutil.Error):
                 process.kill()
         self.launcher.wait()
+
+
+def entries(folder: Path) -> Iterator[str]:
+    """Everything below ``folder``, while others write and remove there."""
+    for place, folders, files in os.walk(folder):
+        yield from (f"{place}/{name}" for name in (*folders, *files))
 
 
 def restart(folder: Path, number: int, samples: list[Sample]) -> None:
