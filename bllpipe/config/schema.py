@@ -164,7 +164,11 @@ class GpuConfig:
 
     channels_last: bool = key(True, "activations lie with all channels of a position together")
     tf32: bool = key(False, "fp32 convolutions and products in TF32: faster, with 10 bits of mantissa")
-    capture: bool = key(False, "capture the step of every block as CUDA graphs, once, and replay them")
+    capture: bool | Literal["blocks"] = key(
+        False,
+        "capture steps as CUDA graphs, once, and replay them; engine streams: all blocks' as one graph, or with "
+        "blocks each block's own",
+    )
     compile: bool = key(False, "torch.compile of every block and its head")
     deterministic: bool = key(False, "only kernels that give the same bits in every run")
     images: Literal["auto", "device", "host"] = key(

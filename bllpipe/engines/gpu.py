@@ -7,7 +7,7 @@ from torch import nn
 
 from bllpipe.config import Config
 from bllpipe.learn.block import Block
-from bllpipe.learn.capture import CapturedStep, CudaGraphs
+from bllpipe.learn.capture import CapturedStep, CudaGraphs, Graphs
 from bllpipe.wire.environment import allow_deterministic_products
 
 
@@ -41,6 +41,11 @@ def speed_up(block: Block, config: Config) -> Block:
     if config.gpu.capture:
         CapturedStep(block, CudaGraphs(device))
     return block
+
+
+def graphs_of_ticks(config: Config, device: torch.device) -> Graphs | None:
+    """Where the graphs of a whole wavefront come from; None where there shall be none."""
+    return CudaGraphs(device) if device.type == "cuda" and config.gpu.capture is True else None
 
 
 def compile_parts(block: Block, backend: str = "inductor") -> None:

@@ -20,12 +20,13 @@ What a round needs of other streams, and waits for by an event (at a lag of 1):
 The lag is fixed, so these are all dependencies that there are, beside one: a slot is filled again only when it has been
 read. The host queues column by column, the rearmost first, and so has queued every reading of a slot before it queues
 the next filling. It waits for the device nowhere but where a line of metrics or a checkpoint is written.
+
+With ``gpu.capture`` most ticks are one launch: ``whole_ticks.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import count, islice
 from typing import TypeVar
@@ -34,20 +35,25 @@ import torch
 
 from bllpipe.config import Config
 from bllpipe.engines import Options
+from bllpipe.engines.gpu import graphs_of_ticks
 from bllpipe.engines.job import Job
 from bllpipe.engines.together import run_together
+from bllpipe.engines.whole_ticks import Columns, Place, Tick, WholeTicks
+from bllpipe.learn.capture import Graphs
 from bllpipe.learn.placing import lies_channels_last
-from bllpipe.ports import Round
-from bllpipe.run.rank import Actor, RankPart
+from bllpipe.run.rank import RankPart
 from bllpipe.wire.ring import RingWires
-from bllpipe.wire.streams import OpenStreams, Stream, Streams, streams_on
+from bllpipe.wire.streams import OpenStreams, Streams, streams_on
 
 Entry = TypeVar("Entry")
+OpenGraphs = Callable[[Config, torch.device], Graphs | None]
 
 
-def run(config: Config, options: Options, open_streams: OpenStreams = streams_on) -> int:
+def run(
+    config: Config, options: Options, open_streams: OpenStreams = streams_on, open_graphs: OpenGraphs = graphs_of_ticks
+) -> int:
     """Trains ``config`` in this thread, on the streams of its device."""
-    return run_together(config, options, in_wavefront, partial(ring_wires, open_streams))
+    return run_together(config, options, partial(in_wavefront, open_graphs), partial(ring_wires, open_streams))
 
 
 def ring_wires(open_streams: OpenStreams, job: Job, device: torch.device) -> RingWires:
@@ -56,50 +62,38 @@ def ring_wires(open_streams: OpenStreams, job: Job, device: torch.device) -> Rin
     return RingWires(open_streams(device), device, job.config.feedback.lag, channels_last)
 
 
-def wavefront(columns: Sequence[Iterator[Entry]]) -> Iterator[tuple[int, Entry]]:
-    """The order in which a wavefront comes to the entries of its columns, each with the number of its column."""
+def ticks(columns: Sequence[Iterator[Entry]]) -> Iterator[list[tuple[int, Entry]]]:
+    """What there is to do in every tick of a wavefront, in this order: entries, each with the number of its column."""
     for tick in count():
-        is_over = True
-        for number in reversed(range(min(tick + 1, len(columns)))):
-            for entry in islice(columns[number], 1):
-                is_over = False
-                yield number, entry
-        if is_over:
+        numbers = reversed(range(min(tick + 1, len(columns))))
+        found = [(number, entry) for number in numbers for entry in islice(columns[number], 1)]
+        if not found:
             return
+        yield found
 
 
-@dataclass(frozen=True, eq=False)
-class Place:
-    """An actor, the part that it belongs to, and the stream that it works on."""
-
-    part: RankPart
-    actor: Actor
-    stream: Stream
-
-    def carry_out(self, entry: Round) -> None:
-        """Queues one round of the actor."""
-        with self.stream.at_work():
-            self.part.carry_out(self.actor, entry)
-
-    def wait_for(self, others: Sequence[Place]) -> None:
-        """What is queued from now on needs what is queued on their streams now."""
-        for other in others:
-            self.stream.wait(other.stream.record())
+def in_wavefront(open_graphs: OpenGraphs, job: Job, parts: list[RankPart], wires: RingWires) -> None:
+    """Queues every round of every column, tick by tick; ticks that are one graph in one launch."""
+    columns = places(job, parts, wires.streams)
+    graphs = open_graphs(job.config, wires.device)
+    whole = None if graphs is None else WholeTicks(job, columns, wires, graphs)
+    for tick in ticks([job.steps(block.actor.name) for block in columns.blocks]):
+        if whole is None or not whole.carry_out(tick):
+            one_by_one(columns, tick)
+    wires.streams.synchronize()
 
 
-def in_wavefront(job: Job, parts: list[RankPart], wires: RingWires) -> None:
-    """Queues every round of every column. A lane goes before its block, which needs its target."""
-    blocks, lanes = places(job, parts, wires.streams)
-    columns = [job.steps(block.actor.name) for block in blocks]
-    for number, entry in wavefront(columns):
+def one_by_one(columns: Columns, tick: Tick) -> None:
+    """Queues the rounds of a tick. A lane goes before its block, which needs its target."""
+    blocks, lanes = columns
+    for number, entry in tick:
         if entry.phase == "save":  # the last lane writes what all lanes have
             lanes[number].wait_for(lanes[:number])
         lanes[number].carry_out(entry)
         blocks[number].carry_out(entry)
-    wires.streams.synchronize()
 
 
-def places(job: Job, parts: list[RankPart], streams: Streams) -> tuple[list[Place], list[Place]]:
+def places(job: Job, parts: list[RankPart], streams: Streams) -> Columns:
     """All blocks and all lanes, on streams behind everything that was queued to build them."""
     *block_parts, feedback = parts
     places = [(part, part.actors[0]) for part in block_parts] + [(feedback, lane) for lane in feedback.actors]
@@ -107,4 +101,4 @@ def places(job: Job, parts: list[RankPart], streams: Streams) -> tuple[list[Plac
     built = streams.current().record()
     for place in found:
         place.stream.wait(built)
-    return found[: len(block_parts)], found[len(block_parts) :]
+    return Columns(found[: len(block_parts)], found[len(block_parts) :])

@@ -14,7 +14,8 @@ runs. So
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -76,6 +77,13 @@ class Place:
             self.held[name] = torch.empty_like(tensor)
         return self.held[name].copy_(tensor, non_blocking=True)
 
+    def finish(self, name: str, compute: Callable[[], Result]) -> Result:
+        """Plays the last piece of a step. When that is recorded nobody needs the way back through the results: while it
+        is there autograd would write the gradients of every later graph on the stream of this one."""
+        if name not in self.pieces:
+            self.pieces = {other: (replay, _detached(result)) for other, (replay, result) in self.pieces.items()}
+        return self.play(name, compute)
+
     def fits(self, x: Tensor) -> bool:
         """Whether ``x`` lies here already."""
         mine = self.x
@@ -132,7 +140,7 @@ class CapturedStep:
         if self._place is None:
             learner.apply()
         else:
-            self._place.play("update", learner.apply)
+            self._place.finish("update", learner.apply)
         return lr
 
     def _place_of(self, x: Tensor) -> Place:
@@ -147,4 +155,34 @@ class CapturedStep:
         return self._places[0]
 
 
+def _detached(result: Any) -> Any:
+    """The tensors of a piece's result without the nodes that made them."""
+    match result:
+        case Tensor():
+            return result.detach()
+        case dict():
+            return {name: _detached(value) for name, value in result.items()}
+        case tuple():
+            return tuple(map(_detached, result))
+    return result
+
+
 REPLACED = ("forward", "infer", "stats", "losses", "backward", "step_optimizer")
+
+
+@contextmanager
+def as_part_of_a_graph(block: Block, lr: float) -> Iterator[None]:
+    """The block with its own methods, whatever has taken their place: for a larger graph, which is recorded around its
+    step. Its rate was set to ``lr`` in front of that graph; inside it the rate would stay what it is."""
+    replaced = {name: vars(block).pop(name) for name in REPLACED if name in vars(block)}
+
+    def step_optimizer(step: int) -> float:
+        block.learner.apply()
+        return lr
+
+    vars(block)["step_optimizer"] = step_optimizer
+    try:
+        yield
+    finally:
+        del vars(block)["step_optimizer"]
+        vars(block).update(replaced)

@@ -76,7 +76,9 @@ class Gaussian:
     variance: Tensor | float = 1.0
 
     def natural(self, message_BC: Tensor) -> Tensor:
-        precision = 1 / torch.as_tensor(self.variance, dtype=message_BC.dtype, device=message_BC.device)
+        given = self.variance
+        # filled on the device itself: a number that is copied there makes the host wait, and cannot be captured
+        precision = 1 / (given if isinstance(given, Tensor) else message_BC.new_full((), given))
         return torch.stack([message_BC * precision, (-precision / 2).expand_as(message_BC)], dim=-1)
 
     def log_partition(self, eta: Tensor) -> Tensor:

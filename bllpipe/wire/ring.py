@@ -5,20 +5,26 @@
 
 The host queues all of this in one thread and waits for nothing. Slots stay where they are, so a captured step finds its
 input at the same few places again and again, and no memory goes from one stream to another.
+
+A graph may move the messages of many edges at once (bllpipe/engines/whole_ticks.py). Then rings keep their books of
+which slot holds what, as ever, but queue nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from bllpipe.ports import Message, Round
+from bllpipe.ports import Alpha, Message, Round, Stats, Target
 from bllpipe.topology import Edge
 from bllpipe.wire.layout import Layout, message_of, parts_of, put
 from bllpipe.wire.streams import Event, Streams
+
+MOVED = torch.empty(0)  # stands for a tensor that a graph moves
 
 
 @dataclass
@@ -31,6 +37,11 @@ class Slot:
     full: Event | None = None
     free: Event | None = None
 
+    def settle(self, event: Event) -> None:
+        """``event`` is behind whatever this slot had to wait for."""
+        self.full = event if self.full is not None else None
+        self.free = event if self.free is not None else None
+
 
 class Ring:
     """The slots of one edge, filled in turn and emptied in turn."""
@@ -42,35 +53,54 @@ class Ring:
         self._slots = [Slot(_room(layout, device, channels_last)) for _ in range(num_slots)]
         self._filled = self._taken = 0
         self._held: Slot | None = None
+        self.behind_graph: Event | None = None  # behind a graph that moves the messages, while there is one
 
     def fill(self, message: Message) -> None:
         """Queues the copy of ``message`` into the next slot, behind the last reading of what was there."""
-        self.layout.check_shapes(message)
-        slot, stream = self._slots[self._filled % len(self._slots)], self.streams.current()
+        slot = self._slots[self._filled % len(self._slots)]
         assert slot.full is None, f"{self.layout}: the schedule sends into a slot that is still to be read"
+        slot.full, slot.free = self.behind_graph or self._put(message, slot), None
+        slot.header = self.layout.expected_header(message.round)
+        self._filled += 1
+
+    def _put(self, message: Message, slot: Slot) -> Event:
+        """A mark behind the copy."""
+        self.layout.check_shapes(message)
+        stream = self.streams.current()
         if slot.free is not None:
             stream.wait(slot.free)
         for room, part in zip(slot.tensors, parts_of(message), strict=True):
             put(part, room[: len(part)])
-        slot.header, slot.full, slot.free = self.layout.expected_header(message.round), stream.record(), None
-        self._filled += 1
+        return stream.record()
 
     def take(self, entry: Round) -> Message:
         """The message of ``entry``, to be read on the current stream; gives the one before it back."""
         self.give_back()
-        slot, stream = self._slots[self._taken % len(self._slots)], self.streams.current()
+        slot = self._slots[self._taken % len(self._slots)]
         assert slot.full is not None, f"{self.layout}: the schedule asks for {entry} before it is sent"
         self.layout.compare(slot.header, self.layout.expected_header(entry))
-        stream.wait(slot.full)
         self._held, self._taken = slot, self._taken + 1
+        if self.behind_graph is not None:
+            return _moved(entry, self.layout)
+        self.streams.current().wait(slot.full)
         views = zip(slot.tensors, self.layout.shapes(entry.size), strict=True)
         return message_of(entry, [room[: shape[0]] for room, (_, shape) in views], self.layout, self.device)
 
     def give_back(self) -> None:
         """Everything queued so far on the current stream may still read the message that was taken; nothing later."""
         if self._held is not None:
-            self._held.full, self._held.free = None, self.streams.current().record()
+            self._held.full, self._held.free = None, self.behind_graph or self.streams.current().record()
             self._held = None
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Which slot is filled next, and which one is taken."""
+        return self._filled % len(self._slots), self._taken % len(self._slots)
+
+    def settle(self, event: Event) -> None:
+        """``event`` is behind whatever was queued for this edge."""
+        for slot in self._slots:
+            slot.settle(event)
 
 
 @dataclass(frozen=True)
@@ -100,7 +130,7 @@ class RingWires:
 
     def __init__(self, streams: Streams, device: torch.device, lag: int, channels_last: bool = False) -> None:
         self._rings: dict[Edge, Ring] = {}
-        self.streams, self._device, self._lag, self._channels_last = streams, device, lag, channels_last
+        self.streams, self.device, self._lag, self._channels_last = streams, device, lag, channels_last
 
     def sender(self, layout: Layout) -> RingSender:
         """The outgoing end of the layout's edge."""
@@ -110,10 +140,31 @@ class RingWires:
         """The incoming end of the layout's edge, for the messages of ``rounds``."""
         return RingReceiver(self._ring(layout), rounds)
 
+    @property
+    def positions(self) -> tuple[tuple[int, int], ...]:
+        """Which slots are next, on every edge: a graph that moves messages is right for one such state."""
+        return tuple(ring.position for ring in self._rings.values())
+
+    def settle(self, event: Event) -> None:
+        """``event`` is behind whatever was queued for any edge, and is waited for in place of all others."""
+        for ring in self._rings.values():
+            ring.settle(event)
+
+    @contextmanager
+    def moved_by_graph(self, behind: Event) -> Iterator[None]:
+        """What is sent and received inside has been moved already, in front of ``behind``: only books are kept."""
+        for ring in self._rings.values():
+            ring.behind_graph = behind
+        try:
+            yield
+        finally:
+            for ring in self._rings.values():
+                ring.behind_graph = None
+
     def _ring(self, layout: Layout) -> Ring:
         if layout.edge not in self._rings:
             num_slots = self._lag + 1 if layout.edge.kind == "stats" else 2
-            self._rings[layout.edge] = Ring(layout, num_slots, self.streams, self._device, self._channels_last)
+            self._rings[layout.edge] = Ring(layout, num_slots, self.streams, self.device, self._channels_last)
         return self._rings[layout.edge]
 
 
@@ -122,3 +173,14 @@ def _room(layout: Layout, device: torch.device, channels_last: bool) -> list[Ten
     rooms = [torch.empty(shape, dtype=dtype, device=device) for dtype, shape in layout.shapes(layout.max_batch)]
     last = torch.channels_last
     return [room.to(memory_format=last) if channels_last and room.dim() == 4 else room for room in rooms]
+
+
+def _moved(entry: Round, layout: Layout) -> Message:
+    """A message that a graph has read, and nobody else will."""
+    match layout.edge.kind:
+        case "alpha":
+            return Alpha(entry, MOVED)
+        case "target":
+            return Target(entry, MOVED, MOVED, MOVED)
+        case "stats":
+            return Stats(entry, MOVED, MOVED)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,9 +20,12 @@ from torch.utils._pytree import tree_leaves
 Clock = dict[str, int]  # by stream: how many of its operations come before
 
 
-@dataclass(frozen=True)
+@dataclass
 class WatchedEvent:
+    """A mark; one ``of_graph`` is a mark in a recording, and nowhere else."""
+
     clock: Clock
+    of_graph: object = None
 
     def synchronize(self) -> None:
         """Everything has been done already."""
@@ -35,18 +38,37 @@ class WatchedStream:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        before, self._owner.now = self._owner.now, self
+        recording = self._owner.recording
+        before, self._owner.now = self._owner.now, self if recording is None else recording.working(self)
         try:
             yield
         finally:
             self._owner.now = before
 
     def record(self) -> WatchedEvent:
-        return WatchedEvent(dict(self.clock))
+        recording = self._owner.recording
+        return WatchedEvent(dict(self.clock)) if recording is None else recording.mark(self)
 
     def wait(self, event: Any) -> None:
-        for name, number in event.clock.items():
+        if self._owner.recording is not None:
+            return self._owner.recording.wait(self, event)
+        assert event.of_graph is None, f"{self.name} waits for an event of a graph, outside of it"
+        self.follow(event.clock)
+
+    def follow(self, clock: Clock) -> None:
+        """What is queued here from now on is behind ``clock``."""
+        for name, number in clock.items():
             self.clock[name] = max(number, self.clock.get(name, 0))
+
+
+class Recording(Protocol):
+    """Where what streams are told goes while a graph is recorded (watched_graphs.py)."""
+
+    def working(self, stream: WatchedStream) -> WatchedStream: ...
+
+    def mark(self, stream: WatchedStream) -> WatchedEvent: ...
+
+    def wait(self, stream: WatchedStream, event: WatchedEvent) -> None: ...
 
 
 class WatchedStreams:
@@ -55,6 +77,7 @@ class WatchedStreams:
     def __init__(self) -> None:
         self.now = WatchedStream(self, "default")
         self.all = [self.now]
+        self.recording: Recording | None = None
 
     def open(self, name: str) -> WatchedStream:
         self.all.append(WatchedStream(self, name))

@@ -31,20 +31,25 @@ class Tape(TorchDispatchMode):
         self.calls.append((func, args, kwargs or {}, results))
         return results
 
-    @torch.no_grad()
     def replay(self) -> None:
         """Does it again. The first time it has been done already: a CPU cannot record without doing."""
         if self._is_fresh:
             self._is_fresh = False
             return
-        for func, args, kwargs, results in self.calls:
-            if any(given.alias_info and not given.alias_info.is_write for given in func._schema.returns):
-                continue  # a view stays where it is
-            again = func(*args, **kwargs)
-            if all(given.alias_info is None for given in func._schema.returns):
-                for old, new in zip(tree_leaves(results), tree_leaves(again), strict=True):
-                    if isinstance(old, Tensor):
-                        old.copy_(new)
+        for call in self.calls:
+            carry_out_again(*call)
+
+
+@torch.no_grad()
+def carry_out_again(func: Any, args: Sequence[Any], kwargs: dict[str, Any], results: Any) -> None:
+    """Does once more what gave ``results``, and puts there what comes of it."""
+    if any(given.alias_info and not given.alias_info.is_write for given in func._schema.returns):
+        return  # a view stays where it is
+    again = func(*args, **kwargs)
+    if all(given.alias_info is None for given in func._schema.returns):
+        for old, new in zip(tree_leaves(results), tree_leaves(again), strict=True):
+            if isinstance(old, Tensor):
+                old.copy_(new)
 
 
 class TapeGraphs:
