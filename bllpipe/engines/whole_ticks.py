@@ -33,6 +33,7 @@ from bllpipe.learn.block import Outcome
 from bllpipe.learn.capture import ORDINARY_STEPS, Graphs, as_part_of_a_graph
 from bllpipe.ports import Round
 from bllpipe.run.rank import Actor, RankPart
+from bllpipe.run.timing import Metered
 from bllpipe.wire.ring import MOVED, RingWires
 from bllpipe.wire.streams import Stream
 
@@ -143,7 +144,7 @@ class WholeTicks:
         self._recorded[positions] = Recorded(launch, outcomes)
         for (number, entry), outcome in zip(tick, outcomes, strict=True):
             for place, result in ((self._columns.lanes[number], None), (self._columns.blocks[number], outcome)):
-                with standing_in(place.actor, "loop", Done(result)):
+                with standing_in(place.actor, "loop", Done.of(place.actor, result)):
                     place.part.carry_out(place.actor, entry)
 
     def _queue(self, tick: Tick, rates: Sequence[float]) -> list[Outcome]:
@@ -160,6 +161,8 @@ class WholeTicks:
 
     def _queue_column(self, number: int, entry: Round, lr: float) -> Outcome:
         lane, block = self._columns.lanes[number], self._columns.blocks[number]
+        for place in (lane, block):
+            place.actor.stopwatch.begin()
         with lane.stream.at_work():
             lane.actor.loop.run(entry)
         with block.stream.at_work(), as_part_of_a_graph(self._block(number), lr):
@@ -203,11 +206,21 @@ class Steady:
 
 @dataclass(frozen=True)
 class Done:
-    """A loop whose round was queued already, messages and all."""
+    """A loop whose round was queued already, messages and all; ``sent`` are the bytes of these, by port."""
 
     outcome: Outcome | None
+    ports: Sequence[Metered]
+    sent: Sequence[int]
+
+    @classmethod
+    def of(cls, actor: Actor, outcome: Outcome | None) -> Done:
+        """The loop of ``actor``, right behind its round."""
+        ports = actor.stopwatch.ports
+        return cls(outcome, ports, [port.meter.sent for port in ports])
 
     def run(self, entry: Round) -> Outcome | None:
+        for port, sent in zip(self.ports, self.sent, strict=True):
+            port.meter.sent = sent
         return self.outcome
 
 
