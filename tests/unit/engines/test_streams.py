@@ -15,8 +15,9 @@ from bllpipe.config import load_config
 from bllpipe.engines import Options, streams
 from bllpipe.engines.job import Job
 from bllpipe.engines.sequential import take_turns
-from bllpipe.engines.streams import Place, places, ring_wires, wavefront
+from bllpipe.engines.streams import places, ring_wires, ticks
 from bllpipe.engines.together import run_together
+from bllpipe.engines.whole_ticks import Place
 from bllpipe.run.rank import RankPart
 from bllpipe.wire.ring import Ring, RingWires
 from bllpipe.wire.streams import HostStreams, streams_on
@@ -36,17 +37,17 @@ SMALL = (
 )
 
 
-def orders(columns: int, entries: int) -> list[tuple[int, int]]:
-    return list(wavefront([iter(range(entries)) for _ in range(columns)]))
+def orders(columns: int, entries: int) -> list[list[tuple[int, int]]]:
+    return list(ticks([iter(range(entries)) for _ in range(columns)]))
 
 
 def test_in_tick_w_column_k_is_at_w_minus_k_and_the_rearmost_comes_first() -> None:
-    assert orders(3, 3) == [(0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2), (2, 1), (1, 2), (2, 2)]
+    assert orders(3, 3) == [[(0, 0)], [(1, 0), (0, 1)], [(2, 0), (1, 1), (0, 2)], [(2, 1), (1, 2)], [(2, 2)]]
 
 
 @pytest.mark.parametrize(("columns", "entries"), [(1, 4), (4, 1), (4, 2), (4, 9), (3, 0)])
 def test_every_entry_comes_once_and_when_what_it_needs_has_come(columns: int, entries: int) -> None:
-    found = orders(columns, entries)
+    found = [each for tick in orders(columns, entries) for each in tick]
     when = {each: number for number, each in enumerate(found)}
     assert len(found) == columns * entries == len(when)
     for column, entry in found:
@@ -56,8 +57,8 @@ def test_every_entry_comes_once_and_when_what_it_needs_has_come(columns: int, en
             assert when[(column + 1, entry - 1)] < when[(column, entry)]
 
 
-def test_nothing_is_taken_from_a_column_before_its_turn() -> None:
-    """A stop may come in the middle of a tick: what is not begun then is not begun."""
+def test_nothing_is_taken_from_a_column_before_its_tick() -> None:
+    """A stop may come at any time: what is begun then is a tick, which is carried out whole."""
     taken: list[tuple[int, int]] = []
 
     def column(number: int) -> Any:
@@ -65,11 +66,9 @@ def test_nothing_is_taken_from_a_column_before_its_turn() -> None:
             taken.append((number, entry))
             yield entry
 
-    for _ in wavefront([column(number) for number in range(3)]):
-        assert len(taken) == len(set(taken))
-        if len(taken) == 4:
-            break
-    assert taken == [(0, 0), (1, 0), (0, 1), (2, 0)]
+    found = ticks([column(number) for number in range(3)])
+    assert next(found) == taken == [(0, 0)]
+    assert next(found) == taken[1:] == [(1, 0), (0, 1)]
 
 
 def engine(folder: Path, name: str, *settings: str) -> str:
