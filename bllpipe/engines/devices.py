@@ -51,7 +51,7 @@ def distinct_gpus(config: Config, topology: Topology, environment: RankEnvironme
 def check_wires(config: Config, topology: Topology, environment: RankEnvironment, machine: Machine) -> None:
     """Raises ConfigError for a kind of message that shall go over NCCL, but has an end without a GPU of its own."""
     blocks = _blocks_here(topology, environment)
-    if config.backend.alpha == "nccl" and not distinct_gpus(config, topology, environment, machine):
+    if blocks and config.backend.alpha == "nccl" and not distinct_gpus(config, topology, environment, machine):
         raise ConfigError(
             f"backend.alpha is nccl, which takes one rank a GPU, but {blocks} blocks find {_gpus(machine)} on this "
             f"machine; use --set backend.alpha=gloo"

@@ -8,6 +8,7 @@ from torch import nn
 from bllpipe.config import Config
 from bllpipe.learn.block import Block
 from bllpipe.learn.capture import CapturedStep, CudaGraphs, Graphs
+from bllpipe.learn.pooling import pool_by_products
 from bllpipe.wire.environment import allow_deterministic_products
 
 
@@ -21,7 +22,7 @@ def set_up(config: Config, device: torch.device) -> None:
     if config.gpu.deterministic:
         allow_deterministic_products()
         torch.backends.cudnn.deterministic = True
-        # some pools have no such kernel backwards: their order of adding is what is left open, and is warned of
+        # what a network of a user's own does may have no such kernel, which is warned of
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 
@@ -32,10 +33,13 @@ def set_precision(precision: str) -> None:
 
 
 def speed_up(block: Block, config: Config) -> Block:
-    """The block, compiled and captured as asked for."""
+    """The block, deterministic, compiled and captured as asked for."""
     device = block.learner.device
     if device.type != "cuda":
         return block
+    if config.gpu.deterministic:
+        pool_by_products(block.segment)
+        pool_by_products(block.head)
     if config.gpu.compile:
         compile_parts(block)
     if config.gpu.capture:

@@ -9,7 +9,8 @@ import torch
 from bllpipe.config import Config
 from bllpipe.engines import Options, topology
 from bllpipe.engines.assembly import Assembly
-from bllpipe.engines.devices import Machine, check_wires, distinct_gpus, rank_device, sharing
+from bllpipe.engines.backends import agreed_backends
+from bllpipe.engines.devices import Machine, check_wires, rank_device, sharing
 from bllpipe.engines.edges import Dress, undressed
 from bllpipe.engines.finish import nothing_left, say_nothing_left, train
 from bllpipe.engines.gpu import set_up
@@ -20,7 +21,7 @@ from bllpipe.run.data.sets import load_images, load_labels
 from bllpipe.run.notices import warn
 from bllpipe.topology import Topology
 from bllpipe.wire.environment import RankEnvironment
-from bllpipe.wire.processes import ProcessWires, chosen_backends
+from bllpipe.wire.processes import ProcessWires
 from bllpipe.wire.world import World, close_group, open_edges, open_group
 
 # Who waits for a rank that hangs leaves it so much time to be found by those that know it is the one.
@@ -70,9 +71,10 @@ def placed(config: Config, layout: Topology, environment: RankEnvironment, machi
 
 def open_wires(job: Job, world: World, device: torch.device) -> ProcessWires:
     """Opens the process group and all edges; every rank waits for every other here."""
-    distinct = distinct_gpus(job.config, job.topology, world.environment, Machine.found())
-    backends = chosen_backends(job.config.backend, distinct)
-    open_group(world, use_nccl="nccl" in backends.values())
+    machine = Machine.found()
+    backends = agreed_backends(job.config, job.topology, world.environment, machine, world.store)
+    # the feedback may be alone on a machine without a GPU, where NCCL cannot be opened: no edge of its needs it
+    open_group(world, use_nccl="nccl" in backends.values() and machine.gpus > 0)
     groups = open_edges(job.topology.edges(), lambda edge: backends[edge.kind], device)
     patience = job.config.backend.timeout_seconds + GRACE_SECONDS
     settings = replace(job.config.backend, timeout_seconds=patience)

@@ -9,6 +9,7 @@ import torch
 
 from bllpipe.config import Config
 from bllpipe.engines import Options, topology
+from bllpipe.engines.backends import compare_devices
 from bllpipe.engines.books import make_actor, make_part
 from bllpipe.engines.devices import Machine, distinct_gpus, rank_device
 from bllpipe.engines.finish import NETWORK, nothing_left, say_nothing_left, train
@@ -54,6 +55,7 @@ def _run_in_world(config: Config, options: Options, world: World, watcher: Watch
     job = agree(config, options, world.store, world.job_store, spec, world.attempt, watcher.ending)
     if nothing_left(job):
         return say_nothing_left(job) if rank == 0 else None
+    compare_devices(rank, device.type, world.store)
     open_group(world, use_nccl=device.type == "cuda")
     part = make_rank(Seat(job, rank, device, images), build)
     watcher.look_at([part])
