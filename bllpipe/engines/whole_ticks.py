@@ -137,7 +137,7 @@ class WholeTicks:
         except RuntimeError as error:
             raise ConfigError(
                 f"gpu.capture is true, but a tick of all {len(tick)} blocks could not be captured as one graph: "
-                f"{error}; use --set gpu.capture=blocks"
+                f"{_first(error)}; use --set gpu.capture=blocks"
             ) from error
         launch()
         self._wires.settle(self._stream.record())
@@ -179,6 +179,13 @@ class WholeTicks:
                     lane.part.carry_out(lane.actor, entry)
                 with standing_in(block.actor.loop, "block", DoneBlock(outcome)):
                     block.part.carry_out(block.actor, entry)
+
+
+def _first(error: BaseException) -> BaseException:
+    """What went wrong first: a GPU that ends a recording after an error complains of that too."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 class Steady:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
+from bllpipe.engines.whole_ticks import Tick, WholeTicks
 from bllpipe.ports import Round
 from bllpipe.run.rank import Actor
 from tests.gpu.machines import needs_gpus
@@ -17,23 +19,37 @@ pytestmark = needs_gpus(1)
 FIRST, LINE = 6, 10  # ordinary steps and captures are over by then; a line is written every so many steps
 
 
+@contextmanager
+def waiting_is(mode: str) -> Iterator[None]:
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode(mode)
+    yield
+    torch.cuda.set_sync_debug_mode(before)
+
+
 @pytest.fixture
 def strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """From step ``FIRST`` on waiting is an error, in steps that write no line."""
-    carry_out = Actor.carry_out
+    """From step ``FIRST`` on waiting is an error, in steps that write no line, and in whole ticks of such steps."""
+    carry_out, whole_tick = Actor.carry_out, WholeTicks.carry_out
+
+    def is_strict(entry: Round) -> bool:
+        return entry.phase == "train" and entry.step >= FIRST and (entry.step + 1) % LINE != 0
 
     def watched(actor: Actor, entry: Round) -> None:
-        is_strict = entry.phase == "train" and entry.step >= FIRST and (entry.step + 1) % LINE != 0
-        torch.cuda.set_sync_debug_mode("error" if is_strict else "default")
-        carry_out(actor, entry)
-        torch.cuda.set_sync_debug_mode("default")
+        with waiting_is("error" if is_strict(entry) else "default"):
+            carry_out(actor, entry)
+
+    def watched_tick(whole: WholeTicks, tick: Tick) -> bool:
+        with waiting_is("error" if all(is_strict(entry) for _, entry in tick) else "default"):
+            return whole_tick(whole, tick)
 
     monkeypatch.setattr(Actor, "carry_out", watched)
+    monkeypatch.setattr(WholeTicks, "carry_out", watched_tick)
     yield
     torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("capture", ["false", "true"])
+@pytest.mark.parametrize("capture", ["false", "blocks", "true"])
 @pytest.mark.parametrize("engine", ["sequential", "streams"])
 @pytest.mark.parametrize("method", ["bll", "predsim"])
 def test_no_step_waits(strict: None, tmp_path: Path, method: str, engine: str, capture: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.gpu.machines import needs_gpus
 from tests.ranks import jobs
 
-SETTINGS = ("device=cuda", "blocks=2", "gpu.deterministic=true", "model.width=8", "objective.head=gap")
+SETTINGS = ("device=cuda", "blocks=2", "gpu.deterministic=true", "model.width=8")
 MORE = ("data.augment.rotation=0", "steps=30", "log.every_steps=10")
 
 

@@ -1,4 +1,5 @@
-"""On one GPU, with deterministic kernels: taking turns, in a wavefront, ordinary or captured, the same bits."""
+"""On one GPU, with deterministic kernels: taking turns, in a wavefront, ordinary, captured or as one graph, the same
+bits."""
 
 from __future__ import annotations
 
@@ -10,12 +11,10 @@ from tests.gpu.machines import needs_gpus
 from tests.ranks import jobs
 
 pytestmark = [needs_gpus(1), pytest.mark.usefixtures("own_choices")]
-# gap: other heads pool in a way that has no deterministic kernel backwards
 SETTINGS = (
     "device=cuda",
     "gpu.deterministic=true",
     "model.width=16",
-    "objective.head=gap",
     "data.augment.rotation=0",
     "steps=40",
     "log.every_steps=10",
@@ -33,11 +32,30 @@ def test_a_wavefront_gives_the_bits_of_blocks_that_take_turns(tmp_path: Path, me
     assert digest(tmp_path / "again", "engine=streams", f"method={method}") == expected
 
 
-@pytest.mark.parametrize("engine", ["sequential", "streams"])
+@pytest.mark.parametrize("captured", ["engine=sequential gpu.capture=true", "engine=streams gpu.capture=blocks"])
 @pytest.mark.parametrize("more", [(), ("optimizer.name=adamw", "optimizer.clip_norm=1.0")], ids=["sgd", "adamw"])
-def test_a_captured_step_gives_the_bits_of_an_ordinary_one(tmp_path: Path, engine: str, more: tuple[str, ...]) -> None:
-    expected = digest(tmp_path / "ordinary", f"engine={engine}", *more)
-    assert digest(tmp_path / "captured", f"engine={engine}", "gpu.capture=true", *more) == expected
+def test_a_captured_step_gives_the_bits_of_an_ordinary_one(
+    tmp_path: Path, captured: str, more: tuple[str, ...]
+) -> None:
+    expected = digest(tmp_path / "ordinary", "engine=sequential", *more)
+    assert digest(tmp_path / "captured", *captured.split(), *more) == expected
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        ("optimizer.name=adamw", "optimizer.clip_norm=1.0", "schedule.name=cosine"),
+        ("feedback.update=sgd", "feedback.lag=2"),
+        ("precision.wire=bf16", "precision.compute=bf16"),
+        ("method=predsim", "data.name=synthetic", "data.synthetic_images=640", "evaluate.every_epochs=1"),
+        ("gpu.images=host", "gpu.channels_last=false"),
+    ],
+    ids=" ".join,
+)
+def test_one_graph_gives_the_bits_of_blocks_that_take_turns(tmp_path: Path, more: tuple[str, ...]) -> None:
+    expected = digest(tmp_path / "turns", "engine=sequential", *more)
+    assert digest(tmp_path / "graph", "engine=streams", "gpu.capture=true", *more) == expected
 
 
 def test_backpropagation_captured_gives_the_same_bits(tmp_path: Path) -> None:

@@ -223,7 +223,10 @@ def test_events_do_not_pass_between_inside_and_outside(tmp_path: Path, monkeypat
 
 def test_what_cannot_be_captured_says_what_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(graphs: WatchedGraphs, compute: Callable[[], Any]) -> Any:
-        raise RuntimeError("operation not permitted when stream is capturing")
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        finally:
+            raise RuntimeError("capturing stream has unjoined work")  # as torch says on the way out
 
     monkeypatch.setattr(WatchedGraphs, "record", refuse)
     told = "a tick of all 3 blocks could not be captured as one graph: operation not .*; use --set gpu.capture=blocks"
