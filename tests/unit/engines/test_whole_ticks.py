@@ -151,7 +151,12 @@ def test_a_steady_tick_is_one_launch_and_nothing_else(tmp_path: Path, monkeypatc
 )
 def test_no_stream_touches_what_another_one_may_be_at(tmp_path: Path, settings: tuple[str, ...]) -> None:
     twin = Twin()
-    assert races_of(twin, tmp_path, *settings) == []
+    with RaceDetector(twin.streams) as detector:
+        twin.train(tmp_path, *settings)
+    assert detector.races == []
+    born_inside = [memory for memory in detector.crossed() if " in graph " in memory.born]
+    assert born_inside, "outcomes are read behind the launch"
+    assert all(memory.streams <= {memory.born, "ticks"} for memory in born_inside), "torch's allocator goes by streams"
     assert len(twin.graphs.launches) > len(twin.graphs.tapes) > 1, "graphs are recorded and launched again"
 
 
@@ -245,3 +250,10 @@ def test_traced_steps_are_queued_one_by_one(tmp_path: Path) -> None:
 def test_a_cpu_has_no_graphs() -> None:
     config = load_config(None, [*SMALL])
     assert graphs_of_ticks(config, torch.device("cpu")) is None
+
+
+def test_each_block_may_be_captured_for_itself() -> None:
+    config = load_config(None, [*SMALL, "gpu.capture=blocks"])
+    assert graphs_of_ticks(config, torch.device("cuda")) is None
+    with pytest.raises(ConfigError, match="gpu.capture is 'ticks' .* needed is true or false or one of blocks"):
+        load_config(None, ["gpu.capture=ticks"])
