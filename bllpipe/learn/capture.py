@@ -10,6 +10,9 @@ runs. So
   - inputs come to a few places in turn, the slots of a ring: each has graphs of its own, and is not copied; an input
     from anywhere else is copied to one of the places first
   - tests, whose batches may be smaller, are not captured
+
+A larger graph may be recorded around the steps of many blocks (bllpipe/engines/whole_ticks.py): inside it the block has
+its own methods again.
 """
 
 from __future__ import annotations

@@ -13,14 +13,17 @@ import pytest
 import torch
 
 from bllpipe.config import Config, load_config
-from bllpipe.engines import Options, assembly, streams
+from bllpipe.engines import Options, assembly, books, streams
 from bllpipe.engines.gpu import graphs_of_ticks
-from bllpipe.engines.whole_ticks import WholeTicks
-from bllpipe.errors import ConfigError
+from bllpipe.engines.whole_ticks import Tick, WholeTicks
+from bllpipe.errors import ConfigError, NonFiniteError
+from bllpipe.learn import learner
 from bllpipe.learn.block import Block
 from bllpipe.learn.capture import CapturedStep, Graphs
+from bllpipe.run.finite import guard
 from bllpipe.wire.ring import Ring, RingWires
 from tests.ranks import jobs
+from tests.unit.engines.test_no_waiting import Asked, Methods, Operations
 from tests.unit.engines.watched_graphs import StreamTape, WatchedGraphs
 from tests.unit.engines.watched_streams import RaceDetector, WatchedStream, WatchedStreams, on_watched
 from tests.unit.learn.tape import TapeGraphs
@@ -142,6 +145,37 @@ def test_a_steady_tick_is_one_launch_and_nothing_else(tmp_path: Path, monkeypatc
     for clocks in others:
         moved = {name for name, number in clocks.items() if number != first[name]}
         assert moved == {"ticks"}, "no block and no lane is told anything by itself"
+
+
+def test_a_whole_tick_asks_the_device_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in front of the launch nor behind it; what is recorded is looked at by the tape."""
+    asked, carry_out = Asked(), WholeTicks.carry_out
+
+    def noted(whole: WholeTicks, tick: Tick) -> bool:
+        asked.round = tick[0][1]
+        is_whole = carry_out(whole, tick)
+        asked.round = None
+        return is_whole
+
+    monkeypatch.setattr(WholeTicks, "carry_out", noted)
+    twin = Twin()
+    with Operations(asked), Methods(asked):
+        twin.train(tmp_path, *QUIET)
+    assert asked.found == [] and twin.graphs.launches
+
+
+def test_a_loss_that_is_not_finite_is_found_at_the_next_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is by blocks that take turns, if they look as seldom as they do on a GPU."""
+    monkeypatch.setattr(books, "guard", lambda actor, every: guard(actor, every=12))
+    monkeypatch.setattr(learner, "rate_factor", lambda step, *schedule: 1e30 if step >= 8 else 1.0)
+    settings = (*QUIET, "log.every_steps=12")
+    with pytest.raises(NonFiniteError) as expected:
+        streams.run(load_config(None, [*SMALL, *settings, "gpu.capture=false"]), Options(run_dir=str(tmp_path / "a")))
+    twin = Twin()
+    with pytest.raises(NonFiniteError, match=r"rank 0 \(block 0\), step 11: .* NaN") as found:
+        twin.train(tmp_path / "b", *settings)
+    assert str(found.value) == str(expected.value)
+    assert len(twin.graphs.launches) == len(range(5, 11)), "steps that spoil the weights are made in whole ticks"
 
 
 @pytest.mark.parametrize(
