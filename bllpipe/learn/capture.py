@@ -42,8 +42,12 @@ class Graphs(Protocol):
 
 
 class CudaGraphs:
-    """Graphs of a GPU. Those of one block share memory; each block has a stream of its own to record on, as libraries
-    keep a workspace a stream, and blocks compute side by side."""
+    """Graphs of a GPU, which share memory. Each block has a stream of its own to record on, as libraries keep a
+    workspace a stream, and blocks compute side by side.
+
+    What is recorded may use other streams too, once they wait for an event of the recording; it must wait for them at
+    its end. What they allocate comes from the memory of the graphs as well, and stays with the stream that asked.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
@@ -81,8 +85,8 @@ class Place:
         return self.held[name].copy_(tensor, non_blocking=True)
 
     def finish(self, name: str, compute: Callable[[], Result]) -> Result:
-        """Plays the last piece of a step. When that is recorded nobody needs the way back through the results: while it
-        is there autograd would write the gradients of every later graph on the stream of this one."""
+        """Plays the last piece of a step. When that is recorded nobody needs the way back through the results, and it
+        must go: autograd would use its leaves again in a later recording, on the stream of this one."""
         if name not in self.pieces:
             self.pieces = {other: (replay, _detached(result)) for other, (replay, result) in self.pieces.items()}
         return self.play(name, compute)

@@ -125,3 +125,35 @@ def test_the_rate_on_the_device_is_that_of_the_schedule() -> None:
         rates.append((lr, block.learner.optimizer.rate.item()))
     assert all(found == pytest.approx(lr, rel=1e-6) for lr, found in rates)
     assert len({lr for lr, _ in rates}) == 3
+
+
+class Forgetful:
+    """Records nothing: a tape would keep every tensor, and with it what made it."""
+
+    def record(self, compute: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        return (lambda: None), compute()
+
+
+def test_no_way_back_stays_behind_a_recorded_step() -> None:
+    """Leaves that are kept belong to the stream of the recording, and would draw it into any later one."""
+    block = make(Config())
+    CapturedStep(block, Forgetful())
+    for step in range(capture.ORDINARY_STEPS):
+        step_of(block, images(0), step)
+    alpha = block.forward(images(0))
+    mark_leaf(block)
+    assert "seen" in leaf_of(block).metadata, "while there is a way back its leaves are there too"
+    block.update(alpha, target(0), capture.ORDINARY_STEPS)
+    del alpha
+    assert "seen" not in leaf_of(block).metadata
+
+
+def leaf_of(block: Block) -> Any:
+    """Where the gradient of the first parameter ends."""
+    weight = next(iter(block.learner.parameters.values()))
+    way_back: Any = weight.view_as(weight).grad_fn
+    return way_back.next_functions[0][0]
+
+
+def mark_leaf(block: Block) -> None:
+    leaf_of(block).metadata["seen"] = True
