@@ -91,10 +91,10 @@ def launch(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         config = load_config(options.config, options.overrides)
         chosen = Options(options.resume, options.run_dir, tuple(options.accept))
         chosen.check()
-        _check_start(config, environment)
+        check_start(config, environment)
         _check_restarts(options.max_restarts, config, environment)
     except BllpipeError as error:
-        return _fail_before_the_store(error, environment)
+        return fail_before_the_store(error, environment)
     if config.engine in SPREAD and environment is None:
         return run_ranks(config, arguments, options.max_restarts)
     try:
@@ -105,7 +105,7 @@ def launch(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         return getattr(error, "exit_code", 1)
 
 
-def _check_start(config: Config, environment: RankEnvironment | None) -> None:
+def check_start(config: Config, environment: RankEnvironment | None) -> None:
     """Whether torchrun started what the engine needs, and whether packages, plan and data can work at all."""
     check_installed(config)
     check_plan(config)
@@ -138,7 +138,7 @@ def _check_restarts(max_restarts: int, config: Config, environment: RankEnvironm
         )
 
 
-def _fail_before_the_store(error: BllpipeError, environment: RankEnvironment | None) -> int:
+def fail_before_the_store(error: BllpipeError, environment: RankEnvironment | None) -> int:
     """All ranks find the same error at the same time; only the first one prints it."""
     if speaks_for_all():
         print(f"bllpipe: {error}", file=sys.stderr, flush=True)

@@ -11,7 +11,7 @@ from bllpipe.config.schema import END_TO_END, PIPELINES, SYNCHRONOUS, TWO_STAGES
 from bllpipe.config.values import shown
 from bllpipe.errors import ConfigError
 
-WITHOUT_PATH = ("digits", "synthetic")
+WITHOUT_PATH = ("digits", "synthetic", "given")
 NAME = r"[^/\0\ud800-\udfff]{0,100}"  # of a folder
 FUNCTION = r"[\w.]+:\w+"
 STREAMS = 32  # that torch deals out on a GPU before it begins again with the first
@@ -30,6 +30,7 @@ def check(config: Config) -> None:
         _check_pipeline,
         _check_replicas,
         _check_model,
+        _check_objective,
         _check_data,
         _check_optimizer,
         _check_feedback,
@@ -148,6 +149,22 @@ def _check_model(config: Config) -> None:
         )
     if config.model.args:
         raise ConfigError(f"model.args are for package.module:function; {name} has model.width and model.stem")
+
+
+def _check_objective(config: Config) -> None:
+    function, is_own = config.objective.function, config.method == "own"
+    if is_own and function is None:
+        raise ConfigError(
+            "method own needs a local loss of yours; use --set objective.function=package.module:function, or "
+            "--set method=bll"
+        )
+    if function is not None and not is_own:
+        raise ConfigError(
+            f"objective.function is {shown(function)}, but method is {config.method}; use --set method=own, or leave "
+            f"it out"
+        )
+    if function is not None and not re.fullmatch(FUNCTION, function):
+        raise ConfigError(f"objective.function is {shown(function)}; needed is package.module:function")
 
 
 def _check_data(config: Config) -> None:

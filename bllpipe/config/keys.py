@@ -5,6 +5,13 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Any
 
+GIVEN = "given"  # in the metadata of a field that is no key
+
+
+def given_object() -> Any:
+    """Where a script's own object stands in place of a name. It is no key: no file says it, and none keeps it."""
+    return field(default=None, repr=False, compare=False, metadata={GIVEN: True})
+
 
 def key(default: Any, doc: str, *, least: float | None = None, most: float | None = None) -> Any:
     """A config key: its default, its meaning in one line, and the closed range it may take."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 from bllpipe.config.checks import check
@@ -30,8 +31,17 @@ def parse_config(mapping: Mapping[str, Any]) -> Config:
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
-    """The config as plain nested dicts, which ``parse_config`` turns into an equal one."""
-    return dataclasses.asdict(config)
+    """The config as plain nested dicts, which ``parse_config`` turns into an equal one, without a script's objects."""
+    values = {name: getattr(config, name) for name in _keys_of(config)}
+    return {
+        name: to_mapping(value) if dataclasses.is_dataclass(value) else deepcopy(value)
+        for name, value in values.items()
+    }
+
+
+def _keys_of(section: Any) -> list[str]:
+    kind: type = type(section)
+    return list(field_types(kind))
 
 
 def to_yaml(config: Config) -> str:
@@ -78,17 +88,24 @@ def _section(section: type, mapping: Any, prefix: str) -> Any:
 def _apply(mapping: dict[str, Any], override: str) -> None:
     """Writes one ``key.path=value`` into the nested mapping."""
     key, equals, text = (part.strip() for part in override.partition("="))
-    *parents, leaf = key.split(".")
-    if not equals or not leaf or len(parents) > MAX_DEPTH:
+    if not equals or not key.rpartition(".")[2] or key.count(".") > MAX_DEPTH:
         raise ConfigError(f"--set {override:.200}: needed is key.path=value, for example --set optimizer.lr=0.1")
+    source = f"--set {override:.200}"
+    put(mapping, key, parse_yaml(text, source), source)
+
+
+def put(mapping: dict[str, Any], key: str, value: Any, source: str) -> None:
+    """Writes ``value`` under a dotted key into the nested mapping; ConfigError, which names ``source``, where a value
+    stands instead of keys."""
     if key not in known_keys() and not key.startswith("model.args."):
         raise _unknown(key)
+    *parents, leaf = key.split(".")
     node = mapping
     for name in parents:
         node = node.setdefault(name, {})
         if not isinstance(node, dict):
-            raise ConfigError(f"--set {override:.200}: {name} is {shown(node)} already; needed are keys under it")
-    node[leaf] = parse_yaml(text, f"--set {override:.200}")
+            raise ConfigError(f"{source}: {name} is {shown(node)} already; needed are keys under it")
+    node[leaf] = value
 
 
 def _unknown(key: str, sections: Sequence[str] = ()) -> ConfigError:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bllpipe.config.books import CheckpointConfig, EvaluateConfig, LogConfig, MetricsConfig, TraceConfig
-from bllpipe.config.keys import key
+from bllpipe.config.keys import given_object, key
 
 END_TO_END = ("bp", "fa", "usf", "dfa")
 TWO_STAGES = ("interleaved", "zbv", "dualpipev")  # pipelines in which every rank holds two stages
@@ -31,6 +31,7 @@ class ModelConfig:
         "cifar", "cifar: 3x3, no max-pool; half: the same with stride 2; imagenet: 7x7 stride 2 and max-pool"
     )
     args: dict[str, Any] = key({}, "keyword arguments for package.module:function")
+    given: Any = given_object()  # (in_channels, num_classes, **args) -> modules
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class AugmentConfig:
 class DataConfig:
     """Where images and labels come from."""
 
-    name: Literal["digits", "cifar10", "cifar100", "fashion_mnist", "imagefolder", "npz", "synthetic"] = key(
-        "digits", "digits, cifar10, cifar100, fashion_mnist, imagefolder, npz or synthetic"
+    name: Literal["digits", "cifar10", "cifar100", "fashion_mnist", "imagefolder", "npz", "synthetic", "given"] = key(
+        "digits", "digits, cifar10, cifar100, fashion_mnist, imagefolder, npz, synthetic; given: a script's own"
     )
     path: str | None = key(None, "folder or file of the data; digits and synthetic need none")
     batch_size: int = key(64, "images in a global mini-batch", least=1)
@@ -58,6 +59,7 @@ class DataConfig:
     synthetic_images: int = key(1024, "synthetic: training images; a quarter as many again for the test", least=1)
     synthetic_classes: int = key(10, "synthetic: number of classes", least=2)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    given: Any = given_object()  # bllpipe.run.data.sets.GivenData
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,9 @@ class ScheduleConfig:
 class ObjectiveConfig:
     """The local loss of every block but the last: kl_weight * KL + pred_weight * cross-entropy of a local head."""
 
+    function: str | None = key(
+        None, "own: package.module:function (alpha, scores, target, x) -> terms, or a module class that makes one"
+    )
     kl_weight: float = key(1.0, "bll: weight of KL(rho || alpha), nats summed over the channels", least=0)
     pred_weight: float = key(1.0, "bll, dgl: weight of the local head's cross-entropy", least=0)
     sim_share: float = key(0.99, "predsim: share of the similarity-matching loss, the rest predicts", least=0, most=1)
@@ -110,6 +115,7 @@ class ObjectiveConfig:
     head_hidden: int = key(256, "mlp: width of the hidden layer; narrow: at most so many channels", least=1)
     head_layers: int = key(1, "conv, narrow: 3x3 convolutions; all but the first have stride 2", least=1)
     label_smoothing: float = key(0.0, "label smoothing of every cross-entropy", least=0, most=1)
+    given: Any = given_object()  # what ``function`` names
 
 
 @dataclass(frozen=True)
@@ -181,9 +187,10 @@ class Config:
     """One run."""
 
     name: str | None = key(None, "name of the run directory under runs/; null: made from data, model and method")
-    method: Literal["bll", "dgl", "predsim", "bp", "fa", "usf", "dfa"] = key(
+    method: Literal["bll", "dgl", "predsim", "own", "bp", "fa", "usf", "dfa"] = key(
         "bll",
-        "local: bll, dgl (local heads alone), predsim; end to end: bp (single, ddp, pipelines), fa, usf, dfa (single)",
+        "local: bll, dgl (local heads alone), predsim, own (objective.function); "
+        "end to end: bp (single, ddp, pipelines), fa, usf, dfa (single)",
     )
     engine: Literal[
         "ranks",

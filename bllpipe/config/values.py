@@ -6,9 +6,11 @@ import difflib
 import sys
 import types
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from bllpipe.config.keys import GIVEN
 from bllpipe.errors import ConfigError
 
 NAMES = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", type(None): "null"}
@@ -29,8 +31,9 @@ def shown(value: Any) -> str:
 
 @cache
 def field_types(section: type) -> dict[str, Any]:
-    """The declared type of every field of a config section."""
-    return get_type_hints(section)
+    """The declared type of every key, and of every section of keys, of a config section."""
+    types = get_type_hints(section)
+    return {field.name: types[field.name] for field in fields(section) if GIVEN not in field.metadata}
 
 
 def convert(value: Any, kind: Any, key: str, limits: Mapping[str, Any]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from bllpipe.config import Config
 from bllpipe.config.reading import check_keys
@@ -12,15 +13,21 @@ from bllpipe.config.schema import SYNCHRONOUS, TORCH_PIPELINES, TWO_STAGES
 from bllpipe.errors import ConfigError
 from bllpipe.topology import Placement, Topology
 
+if TYPE_CHECKING:
+    from bllpipe.engines.job import Job
+
 
 @dataclass(frozen=True)
 class Options:
     """What the command line says beside the config. ``resume`` is ``auto``, ``never`` or the path of a checkpoint;
-    ``accept`` names keys, and sections of keys, that may differ from those of the checkpoint."""
+    ``accept`` names keys, and sections of keys, that may differ from those of the checkpoint. A script hears of the job
+    through ``on_agreed``, and its process goes on behind the run; this is the run of that ``number`` in it."""
 
     resume: str = "never"
     run_dir: str | None = None
     accept: tuple[str, ...] = ()
+    on_agreed: Callable[[Job], None] | None = None
+    number: int = 1
 
     def check(self) -> None:
         """Raises ConfigError for --accept in a run that does not go on, or of keys that do not exist."""

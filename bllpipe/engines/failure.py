@@ -93,10 +93,10 @@ def _last_seen(error: BaseException, store: Store) -> str:
         return ""
 
 
-def enter(environment: RankEnvironment, timeout: float) -> World:
-    """Opens the store of the job; without one there is nobody to tell, and this process ends."""
+def enter(environment: RankEnvironment, timeout: float, number: int) -> World:
+    """Opens the store of job ``number``; without one there is nobody to tell, and this process ends."""
     try:
-        return open_store(environment, timeout)
+        return open_store(environment, timeout, number)
     except WireError as error:
         warn(str(error))
         leave(error.exit_code)

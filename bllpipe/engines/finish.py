@@ -79,6 +79,7 @@ def conclude(job: Job, started: float) -> None:
         reason = job.ending.reason if stopped else f"stop_at={job.config.stop_at}"
         job.directory.write_status("preempted", step=done, reason=reason)
     say(f"run directory {job.directory.path}")
+    job.store.set("concluded", "yes")  # for scripts in the other ranks, which may read the summary now
 
 
 def nothing_left(job: Job) -> bool:

@@ -99,7 +99,7 @@ def agree(
     checkpoint = open_checkpoint(Path(decided["checkpoint"])) if decided["checkpoint"] else None
     plan = Plan.of(config, spec.num_train, spec.num_test)
     directory = RunDirectory(Path(decided["directory"]), config.log.if_unwritable)
-    return Job(
+    job = Job(
         config,
         topology(config),
         store,
@@ -112,6 +112,9 @@ def agree(
         ending or Ending(),
         [fault for fault in parse_faults(fault_text()) if fault.attempt == attempt],
     )
+    if options.on_agreed is not None:
+        options.on_agreed(job)
+    return job
 
 
 def _decide(config: Config, options: Options, store: Store, job_store: Store, spec: DataSpec, attempt: int) -> None:
@@ -199,7 +202,9 @@ def build_segment(job: Job, number: int, device: torch.device, kind: Literal["bl
 def _output_shape(segment: Segment, given: tuple[int, ...], device: torch.device, name: str) -> tuple[int, ...]:
     try:
         return alpha_shape(segment, given, device)
-    except RuntimeError as error:
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a user's module may raise
         raise ConfigError(
             f"{name} ({segment.last_unit} last) cannot take {list(given)} from what is before it: {error}; "
             f"cut somewhere else, or change the network"

@@ -23,7 +23,7 @@ OWN_SECTIONS = ("log.",)
 
 def introduce(config: Config, store: Store) -> None:
     """Says what the first rank is."""
-    store.set("first", json.dumps({**_versions(), "config": to_mapping(config)}))
+    store.set("first", json.dumps({**_versions(), "config": to_mapping(config), "given": _given(config)}))
 
 
 def compare_with_first(config: Config, store: Store) -> None:
@@ -40,6 +40,23 @@ def compare_with_first(config: Config, store: Store) -> None:
         raise ConfigError(
             f"rank 0 has another configuration than this rank:{_lines(differing)}\n"
             f"start all ranks with the same config file and the same words"
+        )
+    _compare_given(first.get("given", {}), _given(config))
+
+
+def _given(config: Config) -> dict[str, str]:
+    """Digests of what a script has passed as objects; of a function there is none."""
+    given = {"model": config.model.given, "data": config.data.given}
+    return {name: thing.digest() for name, thing in given.items() if hasattr(thing, "digest")}
+
+
+def _compare_given(theirs: dict[str, str], ours: dict[str, str]) -> None:
+    differing = [name for name in ("model", "data") if theirs.get(name) != ours.get(name)]
+    if differing:
+        raise ConfigError(
+            f"rank 0 was given another {' and other '.join(differing)} than this rank: every rank runs the script, and "
+            f"what it draws at random differs; begin it with torch.manual_seed(0), or pass a function that builds the "
+            f"model"
         )
 
 

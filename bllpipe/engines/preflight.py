@@ -11,7 +11,7 @@ from bllpipe.errors import ConfigError
 from bllpipe.learn.cuts import bounds
 from bllpipe.run.data.downloads import DEFAULT_PATH, DOWNLOADS, check_obtainable
 from bllpipe.run.data.listing import split_folders
-from bllpipe.run.data.spec import PUBLISHED
+from bllpipe.run.data.spec import PUBLISHED, check_given
 from bllpipe.run.itinerary import Plan
 
 
@@ -39,6 +39,7 @@ def check_installed(config: Config) -> None:
 def check_data(config: Config) -> None:
     """Raises DataError for files that are not there or hold what cannot be trained on. Only for a process on the
     machine that has the data."""
+    check_given(config.data)
     if config.data.name == "npz":
         _check_archive(config)
     if config.data.name in DOWNLOADS:

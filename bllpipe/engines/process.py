@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from bllpipe.config import Config
-from bllpipe.engines import topology
+from bllpipe.engines import Options, topology
 from bllpipe.engines.failure import enter, fail, leave
 from bllpipe.engines.finish import prepare_process
 from bllpipe.engines.watcher import Watcher
@@ -18,18 +18,20 @@ from bllpipe.wire.world import World
 Part = Callable[[World, Watcher], None]
 
 
-def take_part(config: Config, part: Part) -> NoReturn:
-    """Carries out ``part``. It does not return: tearing torch down takes longer than leaving."""
+def take_part(config: Config, options: Options, part: Part) -> int:
+    """Carries out ``part``. It returns to a script alone: tearing torch down takes longer than leaving."""
     environment = RankEnvironment.read()
     assert environment is not None, "the launcher starts this engine under torchrun only"
     prepare_process(config)
-    world = enter(environment, config.backend.timeout_seconds)
+    world = enter(environment, config.backend.timeout_seconds, options.number)
     try:
         with watcher(config, world) as watching:
             part(world, watching)
     except BaseException as error:
         fail(error, world, environment.rank, topology(config).role(environment.rank))
-    leave(0)
+    if options.on_agreed is None:
+        leave(0)
+    return 0
 
 
 def watcher(config: Config, world: World) -> Watcher:

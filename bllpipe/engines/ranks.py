@@ -29,8 +29,8 @@ GRACE_SECONDS = 5.0
 
 
 def run(config: Config, options: Options, dress: Dress = undressed) -> int:
-    """This process's part of the job; it does not return."""
-    return take_part(config, lambda world, watcher: run_in_world(config, options, world, watcher, dress))
+    """This process's part of the job; it returns to a script alone."""
+    return take_part(config, options, lambda world, watcher: run_in_world(config, options, world, watcher, dress))
 
 
 def run_in_world(config: Config, options: Options, world: World, watcher: Watcher, dress: Dress = undressed) -> None:

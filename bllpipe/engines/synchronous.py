@@ -42,8 +42,8 @@ Build = Callable[[Seat], tuple[Loop, list[Metered]]]
 
 
 def run_synchronous(config: Config, options: Options, build: Build) -> int:
-    """This process's part of the job; it does not return."""
-    return take_part(config, lambda world, watcher: _run_in_world(config, options, world, watcher, build))
+    """This process's part of the job; it returns to a script alone."""
+    return take_part(config, options, lambda world, watcher: _run_in_world(config, options, world, watcher, build))
 
 
 def _run_in_world(config: Config, options: Options, world: World, watcher: Watcher, build: Build) -> None:

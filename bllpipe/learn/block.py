@@ -178,6 +178,26 @@ def make_block(
 
 @torch.no_grad()
 def alpha_shape(segment: Segment, input_shape: Sequence[int], device: torch.device) -> tuple[int, ...]:
-    """The shape of alpha, without the batch, for inputs of ``input_shape``; leaves the segment as it was."""
+    """The shape of alpha, without the batch, for inputs of ``input_shape``; leaves the segment as it was.
+
+    Raises ConfigError for what is not one tensor of numbers for each image: [C], tokens [T, C] or maps [C, H, W].
+    """
     segment.eval()
-    return tuple(segment(torch.zeros(1, *input_shape, device=device)).shape[1:])
+    alpha: object = segment(torch.zeros(1, *input_shape, device=device))
+    unit = segment.last_unit
+    if not isinstance(alpha, Tensor):
+        raise ConfigError(
+            f"unit {unit} gives a {type(alpha).__name__}; needed is one tensor, as one message carries it: put what "
+            f"chooses or joins its parts into the same module"
+        )
+    if not alpha.is_floating_point() or alpha.dim() not in (2, 3, 4) or len(alpha) != 1:
+        raise ConfigError(
+            f"unit {unit} gives {_form(alpha)} for a batch of 1; needed are numbers of shape [B, C], tokens [B, T, C] "
+            f"or maps [B, C, H, W], the batch first: reshape them in the same module, or cut somewhere else"
+        )
+    return tuple(alpha.shape[1:])
+
+
+def _form(alpha: Tensor) -> str:
+    """``int64 [1, 2, 3]``."""
+    return f"{str(alpha.dtype).removeprefix('torch.')} {list(alpha.shape)}"

@@ -1,9 +1,9 @@
-"""From a config to units: a ResNet by name, or a user's own function that returns an ordered list of modules."""
+"""From a config to units: a ResNet by name, a user's own function that returns modules in order, or the modules that a
+script has given."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 
 from bllpipe.config.schema import ModelConfig
 from bllpipe.errors import ConfigError
+from bllpipe.learn.named import imported
 from bllpipe.learn.resnet import resnet_units
 from bllpipe.learn.units import Unit, units_from_modules
 from bllpipe.randomness import derived_seed
@@ -20,25 +21,51 @@ def network_units(model: ModelConfig, in_channels: int, num_classes: int, seed: 
     """The network of ``model`` for images of ``in_channels`` and ``num_classes`` scores, as units."""
     if ":" not in model.name:
         return resnet_units(model.name, model.width, model.stem, in_channels, num_classes)
-    function = _imported(model.name)
+    function: Callable[..., Any] = model.given or imported("model.name", model.name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, "weights"))
-        modules = list(function(in_channels=in_channels, num_classes=num_classes, **model.args))
+        made = function(in_channels=in_channels, num_classes=num_classes, **model.args)
+    return units_from_modules(in_order(made, f"model.name={model.name} returned"))
+
+
+def in_order(made: Any, source: str) -> dict[str, nn.Module]:
+    """The modules of an nn.Sequential by their names there, those of any other sequence by their number.
+
+    Raises ConfigError, which begins with ``source``, for anything that does not say in which order it computes.
+    """
+    if isinstance(made, nn.Sequential):
+        _check_sequential(made, source)
+        return {name: module for name, module in made._modules.items() if module is not None}
+    if isinstance(made, nn.Module) and not isinstance(made, nn.ModuleList):
+        raise ConfigError(
+            f"{source} {type(made).__name__}, whose forward may do more than its parts in a row; needed is an "
+            f"nn.Sequential, or a list of torch.nn.Module, such as [model.stem, *model.layers, model.head]"
+        )
+    modules = list(made)
     if not modules or not all(isinstance(module, nn.Module) for module in modules):
         kinds = sorted({type(module).__name__ for module in modules}) or ["nothing"]
-        raise ConfigError(f"model.name={model.name} returned {', '.join(kinds)}; needed is a list of torch.nn.Module")
-    return units_from_modules(modules)
+        raise ConfigError(f"{source} {', '.join(kinds)}; needed is a list of torch.nn.Module")
+    return {str(number): module for number, module in enumerate(modules)}
 
 
-def _imported(name: str) -> Callable[..., Any]:
-    module_name, _, function_name = name.partition(":")
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
+def _check_sequential(made: nn.Sequential, source: str) -> None:
+    if type(made).forward is not nn.Sequential.forward:
         raise ConfigError(
-            f"model.name={name} cannot be imported: {error}; needed is package.module:function, "
-            f"with the package on PYTHONPATH"
-        ) from error
-    if not callable(function):
-        raise ConfigError(f"model.name={name} is a {type(function).__name__}; needed is a function")
-    return function  # type: ignore[no-any-return]  # a callable of the user's, checked when it is called
+            f"{source} {type(made).__name__}, an nn.Sequential with a forward of its own, which a cut would lose; "
+            f"needed is a plain one: put what its forward adds into a module"
+        )
+    if not len(made):
+        raise ConfigError(f"{source} an empty nn.Sequential; needed is at least one module for every block")
+
+
+def check_nothing_shared(modules: Sequence[nn.Module], source: str) -> None:
+    """Raises ConfigError when two units have a parameter in common: blocks learn alone, so it would part in two."""
+    owners: dict[int, int] = {}
+    for number, module in enumerate(modules):
+        for name, parameter in module.named_parameters():
+            owner = owners.setdefault(id(parameter), number)
+            if owner != number:
+                raise ConfigError(
+                    f"{source}: modules {owner} and {number} share the parameter {name}, which blocks that learn alone "
+                    f"cannot; put both into one nn.Sequential, which no cut divides"
+                )

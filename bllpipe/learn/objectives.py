@@ -1,8 +1,8 @@
 """Local losses: what a block minimises, as named terms that add up to its loss.
 
 An objective is a function (alpha, scores_BK, target, x) -> terms, or an nn.Module of that form if it has parameters
-of its own. To try another one, write such a function and add it to ``OBJECTIVES``. Nothing in it may depend on another
-block: gradients end at the block's input x.
+of its own. To try another one, write such a function and name it as ``objective.function``. Nothing in it may depend on
+another block: gradients end at the block's input x.
 
 Shapes: B images, C channels, K classes.
 """
@@ -17,6 +17,7 @@ from bllpipe.config.schema import Config, ObjectiveConfig
 from bllpipe.learn.block_local import BlockLocal
 from bllpipe.learn.keeping import Keeping
 from bllpipe.learn.local import Objective, predictive
+from bllpipe.learn.own import own_objective
 from bllpipe.learn.similarity import PredSim
 from bllpipe.ports import Target
 
@@ -43,6 +44,7 @@ OBJECTIVES: dict[str, Callable[[ObjectiveConfig, Sequence[int], int], Objective]
     "bll": BlockLocal,
     "dgl": greedy,
     "predsim": PredSim,
+    "own": own_objective,
 }
 
 

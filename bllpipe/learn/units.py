@@ -6,7 +6,7 @@ the last. Nothing is built before it is needed, so a rank only ever holds its ow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,13 +50,13 @@ class Segment(nn.Module):
         return x
 
 
-def units_from_modules(modules: Iterable[nn.Module]) -> list[Unit]:
-    """One unit a module; the names are those of ``nn.Sequential(*modules)``."""
+def units_from_modules(modules: Mapping[str, nn.Module]) -> list[Unit]:
+    """One unit a module; parameters are called as in an nn.Sequential of modules with these names."""
 
     def keep(module: nn.Module) -> Callable[[], nn.Module]:
         return lambda: module
 
-    return [Unit(str(i), (Layer(str(i), keep(module)),)) for i, module in enumerate(modules)]
+    return [Unit(name, (Layer(name, keep(module)),)) for name, module in modules.items()]
 
 
 def _place(root: nn.Module, layer: Layer, seed: int) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from bllpipe.config import Config
 from bllpipe.config.schema import ObjectiveConfig
+from bllpipe.config.values import field_types
 from bllpipe.errors import ConfigError
 from bllpipe.plan.costs import UnitCost
 
@@ -20,7 +21,7 @@ FORMAT = "bllpipe-profile-1"
 MODEL = ("model.name", "model.width", "model.stem", "model.args")
 DATA = ("data.name", "data.batch_size")
 REST = ("method", "optimizer.name", "precision.compute", "precision.wire", "cpu_threads")
-SETTINGS = (*MODEL, *DATA, *REST, *(f"objective.{each.name}" for each in fields(ObjectiveConfig)))
+SETTINGS = (*MODEL, *DATA, *REST, *(f"objective.{name}" for name in field_types(ObjectiveConfig)))
 
 
 @dataclass(frozen=True)

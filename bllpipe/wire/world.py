@@ -37,33 +37,35 @@ class World:
     raw_store: Any
     attempt: int
     timeout: float
+    name: str = NAME
 
     def another_connection(self) -> World:
         """The same stores for another thread: a connection can do nothing else while somebody waits in it."""
-        return _world(
-            self.environment, _connect(self.environment, self.timeout, hosts=False), self.attempt, self.timeout
-        )
+        tcp = _connect(self.environment, self.timeout, hosts=False)
+        return _world(self.environment, tcp, self.attempt, self.timeout, self.name)
 
 
-def open_store(environment: RankEnvironment, timeout: float) -> World:
-    """Connects to the store of the job, and every rank with rank 0; WireError when nobody answers."""
+def open_store(environment: RankEnvironment, timeout: float, number: int = 1) -> World:
+    """Connects to the store of the job, the one of this ``number`` in these processes, and every rank with rank 0;
+    WireError when nobody answers."""
+    name = NAME if number == 1 else f"{NAME}_{number}"
     hosts = environment.rank == 0 and not environment.agent_hosts_store
     try:
         tcp = _connect(environment, timeout, hosts)
-        attempt = meet(environment.rank, environment.world_size, dist.PrefixStore(NAME, tcp), timeout)
+        attempt = meet(environment.rank, environment.world_size, dist.PrefixStore(name, tcp), timeout)
     except (RuntimeError, OSError) as error:
         raise WireError(
             f"rank {environment.rank} does not reach the store of the job at {environment.master_addr}, "
             f"port {environment.master_port}: {error}; is what started it still there?"
         ) from error
-    return _world(environment, tcp, attempt, timeout)
+    return _world(environment, tcp, attempt, timeout, name)
 
 
-def _world(environment: RankEnvironment, tcp: dist.TCPStore, attempt: int, timeout: float) -> World:
+def _world(environment: RankEnvironment, tcp: dist.TCPStore, attempt: int, timeout: float, name: str) -> World:
     """A restarted group must not read the keys of the attempt before it, so each attempt has a prefix of its own."""
-    job = dist.PrefixStore(NAME, tcp)
+    job = dist.PrefixStore(name, tcp)
     store = dist.PrefixStore(f"attempt_{attempt}", job)
-    return World(environment, store, job, store, attempt, timeout)
+    return World(environment, store, job, store, attempt, timeout, name)
 
 
 def _connect(environment: RankEnvironment, timeout: float, hosts: bool) -> dist.TCPStore:

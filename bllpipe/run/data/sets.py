@@ -14,7 +14,7 @@ from bllpipe.config.schema import DataConfig
 from bllpipe.errors import ConfigError
 from bllpipe.run.data.downloads import DEFAULT_PATH
 from bllpipe.run.data.sending import sent
-from bllpipe.run.data.spec import DataSpec
+from bllpipe.run.data.spec import DataSpec, check_given
 
 Split = Literal["train", "test"]
 
@@ -30,7 +30,8 @@ class LabelSet:
 
 @dataclass(frozen=True)
 class Arrays:
-    """A whole data set in memory: uint8 images [N, C, H, W] and int64 labels [N] of both splits."""
+    """A whole data set in memory: images [N, C, H, W], uint8, or float32 [N, ...] that are taken as they are, and int64
+    labels [N] of both splits."""
 
     train_NCHW: Tensor
     train_N: Tensor
@@ -47,7 +48,16 @@ class ImageSet(Protocol):
     std: list[float]
 
     def batches(self, wanted: Iterable[tuple[Split, Tensor]]) -> Iterator[Tensor]:
-        """uint8 images [B, C, H, W] for every (split, index_B) in ``wanted``, in that order."""
+        """uint8 images [B, C, H, W] for every (split, index_B) in ``wanted``, in that order; or float32 [B, ...], which
+        nobody augments or normalises."""
+
+
+class GivenData(Protocol):
+    """A script's own data, in ``data.given``."""
+
+    def images(self, data: DataConfig) -> ImageSet: ...
+
+    def labels(self) -> LabelSet: ...
 
 
 class MemoryImages:
@@ -55,10 +65,11 @@ class MemoryImages:
 
     def __init__(self, arrays: Arrays, data: DataConfig) -> None:
         self._splits = {"train": arrays.train_NCHW, "test": arrays.test_NCHW}
-        channels, height, width = arrays.train_NCHW.shape[1:]
-        sizes = (len(arrays.train_N), len(arrays.test_N))
-        self.spec = DataSpec(*sizes, (channels, height, width), arrays.num_classes)
-        self.mean, self.std = mean_and_std(data, channels, arrays.train_NCHW)
+        shape, sizes = tuple(arrays.train_NCHW.shape[1:]), (len(arrays.train_N), len(arrays.test_N))
+        self.spec = DataSpec(*sizes, shape, arrays.num_classes)
+        self.mean, self.std = list[float](), list[float]()
+        if arrays.train_NCHW.dtype == torch.uint8:
+            self.mean, self.std = mean_and_std(data, shape[0], arrays.train_NCHW)
 
     def batches(self, wanted: Iterable[tuple[Split, Tensor]]) -> Iterator[Tensor]:
         return (self._splits[split][sent(index_B, self._splits[split].device)] for split, index_B in wanted)
@@ -109,6 +120,9 @@ def _measured(train_NCHW: Tensor) -> tuple[list[float], list[float]]:
 
 def load_images(data: DataConfig, seed: int) -> ImageSet:
     """The images of ``data.name``; DataError when they are missing or not what they have to be."""
+    if data.given is not None:
+        images: ImageSet = data.given.images(data)
+        return images
     if data.name == "imagefolder":
         from bllpipe.run.data.folders import FolderImages
 
@@ -118,6 +132,9 @@ def load_images(data: DataConfig, seed: int) -> ImageSet:
 
 def load_labels(data: DataConfig, seed: int) -> LabelSet:
     """The labels of ``data.name``, without keeping any image."""
+    if data.given is not None:
+        labels: LabelSet = data.given.labels()
+        return labels
     if data.name == "imagefolder":
         from bllpipe.run.data.folders import folder_labels
 
@@ -132,6 +149,7 @@ def load_labels(data: DataConfig, seed: int) -> LabelSet:
 
 def load_arrays(data: DataConfig, seed: int) -> Arrays:
     """A set that fits into memory."""
+    check_given(data)
     return _loader(data.name)(data, seed)
 
 

@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 class ImageSource:
     """A receiver whose messages are the batches of images: augmented in training, as they are in the test. They go to
-    ``device`` as bytes, and are augmented there."""
+    ``device`` as bytes, and are augmented there; what a script gives as float32 stays as it is."""
 
     def __init__(
         self,
@@ -39,6 +39,8 @@ class ImageSource:
     def recv(self) -> Alpha:
         images_BCHW = sent(next(self._batches), self._device)
         entry = self._entries.pop(0)
+        if images_BCHW.dtype != torch.uint8:
+            return Alpha(entry, images_BCHW)
         if entry.phase == "train":
             draws = stream(self._seed, "augment", entry.epoch, entry.batch)
             images_BCHW = augment(images_BCHW, self._config, draws)

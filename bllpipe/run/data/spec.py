@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from bllpipe.config.schema import DataConfig
 from bllpipe.errors import DataError
 
 MAX_CLASSES = 100_000  # a last layer of 512 channels has 200 MB then
@@ -13,11 +14,12 @@ MAX_CLASSES = 100_000  # a last layer of 512 channels has 200 MB then
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Sizes of a data set: image counts of both splits, the shape [C, H, W] of one image, the number of classes."""
+    """Sizes of a data set: image counts of both splits, the shape of one image, [C, H, W] unless a script gives others,
+    and the number of classes."""
 
     num_train: int
     num_test: int
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     num_classes: int
 
     def to_json(self) -> str:
@@ -35,6 +37,15 @@ PUBLISHED = {
     "cifar10": DataSpec(50_000, 10_000, (3, 32, 32), 10),
     "cifar100": DataSpec(50_000, 10_000, (3, 32, 32), 100),
 }
+
+
+def check_given(data: DataConfig) -> None:
+    """Raises DataError for data that a script passed as an object, where the script is not."""
+    if data.name == "given" and data.given is None:
+        raise DataError(
+            "data.name is given: what a script passed to bllpipe.train as an object, and only that script has it; run "
+            "the script, or name a set of your own with --set data.name=npz or imagefolder, and --set data.path=PATH"
+        )
 
 
 def check_labels(train_N: Any, test_N: Any, source: str) -> int:

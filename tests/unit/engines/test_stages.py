@@ -95,7 +95,8 @@ def test_ranks_do_not_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def segments(*cuts: list[nn.Module]) -> list[Segment]:
     """Consecutive parts of one network."""
-    units = units_from_modules([module for part in cuts for module in part])
+    modules = [module for part in cuts for module in part]
+    units = units_from_modules({str(number): module for number, module in enumerate(modules)})
     parts, first = [], 0
     for part in cuts:
         parts.append(Segment(units[first : first + len(part)], seed=0))

@@ -215,6 +215,6 @@ def test_alpha_shape_leaves_the_segment_as_it_was() -> None:
 
 
 def test_a_block_without_parameters_is_refused() -> None:
-    segment = Segment(units_from_modules([nn.Flatten()]), seed=0)
+    segment = Segment(units_from_modules({"0": nn.Flatten()}), seed=0)
     with pytest.raises(ConfigError, match="ends with 0 has no parameters"):
         Block(segment, nn.Identity(), last_block(ObjectiveConfig()), CONFIG, 10, 100)

@@ -176,7 +176,7 @@ def test_a_network_under_bf16_has_the_gradients_of_fp32_as_far_as_backpropagatio
 def test_direct_feedback_gives_every_unit_the_output_error_through_its_own_matrix() -> None:
     """Against the chain rule by hand: two linear units, e = softmax - one-hot."""
     first, second = nn.Linear(5, 4, bias=False), nn.Linear(4, 3, bias=False)
-    segment = Segment(units_from_modules([first, nn.Tanh(), second]), seed=0)
+    segment = Segment(units_from_modules({"0": first, "1": nn.Tanh(), "2": second}), seed=0)
     propagate(segment, "dfa", 3, seed=0)
     x_BI, label_B = torch.randn(6, 5), torch.randint(0, 3, (6,))
     scores_BK = segment(x_BI)
@@ -199,6 +199,6 @@ def test_direct_feedback_weights_keep_the_size_of_the_error() -> None:
 
 def test_convolutions_that_cannot_be_aligned_are_refused() -> None:
     make: Callable[[], nn.Module] = lambda: nn.Conv2d(3, 3, 3, padding="same", padding_mode="reflect")  # noqa: E731
-    segment = Segment(units_from_modules([make()]), seed=0)
+    segment = Segment(units_from_modules({"0": make()}), seed=0)
     with pytest.raises(ConfigError, match="0 pads with 'reflect' by 'same'; feedback alignment needs"):
         fixed_random(segment, 10, seed=0)

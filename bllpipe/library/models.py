@@ -1,0 +1,86 @@
+"""A network as a script has it: modules in a row, a function that makes them, or a name."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from bllpipe.errors import ConfigError
+from bllpipe.learn.cuts import bounds
+from bllpipe.learn.networks import check_nothing_shared, in_order
+from bllpipe.library.names import given_name, importable_name
+from bllpipe.run.digest import part_digest
+
+Modules = nn.Sequential | nn.ModuleList | Sequence[nn.Module]
+Model = Modules | Callable[..., Iterable[nn.Module]] | str
+
+
+@dataclass(frozen=True)
+class GivenModules:
+    """Modules that a script has built. They keep their weights, and are what is trained."""
+
+    modules: Mapping[str, nn.Module]
+
+    def __call__(self, in_channels: int, num_classes: int, **args: Any) -> nn.Sequential:
+        if args:
+            raise ConfigError(
+                f"model.args are for a function that makes a network, but the model is one already, and {sorted(args)} "
+                f"would change nothing; leave them out"
+            )
+        return nn.Sequential(OrderedDict(self.modules))
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of all weights: equal in all ranks if they were drawn alike."""
+        return part_digest(nn.Sequential(OrderedDict(self.modules)).state_dict())
+
+
+def given_model(model: Model) -> tuple[str, Callable[..., Any] | None]:
+    """``model.name``, and what stands in its place; ConfigError for what is no network that can be cut."""
+    if isinstance(model, str):
+        return model, None
+    if isinstance(model, (nn.Module, list, tuple)):
+        return given_name(model), GivenModules(modules_of(model))
+    if not callable(model):
+        raise ConfigError(
+            f"the model is a {type(model).__name__}; needed is an nn.Sequential, a list of modules, a function "
+            f"(in_channels, num_classes) that returns one, or a name such as resnet18"
+        )
+    name = importable_name(model)
+    return (name, None) if name else (given_name(model), model)
+
+
+def modules_of(model: Modules | nn.Module) -> dict[str, nn.Module]:
+    """The modules of a network by name, all of them ready to be trained alone; ConfigError when they are not, or when
+    there is no saying in which order they compute."""
+    modules = in_order(model, "the model is")
+    check_nothing_shared(list(modules.values()), "the model")
+    for name, module in modules.items():
+        if any(is_lazy(parameter) for parameter in module.parameters()):
+            raise ConfigError(
+                f"module {name} of the model has parameters without a shape yet (a lazy layer), whose weights no seed "
+                f"would settle; give it its sizes, or send one batch through the model first"
+            )
+    return modules
+
+
+def cut(model: Modules, blocks: int | Sequence[int | str]) -> list[nn.Sequential]:
+    """The blocks of a network, which share its modules.
+
+    Args:
+        model: an nn.Sequential, whose children have names, or a list of modules, which are numbered.
+        blocks: how many, of equal numbers of modules; or the cuts: after how many modules, or after the one of which
+            name.
+
+    Raises ConfigError for a network or cuts with which that cannot be done.
+    """
+    modules = modules_of(model)
+    names = list(modules)
+    if isinstance(blocks, str):
+        raise ConfigError(f"blocks is {blocks!r}; cut takes a number or a list, and bllpipe.make_plan finds even cuts")
+    parts = [names[start:end] for start, end in bounds(names, blocks)]
+    return [nn.Sequential(OrderedDict((name, modules[name]) for name in part)) for part in parts]
