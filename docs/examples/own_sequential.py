@@ -1,0 +1,55 @@
+"""Trains an nn.Sequential of one's own on handwritten digits, in blocks that never wait for a backward pass.
+
+    python docs/examples/own_sequential.py
+    torchrun --nproc_per_node=3 docs/examples/own_sequential.py    # a process for every block, one for the feedback
+"""
+
+import argparse
+
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import nn
+
+import bllpipe
+
+
+def convolution(channels: int, out: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, out, 3, stride, padding=1), nn.BatchNorm2d(out), nn.ReLU())
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(
+        convolution(1, 16, stride=1),
+        convolution(16, 32, stride=2),
+        convolution(32, 64, stride=2),
+        nn.Sequential(nn.Flatten(), nn.Linear(64 * 2 * 2, 10)),
+    )
+
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("--epochs", type=int, default=5)
+parser.add_argument("--engine", help="sequential (default without torchrun) or threads")
+parser.add_argument("--run-dir", help="default: a new directory in runs/")
+options = parser.parse_args()
+
+digits = load_digits()
+images, labels = digits.images[:, None] / 8 - 1, digits.target  # [1797, 1, 8, 8] and [1797]
+train_x, test_x, train_y, test_y = train_test_split(images, labels, test_size=0.2, random_state=0)
+
+torch.manual_seed(0)  # every rank draws the same weights
+model = network()
+run = bllpipe.train(
+    model,
+    ((train_x, train_y), (test_x, test_y)),
+    blocks=[2],  # the first two modules, and the rest
+    epochs=options.epochs,
+    engine=options.engine,
+    run_dir=options.run_dir,
+)
+
+if run.rank == 0:
+    run.load(model)  # from the checkpoint, as this process may have trained one block alone
+    scores = model.eval()(torch.as_tensor(test_x, dtype=torch.float32))
+    right = (scores.argmax(dim=1) == torch.as_tensor(test_y)).float().mean()
+    print(f"test accuracy {run.accuracy:.4f} in the run, {right:.4f} of the model that was loaded from it")

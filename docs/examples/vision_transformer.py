@@ -1,0 +1,75 @@
+"""Trains torchvision's vision transformer, a tiny one, on handwritten digits: blocks of encoder layers over tokens.
+
+    python docs/examples/vision_transformer.py
+    torchrun --nproc_per_node=4 docs/examples/vision_transformer.py
+
+Shapes: B images, T tokens, C channels of a token.
+"""
+
+import argparse
+
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+from torchvision.models.vision_transformer import VisionTransformer
+
+import bllpipe
+
+
+class Tokens(nn.Module):
+    """Images [B, 3, H, W] to tokens [B, T, C], the class token first: how VisionTransformer.forward begins."""
+
+    def __init__(self, vit: VisionTransformer) -> None:
+        super().__init__()
+        self.patches, self.dropout = vit.conv_proj, vit.encoder.dropout
+        self.class_token, self.position = vit.class_token, vit.encoder.pos_embedding
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches = self.patches(images).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.class_token.expand(len(images), -1, -1), patches], dim=1)
+        return self.dropout(tokens + self.position)
+
+
+class Scores(nn.Module):
+    """Tokens [B, T, C] to class scores [B, K]: how it ends."""
+
+    def __init__(self, vit: VisionTransformer) -> None:
+        super().__init__()
+        self.norm, self.heads = vit.encoder.ln, vit.heads
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.heads(self.norm(tokens)[:, 0])
+
+
+def in_order(vit: VisionTransformer) -> list[nn.Module]:
+    """What its forward does, as modules in a row."""
+    return [Tokens(vit), *vit.encoder.layers, Scores(vit)]
+
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("--epochs", type=int, default=6)
+parser.add_argument("--run-dir", help="default: a new directory in runs/")
+options = parser.parse_args()
+
+digits = load_digits()
+images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1).expand(-1, 3, -1, -1) / 8 - 1
+train_x, test_x, train_y, test_y = train_test_split(images, digits.target, test_size=0.2, random_state=0)
+
+torch.manual_seed(0)
+vit = VisionTransformer(
+    image_size=8, patch_size=2, num_layers=4, num_heads=4, hidden_dim=32, mlp_dim=64, num_classes=10
+)
+whole = vit.eval()(images[:4])
+torch.testing.assert_close(nn.Sequential(*in_order(vit))(images[:4]), whole)  # the same network, in a row
+
+run = bllpipe.train(
+    in_order(vit),
+    ((train_x, torch.as_tensor(train_y)), (test_x, torch.as_tensor(test_y))),
+    blocks=[2, 4],  # tokens and a layer; two layers; a layer and the scores
+    epochs=options.epochs,
+    run_dir=options.run_dir,
+    settings={"optimizer.name": "adamw", "optimizer.lr": 0.005, "data.batch_size": 32},
+)
+if run.rank == 0:
+    print("test accuracy of every block:", " ".join(f"{accuracy:.4f}" for accuracy in run.block_accuracy))
