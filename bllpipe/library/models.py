@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from bllpipe.errors import ConfigError
 from bllpipe.learn.cuts import bounds
+from bllpipe.learn.named import GIVEN
 from bllpipe.learn.networks import check_nothing_shared, in_order
 from bllpipe.library.names import given_name, importable_name
 from bllpipe.run.digest import part_digest
@@ -38,13 +40,21 @@ class GivenModules:
         """SHA-256 (hex) of all weights: equal in all ranks if they were drawn alike."""
         return part_digest(nn.Sequential(OrderedDict(self.modules)).state_dict())
 
+    def drawing(self) -> list[str]:
+        """The modules that have a dropout in them, by name."""
+        return [name for name, module in self.modules.items() if any(map(_drops, module.modules()))]
+
+
+def _drops(module: nn.Module) -> bool:
+    return isinstance(module, _DropoutNd) and module.p > 0
+
 
 def given_model(model: Model) -> tuple[str, Callable[..., Any] | None]:
     """``model.name``, and what stands in its place; ConfigError for what is no network that can be cut."""
     if isinstance(model, str):
         return model, None
     if isinstance(model, (nn.Module, list, tuple)):
-        return given_name(model), GivenModules(modules_of(model))
+        return f"{GIVEN}:network", GivenModules(modules_of(model))
     if not callable(model):
         raise ConfigError(
             f"the model is a {type(model).__name__}; needed is an nn.Sequential, a list of modules, a function "

@@ -57,8 +57,8 @@ class CutPlan:
 
 
 def make_plan(
-    model: Model,
-    data: Data,
+    model: Model | None,
+    data: Data | None,
     blocks: int,
     *,
     config: str | PathLike[str] | None = None,

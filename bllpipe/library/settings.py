@@ -31,15 +31,16 @@ class Settings:
     settings: Mapping[str, Any] | None = None
 
 
-def config_of(model: Model, data: Data, said: Settings, under_torchrun: bool = False) -> Config:
-    """The checked Config; ConfigError or DataError for what cannot be trained."""
+def config_of(model: Model | None, data: Data | None, said: Settings, under_torchrun: bool = False) -> Config:
+    """The checked Config; without a model or data, that of the file. ConfigError or DataError for what cannot be
+    trained."""
     mapping = read_yaml(fspath(said.config)) if said.config is not None else {}
     for key, value in (said.settings or {}).items():
         put(mapping, key, _plain(value), "settings")
     keys, objective = given_objective(said.objective) if said.objective is not None else ({}, None)
     keys |= {"blocks": said.blocks, "engine": said.engine, "epochs": said.epochs}
-    keys["model.name"], network = given_model(model)
-    keys["data.name"], images = given_data(data)
+    keys["model.name"], network = given_model(model) if model is not None else (None, None)
+    keys["data.name"], images = given_data(data) if data is not None else (None, None)
     for key, value in keys.items():
         if value is not None:
             put(mapping, key, _plain(value), "the arguments")

@@ -19,19 +19,20 @@ from bllpipe.engines.job import Job
 from bllpipe.errors import BllpipeError, ConfigError
 from bllpipe.launch import SPREAD, check_start, fail_before_the_store
 from bllpipe.library.data import Data
-from bllpipe.library.models import Model
+from bllpipe.library.models import GivenModules, Model
 from bllpipe.library.objectives import OwnObjective
 from bllpipe.library.results import Run
 from bllpipe.library.settings import Settings, config_of
+from bllpipe.run.notices import warn
 from bllpipe.wire.agent import follow_agent
-from bllpipe.wire.environment import RankEnvironment
+from bllpipe.wire.environment import RankEnvironment, speaks_for_all
 
 STARTED = count(1)  # runs of this process; every rank of a script counts alike
 
 
 def train(
-    model: Model,
-    data: Data,
+    model: Model | None = None,
+    data: Data | None = None,
     *,
     blocks: int | str | list[int | str] | None = None,
     objective: OwnObjective | None = None,
@@ -47,10 +48,10 @@ def train(
 
     Args:
         model: an nn.Sequential, a list of modules, a function (in_channels, num_classes) that returns one, built under
-            the run's seed, or a name such as ``resnet18``.
+            the run's seed, or a name such as ``resnet18``; None: that of the config.
         data: (train, test), each (images, labels) as tensors or a torch Dataset of (image, label); or a name such as
             ``digits``. Floats [N, ...] are taken as they are; uint8 [N, C, H, W] are normalised, and augmented as
-            ``data.augment`` says.
+            ``data.augment`` says. None: those of the config.
         blocks: how many, or the cuts: after how many modules, or after the one of which name; or ``balanced 4``.
         objective: a function (alpha, scores, target, x) -> dict of terms, a class of modules with that forward, or
             ``bll``, ``dgl``, ``predsim``, and ``bp`` for the whole network.
@@ -80,7 +81,17 @@ def train(
         if environment is None:
             raise
         raise SystemExit(fail_before_the_store(error, environment)) from error
+    _warn_of_draws(made)
     return _carry_out(made, options, jobs, environment)
+
+
+def _warn_of_draws(config: Config) -> None:
+    given = config.model.given
+    if isinstance(given, GivenModules) and (drawing := given.drawing()) and speaks_for_all():
+        warn(
+            f"{', '.join(drawing)} of the model draws random numbers in training, which engines do in different "
+            f"orders: the bits of this run are those of no other"
+        )
 
 
 def _check_ranks(config: Config, environment: RankEnvironment | None) -> None:

@@ -8,6 +8,7 @@ What a machine really takes for them is measured by ``bllpipe plan``, which writ
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import TypeVar
 
@@ -55,9 +56,10 @@ def resolved(config: Config, image_shape: Sequence[int], num_classes: int) -> Co
 def count_operations(config: Config, image_shape: Sequence[int], num_classes: int) -> dict[str, UnitCost]:
     """Operations of every unit for a batch of two images, by name; ConfigError for a unit that cannot be counted."""
     costs = {}
+    model = replace(config.model, given=deepcopy(config.model.given))  # a script's own modules stay as they are
     with FakeTensorMode(allow_non_fake_inputs=True):
         x = torch.empty(BATCH, *image_shape)
-        units = network_units(config.model, image_shape[0], num_classes, config.seed)
+        units = network_units(model, image_shape[0], num_classes, config.seed)
         for unit in units:
             segment = Segment([unit], config.seed).train()
             try:

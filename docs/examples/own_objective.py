@@ -1,7 +1,7 @@
-"""Trains a network with a local loss of one's own: every block pulls the mean of its channels towards that of the class.
+"""A local loss of one's own: in every block the channel means shall point where those of their class do.
 
-    python docs/examples/own_objective.py
-    torchrun --nproc_per_node=4 docs/examples/own_objective.py
+python docs/examples/own_objective.py
+torchrun --nproc_per_node=4 docs/examples/own_objective.py
 """
 
 import argparse

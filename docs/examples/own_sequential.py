@@ -1,14 +1,13 @@
 """Trains an nn.Sequential of one's own on handwritten digits, in blocks that never wait for a backward pass.
 
-    python docs/examples/own_sequential.py
-    torchrun --nproc_per_node=3 docs/examples/own_sequential.py    # a process for every block, one for the feedback
+python docs/examples/own_sequential.py
+torchrun --nproc_per_node=3 docs/examples/own_sequential.py    # a process for every block, one for the feedback
 """
 
 import argparse
 
 import torch
 from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import nn
 
 import bllpipe
@@ -34,14 +33,16 @@ parser.add_argument("--run-dir", help="default: a new directory in runs/")
 options = parser.parse_args()
 
 digits = load_digits()
-images, labels = digits.images[:, None] / 8 - 1, digits.target  # [1797, 1, 8, 8] and [1797]
-train_x, test_x, train_y, test_y = train_test_split(images, labels, test_size=0.2, random_state=0)
+images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 8 - 1  # [1797, 1, 8, 8], from -1 to 1
+labels = torch.tensor(digits.target)
+is_test = torch.arange(len(labels)) % 5 == 0
+train, test = (images[~is_test], labels[~is_test]), (images[is_test], labels[is_test])
 
 torch.manual_seed(0)  # every rank draws the same weights
 model = network()
 run = bllpipe.train(
     model,
-    ((train_x, train_y), (test_x, test_y)),
+    (train, test),
     blocks=[2],  # the first two modules, and the rest
     epochs=options.epochs,
     engine=options.engine,
@@ -50,6 +51,5 @@ run = bllpipe.train(
 
 if run.rank == 0:
     run.load(model)  # from the checkpoint, as this process may have trained one block alone
-    scores = model.eval()(torch.as_tensor(test_x, dtype=torch.float32))
-    right = (scores.argmax(dim=1) == torch.as_tensor(test_y)).float().mean()
+    right = (model.eval()(test[0]).argmax(dim=1) == test[1]).float().mean()
     print(f"test accuracy {run.accuracy:.4f} in the run, {right:.4f} of the model that was loaded from it")
