@@ -19,6 +19,7 @@ from bllpipe.learn.families import FAMILIES
 from bllpipe.learn.heads import make_head
 from bllpipe.learn.learner import Learner
 from bllpipe.learn.local import Objective
+from bllpipe.learn.networks import check_complete
 from bllpipe.learn.objectives import last_block, make_objective
 from bllpipe.learn.placing import as_channels_last, lies_channels_last, place
 from bllpipe.learn.units import Segment
@@ -180,8 +181,10 @@ def make_block(
 def alpha_shape(segment: Segment, input_shape: Sequence[int], device: torch.device) -> tuple[int, ...]:
     """The shape of alpha, without the batch, for inputs of ``input_shape``; leaves the segment as it was.
 
-    Raises ConfigError for what is not one tensor of numbers for each image: [C], tokens [T, C] or maps [C, H, W].
+    Raises ConfigError for lazy layers, and for what is not one tensor of numbers for each image: [C], tokens [T, C] or
+    maps [C, H, W].
     """
+    check_complete(segment, segment.last_unit)
     segment.eval()
     alpha: object = segment(torch.zeros(1, *input_shape, device=device))
     unit = segment.last_unit

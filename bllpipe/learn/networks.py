@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from bllpipe.config.schema import ModelConfig
 from bllpipe.errors import ConfigError
@@ -56,6 +57,15 @@ def _check_sequential(made: nn.Sequential, source: str) -> None:
         )
     if not len(made):
         raise ConfigError(f"{source} an empty nn.Sequential; needed is at least one module for every block")
+
+
+def check_complete(module: nn.Module, name: str) -> None:
+    """Raises ConfigError for a lazy layer that has seen no input yet: its weights would be drawn from no seed."""
+    if any(is_lazy(parameter) for parameter in module.parameters()):
+        raise ConfigError(
+            f"module {name} of the model has parameters without a shape yet (a lazy layer), whose weights no seed "
+            f"would settle; give it its sizes, or send one batch through the model first"
+        )
 
 
 def check_nothing_shared(modules: Sequence[nn.Module], source: str) -> None:

@@ -9,12 +9,11 @@ from typing import Any
 
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.parameter import is_lazy
 
 from bllpipe.errors import ConfigError
 from bllpipe.learn.cuts import bounds
 from bllpipe.learn.named import GIVEN
-from bllpipe.learn.networks import check_nothing_shared, in_order
+from bllpipe.learn.networks import check_complete, check_nothing_shared, in_order
 from bllpipe.library.names import given_name, importable_name
 from bllpipe.run.digest import part_digest
 
@@ -70,11 +69,7 @@ def modules_of(model: Modules | nn.Module) -> dict[str, nn.Module]:
     modules = in_order(model, "the model is")
     check_nothing_shared(list(modules.values()), "the model")
     for name, module in modules.items():
-        if any(is_lazy(parameter) for parameter in module.parameters()):
-            raise ConfigError(
-                f"module {name} of the model has parameters without a shape yet (a lazy layer), whose weights no seed "
-                f"would settle; give it its sizes, or send one batch through the model first"
-            )
+        check_complete(module, name)
     return modules
 
 

@@ -202,12 +202,23 @@ class Two(nn.Linear):
         (nn.Unflatten(1, (2, 2, 2, 1)), r"unit 1 gives float32 \[1, 2, 2, 2, 1\] for a batch of 1; needed are numbers"),
         (nn.Flatten(0), r"unit 1 gives float32 \[8\] for a batch of 1; .* the batch first"),
         (nn.Bilinear(8, 8, 8), r"block 0 \(1 last\) cannot take \[6\] from what is before it: .*missing 1 required"),
-        (nn.Linear(7, 8), r"block 0 \(1 last\) cannot take \[6\] from what is before it: .*cut somewhere else"),
+        (
+            nn.Sequential(nn.Linear(7, 8)),
+            r"block 0 \(1 last\) cannot take \[6\] from what is before it: .*cut somewhere else",
+        ),
     ],
 )
 def test_cuts_that_break_the_network(second: nn.Module, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(bllpipe.ConfigError, match=message):
         bllpipe.train([nn.Linear(6, 8), second, nn.Linear(8, 3)], DATA, blocks=[2], settings=SMALL)
+
+
+def test_a_function_that_makes_lazy_layers() -> None:
+    def lazy(in_channels: int, num_classes: int) -> list[nn.Module]:
+        return [nn.Linear(in_channels, 8), nn.LazyLinear(num_classes)]
+
+    with pytest.raises(bllpipe.ConfigError, match="module 1 of the model has parameters without a shape yet"):
+        bllpipe.train(lazy, DATA, blocks=2, settings=SMALL)
 
 
 def test_a_network_that_draws_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
