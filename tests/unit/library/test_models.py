@@ -23,12 +23,14 @@ class Forked(nn.Module):
         self.one, self.other = nn.Linear(3, 3), nn.Linear(3, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.one(x) + self.other(x)
+        forked: Tensor = self.one(x) + self.other(x)
+        return forked
 
 
 class Skipping(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
-        return x + super().forward(x)
+        skipping: Tensor = x + self[0](x)
+        return skipping
 
 
 def test_blocks_share_the_modules_and_keep_their_names() -> None:

@@ -204,7 +204,7 @@ class Two(nn.Linear):
         (nn.Bilinear(8, 8, 8), r"block 0 \(1 last\) cannot take \[6\] from what is before it: .*missing 1 required"),
         (
             nn.Sequential(nn.Linear(7, 8)),
-            r"block 0 \(1 last\) cannot take \[6\] from what is before it: .*cut somewhere else",
+            r"block 0 \(1 last\) cannot take \[6\] from what is before it: .*cut some",
         ),
     ],
 )
