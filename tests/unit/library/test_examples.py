@@ -14,20 +14,21 @@ import bllpipe
 from tests.ranks.jobs import REPOSITORY, succeed
 
 EXAMPLES = REPOSITORY / "docs" / "examples"
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
 
 
-def run(run_dir: Path, name: str, *words: str, start: tuple[str, ...] = (sys.executable,)) -> str:
-    """What the example says."""
-    command = [*start, str(EXAMPLES / f"{name}.py"), "--run-dir", str(run_dir), *words]
+def run(folder: Path, *words: str) -> str:
+    """What a script says; ``words`` start it."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=run_dir.parent)
-    return succeed(done).stdout
+    command = [sys.executable, *words]
+    return succeed(
+        subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=folder)
+    ).stdout
 
 
 @pytest.mark.parametrize(("name", "epochs", "least"), [("own_objective", 1, 0.5), ("vision_transformer", 1, 0.2)])
 def test_an_example_learns(name: str, epochs: int, least: float, tmp_path: Path) -> None:
-    out = run(tmp_path / "run", name, f"--epochs={epochs}")
+    out = run(tmp_path, str(EXAMPLES / f"{name}.py"), f"--epochs={epochs}")
     last = out.strip().splitlines()[-1]
     assert last.startswith("test accuracy of every block:")
     assert all(float(accuracy) > least for accuracy in re.findall(r"0\.\d+", last))
@@ -35,13 +36,15 @@ def test_an_example_learns(name: str, epochs: int, least: float, tmp_path: Path)
 
 @pytest.mark.ranks
 def test_a_script_under_torchrun_ends_in_the_bits_of_a_single_process(tmp_path: Path) -> None:
-    alone = run(tmp_path / "alone", "own_sequential", "--epochs=1")
-    together = run(tmp_path / "ranks", "own_sequential", "--epochs=1", start=(*TORCHRUN, "--nproc_per_node=3"))
-    runs = [bllpipe.Run(tmp_path / name) for name in ("alone", "ranks")]
-    assert runs[0].state_sha256 == runs[1].state_sha256 and runs[0].accuracy > 0.8
-    assert [run.summary["engine"] for run in runs] == ["sequential", "ranks"]
+    """Also the second time that it trains."""
+    script, twice = (str(path) for path in (EXAMPLES / "own_sequential.py", Path(__file__).parent / "twice.py"))
+    alone = run(tmp_path, script, "--run-dir", "alone", "--epochs=1")
+    together = run(tmp_path, *TORCHRUN, "--nproc_per_node=3", twice, script, "first", "second", "--epochs=1")
+    runs = [bllpipe.Run(tmp_path / name) for name in ("alone", "first", "second")]
+    assert len({run.state_sha256 for run in runs}) == 1 and runs[0].accuracy > 0.8
+    assert [run.summary["engine"] for run in runs] == ["sequential", "ranks", "ranks"]
     said = f"test accuracy {runs[0].accuracy:.4f} in the run, {runs[0].accuracy:.4f} of the model"
-    assert said in alone and together.count(said) == 1
+    assert said in alone and together.count(said) == 2, "one rank says it"
 
 
 def test_every_example_is_run_here() -> None:
