@@ -93,7 +93,7 @@ def _last_seen(error: BaseException, store: Store) -> str:
         return ""
 
 
-def enter(environment: RankEnvironment, timeout: float, number: int) -> World:
+def enter(environment: RankEnvironment, timeout: float, number: int = 1) -> World:
     """Opens the store of job ``number``; without one there is nobody to tell, and this process ends."""
     try:
         return open_store(environment, timeout, number)

@@ -34,16 +34,10 @@ class Settings:
 def config_of(model: Model | None, data: Data | None, said: Settings, under_torchrun: bool = False) -> Config:
     """The checked Config; without a model or data, that of the file. ConfigError or DataError for what cannot be
     trained."""
-    mapping = read_yaml(fspath(said.config)) if said.config is not None else {}
-    for key, value in (said.settings or {}).items():
-        put(mapping, key, _plain(value), "settings")
     keys, objective = given_objective(said.objective) if said.objective is not None else ({}, None)
-    keys |= {"blocks": said.blocks, "engine": said.engine, "epochs": said.epochs}
     keys["model.name"], network = given_model(model) if model is not None else (None, None)
     keys["data.name"], images = given_data(data) if data is not None else (None, None)
-    for key, value in keys.items():
-        if value is not None:
-            put(mapping, key, _plain(value), "the arguments")
+    mapping = _mapping(said, keys)
     if images is not None and isinstance(changes := mapping["data"].setdefault("augment", {}), dict):
         mapping["data"]["augment"] = {**PLAIN, **changes}
     if "engine" not in mapping:
@@ -51,6 +45,18 @@ def config_of(model: Model | None, data: Data | None, said: Settings, under_torc
     config = _with_objects(parse_config(mapping), network, images, objective)
     _check_floats(config)
     return config
+
+
+def _mapping(said: Settings, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The file; over it the settings; over both ``keys`` and the other arguments, where there are any."""
+    mapping = read_yaml(fspath(said.config)) if said.config is not None else {}
+    for key, value in (said.settings or {}).items():
+        put(mapping, key, _plain(value), "settings")
+    arguments = {**keys, "blocks": said.blocks, "engine": said.engine, "epochs": said.epochs}
+    for key, value in arguments.items():
+        if value is not None:
+            put(mapping, key, _plain(value), "the arguments")
+    return mapping
 
 
 def _engine(method: str, under_torchrun: bool) -> str:
