@@ -20,14 +20,18 @@ from bllpipe.metrics.health import add_health
 from bllpipe.plan.command import add_plan
 from bllpipe.results.checkpoints_command import add_checkpoints
 from bllpipe.results.timeline_command import add_timeline
-from bllpipe.run.data.downloads import DEFAULT_PATH, DOWNLOADS
+from bllpipe.run.data.command import add_data
 from bllpipe.slurm.command import add_slurm
+from bllpipe.terminal.command import add_watch
+from bllpipe.terminal.completion import add_completion
+from bllpipe.terminal.env_command import add_env
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(given)
+    parser = _parser()
+    options = parser.parse_args(given, argparse.Namespace(parser=parser))
     try:
         code = int(options.run(options, given[1:]))
         sys.stdout.flush()
@@ -60,15 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     add_checkpoints(commands)
     add_health(commands)
     add_slurm(commands)
+    add_watch(commands)
+    add_env(commands)
+    add_data(commands)
+    add_completion(commands)
 
-    env = commands.add_parser("env", help="versions and devices, as a bug report needs them")
-    env.set_defaults(run=_env)
-
-    data = commands.add_parser("data", help="data sets").add_subparsers(required=True, metavar="COMMAND")
-    fetch = data.add_parser("fetch", help="download and verify a data set")
-    fetch.add_argument("name", choices=sorted(DOWNLOADS))
-    fetch.add_argument("--path", default=DEFAULT_PATH, metavar="FOLDER")
-    fetch.set_defaults(run=_fetch)
     return parser
 
 
@@ -113,21 +113,6 @@ def _check(options: argparse.Namespace, words: Sequence[str]) -> int:
     print(to_yaml(config), end="")
     print("# ranks: " + ", ".join(f"{rank} {layout.role(rank)}" for rank in range(layout.world_size)))
     print("# edges: " + ", ".join(str(edge) for edge in layout.edges()))
-    return 0
-
-
-def _env(options: argparse.Namespace, words: Sequence[str]) -> int:
-    from bllpipe.run.directory import environment
-
-    print(json.dumps(environment(), indent=1))
-    return 0
-
-
-def _fetch(options: argparse.Namespace, words: Sequence[str]) -> int:
-    from bllpipe.run.data.published import fetch
-
-    fetch(options.name, options.path)
-    print(f"{options.name} is complete in {options.path}")
     return 0
 
 

@@ -6,13 +6,15 @@ import argparse
 import sys
 import threading
 from collections.abc import Sequence
+from typing import get_args
 
 from bllpipe.config import Config, load_config
 from bllpipe.config.schema import SYNCHRONOUS
 from bllpipe.elastic import run_ranks
-from bllpipe.engines import Options, engine, topology
+from bllpipe.engines import Options, Output, engine, topology
 from bllpipe.engines.preflight import check_data, check_installed, check_plan
 from bllpipe.errors import BllpipeError, ConfigError
+from bllpipe.terminal.screen import release
 from bllpipe.wire.agent import end_torchrun, follow_agent
 from bllpipe.wire.environment import RankEnvironment, speaks_for_all
 
@@ -59,6 +61,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--run-dir", metavar="DIR", help="where the run's files go (default: runs/<name>)")
     parser.add_argument(
+        "--output",
+        choices=get_args(Output),
+        default="auto",
+        help="auto (default): a table that is redrawn on a terminal, plain lines elsewhere; quiet: only how it ended",
+    )
+    parser.add_argument(
+        "--quiet", dest="output", action="store_const", const="quiet", help="the same as --output quiet"
+    )
+    parser.add_argument(
         "--max-restarts",
         metavar="N",
         type=_count,
@@ -89,14 +100,17 @@ def launch(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         if environment is not None:
             follow_agent(environment)
         config = load_config(options.config, options.overrides)
-        chosen = Options(options.resume, options.run_dir, tuple(options.accept))
+        chosen = Options(options.resume, options.run_dir, tuple(options.accept), options.output)
         chosen.check()
         check_start(config, environment)
         _check_restarts(options.max_restarts, config, environment)
     except BllpipeError as error:
         return fail_before_the_store(error, environment)
     if config.engine in SPREAD and environment is None:
-        return run_ranks(config, arguments, options.max_restarts)
+        try:
+            return run_ranks(config, arguments, options.max_restarts)
+        finally:
+            release(sys.stdout)
     try:
         return engine(config.engine)(config, chosen)
     except KeyboardInterrupt:

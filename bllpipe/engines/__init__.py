@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from bllpipe.config import Config
 from bllpipe.config.reading import check_keys
@@ -16,16 +16,20 @@ from bllpipe.topology import Placement, Topology
 if TYPE_CHECKING:
     from bllpipe.engines.job import Job
 
+Output = Literal["auto", "live", "plain", "quiet", "json"]
+
 
 @dataclass(frozen=True)
 class Options:
     """What the command line says beside the config. ``resume`` is ``auto``, ``never`` or the path of a checkpoint;
-    ``accept`` names keys, and sections of keys, that may differ from those of the checkpoint. A script hears of the job
-    through ``on_agreed``, and its process goes on behind the run; this is the run of that ``number`` in it."""
+    ``accept`` names keys, and sections of keys, that may differ from those of the checkpoint; ``output`` is what is
+    shown while the run trains. A script hears of the job through ``on_agreed``, and its process goes on behind the run;
+    this is the run of that ``number`` in it."""
 
     resume: str = "never"
     run_dir: str | None = None
     accept: tuple[str, ...] = ()
+    output: Output = "auto"
     on_agreed: Callable[[Job], None] | None = None
     number: int = 1
 

@@ -3,9 +3,13 @@ one table is printed."""
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -17,13 +21,29 @@ from bllpipe.run.memory import freeze_garbage, keep_freed_memory
 from bllpipe.run.notices import say
 from bllpipe.run.progress import Progress
 from bllpipe.run.rank import RankPart
-from bllpipe.run.summary import gather_reports, post_report, summarise, table
+from bllpipe.run.summary import gather_reports, outcome, post_report, summarise, table
+from bllpipe.terminal.live import Live, draw, write_json
+from bllpipe.terminal.screen import can_draw
 
 NETWORK = "block 0"  # what learns end to end is one block, wherever its stages or replicas are
 
 
-def progress(job: Job) -> Progress:
-    """The progress line of this job, to be entered by the one process that prints it."""
+def progress(job: Job) -> AbstractContextManager[object]:
+    """What is shown of this job while it trains, to be entered by the one process that prints it."""
+    match job.output:
+        case "quiet":
+            return nullcontext()
+        case "json":
+            return Live(job.directory.path, job.plan.last_step, write_json(sys.stdout, job.config.log.plain_seconds))
+        case "live":
+            return Live(job.directory.path, job.plan.last_step, draw(sys.stdout))
+        case "auto" if can_draw(sys.stdout):
+            return Live(job.directory.path, job.plan.last_step, draw(sys.stdout))
+        case _:
+            return _lines(job)
+
+
+def _lines(job: Job) -> Progress:
     actors = [NETWORK] if job.config.is_end_to_end else [f"block {rank}" for rank in job.topology.block_ranks]
     return Progress(job.store, actors, job.start, job.plan.last_step, sys.stdout, job.config.log.plain_seconds)
 
@@ -71,15 +91,23 @@ def conclude(job: Job, started: float) -> None:
     seconds, stopped = time.perf_counter() - started, job.ending.stopped
     done = stopped.step if stopped else job.plan.last_step
     summary = summarise(job.config, job.topology.tested_ranks, reports, replace(job.plan, last_step=done), seconds)
-    say(table(summary))  # even if it cannot be written
+    say(_ending(job, summary))  # even if it cannot be written
     job.directory.write_summary(summary)
     if done == job.plan.total_steps and (stopped is None or stopped.tested):
         job.directory.write_status("completed", step=done)
     else:
         reason = job.ending.reason if stopped else f"stop_at={job.config.stop_at}"
         job.directory.write_status("preempted", step=done, reason=reason)
-    say(f"run directory {job.directory.path}")
+    if job.output not in ("quiet", "json"):
+        say(f"run directory {job.directory.path}")
     job.store.set("concluded", "yes")  # for scripts in the other ranks, which may read the summary now
+
+
+def _ending(job: Job, summary: Mapping[str, Any]) -> str:
+    """The summary as ``job.output`` wants it."""
+    if job.output == "json":
+        return json.dumps({"summary": summary, "directory": str(job.directory.path)})
+    return outcome(summary) if job.output == "quiet" else table(summary)
 
 
 def nothing_left(job: Job) -> bool:

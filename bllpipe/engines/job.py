@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
 import torch
 
 from bllpipe.config import Config
-from bllpipe.engines import Options, topology
+from bllpipe.engines import Options, Output, topology
 from bllpipe.engines.faults import Fault, parse_faults
 from bllpipe.engines.peers import compare_with_first, introduce
 from bllpipe.engines.stuck import check_progress
@@ -30,7 +31,7 @@ from bllpipe.run.differences import Change
 from bllpipe.run.directory import RunDirectory
 from bllpipe.run.ending import Ending
 from bllpipe.run.itinerary import Plan
-from bllpipe.run.notices import warn
+from bllpipe.run.notices import say, warn
 from bllpipe.run.resuming import changes_since, checkpoint_to_resume, choose_directory
 from bllpipe.topology import Topology
 from bllpipe.wire.environment import fault_text
@@ -51,6 +52,7 @@ class Job:
     tested: bool = True  # whether nothing is left to do of the step that the checkpoint was written after
     ending: Ending = field(default_factory=Ending)
     faults: Sequence[Fault] = ()
+    output: Output = "auto"
 
     @property
     def start(self) -> int:
@@ -111,6 +113,7 @@ def agree(
         decided["tested"],
         ending or Ending(),
         [fault for fault in parse_faults(fault_text()) if fault.attempt == attempt],
+        options.output,
     )
     if options.on_agreed is not None:
         options.on_agreed(job)
@@ -128,7 +131,7 @@ def _decide(config: Config, options: Options, store: Store, job_store: Store, sp
     tested = checkpoint is None or _is_tested(checkpoint, plan, directory)
     check_progress(job_store, attempt, start, config.checkpoint.tries, directory)
     if start < plan.last_step or not tested:
-        _begin(directory, config, checkpoint, tested, changed)
+        _begin(directory, config, checkpoint, tested, changed, sys.stderr if options.output == "json" else sys.stdout)
     decided = {
         "directory": str(path.absolute()),
         "checkpoint": str(checkpoint.path.absolute()) if checkpoint else None,
@@ -158,14 +161,20 @@ def _place(config: Config, options: Options, job_store: Store, attempt: int) -> 
 
 
 def _begin(
-    directory: RunDirectory, config: Config, checkpoint: Checkpoint | None, tested: bool, changed: Sequence[Change]
+    directory: RunDirectory,
+    config: Config,
+    checkpoint: Checkpoint | None,
+    tested: bool,
+    changed: Sequence[Change],
+    out: TextIO,
 ) -> None:
-    """Writes what a run directory holds from the start on; says what is accepted as different from the checkpoint."""
+    """Writes what a run directory holds from the start on; says to ``out`` where it goes on, and what is accepted as
+    different from the checkpoint."""
     start = checkpoint.step if checkpoint else 0
     remove_unfinished(directory.checkpoints)  # which may be what has filled the disk
     directory.begin(config, start, tests_again=not tested)
     if checkpoint is not None:
-        print(f"{directory.path} goes on from step {start}", flush=True)
+        say(f"{directory.path} goes on from step {start}", out)
         directory.add_resume(checkpoint.path.name, start, {change.key: [change.then, change.now] for change in changed})
     if lines := [f"\n  {change}" for change in changed if not change.is_harmless]:
         warn(f"goes on after step {start} with other settings, as accepted:{''.join(lines)}")

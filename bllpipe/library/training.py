@@ -71,7 +71,7 @@ def train(
         follow_agent(environment)
     jobs: list[Job] = []
     place = None if run_dir is None else fspath(run_dir)
-    options = Options(resume, place, tuple(accept), jobs.append, next(STARTED))
+    options = Options(resume, place, tuple(accept), on_agreed=jobs.append, number=next(STARTED))
     try:
         made = config_of(model, data, said, environment is not None)
         options.check()

@@ -52,7 +52,7 @@ def summarise(
 
 
 def table(summary: Mapping[str, Any]) -> str:
-    """The summary for people: a row a rank, and the two figures that matter below."""
+    """The summary for people: a row a rank, and the figures that matter below."""
     rows = [f"{'rank':>4}  {'role':<9} {'test accuracy':>13} {'busy':>6} {'parameters':>11} {'peak memory':>12}"]
     accuracies = dict(zip(summary["tested_ranks"], summary["block_accuracy"], strict=True))
     for rank, role in enumerate(summary["roles"]):
@@ -60,14 +60,17 @@ def table(summary: Mapping[str, Any]) -> str:
             f"{rank:>4}  {role:<9} {_percent(accuracies.get(rank)):>13} {_percent(summary['busy'][rank]):>6} "
             f"{summary['parameters'][rank]:>11,} {summary['peak_memory_bytes'][rank] / 2**20:>8.0f} MiB"
         )
+    return "\n".join([*rows, outcome(summary), f"state_sha256 {summary['state_sha256']}"])
+
+
+def outcome(summary: Mapping[str, Any]) -> str:
+    """The figures that matter, in one line."""
     rate = summary["images_per_second"]
-    rows.append(
+    return (
         f"test accuracy {_percent(summary['test_accuracy'])} after {summary['steps']} steps "
         f"({summary['epochs']:.1f} epochs) in {summary['seconds']:.1f} s; "
         + (f"{rate:.0f} images/s in steady state" if rate else "it ended before its rate was steady")
     )
-    rows.append(f"state_sha256 {summary['state_sha256']}")
-    return "\n".join(rows)
 
 
 def _percent(fraction: float | None) -> str:

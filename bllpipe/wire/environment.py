@@ -12,6 +12,17 @@ from bllpipe.errors import ConfigError
 
 LAUNCHER = "BLLPIPE_LAUNCHER"  # what our own launcher adds
 
+SETTINGS = {
+    "CUDA_VISIBLE_DEVICES",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "SLURM_NNODES",
+    "SLURM_NTASKS",
+    "SLURM_CPUS_PER_TASK",
+    "SLURM_GPUS_ON_NODE",
+}
+
 
 @dataclass(frozen=True)
 class RankEnvironment:
@@ -74,6 +85,13 @@ def fault_text(variables: Mapping[str, str] = os.environ) -> str:
             f"BLLPIPE_FAULT is {text!r}, but faults are not allowed; unset it, or set BLLPIPE_ALLOW_FAULTS=1"
         )
     return text
+
+
+def settings(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables that change how a run computes and communicates; none that names a user or a machine."""
+    families = ("NCCL_", "GLOO_", "OMP_", "MKL_", "TORCH_NCCL_")
+    chosen = {name for name in variables if name.startswith(families)} | (SETTINGS & variables.keys())
+    return {name: variables[name] for name in sorted(chosen)}
 
 
 def speaks_for_all(variables: Mapping[str, str] = os.environ) -> bool:

@@ -26,13 +26,14 @@ MAY_IMPORT = {
     "run": {"config", "learn", *GROUND},
     "metrics": {"config", "run", *GROUND},
     "plan": {"config", "learn", "run", *GROUND},
-    "engines": {"config", "learn", "metrics", "plan", "wire", "run", *GROUND},
+    "terminal": {"config", "run", "wire", *GROUND},
+    "engines": {"config", "learn", "metrics", "plan", "terminal", "wire", "run", *GROUND},
     "results": {"config", "learn", "run", *GROUND},
     "elastic": {"config", "engines", "run", "wire", *GROUND},
-    "launch": {"config", "elastic", "engines", "wire", *GROUND},
+    "launch": {"config", "elastic", "engines", "terminal", "wire", *GROUND},
     "library": {"config", "engines", "launch", "learn", "plan", "results", "run", "wire", *GROUND},
     "slurm": {"config", "engines", "launch", "results", *GROUND},
-    "cli": {"config", "engines", "launch", "metrics", "plan", "results", "run", "slurm", *GROUND},
+    "cli": {"config", "engines", "launch", "metrics", "plan", "results", "run", "slurm", "terminal", *GROUND},
 }
 # And which packages of others it may not: nobody imports the tests, mathematics knows no processes, wires no layers.
 NEVER = {

@@ -105,6 +105,11 @@ def _check_file(path: Path) -> None:
         raise DataError(f"{path} has {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are read; make it smaller")
 
 
+def image(path: str, size: int) -> Tensor:
+    """uint8 [3, size, size] of one file; DataError names it when it cannot be read."""
+    return _Decoder(size)[path]
+
+
 def folder_labels(data: DataConfig) -> LabelSet:
     """The labels of both splits from the names of the folders alone."""
     return _labels(listing(str(data.path)), str(data.path))

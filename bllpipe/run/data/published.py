@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bllpipe.errors import DataError
 from bllpipe.randomness import stream
 from bllpipe.run.data.downloads import DOWNLOADS, SECONDS, missing
 from bllpipe.run.data.sets import Arrays
+from bllpipe.run.data.spec import DataSpec
 
 
 def digits() -> Arrays:
@@ -52,6 +54,25 @@ def _open(name: str, path: str, is_train: bool) -> Any:
         raise missing(name, path, error) from error
     finally:
         socket.setdefaulttimeout(patience)
+
+
+def stored(name: str, path: str) -> DataSpec:
+    """The sizes of a set that lies in the folder ``path``, nothing of which is downloaded; DataError when a file is not
+    there or has another digest than the published one."""
+    from torchvision import datasets
+
+    try:
+        train, test = (
+            getattr(datasets, DOWNLOADS[name].kind)(path, train=which, download=False) for which in (True, False)
+        )
+    except (OSError, RuntimeError, ValueError, EOFError) as error:
+        raise DataError(
+            f"{name} in {path} is missing or damaged ({error}); delete it there, and use "
+            f"bllpipe data fetch {name} --path {path}"
+        ) from error
+    (train_NCHW, train_N), (_, test_N) = _tensors(train), _tensors(test)
+    channels, height, width = train_NCHW.shape[1:]
+    return DataSpec(len(train_N), len(test_N), (channels, height, width), len(train.classes))
 
 
 def _tensors(dataset: Any) -> tuple[Tensor, Tensor]:

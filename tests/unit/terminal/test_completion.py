@@ -1,0 +1,25 @@
+"""A real bash completes the commands."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bllpipe import cli
+
+
+def test_bash_completes_commands_and_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion", "bash"]) == 0
+    script = tmp_path / "bllpipe.bash"
+    script.write_text(capsys.readouterr().out)
+    for words, wanted in ((["wat"], "watch"), (["watch", "--out"], "--output"), (["data", "ver"], "verify")):
+        line = " ".join(["bllpipe", *words])
+        program = (
+            f"source {script}; COMP_WORDS=({line}); COMP_CWORD={len(words)}; COMP_LINE='{line}'; COMP_POINT={len(line)}; "
+            "function=$(complete -p bllpipe | sed 's/.*-F \\([^ ]*\\).*/\\1/'); $function bllpipe "
+            f"{words[-1]} x; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        )
+        done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=20)
+        assert wanted in done.stdout.split(), (line, done.stderr)
