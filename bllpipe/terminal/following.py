@@ -16,7 +16,7 @@ from bllpipe.run.itinerary import Plan
 
 @dataclass
 class Row:
-    """The newest figures of one block or lane. ``busy`` and ``waiting`` are shares of the time since the line before."""
+    """The newest figures of one block or lane. ``busy`` and ``waiting`` are shares of the time since the last line."""
 
     rank: int
     role: str

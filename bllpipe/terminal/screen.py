@@ -1,7 +1,7 @@
 """The lower rows of a terminal, kept for a view, while whatever any process prints scrolls by above.
 
-The rows are kept by a scrolling region (DECSTBM), as package managers keep their progress bar: lines of other ranks need
-not know of the view, and are not garbled by it. A drawing is one write, which leaves the cursor where it was.
+The rows are kept by a scrolling region (DECSTBM), as package managers keep their progress bar: lines of other ranks
+need not know of the view, and are not garbled by it. A drawing is one write, which leaves the cursor where it was.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TextIO
 
-from rich.console import Console
-
 LEAST_ABOVE = 3  # rows that stay free for other lines
 SAVE, RESTORE = "\x1b7", "\x1b8"
 
 
 def can_draw(out: TextIO) -> bool:
     """Whether ``out`` is a terminal that knows how to move its cursor."""
-    console = Console(file=out)
-    return out.isatty() and not console.is_dumb_terminal
+    if not out.isatty():
+        return False
+    from rich.console import Console  # not for --help
+
+    return not Console(file=out).is_dumb_terminal
 
 
 def release(out: TextIO) -> None:
@@ -36,6 +37,8 @@ class Screen:
     """Draws on ``out``; all that it wrote is gone when it is left. An output that takes no more stops nothing."""
 
     def __init__(self, out: TextIO) -> None:
+        from rich.console import Console
+
         self._out, self._kept, self._size = out, 0, (0, 0)
         self.unicode = "utf" in (out.encoding or "").lower()
         self.colours = not Console(file=out).no_color

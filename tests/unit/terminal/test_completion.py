@@ -17,7 +17,8 @@ def test_bash_completes_commands_and_options(tmp_path: Path, capsys: pytest.Capt
     for words, wanted in ((["wat"], "watch"), (["watch", "--out"], "--output"), (["data", "ver"], "verify")):
         line = " ".join(["bllpipe", *words])
         program = (
-            f"source {script}; COMP_WORDS=({line}); COMP_CWORD={len(words)}; COMP_LINE='{line}'; COMP_POINT={len(line)}; "
+            f"source {script}; COMP_WORDS=({line}); COMP_CWORD={len(words)}; COMP_LINE='{line}'; "
+            f"COMP_POINT={len(line)}; "
             "function=$(complete -p bllpipe | sed 's/.*-F \\([^ ]*\\).*/\\1/'); $function bllpipe "
             f"{words[-1]} x; printf '%s\\n' \"${{COMPREPLY[@]}}\""
         )

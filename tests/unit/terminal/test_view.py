@@ -95,7 +95,8 @@ def test_no_help_imports_torch() -> None:
         "                yield from ([name, *more] for more in names(one))\n"
         "every = list(names(_parser()))\nassert ['data', 'verify'] in every, every\n"
         "for words in every:\n"
-        "    try:\n        main([*words, '--help'])\n    except SystemExit as end:\n        assert end.code == 0, words\n"
+        "    try:\n        main([*words, '--help'])\n"
+        "    except SystemExit as end:\n        assert end.code == 0, words\n"
         "    assert not {'torch', 'rich', 'numpy', 'shtab'} & sys.modules.keys(), words\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
