@@ -18,8 +18,13 @@ WIDE = 100  # columns from which on everything fits
 def lines(run: Follower, width: int, colours: bool = False, unicode: bool = True) -> list[str]:
     """The view as lines of at most ``width`` columns; with ``colours``, they hold ANSI sequences."""
     out = io.StringIO()
-    system = "standard" if colours else None
-    console = Console(file=out, width=width, force_terminal=colours, color_system=system, legacy_windows=False)
+    console = Console(
+        file=out,
+        width=width,
+        force_terminal=colours,
+        color_system="standard" if colours else None,
+        legacy_windows=False,
+    )
     console.print(Text(header(run), style="bold"), no_wrap=True, overflow="crop")
     console.print(_table(run, width, unicode))
     text = out.getvalue()
