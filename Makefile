@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 SHELL_SCRIPTS := launch/*.sh bllpipe/slurm/*.sh tests/slurm/*.sh benchmarks/*.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-prometheus test-slurm lint bench throughput speed gpu chaos soak raised table questions clean
+.PHONY: help train test test-prometheus test-slurm lint docs bench throughput speed gpu chaos soak raised table questions clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -32,6 +32,9 @@ lint: $(READY) ## style, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	@if command -v shellcheck >/dev/null; then shellcheck -x $(SHELL_SCRIPTS); else echo "no shellcheck here"; fi
+
+docs: $(READY) ## write the tables of keys in docs/configuration.md, and configs/digits.yaml, anew from the code
+	$(BIN)/python -m bllpipe.config.reference docs/configuration.md configs/digits.yaml
 
 bench: $(READY) ## time the messages between two processes; ARGS="--json FILE"
 	$(BIN)/python -m benchmarks.messages $(ARGS)
