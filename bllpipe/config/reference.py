@@ -7,6 +7,7 @@ writes both anew from what the schema says; of a page only what stands between i
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -83,11 +84,14 @@ def renewed(page: str, name: str) -> str:
     return f"{before}{BEGIN}\n\n{tables()}\n{END}{after}"
 
 
-def main(files: Sequence[str]) -> int:
+def main(files: Sequence[str] | None = None) -> int:
     """Writes every page and every YAML file in ``files`` anew; without any, prints the tables."""
-    if not files:
+    parser = argparse.ArgumentParser(prog="python -m bllpipe.config.reference", description=__doc__)
+    parser.add_argument("files", nargs="*", metavar="FILE", help="a page with the two marks, or a .yaml to write")
+    options = parser.parse_args(files)
+    if not options.files:
         print(tables())
-    for path in map(Path, files):
+    for path in map(Path, options.files):
         made = example() if path.suffix == ".yaml" else renewed(path.read_text(), str(path))
         path.write_text(made)
     return 0
@@ -149,4 +153,4 @@ def _lines(values: Mapping[str, Any], docs: Mapping[str, str], prefix: str) -> I
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
