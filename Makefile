@@ -5,10 +5,10 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-SHELL_SCRIPTS := launch/*.sh bllpipe/slurm/*.sh tests/slurm/*.sh benchmarks/*.sh
+SHELL_SCRIPTS := launch/*.sh bllpipe/slurm/*.sh tests/*/*.sh benchmarks/*.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-prometheus test-slurm lint docs bench throughput speed gpu chaos soak raised table questions clean
+.PHONY: help train test test-prometheus test-report test-slurm lint docs bench throughput speed gpu chaos soak raised table questions clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -22,6 +22,11 @@ test: $(READY) ## all tests, two files at a time; ARGS="-k name" for some
 test-prometheus: $(READY) ## a real Prometheus scrapes a real run; installs Debian's where it may
 	tests/prometheus/install.sh
 	$(BIN)/python -m pytest -v -rP -m prometheus tests/prometheus $(ARGS)
+
+test-report: $(READY) ## the report in a real Chromium: light, dark, on a phone; installs Debian's where it may
+	tests/report/install.sh
+	$(BIN)/python -m pip install --quiet --editable '.[browser]'
+	$(BIN)/python -m pytest -v -rP -m browser tests/report $(ARGS)
 
 test-slurm: $(READY) ## install SLURM if it may, start one here, run the job scripts in it: ten minutes
 	tests/slurm/install.sh

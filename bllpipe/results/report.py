@@ -11,6 +11,8 @@ from bllpipe.results.report_figures import accuracy_by_block, alignment, learnin
 from bllpipe.results.report_groups import Group, deviation, differing, grouped, written
 from bllpipe.results.report_page import Cell, bullets, note, page, section, table
 from bllpipe.results.report_runs import Run, finite, read_runs
+from bllpipe.results.report_timeline import excerpts
+from bllpipe.results.report_waiting import longest_waits
 
 UNKNOWN = "\N{EN DASH}"
 FACTS = ("bllpipe", "python", "torch", "git", "processor", "cpus", "gpus", "platform")
@@ -45,7 +47,8 @@ def _report(runs: Sequence[Run]) -> str:
             section("learning", "Learning curves", learning(groups)),
             section("blocks", "Accuracy of every block", accuracy_by_block(groups)),
             section("alignment", "Alignment of alpha and beta", alignment(groups)),
-            section("time", "Busy and waiting", time_use(groups)),
+            section("time", "Busy and waiting", time_use(groups), longest_waits(groups)),
+            section("timeline", "Who did what when", excerpts(runs)),
             section("config", "What sets the runs apart", _differences(runs)),
         ],
     )

@@ -133,9 +133,10 @@ def _ranks(run: Run) -> list[tuple[str, float, float]]:
     training = _training_seconds(run)
     if not (isinstance(roles, list) and isinstance(busy, list) and isinstance(waiting, list) and training):
         return []
+    shares = [finite(share) or 0.0 for share in busy]
     return [
-        (str(role), finite(share) or 0.0, _mean_waiting(edges) / training)
-        for role, share, edges in zip(roles, busy, waiting, strict=False)
+        (str(role), share, min(_mean_waiting(edges) / training, max(0.0, 1 - share)))
+        for role, share, edges in zip(roles, shares, waiting, strict=False)
     ]
 
 
@@ -148,7 +149,8 @@ def _mean_waiting(edges: object) -> float:
 
 
 def _training_seconds(run: Run) -> float | None:
-    """Without tests and checkpoints, as ``busy`` is meant: images trained on over images a second."""
+    """Without tests and checkpoints, as ``busy`` is meant: images trained on over images a second. A little too short,
+    as the first steps, which fill the pipeline, are slower."""
     steps, batch = finite(run.summary.get("steps")), finite(run.config.get("data.batch_size"))
     rate, seconds = finite(run.summary.get("images_per_second")), finite(run.summary.get("seconds"))
     if not (steps and batch and rate and seconds):

@@ -18,6 +18,8 @@ body { margin: 0 auto; padding: 1rem clamp(.8rem, 3vw, 2rem) 3rem; max-width: 80
 h1 { font-size: 1.5rem; margin: .4rem 0 1rem; }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; padding-top: .7rem; border-top: 1px solid var(--rule); }
 .wide { overflow-x: auto; margin: .6rem 0; }
+.wide tbody th { position: sticky; left: 0; background: var(--paper); }
+.wide .timeline { display: block; width: 100%; height: auto; min-width: 56rem; }
 table { border-collapse: collapse; font-size: .93rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .28rem .7rem .28rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--rule); }
 thead th { color: var(--soft); font-weight: 600; }
@@ -35,6 +37,7 @@ figcaption, .note { color: var(--soft); font-size: .9rem; }
 .legend li { display: flex; align-items: center; gap: .45rem; overflow-wrap: anywhere; }
 .legend svg { flex: none; }
 .chart { display: block; width: 100%; height: auto; font: 12px system-ui, sans-serif; }
+@media (max-width: 30rem) { .chart { font-size: 13.5px; } }
 svg text { fill: var(--ink); }
 svg .grid { stroke: var(--rule); fill: none; }
 svg .axis { stroke: var(--soft); fill: none; }

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bllpipe.config.strict_yaml import read_yaml
 from bllpipe.errors import ConfigError
 from bllpipe.results.charts_axes import is_drawable
+from bllpipe.results.timeline import Timeline, read_timeline
 from bllpipe.run.differences import flat
 
 
@@ -36,6 +37,7 @@ class Run:
     summary: dict[str, Any] = field(default_factory=dict)
     lines: list[Line] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    timeline: Timeline | None = None
 
     @property
     def num_blocks(self) -> int:
@@ -89,6 +91,7 @@ def read_run(path: Path, name: str) -> Run:
         run.notes.append(f"{run.status.get('status')}: {run.status['reason']}")
     run.summary = _summary(_record(path / "summary.json", run.notes), run)
     run.lines = _metrics(path / "metrics.jsonl", run.notes)
+    run.timeline = _timeline(path, run)
     return run
 
 
@@ -104,6 +107,17 @@ def _found(path: Path) -> str:
         return "is a file"
     inside = sorted(entry.name for entry in path.iterdir())[:4]
     return f"holds {', '.join(inside)}, ..." if inside else "is empty"
+
+
+def _timeline(path: Path, run: Run) -> Timeline | None:
+    """The spans, if the run traced any; a note if they cannot be read."""
+    if not any((path / "spans").glob("rank-*.jsonl")):
+        return None
+    try:
+        return replace(read_timeline(path, run.notes.append), name=run.name)
+    except ConfigError as error:
+        run.notes.append(str(error))
+        return None
 
 
 def _record(path: Path, notes: list[str]) -> dict[str, Any]:

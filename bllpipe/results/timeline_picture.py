@@ -14,7 +14,7 @@ from bllpipe.results.charts_axes import Axis, snug_axis
 from bllpipe.results.charts_svg import element, escape, path, text
 from bllpipe.results.timeline import WAITING, RankSpans, Span, Timeline, busy, summary
 
-WIDTH, LEFT, RIGHT = 1200.0, 104.0, 76.0
+WIDTH, LEFT, RIGHT = 1200.0, 104.0, 88.0
 ROW, LANE, GAP = 34.0, 13.0, 7.0  # height of a row, of one of several actors in it, and between rows, px
 GLYPH = 6.3  # width of a letter in a box, px
 TILE = 6  # side of a pattern, px

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from bllpipe.results.report_timeline import MOST_STEPS
 from tests.ranks.jobs import SMALL, in_this_process, summary
 from tests.unit.results.report_pages import Page, line, made_by_hand, places, report
 
-SECTIONS = ["runs", "machines", "accuracy", "learning", "blocks", "alignment", "time", "config"]
+SECTIONS = ["runs", "machines", "accuracy", "learning", "blocks", "alignment", "time", "timeline", "config"]
 
 
 @pytest.fixture(scope="module")
 def real_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     root = tmp_path_factory.mktemp("runs")
-    settings = ("engine=sequential", *SMALL, "steps=12", "blocks=2")
+    settings = ("engine=sequential", *SMALL, "steps=12", "blocks=2", "trace.num_steps=8", "trace.first_step=2")
     for seed in (0, 1):
         in_this_process(root / f"seed-{seed}", *settings, f"seed={seed}")
     in_this_process(root / "lagged", *settings, "feedback.lag=2")
@@ -34,7 +35,8 @@ def test_the_sections_stand_in_their_order(page: Page) -> None:
 
 
 def test_nothing_is_loaded_from_anywhere(page: Page) -> None:
-    assert not re.search(r"https?:|//\w+\.|url\(|@import", page.text)
+    text = re.sub(r' xmlns="[^"]*"', "", page.text)  # a name, which nobody looks up
+    assert not re.search(r"https?:|//\w+\.|url\((?!#)|@import", text)
     assert not {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe", "object", "use", "a", "base"}
     assert not {name for _, attributes in page.tags for name in attributes} & {"src", "href", "xlink:href"}
     assert "default-src 'none'" in page.text
@@ -134,6 +136,40 @@ def test_busy_and_waiting_are_shares_of_the_training_time(tmp_path: Path) -> Non
     found = report([made_by_hand(tmp_path / "a")], tmp_path / "report.html")
     assert {"50 + 25 %", "25 + 0 %", "12 + 50 %"} <= set(found.words["text"])
     assert {"0 block 0", "1 block 1", "2 feedback"} <= set(found.words["text"])
+
+
+def test_busy_and_waiting_are_never_more_than_all_of_the_time(tmp_path: Path) -> None:
+    """The rate leaves out the slow first steps, so the training time that it gives is a little too short."""
+    run = made_by_hand(tmp_path / "a")
+    summary_json = run / "summary.json"
+    summary_json.write_text(summary_json.read_text().replace('"alpha 0->1": 1.0', '"alpha 0->1": 2.5'))
+    assert "50 + 50 %" in report([run], tmp_path / "report.html").words["text"]
+
+
+def test_the_longest_wait_of_every_rank_is_named(tmp_path: Path) -> None:
+    found = report([made_by_hand(tmp_path / "a")], tmp_path / "report.html")
+    assert found.tables["time"] == [
+        ["method", "rank", "waited longest for", "seconds", "of its waiting"],
+        ["bll", "0 block 0", "alpha 0->1", "1.0", "100 %"],
+        ["bll", "2 feedback", "stats 1->2", "3.0", "75 %"],
+    ]
+
+
+def test_a_few_steps_of_every_traced_run_are_drawn(page: Page, real_runs: list[Path]) -> None:
+    names = [path.name for path in real_runs]
+    assert page.text.count('class="timeline"') == 1
+    assert [word for word in page.words["text"] if word in names] == names
+    drawn = {int(found) for found in re.findall(r"forward, step (\d+)", page.text)}
+    assert drawn >= {4, 5, 6, 7} and f"steps 4 to {3 + MOST_STEPS}," in page.text
+
+
+def test_spans_that_cannot_be_read_are_a_note(tmp_path: Path) -> None:
+    run = made_by_hand(tmp_path / "a")
+    (run / "spans").mkdir()
+    (run / "spans" / "rank-0.jsonl").write_text("garbage\n")
+    found = report([run], tmp_path / "report.html")
+    assert "timeline" not in found.sections
+    assert "does not begin with a header of version 1" in " ".join(found.words["li"])
 
 
 def test_alignment_is_drawn_where_it_was_recorded(tmp_path: Path) -> None:
