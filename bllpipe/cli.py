@@ -77,6 +77,7 @@ def _add_results(commands: Any) -> None:
     report = commands.add_parser("report", help="one page with figures and curves of one or more runs")
     report.add_argument("runs", nargs="+", metavar="RUN", help="a run directory, such as runs/NAME")
     report.add_argument("--out", metavar="FILE", help="default: report.html in the first run directory")
+    report.add_argument("--tensorboard", metavar="DIR", help="also write the runs as event files of TensorBoard to DIR")
     report.set_defaults(run=_report)
 
     evaluate = commands.add_parser("eval", help="test every exit of a run: accuracy, cost, leaving early")
@@ -123,6 +124,11 @@ def _report(options: argparse.Namespace, words: Sequence[str]) -> int:
     out = Path(options.out) if options.out else runs[0] / "report.html"
     write_report(runs, out)
     print(f"wrote {out}")
+    if options.tensorboard:
+        from bllpipe.results.tensorboard import write_events
+
+        write_events(runs, Path(options.tensorboard))
+        print(f"wrote {options.tensorboard}; look at it with tensorboard --logdir {options.tensorboard}")
     return 0
 
 

@@ -11,8 +11,8 @@ from bllpipe.results.report_runs import Run, finite
 
 NUMBERS = ("seconds", "of its waiting")
 CAPTION = (
-    "The edge at which a rank waited longest in training: alpha is what a block hands to the next one, target and stats "
-    "are what goes to and from the feedback rank. Means over the runs of a group."
+    "The edge at which a rank waited longest in training: alpha is what a block hands to the next one, target and "
+    "stats are what goes to and from the feedback rank. Means over the runs of a group."
 )
 
 
@@ -34,8 +34,8 @@ def _rows(group: Group) -> list[list[Cell]]:
 
 
 def _roles(group: Group) -> list[object]:
-    found = next((run.summary["roles"] for run in group.runs if isinstance(run.summary.get("roles"), list)), [])
-    return list(found)
+    known = [run.summary["roles"] for run in group.runs if isinstance(run.summary.get("roles"), list)]
+    return list(known[0]) if known else []
 
 
 def _waits(runs: Sequence[Run], rank: int) -> dict[str, float]:

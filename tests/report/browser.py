@@ -45,7 +45,8 @@ CONTRAST = """() => {
   };
   const found = [];
   for (const e of document.body.querySelectorAll('*')) {
-    if (![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()) || ['style', 'title'].includes(e.tagName.toLowerCase())) continue;
+    const unseen = ['style', 'title'].includes(e.tagName.toLowerCase());
+    if (unseen || ![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())) continue;
     const style = getComputedStyle(e), inside = e.ownerSVGElement;
     const [a, b] = [light(parse(inside ? style.fill : style.color)), light(behind(e))];
     found.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), e.textContent.slice(0, 40)]);
