@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 SHELL_SCRIPTS := launch/*.sh bllpipe/slurm/*.sh tests/*/*.sh benchmarks/*.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-prometheus test-report test-slurm lint docs bench throughput speed gpu chaos soak raised table questions clean
+.PHONY: help train test test-prometheus test-report test-image test-slurm lint docs bench throughput speed gpu chaos soak raised table questions clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -27,6 +27,10 @@ test-report: $(READY) ## the report in a real Chromium: light, dark, on a phone;
 	tests/report/install.sh
 	$(BIN)/python -m pip install --quiet --editable '.[browser]'
 	$(BIN)/python -m pytest -v -rP -m browser tests/report $(ARGS)
+
+test-image: $(READY) ## what docker build and docker run would do, in a fresh Debian: as root, 6 GB, some minutes
+	tests/docker/install.sh
+	$(BIN)/python -m pytest -v -rP -m "image or not image" tests/docker $(ARGS)
 
 test-slurm: $(READY) ## install SLURM if it may, start one here, run the job scripts in it: ten minutes
 	tests/slurm/install.sh
