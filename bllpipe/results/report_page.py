@@ -80,7 +80,8 @@ def figures(*drawn: str) -> str:
 
 
 def figure(title: str, chart: str, legend: str, caption: str) -> str:
-    return element("figure", element("h3", escape(title)) + legend + chart + element("figcaption", escape(caption)))
+    below = element("figcaption", escape(caption).replace(" %", "&nbsp;%"))  # a number is not torn from its sign
+    return element("figure", element("h3", escape(title)) + legend + chart + below)
 
 
 def note(text: str) -> str:

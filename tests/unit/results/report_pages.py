@@ -53,7 +53,7 @@ class Page(HTMLParser):
         if self.open and self.open[-1] in ("td", "th"):
             self.tables[self.section][-1][-1] += data
         if self.open:
-            self.words.setdefault(self.open[-1], []).append(data)
+            self.words.setdefault(self.open[-1], []).append(data.replace("\N{NO-BREAK SPACE}", " "))
 
     @property
     def sections(self) -> list[str | None]:
