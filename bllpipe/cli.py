@@ -30,8 +30,7 @@ from bllpipe.terminal.env_command import add_env
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _parser()
-    options = parser.parse_args(given, argparse.Namespace(parser=parser))
+    options = _parser().parse_args(given)
     try:
         code = int(options.run(options, given[1:]))
         sys.stdout.flush()
@@ -47,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bllpipe", description=bllpipe.__doc__)
     parser.add_argument("--version", action="version", version=f"bllpipe {bllpipe.__version__}")
+    parser.set_defaults(parser=parser)  # for the command completion
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="start a run; the same as python -m bllpipe.launch")

@@ -53,9 +53,7 @@ def sections(kind: type = Config, prefix: str = "") -> Iterator[Section]:
     """Every section in the order of the schema, those inside of another right behind it."""
     types = field_types(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    own = [
-        _key(field, types[name], prefix) for name, field in fields.items() if not dataclasses.is_dataclass(types[name])
-    ]
+    own = [_key(fields[name], inner, prefix) for name, inner in types.items() if not dataclasses.is_dataclass(inner)]
     yield Section(prefix.rstrip("."), kind.__doc__ or "", tuple(own))
     for name, inner in types.items():
         if dataclasses.is_dataclass(inner):

@@ -37,8 +37,11 @@ def test_quick_commands_do_what_the_pages_say(
 ) -> None:
     """Every one once, wherever it stands."""
     monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
     done: set[tuple[str, ...]] = set()
     for page in all_pages():
+        for name, text in python_of(page).files.items():
+            (folder / name).write_text(text)
         for block in page.blocks:
             for call in calls(block.text, place) if block.kind == "commands" else ():
                 words = tuple(quick(call, folder) or ())
