@@ -95,8 +95,11 @@ def fresh_root(path: Path) -> FreshRoot:
         if Path(file).is_file():
             shutil.copy(file, path / file.lstrip("/"))
     root = FreshRoot(path, {name: os.environ[name] for name in HANDED_ON if name in os.environ})
-    path_variable = f"{BASE}/bin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    root.variables |= {"PATH": path_variable, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
+    root.variables |= {
+        "PATH": f"{BASE}/bin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "LANG": "C.UTF-8",
+        "OMP_NUM_THREADS": "1",
+    }
     done = root.run(["/usr/bin/python3", "-m", "venv", BASE])
     assert done.returncode == 0, done.stdout + done.stderr
     return root

@@ -1,7 +1,7 @@
 """The image, as far as a machine without a Docker engine can tell: what is copied is there, versions are pinned,
 nothing runs as root, and the commands run here in their order in a fresh virtual environment.
 
-``NOT_RUN`` says which do not, and why. Nor is the base image pulled, or the health check asked by an engine."""
+``NOT_RUN`` says which do not, and why; ``make test-image`` runs them too."""
 
 from __future__ import annotations
 

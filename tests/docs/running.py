@@ -16,6 +16,7 @@ from tests.docs.commands import PLACEHOLDER, configuration, read
 from tests.docs.pages import REPOSITORY, Page
 from tests.docs.shell import Call
 
+OWN = re.compile(r"=\w+(\.\w+)*:\w+$")  # a module of the reader's, which is not here
 NAMED = re.compile(r"# (\w+\.py)\n")
 READERS = ("report", "timeline", "ckpt", "health", "eval", "export")  # commands that look at a run
 OTHERS = ("check", "env", "slurm")
@@ -86,7 +87,11 @@ def _shortened(words: Sequence[str]) -> list[str] | None:
         return None
     if config.data.name not in ("digits", "synthetic") or config.engine in SYNCHRONOUS or config.device == "cuda":
         return None
-    if any(map(PLACEHOLDER.fullmatch, _values(words))) or config.metrics.port is not None or ":" in config.model.name:
+    if (
+        any(map(PLACEHOLDER.fullmatch, _values(words)))
+        or config.metrics.port is not None
+        or any(map(OWN.search, words))
+    ):
         return None
     engine = ["engine=sequential"] if config.engine == "ranks" else []
     return ["train", *words, *(part for setting in (*SHORT, *engine) for part in ("--set", setting))]

@@ -20,7 +20,7 @@ from tests.docs.shell import calls, make_place
 
 PAGES = pytest.mark.parametrize("page", all_pages(), ids=lambda page: page.name)
 COMMAND = re.compile(
-    r"(?:[A-Z_]+=\S+ )*((bllpipe|make|torchrun|sbatch|python -m|pip install)(?= |$)|launch/|benchmarks/\S+\.sh).*"
+    r"(?:[A-Z_]+=\S+ )*(bllpipe|make|torchrun|sbatch|python -m|pip install|launch/\S+\.sh|benchmarks/\S+\.sh)(?=[ /]|$).*"
 )
 MENTIONED = ("bllpipe ", "python -m ", "torchrun ", "make ")  # of which a sentence may leave something out
 EXAMPLE = re.compile(r"(my|your)\w*/|NAME|FILE|\bDIR\b|<|…|\.\.\.|PATH")
@@ -82,7 +82,7 @@ def check_commands(text: str, place: Path, where: str) -> None:
 
 def is_command(code: str) -> bool:
     """Whether it is a command with words, and not the name of a program alone."""
-    return bool(COMMAND.fullmatch(code)) and " " in code
+    return bool(COMMAND.fullmatch(code)) and " " in code and code != "python -m"
 
 
 def is_missing(code: str, folder: Path) -> bool:
