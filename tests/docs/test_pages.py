@@ -20,7 +20,7 @@ from tests.docs.shell import calls, make_place
 
 PAGES = pytest.mark.parametrize("page", all_pages(), ids=lambda page: page.name)
 COMMAND = re.compile(
-    r"(?:[A-Z_]+=\S+ )*(bllpipe|make|torchrun|sbatch|python -m|pip install|launch/\S+\.sh|benchmarks/\S+\.sh)(?=[ /]|$).*"
+    r"(?:[A-Z_]+=\S+ )*(bllpipe|make|torchrun|sbatch|python -m|pip install|(launch|benchmarks)/\S+\.sh)(?=[ /]|$).*"
 )
 MENTIONED = ("bllpipe ", "python -m ", "torchrun ", "make ")  # of which a sentence may leave something out
 EXAMPLE = re.compile(r"(my|your)\w*/|NAME|FILE|\bDIR\b|<|…|\.\.\.|PATH")
