@@ -22,7 +22,6 @@ from bllpipe.engines.share import Share
 from bllpipe.engines.staged import build_stage_loop, microbatch_size
 from bllpipe.engines.stages import Schedule, StageModule
 from bllpipe.engines.synchronous import Seat, run_synchronous
-from bllpipe.errors import ConfigError
 from bllpipe.run.loops import Loop
 from bllpipe.run.timing import Metered
 
@@ -36,12 +35,7 @@ def run(config: Config, options: Options) -> int:
 
 
 def build_loop(seat: Seat) -> tuple[Loop, list[Metered]]:
-    """The loop of a rank; ConfigError for a GPU, on which nobody has tried this engine yet."""
-    if seat.device.type != "cpu":
-        raise ConfigError(
-            f"engine deepspeed computes on CPUs alone, but the device of rank {seat.rank} is a GPU; "
-            f"use --set device=cpu, or --set engine=1f1b: the same schedule on GPUs"
-        )
+    """The loop of a rank."""
     return build_stage_loop(seat, deepspeed_schedule)
 
 
@@ -52,15 +46,17 @@ def deepspeed_schedule(seat: Seat, share: Share, modules: Sequence[StageModule])
         "train_micro_batch_size_per_gpu": microbatch_size(seat.job),
         "gradient_accumulation_steps": seat.job.config.pipeline.microbatches,
     }
-    schedule = EngineSchedule(module, seat.job.topology.num_stages, share.loss, settings)
+    schedule = EngineSchedule(module, seat.job.topology.num_stages, share.loss, settings, seat.device)
     return schedule, [schedule]
 
 
-def pipeline_engine(module: StageModule, num_stages: int, loss: Loss, settings: dict[str, Any]) -> Any:
+def pipeline_engine(
+    module: StageModule, num_stages: int, loss: Loss, settings: dict[str, Any], device: torch.device
+) -> Any:
     """A PipelineEngine over the process group that is open already; all ranks make theirs at the same time."""
     logging.getLogger("DeepSpeed").disabled = True  # it talks to stdout; what fails raises
     with redirect_stdout(io.StringIO()):  # and some things it prints
-        deepspeed = _deepspeed_on_cpus()
+        deepspeed = _deepspeed_on(device)
         # A rank builds the layer in its own place only: what stands in the others does not matter.
         network = deepspeed.PipelineModule(
             [module] * num_stages, num_stages=num_stages, loss_fn=loss, partition_method="uniform"
@@ -69,16 +65,19 @@ def pipeline_engine(module: StageModule, num_stages: int, loss: Loss, settings: 
         return deepspeed.initialize(model=network, optimizer=dummy, config=settings)[0]
 
 
-def _deepspeed_on_cpus() -> Any:
-    """The package, ready to use the default process group, and CPUs even where there is a GPU."""
+def _deepspeed_on(device: torch.device) -> Any:
+    """The package, ready to use the default process group, and CPUs where ``device`` is one even if there is a GPU. A
+    GPU is the one of LOCAL_RANK, to DeepSpeed as to us."""
     import deepspeed
     from deepspeed.accelerator import set_accelerator
     from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+    from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
 
-    set_accelerator(CPU_Accelerator())
+    on_gpu = device.type == "cuda"
+    set_accelerator(CUDA_Accelerator() if on_gpu else CPU_Accelerator())
     # Reductions through shared memory, which a pipeline has none of; a C++ compiler would have to build them first.
     deepspeed.ops.__compatible_ops__[SHARED_MEMORY_OP] = False
-    deepspeed.init_distributed(dist_backend="gloo")
+    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo")
     return deepspeed
 
 
@@ -89,9 +88,11 @@ class EngineSchedule:
     DeepSpeed divides the loss of a microbatch by their number, so gradients are those of the mean over the batch.
     """
 
-    def __init__(self, module: StageModule, num_stages: int, loss: Loss, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, module: StageModule, num_stages: int, loss: Loss, settings: dict[str, Any], device: torch.device
+    ) -> None:
         self._loss, self._scores = loss, list[Tensor]()
-        self._engine = pipeline_engine(module, num_stages, self._remember, settings)
+        self._engine = pipeline_engine(module, num_stages, self._remember, settings, device)
         self._engine._INSTRUCTION_MAP = {**self._engine._INSTRUCTION_MAP, **self._instructions()}
 
     def step(self, *images: Tensor, target: Tensor | None = None, losses: list[Tensor] | None = None) -> Tensor | None:

@@ -33,3 +33,15 @@ def test_ranks_with_a_gpu_each_learn_the_same_over_nccl(tmp_path: Path, more: tu
     jobs.succeed(jobs.torchrun(3, jobs.words(tmp_path / "ranks", *SETTINGS, *MORE, *settings), timeout=240))
     found = jobs.summary(tmp_path / "ranks")
     assert found["steps"] == 30 and 0 < found["test_accuracy"] <= 1, "a lane on a CPU rounds otherwise: no digest"
+
+
+@needs_gpus(2)
+@pytest.mark.parametrize("engine", ["1f1b", "zbv", "deepspeed", "ddp"])
+def test_synchronous_engines_learn_on_gpus(tmp_path: Path, engine: str) -> None:
+    if engine == "deepspeed":
+        pytest.importorskip("deepspeed", reason="deepspeed is not installed: pip install 'bllpipe[deepspeed]'")
+    blocks = 4 if engine == "zbv" else 2
+    settings = ("device=cuda", "method=bp", f"engine={engine}", f"blocks={blocks}", "model.width=8", *MORE)
+    jobs.succeed(jobs.torchrun(2, jobs.words(tmp_path / "run", *settings), timeout=240))
+    found = jobs.summary(tmp_path / "run")
+    assert found["steps"] == 30 and 0 < found["test_accuracy"] <= 1

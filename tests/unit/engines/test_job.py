@@ -10,9 +10,8 @@ import torch
 import torch.distributed as dist
 
 from bllpipe.config import load_config
-from bllpipe.engines import Options, deepspeed
+from bllpipe.engines import Options
 from bllpipe.engines.job import Job, agree, build_segment, shape_of
-from bllpipe.engines.synchronous import Seat
 from bllpipe.errors import ConfigError
 from bllpipe.run.data.spec import PUBLISHED
 
@@ -75,10 +74,3 @@ def test_parts_that_do_not_fit(method: str, kind: Literal["block", "stage"], tmp
     message = rf"^{kind} 1 \(1 last\) cannot take \[4, 6, 6\] from what is before it: .* cut somewhere else"
     with pytest.raises(ConfigError, match=message):
         build_segment(job, 1, CPU, kind)
-
-
-def test_deepspeed_on_a_gpu_is_refused(tmp_path: Path) -> None:
-    job = job_of(tmp_path, "method=bp", "engine=deepspeed", "blocks=2")
-    message = "deepspeed computes on CPUs alone, but the device of rank 1 is a GPU; use --set device=cpu"
-    with pytest.raises(ConfigError, match=message):
-        deepspeed.build_loop(Seat(job, 1, torch.device("cuda"), None))
