@@ -12,9 +12,7 @@ from typing import Any
 
 import bllpipe
 from bllpipe import launch
-from bllpipe.config import load_config, to_yaml
-from bllpipe.engines import topology
-from bllpipe.engines.preflight import check_plan
+from bllpipe.check.command import add_check
 from bllpipe.errors import BllpipeError
 from bllpipe.metrics.health import add_health
 from bllpipe.plan.command import add_plan
@@ -53,11 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     launch.add_arguments(train)
     train.set_defaults(run=launch.launch)
 
-    check = commands.add_parser("check", help="validate a config and print it with its ranks and edges")
-    check.add_argument("--config", metavar="FILE")
-    check.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[])
-    check.set_defaults(run=_check)
-
+    add_check(commands)
     _add_results(commands)
     add_plan(commands)
     add_timeline(commands)
@@ -105,16 +99,6 @@ def _add_results(commands: Any) -> None:
     )
     export.add_argument("--no-check", dest="check", action="store_false", help="do not compare FILE with the run")
     export.set_defaults(run=_export)
-
-
-def _check(options: argparse.Namespace, words: Sequence[str]) -> int:
-    config = load_config(options.config, options.overrides)
-    check_plan(config)
-    layout = topology(config)
-    print(to_yaml(config), end="")
-    print("# ranks: " + ", ".join(f"{rank} {layout.role(rank)}" for rank in range(layout.world_size)))
-    print("# edges: " + ", ".join(str(edge) for edge in layout.edges()))
-    return 0
 
 
 def _report(options: argparse.Namespace, words: Sequence[str]) -> int:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bllpipe.config import Config
@@ -124,13 +124,23 @@ class MeteredReplica:
 
     def __init__(self, network: DistributedDataParallel, num_replicas: int) -> None:
         self._network, self.meter = network, Meter("other replicas")
-        num_bytes = sum(p.nbytes for p in network.parameters() if p.requires_grad)
-        self._sent_bytes = 2 * (num_replicas - 1) * num_bytes // num_replicas
+        self._sent_bytes = ring_bytes(gradient_bytes(network), num_replicas)
 
     def __call__(self, image_BCHW: Tensor) -> Tensor:
         self.meter.sent += self._sent_bytes
         scores_BK: Tensor = self._network(image_BCHW)
         return scores_BK
+
+
+def gradient_bytes(network: nn.Module) -> int:
+    """Of all parameters that learn."""
+    return sum(p.nbytes for p in network.parameters() if p.requires_grad)
+
+
+def ring_bytes(num_bytes: int, num_replicas: int) -> int:
+    """What each of ``num_replicas`` sends when gradients of ``num_bytes`` are averaged in a ring: two rounds of all
+    shares but one."""
+    return 2 * (num_replicas - 1) * num_bytes // num_replicas
 
 
 def averaging(segment: Segment) -> DistributedDataParallel:

@@ -22,9 +22,9 @@ def unit_bytes(block: Block, optimizer: Optimizer, x: Tensor) -> int:
     given = x.clone()
     output: list[Tensor] = []
     kept = kept_storages(lambda: output.append(block.forward(given)))
-    kept |= _storages(output)
-    weights = _storages(block.segment.state_dict(keep_vars=True).values())
-    activations = {pointer: size for pointer, size in kept.items() if pointer not in weights | _storages([given])}
+    kept |= storages(output)
+    weights = storages(block.segment.state_dict(keep_vars=True).values())
+    activations = {pointer: size for pointer, size in kept.items() if pointer not in weights | storages([given])}
     return sum(activations.values()) + sum(weights.values()) + training_bytes(optimizer)
 
 
@@ -32,9 +32,9 @@ def head_bytes(block: Block, of_unit: Optimizer, alpha: Tensor, target: Target) 
     """The same for head and objective of ``block``, whose units' optimiser is ``of_unit``."""
     given = alpha.detach().clone().requires_grad_()
     modules = [part for part in (block.head, block.objective) if isinstance(part, torch.nn.Module)]
-    weights = _storages(value for part in modules for value in part.state_dict(keep_vars=True).values())
+    weights = storages(value for part in modules for value in part.state_dict(keep_vars=True).values())
     kept = kept_storages(lambda: block.update(given, target, step=0))
-    kept = {pointer: size for pointer, size in kept.items() if pointer not in weights | _storages([given])}
+    kept = {pointer: size for pointer, size in kept.items() if pointer not in weights | storages([given])}
     # ... and the gradient of alpha, which is there at the same time
     of_alpha = given.numel() * given.element_size()
     own = training_bytes(block.learner.optimizer) - training_bytes(of_unit)
@@ -47,7 +47,7 @@ def training_bytes(optimizer: Optimizer) -> int:
 
 
 def kept_storages(forward: Callable[[], object]) -> dict[int, int]:
-    """Address and bytes of every piece of memory that ``forward`` keeps for its backward pass."""
+    """Identity and bytes of every piece of memory that ``forward`` keeps for its backward pass."""
     kept: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:
@@ -56,13 +56,13 @@ def kept_storages(forward: Callable[[], object]) -> dict[int, int]:
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         forward()
-    return _storages(kept)
+    return storages(kept)
 
 
-def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
-    """Views of one piece of memory count once."""
-    storages = [tensor.untyped_storage() for tensor in tensors]
-    return {storage.data_ptr(): storage.nbytes() for storage in storages}
+def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """Views of one piece of memory count once. Tensors without contents have no address, but torch's own identity."""
+    found = [tensor.untyped_storage() for tensor in tensors]
+    return {storage._cdata: storage.nbytes() for storage in found}
 
 
 def _bytes(tensor: Tensor) -> int:

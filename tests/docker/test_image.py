@@ -148,7 +148,7 @@ def test_the_package_is_the_one_that_was_copied(environment: Environment) -> Non
     done = environment.call(["python", "-c", "import bllpipe; print(bllpipe.__file__)"])
     assert Path(done.stdout.strip()).is_relative_to(environment.bin.parent), done.stderr
     done = environment.call(["bllpipe", "check", "--config", "configs/cifar10_resnet50.yaml"])
-    assert done.returncode == 0 and "# ranks: 0 block 0" in done.stdout
+    assert done.returncode == 0 and "alpha 0->1 " in done.stdout
 
 
 @pytest.mark.ranks

@@ -33,7 +33,8 @@ MAY_IMPORT = {
     "launch": {"config", "elastic", "engines", "terminal", "wire", *GROUND},
     "library": {"config", "engines", "launch", "learn", "plan", "results", "run", "wire", *GROUND},
     "slurm": {"config", "engines", "launch", "results", *GROUND},
-    "cli": {"config", "engines", "launch", "metrics", "plan", "results", "run", "slurm", "terminal", *GROUND},
+    "check": {"config", "engines", "learn", "plan", "run", "wire", *GROUND},
+    "cli": {"check", "config", "engines", "launch", "metrics", "plan", "results", "run", "slurm", "terminal", *GROUND},
 }
 # And which packages of others it may not: nobody imports the tests, mathematics knows no processes, wires no layers.
 NEVER = {

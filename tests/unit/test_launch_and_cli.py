@@ -13,7 +13,6 @@ import pytest
 
 import bllpipe
 from bllpipe import cli, launch
-from bllpipe.config import load_config
 from bllpipe.errors import ConfigError
 from bllpipe.wire.environment import RankEnvironment, launching, speaks_for_all
 
@@ -144,17 +143,6 @@ def test_an_interrupt_has_the_exit_code_of_a_shell(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(launch, "engine", lambda name: interrupted)
     assert launch.main(["--set", "engine=threads"]) == 130
-
-
-def test_check_prints_a_config_that_can_be_read_with_its_ranks_and_edges(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.main(["check", "--set", "blocks=2", "--set", "seed=4"]) == 0
-    out = capsys.readouterr().out
-    (tmp_path / "again.yaml").write_text(out)
-    assert load_config(str(tmp_path / "again.yaml")) == load_config(None, ["blocks=2", "seed=4"])
-    assert "# ranks: 0 block 0, 1 block 1, 2 feedback\n" in out
-    assert "# edges: alpha 0->1, target 2->0, target 2->1, stats 0->2, stats 1->2\n" in out
 
 
 def test_check_refuses_what_cannot_be_run(capsys: pytest.CaptureFixture[str]) -> None:

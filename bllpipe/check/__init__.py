@@ -1,0 +1,1 @@
+"""``bllpipe check``: what a config asks for, counted without starting anything."""
