@@ -20,6 +20,7 @@ from typing import Any
 
 from benchmarks.chaos_trials import BLOCKS, Outcome, Trial, carry_out, undisturbed
 from benchmarks.report import table, write
+from bllpipe.run.bar import Bar
 
 MOST_KILLS = 4  # a trial
 
@@ -31,8 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         references = {blocks: undisturbed(Path(folder), blocks) for blocks in BLOCKS}
         run = partial(carry_out, references=references, folder=Path(folder))
-        with ThreadPoolExecutor(options.workers) as pool:
-            outcomes = [_told(outcome, options.kills) for outcome in pool.map(run, trials(options))]
+        planned = trials(options)
+        with ThreadPoolExecutor(options.workers) as pool, Bar("chaos", len(planned)) as bar:
+            outcomes = [_told(outcome, bar) for outcome in pool.map(run, planned)]
     rows = results(outcomes)
     print(table(HEADS, [[row[head] for head in HEADS] for row in rows]))
     print(f"seed {options.seed}, {len(outcomes)} runs, {time.monotonic() - began:.0f} s")
@@ -60,13 +62,14 @@ def trials(options: argparse.Namespace) -> list[Trial]:
     return found
 
 
-def _told(outcome: Outcome, kills: int) -> Outcome:
+def _told(outcome: Outcome, bar: Bar) -> Outcome:
     """Says how one ended as soon as it has."""
     trial = outcome.trial
     how = "the same bits" if outcome.is_identical else "OTHER BITS" if outcome.survived else "DID NOT SURVIVE"
     print(f"run {trial.number}, by {trial.starter}: {', '.join(outcome.killed) or 'not killed'}: {how}", flush=True)
     if not outcome.is_identical:
         print(f"{trial}\n{outcome.text[-3000:]}", flush=True)
+    bar.advance(f"run {trial.number}")
     return outcome
 
 

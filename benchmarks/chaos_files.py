@@ -25,13 +25,13 @@ from benchmarks.chaos_images import image_families
 from benchmarks.chaos_tensors import tensor_families
 from benchmarks.chaos_texts import text_families
 from benchmarks.report import table, write
+from bllpipe.run.bar import Bar
 
 TOGETHER = "several at once"
 HOSTILE = (
     *("headers of messages", "--set", "YAML", "JSON of a checkpoint", "tensors of a checkpoint", "exported networks"),
     *("archives", "image folders"),
 )
-SECONDS_BETWEEN_LINES = 10.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,13 +88,11 @@ def families(shared: Path) -> Families:
 
 
 def _watched(outcomes: Iterable[Outcome], total: int) -> Iterator[Outcome]:
-    """The same, with a line now and then."""
-    last = time.monotonic()
-    for done, outcome in enumerate(outcomes, 1):
-        yield outcome
-        if time.monotonic() - last > SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
-            print(f"{done} of {total}: {outcome.trial.family}", file=sys.stderr, flush=True)
+    """The same, with its progress."""
+    with Bar("chaos_files", total) as bar:
+        for outcome in outcomes:
+            yield outcome
+            bar.advance(outcome.trial.family)
 
 
 def summary(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:

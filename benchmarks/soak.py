@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 
 from benchmarks.report import table, write
+from bllpipe.run.bar import Bar
 
 ENDLESS = ("model.width=4", "data.batch_size=32", "blocks=2", "epochs=100000", "evaluate.every_epochs=0")
 SAMPLE_SECONDS = 5.0
@@ -35,11 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     samples: dict[str, list[Sample]] = {"restarts": [], "long run": []}
     with tempfile.TemporaryDirectory() as folder:
+        bar = Bar("soak", options.restarts + int(60 * options.minutes / SAMPLE_SECONDS))
         parts: list[Callable[[], None]] = [
-            lambda: restart(Path(folder) / "restarts", options.restarts, samples["restarts"]),
-            lambda: run_long(Path(folder) / "long", 60 * options.minutes, samples["long run"]),
+            lambda: restart(Path(folder) / "restarts", options.restarts, samples["restarts"], bar),
+            lambda: run_long(Path(folder) / "long", 60 * options.minutes, samples["long run"], bar),
         ]
-        with ThreadPoolExecutor(len(parts)) as pool:
+        with ThreadPoolExecutor(len(parts)) as pool, bar:
             for done in [pool.submit(part) for part in parts]:
                 done.result()
     rows = [row for name, taken in samples.items() for row in growth(name, taken)]
@@ -137,14 +139,14 @@ def entries(folder: Path) -> Iterator[str]:
         yield from (f"{place}/{name}" for name in (*folders, *files))
 
 
-def restart(folder: Path, number: int, samples: list[Sample]) -> None:
+def restart(folder: Path, number: int, samples: list[Sample], bar: Bar) -> None:
     """One rank is killed whenever a start has got to a new checkpoint; sampled is the launcher, which stays."""
     draws = random.Random(0)  # noqa: S311
     with closing(Job(folder, number + 1)) as job:
-        _kill(job, number, samples, draws)
+        _kill(job, number, samples, draws, bar)
 
 
-def _kill(job: Job, number: int, samples: list[Sample], draws: random.Random) -> None:
+def _kill(job: Job, number: int, samples: list[Sample], draws: random.Random, bar: Bar) -> None:
     for count in range(number):
         before, end = job.checkpoint(), time.monotonic() + PATIENCE
         while job.checkpoint() <= before or len(job.ranks()) < 3:
@@ -152,16 +154,18 @@ def _kill(job: Job, number: int, samples: list[Sample], draws: random.Random) ->
             time.sleep(0.1)
         samples.append(job.sample([psutil.Process(job.launcher.pid)]))
         draws.choice(job.ranks()).kill()
+        bar.advance(f"restart {count + 1} of {number}")
         if count % 20 == 0:
             print(f"restart {count} of {number}: {samples[-1]}", flush=True)
 
 
-def run_long(folder: Path, seconds: float, samples: list[Sample]) -> None:
+def run_long(folder: Path, seconds: float, samples: list[Sample], bar: Bar) -> None:
     """Nobody disturbs it; sampled are its ranks."""
     end = time.monotonic() + seconds
     with closing(Job(folder, 0)) as job:
         while time.monotonic() < end:
             time.sleep(SAMPLE_SECONDS)
+            bar.advance("the long run goes on")
             if job.checkpoint():
                 samples.append(job.sample(job.ranks()))
 

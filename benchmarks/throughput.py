@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,6 +25,7 @@ from benchmarks import limit
 from benchmarks.report import Spread, table, write
 from benchmarks.throughput_cases import ENGINES, Case, Plan, cases, real_settings
 from bllpipe.config import load_config
+from bllpipe.run.bar import Bar
 
 TIMEOUT = 600  # seconds a job
 LIMIT_STEPS, LIMIT_WARMUP = 20, 5
@@ -35,14 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     every = cases(options, _plans(options))
     summaries: dict[str, list[dict[str, Any]]] = defaultdict(list)
     limits: dict[int, list[float]] = defaultdict(list)
-    for repetition in range(options.repeats):
-        for case in every:
+    with Bar("throughput", options.repeats * len(every), quiet=True) as bar:
+        for repetition, case in product(range(options.repeats), every):
             if case.engine == "bll" and not case.work.is_emulated:
                 limits[case.work.ranks].append(_limit(case))
             with tempfile.TemporaryDirectory() as folder:
                 summaries[case.name].append(run(case, options.steps, Path(folder)))
             rate = summaries[case.name][-1]["images_per_second"]
             print(f"[{repetition + 1}/{options.repeats}] {case.name}: {rate:.1f} images/s", flush=True)
+            bar.advance(case.name)
     results = [result(case, summaries, every, limits) for case in every]
     print(table(HEADS, [_row(each) for each in results]))
     print(f"median of {options.repeats} jobs of {options.steps} steps (smallest to largest), the first 10 % left out")

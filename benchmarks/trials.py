@@ -22,6 +22,7 @@ from benchmarks.records import append, differences, read
 from bllpipe.config import load_config, to_mapping
 from bllpipe.config.strict_yaml import read_yaml
 from bllpipe.errors import ConfigError
+from bllpipe.run.bar import Bar
 from bllpipe.run.differences import flat
 
 FROM_SUMMARY = (
@@ -138,10 +139,16 @@ class _Session:
         self.trials = {trial.key: trial for trial in todo}
         self.out, self.runs, self.deadline, self.workers, self.keep_runs = out, runs, deadline, workers, keep_runs
         self.resumed: dict[str, bool] = {}
-        self.outcome = Outcome(left=list(self.trials))
+        self.outcome, self.bar = Outcome(left=list(self.trials)), Bar("trials", len(self.trials))
 
     def run(self) -> Outcome:
-        waiting, processes = deque(self.trials.values()), Processes()
+        with self.bar:
+            self._run(deque(self.trials.values()), Processes())
+        if self.outcome.left:
+            self._say(f"the budget is spent: {', '.join(self.outcome.left)} left; the same command goes on with them")
+        return self.outcome
+
+    def _run(self, waiting: deque[Trial], processes: Processes) -> None:
         try:
             while True:
                 while waiting and len(processes) < self.workers and time.monotonic() < self.deadline:
@@ -153,9 +160,6 @@ class _Session:
         finally:
             for key, code in processes.stop():
                 self._conclude(key, code, interrupted=True)
-        if self.outcome.left:
-            self._say(f"the budget is spent: {', '.join(self.outcome.left)} left; the same command goes on with them")
-        return self.outcome
 
     def _start(self, processes: Processes, trial: Trial) -> None:
         run_dir = self.runs / trial.key
@@ -167,6 +171,7 @@ class _Session:
         if code and interrupted:
             return self._say(f"{key} is interrupted; it will go on from its last checkpoint")
         self.outcome.left.remove(key)
+        self.bar.advance(key)
         reason = f"exit code {code}" if code else _not_complete(self.runs / key)
         if reason:
             self.outcome.failed.append(key)

@@ -20,7 +20,7 @@ from bllpipe.library.data import Data
 from bllpipe.library.models import Model
 from bllpipe.library.settings import Settings, config_of
 from bllpipe.plan.costs import Link
-from bllpipe.plan.measure import data_spec, measure, present_device
+from bllpipe.plan.measure import data_spec, measure, present_device, unheard
 from bllpipe.plan.predict import Prediction, Setting, predict_local
 from bllpipe.plan.profile import Profile
 from bllpipe.plan.table import cut_table, unit_table
@@ -79,7 +79,7 @@ def make_plan(
     spec, threads = data_spec(made), torch.get_num_threads()
     _check_units(made, spec, blocks)
     try:
-        profile = measure(made, spec, repetitions, say=lambda text: None)
+        profile = measure(made, spec, repetitions, say=unheard)
     finally:
         torch.set_num_threads(threads)
     return _planned(made, profile, blocks, gigabytes_per_second)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from math import inf
@@ -19,6 +17,7 @@ from bllpipe.plan.partition import best_cut, largest
 from bllpipe.plan.predict import Prediction, Setting, predict_all, predict_local
 from bllpipe.plan.profile import Profile, load_profile, save_profile
 from bllpipe.plan.table import cut_table, prediction_table, unit_table
+from bllpipe.run.bar import Bar
 
 BLOCKS = (2, 4, 8, 16, 32, 64)
 LINKS = (1.0, 10.0, 50.0)  # GB/s: a fast network, PCIe, NVLink
@@ -26,7 +25,6 @@ MICROBATCHES = (4, 8, 16)
 REPETITIONS = 20
 FEW_REPETITIONS = 7
 LATENCY = 10e-6  # seconds of every message
-SECONDS_BETWEEN_LINES = 3.0
 GIB = 2**30
 
 
@@ -163,28 +161,18 @@ def _profile(config: Config, options: argparse.Namespace, file: Path | None, par
     from bllpipe.plan.measure import data_spec, measure  # torch
     from bllpipe.plan.neighbours import neighbours
 
-    spec, say = data_spec(config), _Progress()
-    alone = measure(config, spec, FEW_REPETITIONS, say).seconds if options.beside else None
-    with neighbours(config, spec, options.beside):
-        profile = measure(config, spec, options.repetitions, say, options.beside, parts)
+    spec, alone = data_spec(config), None
+    if options.beside:
+        with Bar("bllpipe plan, alone", quiet=True) as bar:
+            alone = measure(config, spec, FEW_REPETITIONS, bar.at).seconds
+    with neighbours(config, spec, options.beside), Bar("bllpipe plan", quiet=True) as bar:
+        profile = measure(config, spec, options.repetitions, bar.at, options.beside, parts)
     if alone is not None:
         profile = replace(profile, contention=max(1.0, profile.seconds / alone))
     if file is not None:
         save_profile(profile, file)
         print(f"wrote {file}\n")
     return profile
-
-
-class _Progress:
-    """A line every few seconds."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-
-    def __call__(self, text: str) -> None:
-        if time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
-            self._last = time.monotonic()
-            print(f"bllpipe plan: {text}", file=sys.stderr, flush=True)
 
 
 def _best(profile: Profile, setting: Setting, number: int, limit: float) -> Prediction:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import product
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +33,16 @@ from bllpipe.run.directory import environment
 from bllpipe.run.memory import keep_freed_memory
 
 WARM_UP = 2
-Say = Callable[[str], None]
+
+
+class Say(Protocol):
+    """Hears what is measured, and how many parts of how many are done, if that is known yet."""
+
+    def __call__(self, what: str, done: int = 0, total: int | None = None) -> None: ...
+
+
+def unheard(what: str, done: int = 0, total: int | None = None) -> None:
+    """Nobody wants to know."""
 
 
 class Probe:
@@ -128,10 +139,10 @@ def measure(
     probes = {size: dict(build_probes(config, spec, device, size, say)) for size in sizes}
     turns = [(size, name, probe) for size in sizes for name, probe in probes[size].items()]
     samples: dict[tuple[int, str], list[dict[str, float]]] = defaultdict(list)
-    for repetition in range(WARM_UP + repetitions):
-        for size, name, probe in turns:
-            say(f"repetition {repetition + 1} of {WARM_UP + repetitions}, {size} images, {name}")
-            samples[size, name].append(probe.sample())
+    rounds = WARM_UP + repetitions
+    for done, (repetition, (size, name, probe)) in enumerate(product(range(rounds), turns)):
+        say(f"repetition {repetition + 1} of {rounds}, {size} images, {name}", done, rounds * len(turns))
+        samples[size, name].append(probe.sample())
     whole, *rest = [
         tuple(_unit_profile(name, probe, samples[size, name][WARM_UP:], config) for name, probe in probes[size].items())
         for size in sizes
@@ -177,7 +188,7 @@ def random_target(batch: int, channels: int, num_classes: int, seed: int, device
 
 
 def build_probes(
-    config: Config, spec: DataSpec, device: torch.device, batch: int, say: Say = lambda text: None
+    config: Config, spec: DataSpec, device: torch.device, batch: int, say: Say = unheard
 ) -> Iterator[tuple[str, Probe]]:
     """A probe for every unit, each given what the one before makes of a batch of random images."""
     units = network_units(config.model, spec.image_shape[0], spec.num_classes, config.seed)

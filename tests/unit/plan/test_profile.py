@@ -23,9 +23,15 @@ PARTS = ("forward", "backward", "backward_without_input", "backward_of_input", "
 
 
 def profile_of(config: Config) -> Profile:
-    said: list[str] = []
-    found = measure(config, data_spec(config), 2, said.append, parts=[2])
-    assert any("repetition 4 of 4" in line for line in said)  # 2 to warm up
+    said: list[tuple[str, int, int | None]] = []
+
+    def hear(what: str, done: int = 0, total: int | None = None) -> None:
+        said.append((what, done, total))
+
+    found = measure(config, data_spec(config), 2, hear, parts=[2])
+    what, done, total = said[-1]
+    assert what.startswith("repetition 4 of 4, 2 images, ")  # 2 to warm up
+    assert total == 4 * 2 * len(found.units) and done == total - 1
     return found
 
 
