@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+from torch.distributed import DistStoreError
+
 from bllpipe.errors import BllpipeError, OutputError, WireError
 from bllpipe.metrics.discovery import mark_failed
 from bllpipe.ports import Store
@@ -27,8 +29,15 @@ SILENT_SECONDS = 5.0  # that a rank gives the one that failed first to speak
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """What really happened, without the round that it happened in."""
-    return error.__cause__ if isinstance(error, RoundError) and error.__cause__ else error
+    """What really happened, without the round that it happened in, and in our words if the store gave up."""
+    cause = error.__cause__ if isinstance(error, RoundError) and error.__cause__ else error
+    if not isinstance(cause, DistStoreError):
+        return cause
+    found = str(cause).splitlines()[0]
+    return WireError(
+        f"another rank has not said within backend.timeout_seconds what this one waits for ({found}). "
+        f"It is gone, or has not come so far; if it needs longer, raise backend.timeout_seconds"
+    )
 
 
 def explain(error: BaseException) -> str:

@@ -84,4 +84,5 @@ def _status(directory: Path) -> dict[str, Any] | None:
 
 def _ended(status: dict[str, Any]) -> str:
     reason = str(status.get("reason") or "").strip().splitlines()
-    return f"{status.get('status')}, step {status.get('step')}" + (f": {reason[0]}" if reason else "")
+    step = f", step {status['step']}" if "step" in status else ""
+    return f"{status.get('status')}{step}" + (f": {reason[0]}" if reason else "")

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,18 @@ def test_only_the_first_rank_speaks(store: Any, tmp_path: Path, capsys: pytest.C
     status = json.loads((tmp_path / "status.json").read_text())
     assert (status["status"], status["rank"], status["role"]) == ("failed", 2, "block 2")
     assert status["reason"] == "the images are gone"
+
+
+def test_a_rank_that_says_nothing_at_the_start_is_told_in_words(store: Any, tmp_path: Path) -> None:
+    """It was a traceback of torch's store once, and no reason to try again."""
+    silent = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=1), wait_for_workers=False)
+    with pytest.raises(dist.DistStoreError) as found:
+        silent.get("first")
+    assert exit_code(found.value) == WireError.exit_code
+    report_failure(found.value, store, store, rank=1, role="block 1")
+    reason = json.loads((tmp_path / "status.json").read_text())["reason"]
+    assert reason.startswith("another rank has not said within backend.timeout_seconds what this one waits for (")
+    assert reason.endswith("if it needs longer, raise backend.timeout_seconds") and "Traceback" not in reason
 
 
 def test_the_status_names_the_step(store: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
