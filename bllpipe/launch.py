@@ -110,7 +110,8 @@ def launch(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         try:
             return run_ranks(config, arguments, options.max_restarts)
         finally:
-            release(sys.stdout)
+            if options.output in ("auto", "live"):
+                release(sys.stdout)  # the rank that draws may have been killed
     try:
         return engine(config.engine)(config, chosen)
     except KeyboardInterrupt:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
+
+from bllpipe.run.notices import warn
 
 POLL_SECONDS = 0.05
 
@@ -54,7 +55,7 @@ class Stopping:
         while self.signal is None:
             if self._left.wait(POLL_SECONDS):
                 return
-        print(f"bllpipe: {self.signal.name}: the ranks stop; a second Ctrl-C ends them at once", file=sys.stderr)
+        warn(f"{self.signal.name}: the ranks stop; a second Ctrl-C ends them at once")  # the terminal may be gone
         deadline, told = time.monotonic() + self._patience, set[int]()
         while not self._left.wait(POLL_SECONDS):
             if self._at_once or time.monotonic() > deadline:

@@ -21,6 +21,7 @@ from bllpipe.run.directory import RunDirectory
 from bllpipe.run.notices import warn
 from bllpipe.run.rank import RoundError
 from bllpipe.run.sightings import Sightings
+from bllpipe.terminal.screen import release
 from bllpipe.wire.agent import end_torchrun
 from bllpipe.wire.environment import RankEnvironment
 from bllpipe.wire.world import World, open_store
@@ -128,8 +129,11 @@ def _first_on_its_machine(world: World) -> bool:
 
 
 def leave(code: int) -> NoReturn:
-    """Ends the process at once: threads that sit in a receive cannot be asked to stop."""
+    """Ends the process at once: threads that sit in a receive cannot be asked to stop. What ends badly also gives the
+    terminal all its rows back, as the rank that draws there may be the one that was killed."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # a full disk must not keep us here
             stream.flush()
+    if code:
+        release(sys.stdout)
     os._exit(code)

@@ -9,16 +9,19 @@ import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from bllpipe.config import Config
+from bllpipe.engines import Output
 from bllpipe.engines.actors import follow, follow_all
 from bllpipe.engines.job import Job
 from bllpipe.engines.taking_up import say_untaken
+from bllpipe.run.checkpoint.records import read_record
 from bllpipe.run.memory import freeze_garbage, keep_freed_memory
-from bllpipe.run.notices import say
+from bllpipe.run.notices import say, warn
 from bllpipe.run.progress import Progress
 from bllpipe.run.rank import RankPart
 from bllpipe.run.summary import gather_reports, outcome, post_report, summarise, table
@@ -91,23 +94,29 @@ def conclude(job: Job, started: float) -> None:
     seconds, stopped = time.perf_counter() - started, job.ending.stopped
     done = stopped.step if stopped else job.plan.last_step
     summary = summarise(job.config, job.topology.tested_ranks, reports, replace(job.plan, last_step=done), seconds)
-    say(_ending(job, summary))  # even if it cannot be written
+    try:
+        _write(job, summary, done)  # before anything is said: a terminal may block
+    finally:
+        say(_ending(job.output, summary, job.directory.path))  # even if it cannot be written
+
+
+def _write(job: Job, summary: Mapping[str, Any], done: int) -> None:
+    """The files of the end; then scripts in the other ranks may read them."""
+    stopped = job.ending.stopped
     job.directory.write_summary(summary)
     if done == job.plan.total_steps and (stopped is None or stopped.tested):
         job.directory.write_status("completed", step=done)
     else:
         reason = job.ending.reason if stopped else f"stop_at={job.config.stop_at}"
         job.directory.write_status("preempted", step=done, reason=reason)
-    if job.output not in ("quiet", "json"):
-        say(f"run directory {job.directory.path}")
-    job.store.set("concluded", "yes")  # for scripts in the other ranks, which may read the summary now
+    job.store.set("concluded", "yes")
 
 
-def _ending(job: Job, summary: Mapping[str, Any]) -> str:
-    """The summary as ``job.output`` wants it."""
-    if job.output == "json":
-        return json.dumps({"summary": summary, "directory": str(job.directory.path)})
-    return outcome(summary) if job.output == "quiet" else table(summary)
+def _ending(output: Output, summary: Mapping[str, Any], directory: Path) -> str:
+    """The summary as ``output`` wants it."""
+    if output == "json":
+        return json.dumps({"summary": summary, "directory": str(directory)})
+    return outcome(summary) if output == "quiet" else f"{table(summary)}\nrun directory {directory}"
 
 
 def nothing_left(job: Job) -> bool:
@@ -116,11 +125,17 @@ def nothing_left(job: Job) -> bool:
 
 
 def say_nothing_left(job: Job) -> None:
-    """Says how a run that has ended can be made longer."""
-    say(
+    """Says how a run that has ended can be made longer. Programs get the end that they wait for: its summary."""
+    words = (
         f"{job.directory.path} is complete: step {job.start} of {job.plan.last_step}; "
         f"for another run leave out --resume; {_how_to_go_on(job)}"
     )
+    if job.output == "json":
+        warn(words)
+        summary, _ = read_record(job.directory.path / "summary.json")
+        say(_ending("json", summary, job.directory.path))
+    else:
+        say(words)
 
 
 def _how_to_go_on(job: Job) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Literal
 
 import torch
 
@@ -131,7 +130,7 @@ def _decide(config: Config, options: Options, store: Store, job_store: Store, sp
     tested = checkpoint is None or _is_tested(checkpoint, plan, directory)
     check_progress(job_store, attempt, start, config.checkpoint.tries, directory)
     if start < plan.last_step or not tested:
-        _begin(directory, config, checkpoint, tested, changed, sys.stderr if options.output == "json" else sys.stdout)
+        _begin(directory, config, checkpoint, tested, changed, options.output)
     decided = {
         "directory": str(path.absolute()),
         "checkpoint": str(checkpoint.path.absolute()) if checkpoint else None,
@@ -166,19 +165,26 @@ def _begin(
     checkpoint: Checkpoint | None,
     tested: bool,
     changed: Sequence[Change],
-    out: TextIO,
+    output: Output,
 ) -> None:
-    """Writes what a run directory holds from the start on; says to ``out`` where it goes on, and what is accepted as
-    different from the checkpoint."""
+    """Writes what a run directory holds from the start on; says where it goes on, as ``output`` wants it, and what is
+    accepted as different from the checkpoint."""
     start = checkpoint.step if checkpoint else 0
     remove_unfinished(directory.checkpoints)  # which may be what has filled the disk
     directory.begin(config, start, tests_again=not tested)
     if checkpoint is not None:
-        say(f"{directory.path} goes on from step {start}", out)
+        if output != "quiet":
+            say(_goes_on(directory, start, output))
         directory.add_resume(checkpoint.path.name, start, {change.key: [change.then, change.now] for change in changed})
     if lines := [f"\n  {change}" for change in changed if not change.is_harmless]:
         warn(f"goes on after step {start} with other settings, as accepted:{''.join(lines)}")
     directory.write_status("running", step=start)
+
+
+def _goes_on(directory: RunDirectory, step: int, output: Output) -> str:
+    if output == "json":
+        return json.dumps({"goes_on_from": step, "directory": str(directory.path)})
+    return f"{directory.path} goes on from step {step}"
 
 
 def _with_cuts(config: Config, spec: DataSpec) -> Config:

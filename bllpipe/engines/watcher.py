@@ -15,6 +15,7 @@ from types import TracebackType
 from bllpipe.errors import BllpipeError, WireError
 from bllpipe.ports import Store
 from bllpipe.run.ending import Ending
+from bllpipe.run.notices import say
 from bllpipe.run.rank import RankPart
 from bllpipe.run.sightings import LEFT, Posting, Sighting, Sightings, Staleness
 from bllpipe.run.signals import PATIENCE_SECONDS, StopSignals
@@ -103,7 +104,7 @@ class Watcher:
         if self._store.check(keys):
             self.ending.decide(max(int(self._store.get(key)) for key in keys))
             if self._rank == 0:
-                print(f"\nbllpipe: {self.ending.reason}: stopping with a checkpoint", file=sys.stderr, flush=True)
+                say(f"\nbllpipe: {self.ending.reason}: stopping with a checkpoint", sys.stderr)
 
     def _own(self) -> list[Sighting]:
         return [Sighting.of(actor) for part in self._parts for actor in part.actors]

@@ -1,4 +1,4 @@
-"""``bllpipe watch RUN``: follows a run by its files, from any terminal. Imports no torch."""
+"""``bllpipe watch [RUN]``: follows a run by its files, from any terminal. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bllpipe.errors import ConfigError
+from bllpipe.errors import BllpipeError, ConfigError
+from bllpipe.metrics.health import RUNS, WITHIN_SECONDS, health_of, newest
+from bllpipe.run.notices import warn
+
+EVERY_SECONDS = 1.0
+SILENT = 1  # exit code: a run that says it runs, and has written nothing for too long
 
 
 def add_watch(commands: Any) -> None:
     """The command ``watch``."""
     watch = commands.add_parser("watch", help="follow a run by its files, from any terminal")
-    watch.add_argument("directory", metavar="RUN", help="a run directory, such as runs/NAME")
+    watch.add_argument("directory", nargs="?", metavar="RUN", help="a run directory (default: the newest in runs/)")
     watch.add_argument(
         "--output",
         choices=("auto", "live", "plain", "json"),
@@ -23,61 +28,95 @@ def add_watch(commands: Any) -> None:
         help="auto (default): a table that is redrawn on a terminal, else the table once a change",
     )
     watch.add_argument("--once", action="store_true", help="show what is known now, and end")
+    watch.add_argument(
+        "--within",
+        type=float,
+        default=WITHIN_SECONDS,
+        metavar="SECONDS",
+        help="follow a run no longer that has written nothing for so long (default: %(default)g)",
+    )
     watch.set_defaults(run=_watch)
 
 
 def _watch(options: argparse.Namespace, words: Sequence[str]) -> int:
-    from bllpipe.terminal.following import Follower  # and rich
-    from bllpipe.terminal.live import draw
     from bllpipe.terminal.screen import can_draw
 
-    path = Path(options.directory)
-    if not (path / "config.yaml").is_file():
-        raise ConfigError(f"{path} holds no config.yaml; needed is the directory of a run, such as runs/NAME")
-    run, show = Follower(path), _json if options.output == "json" else _plain
+    run = _open(options.directory)
     run.look()
     drawn = options.output == "live" or (options.output == "auto" and can_draw(sys.stdout))
     try:
-        if drawn and not options.once and _runs(run):
-            draw(sys.stdout)(run, lambda seconds: _pause(seconds) or not _runs(run))
-        show(run)
-        while not drawn and not options.once and _runs(run):
-            _show_changes(run, show)
+        if not options.once and _lasts(run, options.within):
+            (_draw if drawn else _show_changes)(run, options)
+        _show(run, options.output)
     except KeyboardInterrupt:
         return 130
-    return 0
+    if options.once or not _runs(run):
+        return 0
+    warn(f"{health_of(run.directory, options.within).reason}: its processes may be gone; --resume auto goes on with it")
+    return SILENT
 
 
-def _show_changes(run: Any, show: Any) -> None:
-    before = run.step, run.status
-    _pause(1.0)
-    run.look()
-    if (run.step, run.status) != before:
-        show(run)
+def _open(text: str | None) -> Any:
+    """What follows the run; ConfigError where there is none, or its config is of another version."""
+    from bllpipe.terminal.following import Follower
+
+    path = Path(text) if text else newest(RUNS)
+    if path is None:
+        raise ConfigError(f"there is no run in {RUNS}/; needed is the directory of a run: bllpipe watch RUN")
+    if not (path / "config.yaml").is_file():
+        raise ConfigError(f"{path} holds no config.yaml; needed is the directory of a run, such as runs/NAME")
+    try:
+        return Follower(path)
+    except BllpipeError as error:
+        raise ConfigError(
+            f"{path}/config.yaml cannot be read: {error}; needed is the version of bllpipe that env.json there names"
+        ) from error
+
+
+def _draw(run: Any, options: argparse.Namespace) -> None:
+    from bllpipe.terminal.live import draw
+
+    draw(sys.stdout)(run, lambda seconds: _pause(seconds) or not _lasts(run, options.within))
+
+
+def _show_changes(run: Any, options: argparse.Namespace) -> None:
+    """All but the last, which is shown when the run is over."""
+    shown = None
+    while _lasts(run, options.within):
+        if (run.step, run.status) != shown:
+            shown = run.step, run.status
+            _show(run, options.output)
+        _pause(EVERY_SECONDS)
+        run.look()
 
 
 def _runs(run: Any) -> bool:
     return bool(run.status.get("status") == "running")
 
 
+def _lasts(run: Any, within: float) -> bool:
+    """Whether something may still come."""
+    return _runs(run) and health_of(run.directory, within).is_well
+
+
 def _pause(seconds: float) -> bool:
     return threading.Event().wait(seconds)
 
 
-def _plain(run: Any) -> None:
+def _show(run: Any, output: str) -> None:
+    print(_json(run) if output == "json" else _table(run), flush=True)
+
+
+def _table(run: Any) -> str:
+    from rich.console import Console
+
     from bllpipe.terminal.view import lines
 
     unicode = "utf" in (sys.stdout.encoding or "").lower()
-    print("\n".join(lines(run, _width(), unicode=unicode)), flush=True)
+    return "\n".join(lines(run, Console(file=sys.stdout).width, unicode=unicode))
 
 
-def _width() -> int:
-    from rich.console import Console
-
-    return Console(file=sys.stdout).width
-
-
-def _json(run: Any) -> None:
+def _json(run: Any) -> str:
     from bllpipe.terminal.live import snapshot
 
-    print(snapshot(run), flush=True)
+    return snapshot(run)

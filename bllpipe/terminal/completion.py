@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from bllpipe.config.reading import known_keys
 
 SHELLS = ("bash", "zsh", "fish")
 HOW = """bash: bllpipe completion bash > ~/.local/share/bash-completion/completions/bllpipe
@@ -28,5 +30,23 @@ def add_completion(commands: Any) -> None:
 def _completion(options: argparse.Namespace, words: Sequence[str]) -> int:
     import shtab
 
+    _mark_keys(options.parser, _keys())
     print(shtab.complete(options.parser, options.shell))
     return 0
+
+
+def _mark_keys(parser: argparse.ArgumentParser, keys: Mapping[str, Any]) -> None:
+    """Tells shtab of every ``--set``, whichever command has it, that it takes a key of a config."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                _mark_keys(command, keys)
+        elif "--set" in action.option_strings:
+            action.complete = keys  # type: ignore[attr-defined]  # as shtab wants it
+
+
+def _keys() -> dict[str, Any]:
+    """How each shell completes a key of a config."""
+    keys = " ".join(known_keys())
+    function = f"_bllpipe_keys() {{ compgen -W '{keys}' -- \"$1\"; }}"
+    return {"bash": "_bllpipe_keys", "zsh": f"({keys})", "fish": keys, "preamble": {"bash": function}}

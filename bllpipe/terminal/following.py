@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bllpipe.config import Config, load_config
+from bllpipe.metrics.health import last_written
 from bllpipe.run.data.spec import PUBLISHED
 from bllpipe.run.itinerary import Plan
 
@@ -38,11 +39,14 @@ class Row:
         """The edge that it waits for most, and its share."""
         return max(self.waiting.items(), key=lambda item: item[1]) if self.waiting else None
 
-    def take(self, record: Mapping[str, Any], batch_size: int) -> None:
-        """Takes over one line of metrics.jsonl."""
+    def take(self, record: Mapping[str, Any], batch_size: int, began: int) -> None:
+        """Takes over one line of metrics.jsonl, of a process that went on from step ``began``: the line counts the
+        seconds of this process alone."""
         if record.get("phase") == "evaluate":
             self.test_accuracy = record.get("accuracy")
             return
+        if began >= self.step:
+            self.step, self.waited = began, {}
         steps, self.step = record["step"] - self.step, record["step"]
         self.loss, self.accuracy = record.get("loss"), record.get("accuracy")
         self.rate, waited = record.get("images_per_second"), dict(record.get("waiting", {}))
@@ -63,7 +67,9 @@ class Follower:
         self.rows: dict[str, Row] = {}
         self.status: dict[str, Any] = {}
         self.epoch = 0
+        self.written = 0.0  # when the run told something last, in seconds since the epoch
         self._read, self._rest = 0, b""
+        self._starts = [0]  # steps that processes of this run went on from
 
     @property
     def step(self) -> int:
@@ -81,7 +87,11 @@ class Follower:
     def look(self) -> None:
         """Takes in the new lines; begins again where the file has become shorter, as when a run is resumed."""
         self.status = _record(self._text("status.json"))
-        for line in self._new_lines():
+        self.written = last_written(self.directory)
+        lines = self._new_lines()  # before it is asked who wrote them
+        resumes = map(_record, self._text("resumes.jsonl").splitlines())
+        self._starts = [0, *(resume["step"] for resume in resumes if "step" in resume)]
+        for line in lines:
             record = _record(line)
             if {"actor", "rank", "role", "step"} <= record.keys():
                 self._take(record)
@@ -93,7 +103,8 @@ class Follower:
     def _take(self, record: Mapping[str, Any]) -> None:
         actor = f"{record['rank']} {record['actor']}"
         row = self.rows.setdefault(actor, Row(record["rank"], record["role"], record["actor"]))
-        row.take(record, self.config.data.batch_size)
+        began = max((step for step in self._starts if step < record["step"]), default=0)
+        row.take(record, self.config.data.batch_size, began)
         self.epoch = max(self.epoch, int(record.get("epoch", 0)))
 
     def _new_lines(self) -> list[bytes]:

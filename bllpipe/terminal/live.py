@@ -51,8 +51,7 @@ def draw(out: TextIO) -> Show:
         with Screen(out) as screen:
             while not wait(EVERY_SECONDS):
                 run.look()
-                if run.rows:
-                    screen.draw(lines(run, screen.width, screen.colours, screen.unicode))
+                screen.draw(lines(run, screen.width, screen.colours, screen.unicode))
 
     return show
 

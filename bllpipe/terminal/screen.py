@@ -1,7 +1,12 @@
 """The lower rows of a terminal, kept for a view, while whatever any process prints scrolls by above.
 
 The rows are kept by a scrolling region (DECSTBM), as package managers keep their progress bar: lines of other ranks
-need not know of the view, and are not garbled by it. A drawing is one write, which leaves the cursor where it was.
+need not know of the view, and are not garbled by it. A drawing is one write, which leaves the cursor where it was:
+
+  | lines of any rank         |  scrolls, row 1 to height - kept
+  | _                         |  the cursor: everything below it is the view's, also where a resize has moved it
+  | run  running  bll/ranks   |  the rows kept
+  |    role     step  img/s   |
 """
 
 from __future__ import annotations
@@ -13,7 +18,8 @@ from types import TracebackType
 from typing import TextIO
 
 LEAST_ABOVE = 3  # rows that stay free for other lines
-SAVE, RESTORE = "\x1b7", "\x1b8"
+SAVE, RESTORE, ERASE_BELOW = "\x1b7", "\x1b8", "\x1b[J"
+ALL_ROWS = f"{SAVE}\x1b[r{RESTORE}{ERASE_BELOW}"  # scroll again, and nothing is left of the view
 
 
 def can_draw(out: TextIO) -> bool:
@@ -26,15 +32,14 @@ def can_draw(out: TextIO) -> bool:
 
 
 def release(out: TextIO) -> None:
-    """Gives all rows back, for a rank that was killed while it kept some."""
-    if can_draw(out):
-        with suppress(OSError):
-            out.write(f"{SAVE}\x1b[r{RESTORE}")
-            out.flush()
+    """Gives all rows of a terminal back, also those that another process kept, which was killed."""
+    with suppress(OSError, ValueError):
+        if can_draw(out):
+            _write(out, ALL_ROWS)
 
 
 class Screen:
-    """Draws on ``out``; all that it wrote is gone when it is left. An output that takes no more stops nothing."""
+    """Draws on ``out``; all that it drew is gone when it is left. An output that takes no more stops nothing."""
 
     def __init__(self, out: TextIO) -> None:
         from rich.console import Console
@@ -50,10 +55,9 @@ class Screen:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._kept:
-            _, height = self._size
-            first = height - self._kept + 1
-            self._write(f"{SAVE}\x1b[r{RESTORE}{SAVE}\x1b[{first};1H\x1b[J{RESTORE}")
             self._kept = 0
+            with suppress(OSError, ValueError):
+                _write(self._out, ALL_ROWS)
 
     @property
     def width(self) -> int:
@@ -63,27 +67,30 @@ class Screen:
         """Shows ``lines``, as many of them as there is room for."""
         size = self._measure()
         shown = list(lines)[: max(0, size[1] - LEAST_ABOVE)]
-        text = "" if (len(shown), size) == (self._kept, self._size) else self._keep(len(shown), size)
+        text = "" if (len(shown), size) == (self._kept, self._size) else self._make_room(len(shown), size)
         first = size[1] - len(shown) + 1
         rows = "".join(f"\x1b[{first + number};1H\x1b[0m{line}\x1b[0m\x1b[K" for number, line in enumerate(shown))
-        self._write(f"{text}{SAVE}{rows}{RESTORE}" if shown else text)
+        if shown:  # the region every time: whoever leaves the run in trouble gives all rows back
+            text += f"{SAVE}\x1b[1;{first - 1}r{rows}{RESTORE}"
+        with suppress(OSError, ValueError):
+            _write(self._out, text)
 
-    def _keep(self, number: int, size: tuple[int, int]) -> str:
-        """Makes room for ``number`` rows at the bottom: scrolls what is there up, and keeps the cursor above them."""
-        more = max(0, number - self._kept) if size == self._size else number
-        above = size[1] - number
+    def _make_room(self, number: int, size: tuple[int, int]) -> str:
+        """Takes away what was drawn, and scrolls up what is there until ``number`` rows are free below the cursor."""
         self._kept, self._size = number, size
-        scrolled = "\x1b[r\x1b8" if not more else f"\x1b8{chr(10) * more}\x1b[{more}A"
-        return f"{SAVE}\x1b[r{scrolled}{SAVE}\x1b[1;{above}r{RESTORE}"
+        return ALL_ROWS + (f"{chr(10) * number}\x1b[{number}A" if number else "")
 
     def _measure(self) -> tuple[int, int]:
         try:
             size = os.get_terminal_size(self._out.fileno())
-        except OSError:
+        except (OSError, ValueError):
             return 80, 24
         return (size.columns or 80, size.lines or 24)
 
-    def _write(self, text: str) -> None:
-        with suppress(OSError, ValueError):
-            self._out.write(text)
-            self._out.flush()
+
+def _write(out: TextIO, text: str) -> None:
+    """At once and in one piece, past the buffer of ``out``: its lock is for others, when a terminal blocks."""
+    out.flush()
+    left = text.encode(out.encoding or "ascii", "replace")
+    while left:
+        left = left[os.write(out.fileno(), left) :]

@@ -1,8 +1,12 @@
-"""A followed run as a table: a row a rank, how busy each is, and what it waits for."""
+"""A followed run as a table: a row a rank, how busy each is, and whom it waits for."""
 
 from __future__ import annotations
 
 import io
+import time
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from textwrap import wrap
 
 from rich import box
 from rich.console import Console
@@ -11,8 +15,9 @@ from rich.text import Text
 
 from bllpipe.terminal.following import Follower, Row
 
-BAR = 10  # characters
+BAR = 8  # characters
 WIDE = 100  # columns from which on everything fits
+QUIET_SECONDS = 30.0  # after which it is said that nothing was heard
 
 
 def lines(run: Follower, width: int, colours: bool = False, unicode: bool = True) -> list[str]:
@@ -25,17 +30,19 @@ def lines(run: Follower, width: int, colours: bool = False, unicode: bool = True
         color_system="standard" if colours else None,
         legacy_windows=False,
     )
-    console.print(Text(header(run), style="bold"), no_wrap=True, overflow="crop")
-    console.print(_table(run, width, unicode))
+    console.print(Text(header(run, width), style="bold"), no_wrap=True, overflow="crop")
+    if run.rows:
+        console.print(_table(run, width, unicode))
+    for line in wrap(_ended(run), width):
+        console.print(Text(line), no_wrap=True, overflow="crop")
     text = out.getvalue()
     return (text if unicode else text.encode("ascii", "replace").decode()).splitlines()
 
 
-def header(run: Follower) -> str:
-    """Run, state, method, engine, epoch, steps and time left in one line."""
+def header(run: Follower, width: int) -> str:
+    """Run, state, method, engine, epoch, steps and time left in one line; a long name of a run gives way."""
     total = "?" if run.last_step is None else run.last_step
     parts = [
-        run.directory.name,
         str(run.status.get("status", "starting")),
         f"{run.config.method}/{run.config.engine}",
         f"epoch {run.epoch + 1}" + ("" if run.config.steps else f"/{run.config.epochs}"),
@@ -43,7 +50,17 @@ def header(run: Follower) -> str:
     ]
     if run.seconds_left is not None:
         parts.append(f"{clock(run.seconds_left)} left")
-    return "  ".join(parts)
+    if run.status.get("status") == "running" and (silent := time.time() - run.written) > QUIET_SECONDS:
+        parts.append(f"silent for {clock(silent)}")
+    facts, name = "  ".join(parts), run.directory.name
+    room = max(8, width - len(facts) - 2)
+    return f"{name if len(name) <= room else f'{name[: room - 3]}...'}  {facts}"
+
+
+def _ended(run: Follower) -> str:
+    """Why it ended, if that is known: the first line of the reason."""
+    reason = str(run.status.get("reason") or "").strip()
+    return f"{run.status.get('status')}: {reason.splitlines()[0]}" if reason else ""
 
 
 def clock(seconds: float) -> str:
@@ -61,25 +78,49 @@ def bar(share: float, unicode: bool = True) -> str:
 
 
 def _table(run: Follower, width: int, unicode: bool) -> Table:
-    table = Table(box=box.SIMPLE_HEAD if unicode and width >= WIDE else None, pad_edge=False, padding=(0, 1))
-    for name in ("", "role", "step", "img/s", "busy", "waits for", "loss", "acc %", "test %"):
+    wide = width >= WIDE
+    table = Table(box=box.SIMPLE_HEAD if unicode and wide else None, pad_edge=False, padding=(0, 1))
+    for name in ("", "role", "step", "img/s", "busy", "waits for", "loss", *(["acc %"] if wide else []), "test %"):
         left = name in ("role", "busy", "waits for")
         table.add_column(name, justify="left" if left else "right", no_wrap=True, overflow="crop")
-    for row in run.ordered():
-        table.add_row(*_cells(row, unicode))
+    roles = {row.rank: row.role for row in run.rows.values()}
+    for rank, rows in groupby(run.ordered(), lambda row: row.rank):
+        table.add_row(str(rank), *_cells(list(rows), roles, wide, unicode))
     return table
 
 
-def _cells(row: Row, unicode: bool) -> list[str | Text]:
-    most = row.waits_for
-    waits = "" if most is None or most[1] < 0.005 else f"{most[0]} {100 * most[1]:.0f}%"
-    busy: str | Text = ""
-    if row.busy is not None:
-        style = "green" if row.busy >= 0.8 else "yellow" if row.busy >= 0.5 else "red"
-        busy = Text(f"{bar(row.busy, unicode)} {100 * row.busy:3.0f}%", style=style)
-    name = row.actor if row.role == "feedback" else row.role
-    figures = [_number(row.loss, 1, 3), _number(row.accuracy, 100, 1), _number(row.test_accuracy, 100, 1)]
-    return [str(row.rank), name, str(row.step), _number(row.rate, 1, 0), busy, waits, *figures]
+def _cells(rows: Sequence[Row], roles: Mapping[int, str], wide: bool, unicode: bool) -> list[str | Text]:
+    """Those of a rank; the lanes of a feedback rank share one row, as they share a process."""
+    first, step = rows[0], min(row.step for row in rows)
+    rate = min((row.rate for row in rows if row.rate is not None), default=None)
+    accuracy = [_number(first.accuracy, 100, 1)] if wide else []
+    figures = [_number(first.loss, 1, 3), *accuracy, _number(first.test_accuracy, 100, 1)]
+    return [first.role, str(step), _number(rate, 1, 0), _busy(rows, unicode), _waits(rows, roles), *figures]
+
+
+def _busy(rows: Sequence[Row], unicode: bool) -> Text:
+    shares = [row.busy for row in rows if row.busy is not None]
+    if not shares:
+        return Text("")
+    share = min(1.0, sum(shares))
+    style = "green" if share >= 0.8 else "yellow" if share >= 0.5 else "red"
+    if rows[0].role == "feedback":  # to have time is what it is for
+        style = "default"
+    return Text(f"{bar(share, unicode)} {100 * share:3.0f}%", style=style)
+
+
+def _waits(rows: Sequence[Row], roles: Mapping[int, str]) -> str:
+    """Whom a rank waits for, to give or to take what, and the share of its time: ``block 0, alpha 28%``."""
+    waits = [wait for row in rows if (wait := row.waits_for) is not None and wait[1] >= 0.005]
+    if not waits:
+        return ""
+    edge, share = waits[0][0], sum(share for _, share in waits) / len(rows)
+    kind, _, ends = edge.partition(" ")
+    other = [int(end) for end in ends.split("->") if end.isdecimal() and int(end) != rows[0].rank]
+    if len(other) != 1:  # what learns end to end has no edges of its own
+        return f"{edge} {100 * share:.0f}%"
+    whom = "blocks" if len(rows) > 1 else roles.get(other[0], f"rank {other[0]}")
+    return f"{whom}, {kind} {100 * share:.0f}%"
 
 
 def _number(value: float | None, scale: float, digits: int) -> str:

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "run": {"config", "learn", *GROUND},
     "metrics": {"config", "run", *GROUND},
     "plan": {"config", "learn", "run", *GROUND},
-    "terminal": {"config", "run", "wire", *GROUND},
+    "terminal": {"config", "metrics", "run", "wire", *GROUND},
     "engines": {"config", "learn", "metrics", "plan", "terminal", "wire", "run", *GROUND},
     "results": {"config", "learn", "run", *GROUND},
     "elastic": {"config", "engines", "run", "wire", *GROUND},

@@ -1,4 +1,4 @@
-"""A real bash completes the commands."""
+"""A real bash completes the commands, and the keys of a config."""
 
 from __future__ import annotations
 
@@ -10,11 +10,18 @@ import pytest
 from bllpipe import cli
 
 
-def test_bash_completes_commands_and_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bash_completes_commands_options_and_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["completion", "bash"]) == 0
     script = tmp_path / "bllpipe.bash"
     script.write_text(capsys.readouterr().out)
-    for words, wanted in ((["wat"], "watch"), (["watch", "--out"], "--output"), (["data", "ver"], "verify")):
+    expected = (
+        (["wat"], "watch"),
+        (["watch", "--out"], "--output"),
+        (["data", "ver"], "verify"),
+        (["train", "--set", "optimizer.l"], "optimizer.lr"),
+        (["check", "--config", "a.yaml", "--set", "feedback.up"], "feedback.update"),
+    )
+    for words, wanted in expected:
         line = " ".join(["bllpipe", *words])
         program = (
             f"source {script}; COMP_WORDS=({line}); COMP_CWORD={len(words)}; COMP_LINE='{line}'; "

@@ -43,7 +43,7 @@ def test_the_view_fits_and_shows_who_waits_for_what(run: Path, width: int, unico
     assert max(map(len, shown)) <= width
     text = "\n".join(shown)
     assert "step 20/100" in text
-    assert "alpha 0->1 25%" in text  # 0.5 s of the 2 s that 20 batches of 64 images took
+    assert "block 0, alpha 25%" in text  # 0.5 s of the 2 s that 20 batches of 64 images took
     assert " 75%" in text
     assert unicode or text.isascii()
 
