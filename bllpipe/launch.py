@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -94,6 +95,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def launch(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     """Runs what ``options`` say; ``arguments`` are the words they came from, to be handed to the ranks."""
+    try:
+        return _launch(options, arguments)
+    finally:
+        _drop_what_nobody_takes()
+
+
+def _drop_what_nobody_takes() -> None:
+    """What is left for a terminal that was closed, or a full disk: the interpreter would make an exit code of it."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _launch(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     environment = None
     try:
         environment = RankEnvironment.read()

@@ -48,7 +48,8 @@ def progress(job: Job) -> AbstractContextManager[object]:
 
 def _lines(job: Job) -> Progress:
     actors = [NETWORK] if job.config.is_end_to_end else [f"block {rank}" for rank in job.topology.block_ranks]
-    return Progress(job.store, actors, job.start, job.plan.last_step, sys.stdout, job.config.log.plain_seconds)
+    out, seconds = sys.stdout, job.config.log.plain_seconds
+    return Progress(job.store, actors, job.start, job.plan.last_step, out, seconds, can_draw(out))
 
 
 def prepare_process(config: Config) -> None:

@@ -16,11 +16,19 @@ class Progress:
     """Reads the latest figures of every block from the store and prints them, in a thread of its own."""
 
     def __init__(
-        self, store: Store, actors: Sequence[str], first_step: int, last_step: int, out: TextIO, plain_seconds: float
+        self,
+        store: Store,
+        actors: Sequence[str],
+        first_step: int,
+        last_step: int,
+        out: TextIO,
+        plain_seconds: float,
+        moves: bool = True,
     ) -> None:
+        """``moves``: whether ``out``, if it is a terminal, can move its cursor."""
         self._store, self._actors, self._out = store, actors, out
         self._first_step, self._last_step = first_step, last_step
-        self._terminal = out.isatty()
+        self._terminal = moves and out.isatty()
         self._every = 1.0 if self._terminal else plain_seconds
         self._stop, self._started = threading.Event(), time.monotonic()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)

@@ -14,12 +14,12 @@ import time
 from types import TracebackType
 from typing import Any
 
-STOPPING = (signal.SIGTERM, signal.SIGINT)
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PATIENCE_SECONDS = 3.0  # a signal within these of another is the same one, sent by the terminal and the launcher both
 
 
 class StopSignals:
-    """While it is entered, the first SIGTERM or SIGINT ends nothing but comes out of ``wait``. Who repeats it does not
+    """While it is entered, the first of STOPPING ends nothing but comes out of ``wait``. Who repeats it does not
     want to wait: that one is a KeyboardInterrupt.
 
     Only a main thread can receive signals; entered in another one it just waits.
@@ -35,7 +35,9 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in STOPPING}
+            ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # as nohup has it
+            heard = [number for number in STOPPING if not (number == signal.SIGHUP and ignored)]
+            self._before = {number: signal.signal(number, self._handle) for number in heard}
             self._fd_before = signal.set_wakeup_fd(self._in.fileno(), warn_on_full_buffer=False)
         return self
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from textwrap import wrap
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -79,7 +78,7 @@ def bar(share: float, unicode: bool = True) -> str:
 
 def _table(run: Follower, width: int, unicode: bool) -> Table:
     wide = width >= WIDE
-    table = Table(box=box.SIMPLE_HEAD if unicode and wide else None, pad_edge=False, padding=(0, 1))
+    table = Table(box=None, pad_edge=False, padding=(0, 2 if wide else 1))
     for name in ("", "role", "step", "img/s", "busy", "waits for", "loss", *(["acc %"] if wide else []), "test %"):
         left = name in ("role", "busy", "waits for")
         table.add_column(name, justify="left" if left else "right", no_wrap=True, overflow="crop")

