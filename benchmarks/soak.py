@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
+from math import ceil
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     samples: dict[str, list[Sample]] = {"restarts": [], "long run": []}
     with tempfile.TemporaryDirectory() as folder:
-        bar = Bar("soak", options.restarts + int(60 * options.minutes / SAMPLE_SECONDS))
+        bar = Bar("soak", options.restarts + ceil(60 * options.minutes / SAMPLE_SECONDS))
         parts: list[Callable[[], None]] = [
             lambda: restart(Path(folder) / "restarts", options.restarts, samples["restarts"], bar),
             lambda: run_long(Path(folder) / "long", 60 * options.minutes, samples["long run"], bar),
