@@ -31,6 +31,8 @@ def test_a_line_says_done_of_how_many_time_so_far_and_time_left() -> None:
     assert shown.line("layer1.0", 0.2) == "plan: 0 of 100, layer1.0; 0:00:00 so far"
     shown.at("layer1.0", 20, 100)
     assert shown.line("layer1.0", 3700.0) == "plan: 20 of 100, layer1.0; 1:01:40 so far, 4:06:40 left"
+    shown.at("more than was thought", 101, 100)
+    assert shown.line("more", 101.0).endswith("0:01:41 so far, 0:00:00 left")
     shown.at("building layer1.0")
     assert shown.line("building layer1.0", 3.0) == "plan: building layer1.0; 0:00:03 so far"
 
