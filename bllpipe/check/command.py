@@ -16,7 +16,7 @@ NO_DATA = (
     "shapes, bytes and memory depend on the data, which are not here: data.name is {name}, data.path {path}; give the "
     "path where they are with --set data.path=PATH"
 )
-NEEDS_VALUES = "the network looks at values, so that it cannot be counted without computing: {reason}"
+NEEDS_VALUES = "the network looks at values or devices, so that it cannot be counted without computing: {reason}"
 
 
 def add_check(commands: Any) -> None:

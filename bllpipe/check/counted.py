@@ -46,12 +46,12 @@ def num_parameters(weights: Iterable[Tensor]) -> int:
 
 def batch_of(size: int, shape: tuple[int, ...], wants_gradient: bool = False) -> Tensor:
     """Images or activations, [B, ...]; in a pipeline those of a stage before want a gradient."""
-    return torch.empty(size, *shape, requires_grad=wants_gradient, device=SHAPES_ONLY)
+    return torch.zeros(size, *shape, requires_grad=wants_gradient, device=SHAPES_ONLY)
 
 
 def target_of(size: int, channels: int) -> Target:
     """A feedback message and labels for ``size`` images."""
-    label_B = torch.empty(size, dtype=torch.int64, device=SHAPES_ONLY)
+    label_B = torch.zeros(size, dtype=torch.int64, device=SHAPES_ONLY)
     return Target(Round("train", 0), batch_of(size, (channels,)), batch_of(size, ()), label_B)
 
 

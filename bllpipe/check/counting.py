@@ -88,4 +88,5 @@ def _explained(config: Config) -> Iterator[None]:
 
 def _wants_values(error: BaseException | None) -> bool:
     """Torch has no class of its own for what it says of tensors without contents."""
-    return isinstance(error, RuntimeError) and re.search(r"\bmeta\b", str(error), re.IGNORECASE) is not None
+    told = r"\b(meta|autocast|scalarType)\b"
+    return isinstance(error, RuntimeError) and re.search(told, str(error), re.IGNORECASE) is not None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,12 @@ def place(module: Module, config: Config, device: torch.device) -> Module:
     if lies_channels_last(config, device):
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # left out of torch's own types
     return module
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """What is computed inside has the formats of its tensors. Where there is no autocast there is nothing to leave."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 def as_channels_last(x: Tensor) -> Tensor:

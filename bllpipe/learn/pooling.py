@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool1d
 
+from bllpipe.learn.placing import without_autocast
+
 
 class PoolByProducts(nn.Module):
     """What ``nn.AdaptiveAvgPool2d(size)`` gives, up to rounding: [B, C, H, W] to [B, C, h, w]."""
@@ -22,7 +24,7 @@ class PoolByProducts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         (height, width), (h, w) = x.shape[-2:], self.size
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             pooled_Ww = x.float() @ _shares(width, w, x.device)
             pooled_hw = _shares(height, h, x.device).T @ pooled_Ww
         return pooled_hw.to(x.dtype)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, normalize
 
 from bllpipe.config.schema import ObjectiveConfig
 from bllpipe.learn.channels import one_hot
 from bllpipe.learn.local import predictive
+from bllpipe.learn.placing import without_autocast
 from bllpipe.ports import Target
 
 
@@ -22,7 +22,7 @@ def similarity_matrix(features: Tensor) -> Tensor:
 
     Of [B, C, H, W] the deviation over the positions counts, [B, C]; each sample is then centred over its features.
     """
-    with torch.autocast(features.device.type, enabled=False):
+    with without_autocast(features.device):
         features = features.float()
         if features.dim() == 4:
             features = features.flatten(2).std(dim=2)

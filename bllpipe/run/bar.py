@@ -71,10 +71,10 @@ class Bar:
     def line(self, what: str, seconds: float) -> str:
         """``plan: 20 of 100, layer1.0; 0:00:10 so far, 0:00:40 left``."""
         of = f"{self.done} of {self.total}, " if self.total is not None else ""
-        left = (
-            f", {_clock(seconds / self.done * max(0, self.total - self.done))} left" if self.total and self.done else ""
-        )
-        return f"{self.name}: {of}{what}; {_clock(seconds)} so far{left}"
+        text = f"{self.name}: {of}{what}; {_clock(seconds)} so far"
+        if not self.total or not self.done:
+            return text
+        return f"{text}, {_clock(seconds / self.done * max(0, self.total - self.done))} left"
 
     def _print(self, line: str) -> None:
         with suppress(OSError):  # a log on a full disk

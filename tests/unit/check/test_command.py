@@ -72,7 +72,7 @@ def test_without_the_data_ranks_and_edges_are_shown_and_what_is_missing(capsys: 
 
 def test_a_network_that_cannot_be_counted_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", "--set", "model.name=tests.unit.check.networks:choosy", "--set", "blocks=2"]) == 0
-    assert "the network looks at values, so that it cannot be counted" in capsys.readouterr().out
+    assert "the network looks at values or devices, so that it cannot be counted" in capsys.readouterr().out
 
 
 def test_a_network_without_enough_units_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

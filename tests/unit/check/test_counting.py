@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from bllpipe import launch
 from bllpipe.check.counting import Uncountable, count
@@ -61,6 +62,18 @@ def test_memory_by_hand() -> None:
     kept = 4 * 64 * 4 + alpha  # images, and what the ReLU gives; it works in place of nothing else that is kept
     assert figures.ranks[0].memory == Memory(weights, weights, weights, 4 * kept)
     assert figures.ranks[0].memory.total == 3 * weights + 4 * kept
+
+
+@pytest.mark.parametrize(
+    "overrides", [("method=predsim",), ("method=bp", "engine=1f1b"), ("method=usf", "engine=single")]
+)
+def test_tensors_with_contents_take_the_memory_that_was_counted(
+    overrides: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = figures_of(*overrides, "model.width=4")
+    for module in ("counted", "blocks", "synchronous"):
+        monkeypatch.setattr(f"bllpipe.check.{module}.SHAPES_ONLY", torch.device("cpu"))
+    assert figures_of(*overrides, "model.width=4") == counted
 
 
 def test_a_block_keeps_messages_in_rings() -> None:
