@@ -81,11 +81,10 @@ def test_rows_that_another_process_kept_are_given_back(terminal: Terminal) -> No
     """The rank that draws was killed; the next line of the shell was confined to the rows above."""
     Screen(terminal.out).draw(VIEW)
     terminal.look()
-    assert terminal.screen.margins is not None
+    assert terminal.screen.margins
     release(terminal.out)
     terminal.look()
-    assert terminal.screen.margins is None
-    assert terminal.shown() == [""] * 24
+    assert [terminal.screen.margins, *terminal.shown()] == [None, *[""] * 24]
 
 
 def test_no_colour_and_no_movement_where_they_are_not_wanted(
