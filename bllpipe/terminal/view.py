@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from textwrap import wrap
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -14,7 +15,8 @@ from rich.text import Text
 
 from bllpipe.terminal.following import Follower, Row
 
-BAR = 8  # characters
+BAR, WIDE_BAR = 8, 16  # characters
+STEADY = {"step": 5, "waits for": 21}  # widths that do not change from look to look
 WIDE = 100  # columns from which on everything fits
 QUIET_SECONDS = 30.0  # after which it is said that nothing was heard
 
@@ -69,19 +71,20 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def bar(share: float, unicode: bool = True) -> str:
+def bar(share: float, length: int = BAR, unicode: bool = True) -> str:
     """``share`` of a bar filled: ``######----``."""
     full, empty = ("█", "░") if unicode else ("#", "-")
-    filled = round(share * BAR)
-    return full * filled + empty * (BAR - filled)
+    filled = round(share * length)
+    return full * filled + empty * (length - filled)
 
 
 def _table(run: Follower, width: int, unicode: bool) -> Table:
     wide = width >= WIDE
-    table = Table(box=None, pad_edge=False, padding=(0, 2 if wide else 1))
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
     for name in ("", "role", "step", "img/s", "busy", "waits for", "loss", *(["acc %"] if wide else []), "test %"):
         left = name in ("role", "busy", "waits for")
-        table.add_column(name, justify="left" if left else "right", no_wrap=True, overflow="crop")
+        justify: Literal["left", "right"] = "left" if left else "right"
+        table.add_column(name, justify=justify, min_width=STEADY.get(name), no_wrap=True, overflow="crop")
     roles = {row.rank: row.role for row in run.rows.values()}
     for rank, rows in groupby(run.ordered(), lambda row: row.rank):
         table.add_row(str(rank), *_cells(list(rows), roles, wide, unicode))
@@ -94,10 +97,10 @@ def _cells(rows: Sequence[Row], roles: Mapping[int, str], wide: bool, unicode: b
     rate = min((row.rate for row in rows if row.rate is not None), default=None)
     accuracy = [_number(first.accuracy, 100, 1)] if wide else []
     figures = [_number(first.loss, 1, 3), *accuracy, _number(first.test_accuracy, 100, 1)]
-    return [first.role, str(step), _number(rate, 1, 0), _busy(rows, unicode), _waits(rows, roles), *figures]
+    return [first.role, str(step), _number(rate, 1, 0), _busy(rows, wide, unicode), _waits(rows, roles), *figures]
 
 
-def _busy(rows: Sequence[Row], unicode: bool) -> Text:
+def _busy(rows: Sequence[Row], wide: bool, unicode: bool) -> Text:
     shares = [row.busy for row in rows if row.busy is not None]
     if not shares:
         return Text("")
@@ -105,15 +108,16 @@ def _busy(rows: Sequence[Row], unicode: bool) -> Text:
     style = "green" if share >= 0.8 else "yellow" if share >= 0.5 else "red"
     if rows[0].role == "feedback":  # to have time is what it is for
         style = "default"
-    return Text(f"{bar(share, unicode)} {100 * share:3.0f}%", style=style)
+    return Text(f"{bar(share, WIDE_BAR if wide else BAR, unicode)} {100 * share:3.0f}%", style=style)
 
 
 def _waits(rows: Sequence[Row], roles: Mapping[int, str]) -> str:
     """Whom a rank waits for, to give or to take what, and the share of its time: ``block 0, alpha 28%``."""
-    waits = [wait for row in rows if (wait := row.waits_for) is not None and wait[1] >= 0.005]
-    if not waits:
+    waits = [row.waits_for for row in rows if row.waits_for is not None]
+    share = sum(share for _, share in waits) / len(rows)
+    if share < 0.005:
         return ""
-    edge, share = waits[0][0], sum(share for _, share in waits) / len(rows)
+    edge, _ = waits[0]
     kind, _, ends = edge.partition(" ")
     other = [int(end) for end in ends.split("->") if end.isdecimal() and int(end) != rows[0].rank]
     if len(other) != 1:  # what learns end to end has no edges of its own

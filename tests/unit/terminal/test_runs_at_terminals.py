@@ -29,7 +29,7 @@ def status(folder: Path) -> str:
 
 def is_drawn(shown: list[str]) -> bool:
     """The view of both blocks, at the very bottom."""
-    return "waits for" in "\n".join(shown) and shown[-1].startswith("2  feedback")
+    return "waits for" in "\n".join(shown) and shown[-1].split()[:2] == ["2", "feedback"]
 
 
 def in_order(terminal: Terminal) -> bool:
