@@ -1,9 +1,10 @@
-"""Reading a Dockerfile, as far as ours goes."""
+"""Reading a Dockerfile, and doing what its COPY says, as far as ours goes."""
 
 from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,3 +44,15 @@ def instructions(file: Path = DOCKER / "Dockerfile") -> list[Instruction]:
 def only(keyword: str) -> list[Instruction]:
     """Those with this keyword."""
     return [instruction for instruction in instructions() if instruction.keyword == keyword]
+
+
+def copy(instruction: Instruction, target: Path) -> None:
+    """What COPY does: files into a folder that ends with a slash, the content of a folder into a folder."""
+    sources, destination = instruction.copied
+    for source in (REPOSITORY / name for name in sources):
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            into = target / source.name if destination.endswith("/") else target
+            into.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, into)

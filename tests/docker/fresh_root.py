@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docker.dockerfile import REPOSITORY, Instruction
+from tests.docker.dockerfile import Instruction, copy
 
 TOOLS = ("debootstrap", "unshare", "chroot")
 MISSING = [*(name for name in TOOLS if shutil.which(name) is None), *(["root"] if os.geteuid() != 0 else [])]
@@ -70,17 +70,10 @@ class FreshRoot:
         return ""
 
     def _copy(self, instruction: Instruction) -> None:
-        """Files into a folder that ends with a slash, the content of a folder into a folder; with ``--chown`` they
-        belong to the user."""
-        sources, destination = instruction.copied
+        """With ``--chown`` the files belong to the user."""
+        _, destination = instruction.copied
         target = self.path / (destination if destination.startswith("/") else f"{self.work}/{destination}").lstrip("/")
-        for source in (REPOSITORY / name for name in sources):
-            if source.is_dir():
-                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                into = target / source.name if destination.endswith("/") else target
-                into.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(source, into)
+        copy(instruction, target)
         if "--chown" in instruction.text:
             done = subprocess.run(["chroot", self.path, "chown", "-R", self.user, f"/{target.relative_to(self.path)}"])
             assert done.returncode == 0

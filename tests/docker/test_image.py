@@ -8,7 +8,6 @@ from __future__ import annotations
 import configparser
 import os
 import re
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -19,7 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.docker.dockerfile import DOCKER, REPOSITORY, Instruction, instructions, only
+from tests.docker.dockerfile import DOCKER, REPOSITORY, Instruction, copy, instructions, only
 
 NOT_RUN = {
     "pip install --no-deps --index-url": "three gigabytes: the fresh environment sees the torch of this one",
@@ -106,7 +105,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     for instruction in instructions():
         where = instruction.text if instruction.keyword == "WORKDIR" else where
         if instruction.keyword == "COPY":
-            copy(instruction, Path(made.here(where)), made)
+            copy(instruction, Path(made.here(where)) / made.here(instruction.copied[1]))
         elif instruction.keyword == "RUN" and is_run(instruction):
             done = made.call(instruction.words)
             assert done.returncode == 0, f"{instruction.text}\n{done.stdout}{done.stderr}"
@@ -123,19 +122,6 @@ def virtual_environment(folder: Path) -> Path:
     (packages,) = (folder / "lib").glob("python*/site-packages")
     (packages / "environment.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     return folder / "bin"
-
-
-def copy(instruction: Instruction, where: Path, made: Environment) -> None:
-    """What COPY does: files into a folder that ends with a slash, the content of a folder into a folder."""
-    sources, destination = instruction.copied
-    target = where / made.here(destination)
-    for source in (REPOSITORY / source for source in sources):
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            into = target / source.name if destination.endswith("/") else target
-            into.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source, into)
 
 
 def test_each_command_is_run_or_it_is_said_why_not(environment: Environment) -> None:
