@@ -21,6 +21,6 @@ def test_the_same_seed_is_the_same_campaign() -> None:
 
 @pytest.mark.ranks
 def test_a_few_kills(tmp_path: Path) -> None:
-    assert chaos.main(["--kills", "3", "--seed", "5", "--workers", "2", "--json", str(tmp_path / "found.json")]) == 0
+    assert chaos.main(["--kills", "3", "--seed", "32", "--workers", "2", "--json", str(tmp_path / "found.json")]) == 0
     (total,) = [row for row in json.loads((tmp_path / "found.json").read_text())["results"] if row["kill"] == "all"]
     assert total["killed"] == total["survived"] == total["bit-identical"] > 0

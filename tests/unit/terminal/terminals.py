@@ -12,6 +12,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -78,6 +79,16 @@ class Terminal:
     def shown(self) -> list[str]:
         """The rows of the screen, without the blanks behind them."""
         return [line.rstrip() for line in self.screen.display]
+
+    def fill(self) -> None:
+        """Until it takes no more: the kernel still moves on what was just written, and then there is room again."""
+        os.set_blocking(self.out.fileno(), False)
+        for _ in range(5):
+            with suppress(BlockingIOError):
+                while True:
+                    os.write(self.out.fileno(), b"x")
+            time.sleep(0.05)
+        os.set_blocking(self.out.fileno(), True)
 
     def close(self) -> None:
         os.close(self.ours)

@@ -76,12 +76,7 @@ def test_a_terminal_that_is_closed_stops_the_run_in_order(terminal: Terminal, tm
 @pytest.mark.ranks
 @pytest.mark.timeout(90)
 def test_a_terminal_that_nobody_reads_does_not_stop_training(terminal: Terminal, tmp_path: Path) -> None:
-    os.set_blocking(terminal.out.fileno(), False)
-    try:
-        while True:
-            os.write(terminal.out.fileno(), b"x" * 64)
-    except BlockingIOError:
-        os.set_blocking(terminal.out.fileno(), True)
+    terminal.fill()
     run = terminal.start(training(tmp_path / "run", "steps=40"))
     try:
         seconds = 0

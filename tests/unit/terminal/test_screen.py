@@ -117,12 +117,7 @@ def test_a_closed_terminal_stops_nothing(terminal: Terminal) -> None:
 
 def test_a_terminal_that_blocks_holds_the_drawing_alone(terminal: Terminal) -> None:
     """The view waits in the kernel, not in the buffer of the output, whose lock others need."""
-    os.set_blocking(terminal.out.fileno(), False)
-    try:
-        while True:
-            os.write(terminal.out.fileno(), b"x" * 64)
-    except BlockingIOError:
-        os.set_blocking(terminal.out.fileno(), True)
+    terminal.fill()
     drawing = threading.Thread(target=Screen(terminal.out).draw, args=(VIEW,))
     drawing.start()
     drawing.join(0.3)
