@@ -7,11 +7,14 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bllpipe.errors import BllpipeError, ConfigError
 from bllpipe.metrics.health import RUNS, WITHIN_SECONDS, health_of, newest
 from bllpipe.run.notices import warn
+
+if TYPE_CHECKING:
+    from bllpipe.terminal.following import Follower
 
 EVERY_SECONDS = 1.0
 SILENT = 1  # exit code: a run that says it runs, and has written nothing for too long
@@ -56,7 +59,7 @@ def _watch(options: argparse.Namespace, words: Sequence[str]) -> int:
     return SILENT
 
 
-def _open(text: str | None) -> Any:
+def _open(text: str | None) -> Follower:
     """What follows the run; ConfigError where there is none, or its config is of another version."""
     from bllpipe.terminal.following import Follower
 
@@ -73,13 +76,13 @@ def _open(text: str | None) -> Any:
         ) from error
 
 
-def _draw(run: Any, options: argparse.Namespace) -> None:
+def _draw(run: Follower, options: argparse.Namespace) -> None:
     from bllpipe.terminal.live import draw
 
     draw(sys.stdout)(run, lambda seconds: _pause(seconds) or not _lasts(run, options.within))
 
 
-def _show_changes(run: Any, options: argparse.Namespace) -> None:
+def _show_changes(run: Follower, options: argparse.Namespace) -> None:
     """All but the last, which is shown when the run is over."""
     shown = None
     while _lasts(run, options.within):
@@ -90,11 +93,11 @@ def _show_changes(run: Any, options: argparse.Namespace) -> None:
         run.look()
 
 
-def _runs(run: Any) -> bool:
+def _runs(run: Follower) -> bool:
     return bool(run.status.get("status") == "running")
 
 
-def _lasts(run: Any, within: float) -> bool:
+def _lasts(run: Follower, within: float) -> bool:
     """Whether something may still come."""
     return _runs(run) and health_of(run.directory, within).is_well
 
@@ -103,11 +106,11 @@ def _pause(seconds: float) -> bool:
     return threading.Event().wait(seconds)
 
 
-def _show(run: Any, output: str) -> None:
+def _show(run: Follower, output: str) -> None:
     print(_json(run) if output == "json" else _table(run), flush=True)
 
 
-def _table(run: Any) -> str:
+def _table(run: Follower) -> str:
     from rich.console import Console
 
     from bllpipe.terminal.view import lines
@@ -116,7 +119,7 @@ def _table(run: Any) -> str:
     return "\n".join(lines(run, Console(file=sys.stdout).width, unicode=unicode))
 
 
-def _json(run: Any) -> str:
+def _json(run: Follower) -> str:
     from bllpipe.terminal.live import snapshot
 
     return snapshot(run)
