@@ -13,11 +13,11 @@ from bllpipe.engines.job import Job
 from bllpipe.engines.monitoring import monitored
 from bllpipe.engines.taking_up import take_up
 from bllpipe.run.checkpoint import CheckpointWriter
-from bllpipe.run.finite import guard
+from bllpipe.run.instrument import guard, trace
 from bllpipe.run.loops import Loop
 from bllpipe.run.rank import Actor, RankPart
 from bllpipe.run.recorder import Recorder
-from bllpipe.run.spans import Clock, SpanFile, align_clock, machine_id, trace
+from bllpipe.run.spans import Clock, SpanFile, align_clock, machine_id
 from bllpipe.run.timing import Metered, Stopwatch
 
 STEADY_AFTER = 0.1  # fraction of the steps that rates leave out

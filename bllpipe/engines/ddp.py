@@ -22,7 +22,7 @@ from bllpipe.engines.synchronous import Seat, run_synchronous
 from bllpipe.learn.block import Outcome
 from bllpipe.learn.units import Segment
 from bllpipe.ports import Alpha, Phase, Receiver, Round, Target
-from bllpipe.run.data.sets import load_images, load_labels
+from bllpipe.run.data.registry import load_images, load_labels
 from bllpipe.run.data.source import LabelSource
 from bllpipe.run.loops import Loop
 from bllpipe.run.timing import Meter, Metered

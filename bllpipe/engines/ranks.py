@@ -17,7 +17,7 @@ from bllpipe.engines.gpu import set_up
 from bllpipe.engines.job import Job, agree, build_segment
 from bllpipe.engines.process import take_part
 from bllpipe.engines.watcher import Watcher
-from bllpipe.run.data.sets import load_images, load_labels
+from bllpipe.run.data.registry import load_images, load_labels
 from bllpipe.run.notices import warn
 from bllpipe.topology import Topology
 from bllpipe.wire.environment import RankEnvironment

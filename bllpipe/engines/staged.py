@@ -17,7 +17,7 @@ from bllpipe.engines.share import Share
 from bllpipe.engines.stages import Hop, Schedule, StageLoop, StageModule
 from bllpipe.engines.synchronous import Seat
 from bllpipe.ports import Alpha, Receiver, Target
-from bllpipe.run.data.sets import load_labels
+from bllpipe.run.data.registry import load_labels
 from bllpipe.run.data.source import LabelSource
 from bllpipe.run.loops import Loop
 from bllpipe.run.timing import Metered

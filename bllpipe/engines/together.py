@@ -22,7 +22,8 @@ from bllpipe.engines.job import Job, agree, build_segment
 from bllpipe.engines.taking_up import say_untaken
 from bllpipe.engines.watcher import Watcher
 from bllpipe.ports import Store
-from bllpipe.run.data.sets import ImageSet, load_images, load_labels
+from bllpipe.run.data.registry import load_images, load_labels
+from bllpipe.run.data.sets import ImageSet
 from bllpipe.run.ending import Ending
 from bllpipe.run.memory import freeze_garbage
 from bllpipe.run.rank import RankPart

@@ -27,7 +27,7 @@ from bllpipe.plan.memory import head_bytes, unit_bytes
 from bllpipe.plan.profile import Profile, Timing, UnitProfile, settings_of
 from bllpipe.ports import Round, Target
 from bllpipe.randomness import stream
-from bllpipe.run.data.sets import load_images
+from bllpipe.run.data.registry import load_images
 from bllpipe.run.data.spec import PUBLISHED, DataSpec
 from bllpipe.run.directory import environment
 from bllpipe.run.memory import keep_freed_memory

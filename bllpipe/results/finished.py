@@ -22,7 +22,8 @@ from bllpipe.learn.units import Segment
 from bllpipe.ports import Round
 from bllpipe.run.checkpoint import Checkpoint, find_checkpoint
 from bllpipe.run.checkpoint.records import read_record
-from bllpipe.run.data.sets import ImageSet, load_images, load_labels
+from bllpipe.run.data.registry import load_images, load_labels
+from bllpipe.run.data.sets import ImageSet
 from bllpipe.run.data.source import ImageSource, label_batches
 from bllpipe.run.itinerary import Plan
 

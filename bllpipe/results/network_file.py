@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import bllpipe
 from bllpipe.config.resnets import DEPTHS
 from bllpipe.config.schema import ModelConfig
 from bllpipe.errors import CheckpointError
@@ -25,6 +24,7 @@ from bllpipe.learn.units import Segment
 from bllpipe.results.finished import FinishedRun, some
 from bllpipe.run.checkpoint import Checkpoint
 from bllpipe.run.checkpoint.tensors import file_metadata, mapped_tensors
+from bllpipe.version import __version__
 
 FROM = "needed is a file that bllpipe export has written"
 LARGEST = 1_000_000  # channels or classes
@@ -54,7 +54,7 @@ def describe(run: FinishedRun) -> dict[str, str]:
         "image_std": json.dumps(run.images.std),
         "method": run.config.method,
         "step": str(run.checkpoint.step),
-        "bllpipe": bllpipe.__version__,
+        "bllpipe": __version__,
     }
 
 

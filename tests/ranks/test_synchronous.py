@@ -27,7 +27,7 @@ from bllpipe.learn.optimizers import Optimizer
 from bllpipe.learn.units import Segment
 from bllpipe.ports import Round
 from bllpipe.run.checkpoint import find_checkpoint
-from bllpipe.run.data.sets import load_images, load_labels
+from bllpipe.run.data.registry import load_images, load_labels
 from bllpipe.run.data.source import ImageSource, label_batches
 from tests.ranks import jobs
 from tests.ranks.spawning import run_ranks

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bllpipe.engines import books
 from bllpipe.ports import Round
-from bllpipe.run.finite import guard
+from bllpipe.run.instrument import guard
 from bllpipe.run.rank import Actor
 from tests.ranks import jobs
 from tests.unit.learn.tape import ASKS_THE_DEVICE

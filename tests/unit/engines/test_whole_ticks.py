@@ -20,7 +20,7 @@ from bllpipe.errors import ConfigError, NonFiniteError
 from bllpipe.learn import learner
 from bllpipe.learn.block import Block
 from bllpipe.learn.capture import CapturedStep, Graphs
-from bllpipe.run.finite import guard
+from bllpipe.run.instrument import guard
 from bllpipe.wire.ring import Ring, RingWires
 from tests.ranks import jobs
 from tests.unit.engines.test_no_waiting import Asked, Methods, Operations
