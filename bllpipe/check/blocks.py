@@ -33,7 +33,7 @@ def _there(job: Job, block: Block, given: tuple[int, ...], made: tuple[int, ...]
     size = job.config.data.batch_size
     x = batch_of(size, given)
     alpha = block.forward(x)
-    terms, scores_BK = block.losses(alpha, target_of(size, num_channels(made)))
+    terms, scores_BK, _ = block.losses(alpha, target_of(size, num_channels(made)))
     yield from (x, alpha, scores_BK, torch.empty_like(alpha), *terms.values())
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -52,8 +55,9 @@ def graphs_of_ticks(config: Config, device: torch.device) -> Graphs | None:
     return CudaGraphs(device) if device.type == "cuda" and config.gpu.capture is True else None
 
 
-def compile_parts(block: Block, backend: str = "inductor") -> None:
-    """Segment and head, for the shapes that come; names of parameters stay as they are."""
-    parts: list[nn.Module] = [block.segment, block.head]
+def compile_parts(block: Block, backend: str | Callable[..., Any] = "inductor") -> None:
+    """Segment; statistics; head, objective and hits: a region each, for the shapes that come. Names of parameters stay
+    as they are."""
+    parts: list[nn.Module] = [block.segment, block.statistics, block.local]
     for part in parts:
         part.compile(backend=backend, dynamic=False)

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from bllpipe.config.schema import Config
 from bllpipe.errors import ConfigError
-from bllpipe.learn.channels import alignment, class_statistics, forward_message
-from bllpipe.learn.families import FAMILIES
+from bllpipe.learn.channels import NORMALIZATIONS, alignment, channel_means
 from bllpipe.learn.heads import make_head
 from bllpipe.learn.learner import Learner
 from bllpipe.learn.local import Objective
 from bllpipe.learn.networks import check_complete
 from bllpipe.learn.objectives import last_block, make_objective
 from bllpipe.learn.placing import as_channels_last, lies_channels_last, place
+from bllpipe.learn.regions import LocalLoss, Statistics
 from bllpipe.learn.units import Segment
 from bllpipe.ports import Target
 from bllpipe.randomness import derived_seed
@@ -50,7 +50,9 @@ class Block:
         num_classes: int,
         total_steps: int,
     ) -> None:
-        self.segment, self.head, self.objective = segment, head, objective
+        self.segment, self.local = segment, LocalLoss(head, objective)
+        self.statistics = Statistics(config.objective, num_classes)
+        self.means_BC: Tensor | None = None  # of the alpha under way, once its statistics are sent
         self.num_classes, self.config = num_classes, config
         self.is_captured = False  # then gradients lie where only the graphs know
         self.learner = Learner(_modules(segment, head, objective), config, total_steps)
@@ -60,25 +62,34 @@ class Block:
         self.channels_last = lies_channels_last(config, self.learner.device)
         self._mode(True)
 
+    @property
+    def head(self) -> nn.Module:
+        """The local head."""
+        return self.local.head
+
+    @property
+    def objective(self) -> Objective:
+        """The local loss."""
+        return self.local.objective
+
     def forward(self, x: Tensor) -> Tensor:
         """alpha = f_k(x) (paper, eq. 1), in training mode; keeps what the local backward needs."""
         self._mode(True)
-        self.x = self._laid_out(x)
+        self.x, self.means_BC = self._laid_out(x), None
         with self.learner.autocast():
             return self.segment(self.x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     def update(self, alpha: Tensor, target: Target, step: int) -> Outcome:
         """One step on the local loss of ``alpha``, which must come from ``forward``."""
-        terms, scores_BK = self.losses(alpha, target)
+        terms, _, hits = self.losses(alpha, target)
         self.backward(terms)
         lr = self.step_optimizer(step)
-        return self.outcome(terms, alpha, scores_BK, target, lr)
+        return self.outcome(terms, alpha, hits, target, lr)
 
-    def losses(self, alpha: Tensor, target: Target) -> tuple[dict[str, Tensor], Tensor]:
-        """The terms of the local loss, and the head's scores [B, K]."""
+    def losses(self, alpha: Tensor, target: Target) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """The terms of the local loss, the head's scores [B, K], and how many images it got right."""
         with self.learner.autocast():
-            scores_BK = self.head(alpha)
-            return self.objective(alpha, scores_BK, target, self.x), scores_BK
+            return self.local(alpha, target, self.x, self.means_BC)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     def backward(self, terms: Mapping[str, Tensor]) -> None:
         """The gradients of the sum of ``terms``, and of nothing before them."""
@@ -94,34 +105,35 @@ class Block:
         self,
         terms: Mapping[str, Tensor],
         alpha: Tensor,
-        scores_BK: Tensor,
+        hits: Tensor,
         target: Target,
         lr: float,
         learned: bool = True,
     ) -> Outcome:
         """What the batch did, for the records; there are gradients if it ``learned``."""
-        hits = (scores_BK.argmax(dim=1) == target.label_B).sum()
-        watch = partial(self._figures, alpha.detach(), target, learned)
+        # the means are small, but alpha would keep its memory for as long as the outcome lives
+        seen = alpha.detach() if self.means_BC is None else self.means_BC
+        watch = partial(self._figures, seen, self.means_BC is not None, target, learned)
         return Outcome({name: term.detach() for name, term in terms.items()}, hits, lr, watch)
 
     def stats(self, alpha: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
         """Class sums [K, C] and counts [K] of what alpha expects, for Gaussians its channel means, for the lane."""
-        statistic_BC = FAMILIES[self.config.objective.family].statistic(self._message(alpha.detach()))
-        return class_statistics(statistic_BC, label_B, self.num_classes)
+        sums_KC, counts_K, self.means_BC = self.statistics(alpha, label_B)
+        return sums_KC, counts_K
 
     @torch.no_grad()
     def infer(self, x: Tensor) -> Tensor:
         """alpha in evaluation mode."""
         self._mode(False)
-        self.x = self._laid_out(x)
+        self.x, self.means_BC = self._laid_out(x), None
         with self.learner.autocast():
             return self.segment(self.x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     @torch.no_grad()
     def score(self, alpha: Tensor, target: Target) -> Outcome:
         """The local loss and the local head's hits on a test batch."""
-        terms, scores_BK = self.losses(alpha, target)
-        return self.outcome(terms, alpha, scores_BK, target, lr=0.0, learned=False)
+        terms, _, hits = self.losses(alpha, target)
+        return self.outcome(terms, alpha, hits, target, lr=0.0, learned=False)
 
     def _laid_out(self, x: Tensor) -> Tensor:
         return as_channels_last(x) if self.channels_last else x
@@ -130,20 +142,17 @@ class Block:
         """Training or evaluation, for all parts: it takes a while, and seldom changes."""
         if train != self._training:
             self._training = train
-            for part in (self.segment, self.head, self.objective):
-                if isinstance(part, nn.Module):
-                    part.train(train)
+            for part in (self.segment, self.local):  # head and objective are in the second one
+                part.train(train)
 
     @torch.no_grad()
-    def _figures(self, alpha: Tensor, target: Target, learned: bool) -> dict[str, Tensor]:
+    def _figures(self, seen: Tensor, is_means: bool, target: Target, learned: bool) -> dict[str, Tensor]:
         """How alpha and beta are aligned, where there is a beta; and the gradients' norm, where there are any."""
         norm = {"gradient_norm": self.learner.gradient_norm()} if learned and not self.is_captured else {}
         if self.config.is_end_to_end:
             return norm
-        return {"alignment": alignment(self._message(alpha), target.beta_BC, target.known_B), **norm}
-
-    def _message(self, alpha: Tensor) -> Tensor:
-        return forward_message(alpha, self.config.objective.normalize)
+        message_BC = NORMALIZATIONS[self.config.objective.normalize](seen if is_means else channel_means(seen))
+        return {"alignment": alignment(message_BC, target.beta_BC, target.known_B), **norm}
 
 
 def _modules(segment: Segment, head: nn.Module, objective: Objective) -> list[tuple[str, nn.Module]]:

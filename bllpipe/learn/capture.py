@@ -127,9 +127,15 @@ class CapturedStep:
         if self._place is None:
             return self._stats(alpha, label_B)
         held_B = self._place.hold("label of the stats", label_B)
-        return self._place.play("stats", lambda: self._stats(alpha, held_B))
+        sums_KC, counts_K, means_BC = self._place.play("stats", lambda: self._stats_and_means(alpha, held_B))
+        self._block.means_BC = means_BC  # those of this place
+        return sums_KC, counts_K
 
-    def losses(self, alpha: Tensor, target: Target) -> tuple[dict[str, Tensor], Tensor]:
+    def _stats_and_means(self, alpha: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        sums_KC, counts_K = self._stats(alpha, label_B)
+        return sums_KC, counts_K, self._block.means_BC
+
+    def losses(self, alpha: Tensor, target: Target) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         if self._place is None:
             return self._losses(alpha, target)
         hold = self._place.hold

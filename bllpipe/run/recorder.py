@@ -49,7 +49,8 @@ class Totals:
 
     def add(self, outcome: Outcome, images: int) -> None:
         _add(self.terms, outcome.terms, images)
-        self.correct = outcome.correct if self.correct is None else self.correct.to(outcome.correct) + outcome.correct
+        hits = outcome.correct  # where a graph writes those of the next step too
+        self.correct = hits.clone() if self.correct is None else self.correct.to(hits) + hits
         self.images += images
         self.lr = outcome.lr
 

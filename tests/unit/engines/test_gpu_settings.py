@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from bllpipe.config import load_config
 from bllpipe.engines.gpu import compile_parts, set_precision, set_up, speed_up
@@ -15,7 +17,7 @@ from bllpipe.learn.placing import as_channels_last, lies_channels_last, place
 from bllpipe.wire.environment import allow_deterministic_products
 from bllpipe.wire.local import LocalWires
 from tests.unit.engines.test_job import job_of
-from tests.unit.learn.test_capture import images, make, step_of
+from tests.unit.learn.test_capture import SETTINGS, images, make, step_of
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 EVERYTHING = ["gpu.tf32=true", "gpu.capture=true", "gpu.compile=true", "gpu.deterministic=true"]
@@ -66,12 +68,21 @@ def test_channels_last_gives_the_same_up_to_rounding() -> None:
     assert last.x.is_contiguous(memory_format=torch.channels_last) and not last.x.is_contiguous()
 
 
-def test_compiled_parts_keep_their_names_and_their_steps() -> None:
-    plain, compiled = make(load_config(None)), make(load_config(None))
-    compile_parts(compiled, backend="eager")  # what torch's compiler makes of Python, without its code
-    for step in range(2):
-        expected, found = (step_of(block, images(step), step)[0] for block in (plain, compiled))
+@pytest.mark.parametrize("settings", SETTINGS, ids=" ".join)
+def test_compiled_parts_keep_their_names_and_their_steps(settings: tuple[str, ...]) -> None:
+    """One region for the segment, one for what is sent, one from alpha to losses and hits, and none a second time:
+    whatever step the target is of."""
+    torch._dynamo.reset()
+    config, counter = load_config(None, list(settings)), CompileCounterWithBackend("eager")
+    plain, compiled = make(config), make(config)
+    compile_parts(compiled, backend=counter)  # what torch's compiler makes of Python, without its code
+    for step in range(4):
+        (expected, sent), (found, other) = (step_of(block, images(step), step) for block in (plain, compiled))
         assert all(torch.equal(expected.terms[name], found.terms[name]) for name in expected.terms)
+        assert torch.equal(expected.correct, found.correct) and all(map(torch.equal, sent, other))
+        assert counter.frame_count == 3
+    state, other_state = plain.learner.state(), compiled.learner.state()
+    assert [name for name in state if not torch.equal(state[name], other_state[name])] == []
     assert compiled.learner.weights().keys() == plain.learner.weights().keys()
 
 

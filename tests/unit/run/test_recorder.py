@@ -75,6 +75,14 @@ def test_a_closer_look_is_taken_at_the_last_batch_before_a_line_and_at_every_tes
     assert [line["alignment"] for line in books.lines()] == [0.5, 0.25]
 
 
+def test_what_a_graph_writes_anew_in_every_step_is_counted_once_a_step(books: Books) -> None:
+    hits = torch.tensor(0)
+    for step, correct in enumerate((3, 5)):
+        hits.fill_(correct)
+        books.recorder.record(Round("train", step, size=10), replace(outcome(0.0, 0.0, 0), correct=hits))
+    assert [line["accuracy"] for line in books.lines()] == [(3 + 5) / 20]
+
+
 def test_every_line_starts_anew(books: Books) -> None:
     for step in range(4):
         books.recorder.record(Round("train", step, size=10), outcome(float(step), 0.0, step))
