@@ -168,7 +168,6 @@ class PrecisionConfig:
 class GpuConfig:
     """How blocks compute on a GPU; without one none of this has any effect."""
 
-    channels_last: bool = key(True, "activations lie with all channels of a position together")
     tf32: bool = key(False, "fp32 convolutions and products in TF32: faster, with 10 bits of mantissa")
     capture: bool | Literal["blocks"] = key(
         False,
@@ -223,6 +222,11 @@ class Config:
     )
     device: Literal["auto", "cpu", "cuda"] = key("auto", "where the blocks compute; auto: GPUs if there are any")
     cpu_threads: int = key(1, "CPU threads of each rank; results depend on it, so it is fixed", least=1)
+    channels_last: bool | Literal["auto"] = key(
+        "auto",
+        "weights and activations of convolutions with all channels of a position together in memory; auto: on GPUs "
+        "only, as a CPU's results depend on it",
+    )
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -71,7 +71,7 @@ class ReplicaLoop:
         self.share.mode(train=True)
         self.share.zero_grad()
         with self.share.learner.autocast():
-            scores_BK = self.replica(image_BCHW)
+            scores_BK = self.replica(self.share.laid_out(image_BCHW))
         loss = self.share.loss(scores_BK, label_B)
         loss.backward()
         lr = self.share.step(entry.step)
@@ -83,7 +83,7 @@ class ReplicaLoop:
         self.share.mode(train=False)
         label_B = self.labels.recv().label_B
         with self.share.learner.autocast():
-            scores_BK = self.segment(self.images.recv().alpha_BCHW)
+            scores_BK = self.segment(self.share.laid_out(self.images.recv().alpha_BCHW))
         return self.share.outcome(scores_BK, label_B, self.share.loss(scores_BK, label_B))
 
     def _own(self, batch: Tensor) -> Tensor:

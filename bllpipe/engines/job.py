@@ -202,8 +202,9 @@ def build_segment(job: Job, number: int, device: torch.device, kind: Literal["bl
     config, num_classes = job.config, job.spec.num_classes
     units = network_units(config.model, job.spec.image_shape[0], num_classes, config.seed)
     parts = cut(units, config.cuts if kind == "block" else config.blocks)
-    segment = place(Segment(parts[number], config.seed), config, device)
+    segment = Segment(parts[number], config.seed)
     propagate(segment, config.method, num_classes, config.seed)
+    segment = place(segment, config, device)  # only now, so that weights for the way back lie as the others do
     shape = _output_shape(segment, input_shape(job, number), device, f"{kind} {number}")
     if number == len(parts) - 1 and shape != (num_classes,):
         raise ConfigError(

@@ -35,7 +35,7 @@ def build_stage_loop(seat: Seat, make_schedule: MakeSchedule) -> tuple[Loop, lis
     segments = [build_segment(job, number, device, "stage") for number in numbers]
     share = Share(segments, config, job.plan.total_steps, add_up)
     modules = [
-        StageModule(segment, share.learner.autocast(), wire_format(job, number))
+        StageModule(segment, share.learner.autocast(), wire_format(job, number), share.channels_last)
         for number, segment in zip(numbers, segments, strict=True)
     ]
     schedule, stages = make_schedule(seat, share, modules)

@@ -22,6 +22,7 @@ from bllpipe.learn.block import make_block
 from bllpipe.learn.channels import num_channels
 from bllpipe.learn.networks import network_units
 from bllpipe.learn.optimizers import Optimizer
+from bllpipe.learn.placing import as_channels_last, lies_channels_last, place
 from bllpipe.learn.units import Segment
 from bllpipe.plan.memory import head_bytes, unit_bytes
 from bllpipe.plan.profile import Profile, Timing, UnitProfile, settings_of
@@ -50,6 +51,7 @@ class Probe:
     is 0."""
 
     def __init__(self, segment: Segment, x: Tensor, config: Config, num_classes: int, is_last: bool) -> None:
+        x = as_channels_last(x) if lies_channels_last(config, x.device) else x
         self.segment, self.x = segment, x.detach()
         with torch.no_grad(), _autocast(config, x.device):
             alpha = segment.train()(self.x.clone())
@@ -195,7 +197,7 @@ def build_probes(
     x = torch.randn(batch, *spec.image_shape, generator=stream(config.seed, "plan images")).to(device)
     for unit in units:
         say(f"building {unit.name} for {batch} images")
-        segment = Segment([unit], config.seed).to(device)
+        segment = place(Segment([unit], config.seed), config, device)
         probe = Probe(segment, x, config, spec.num_classes, is_last=unit is units[-1])
         yield unit.name, probe
         x = probe.alpha

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bllpipe.config import Config, load_config
+from bllpipe.config import Config
 from bllpipe.config.keys import NEVER
+from bllpipe.config.stored import load_stored_config
 from bllpipe.errors import CheckpointError
 from bllpipe.learn.block import Block, alpha_shape, make_block
 from bllpipe.learn.cuts import cut
 from bllpipe.learn.networks import network_units
+from bllpipe.learn.placing import place
 from bllpipe.learn.units import Segment
 from bllpipe.ports import Round
 from bllpipe.run.checkpoint import Checkpoint, find_checkpoint
@@ -77,7 +79,7 @@ def open_run(path: Path, warn: Callable[[str], None]) -> FinishedRun:
 
     Raises ConfigError, DataError, or CheckpointError when there is no checkpoint; ``warn`` hears of damaged ones.
     """
-    config = load_config(str(path / "config.yaml"))
+    config = load_stored_config(str(path / "config.yaml"))
     checkpoint = find_checkpoint(path / "checkpoints", warn)
     if checkpoint is None and config.checkpoint.every_steps == NEVER:
         raise CheckpointError(
@@ -126,7 +128,7 @@ def _fresh_blocks(run: FinishedRun) -> list[Block]:
     blocks: list[Block] = []
     x_shape: tuple[int, ...] = spec.image_shape
     for part in parts:
-        segment, is_last = Segment(part, config.seed).to(run.device), part is parts[-1]
+        segment, is_last = place(Segment(part, config.seed), config, run.device), part is parts[-1]
         shape = alpha_shape(segment, x_shape, run.device)
         blocks.append(make_block(segment, x_shape, shape, config, spec.num_classes, steps, is_last))
         x_shape = shape

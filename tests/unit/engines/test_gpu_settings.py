@@ -12,6 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from bllpipe.config import load_config
 from bllpipe.engines.gpu import compile_parts, set_precision, set_up, speed_up
+from bllpipe.engines.job import build_segment
 from bllpipe.engines.sequential import wires_in_turn
 from bllpipe.learn.placing import as_channels_last, lies_channels_last, place
 from bllpipe.wire.environment import allow_deterministic_products
@@ -51,11 +52,32 @@ def test_a_cpu_computes_as_ever() -> None:
 
 def test_activations_lie_as_a_gpu_likes_them() -> None:
     assert lies_channels_last(load_config(None), GPU)
-    assert not lies_channels_last(load_config(None, ["gpu.channels_last=false"]), GPU)
+    for wanted in (True, False):
+        config = load_config(None, [f"channels_last={wanted}".lower()])
+        assert lies_channels_last(config, GPU) is lies_channels_last(config, CPU) is wanted
     assert as_channels_last(torch.zeros(2, 3, 4, 4)).is_contiguous(memory_format=torch.channels_last)
     assert as_channels_last(torch.zeros(2, 3)).is_contiguous()
     layer = place(torch.nn.Conv2d(2, 3, 3), load_config(None), CPU)
     assert layer.weight.is_contiguous()
+    layer = place(torch.nn.Conv2d(2, 3, 3), load_config(None, ["channels_last=true"]), CPU)
+    assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 3, 1, 1), (2, 1, 4, 4), (1, 1, 1, 1), (2, 3, 1, 4)])
+def test_strides_do_not_tell_where_maps_came_from(shape: tuple[int, ...]) -> None:
+    maps = torch.randn(shape)
+    came_so = torch.empty(shape, memory_format=torch.channels_last).copy_(maps)
+    here = as_channels_last(maps)
+    assert here.stride() == as_channels_last(came_so).stride() == came_so.stride()
+    assert torch.equal(here, maps) and torch.equal(came_so, maps)
+
+
+@pytest.mark.parametrize("method", ["fa", "usf"])
+def test_weights_for_the_way_back_lie_as_the_others_do(tmp_path: Path, method: str) -> None:
+    job = job_of(tmp_path, f"method={method}", "engine=single", "channels_last=true")
+    convolutions = [value for value in build_segment(job, 0, CPU).state_dict().values() if value.dim() == 4]
+    assert len(convolutions) == (40 if method == "fa" else 20)
+    assert all(value.is_contiguous(memory_format=torch.channels_last) for value in convolutions)
 
 
 def test_channels_last_gives_the_same_up_to_rounding() -> None:
