@@ -6,8 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import psutil
 
 from bllpipe import launch
+from tests.waiting import PATIENCE
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = ("model.width=4", "data.batch_size=32", "log.every_steps=5")
@@ -33,7 +32,7 @@ def in_this_process(run_dir: Path, *settings: str, options: tuple[str, ...] = ()
 
 
 def torchrun(
-    num_ranks: int, arguments: list[str], module: str = "bllpipe.launch", timeout: float = 120, **variables: str
+    num_ranks: int, arguments: list[str], module: str = "bllpipe.launch", timeout: float = PATIENCE, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """``torchrun --nproc_per_node=num_ranks -m module arguments``."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_ranks}"]
@@ -63,14 +62,6 @@ def rank_processes(launcher: subprocess.Popen[str]) -> dict[int, psutil.Process]
     return found
 
 
-def wait_until(is_so: Callable[[], bool], seconds: float = 120) -> None:
-    """Looks again and again; fails when it never is so."""
-    end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end, f"not within {seconds} s"
-        time.sleep(0.05)
-
-
 def steps_done(run_dir: Path) -> int:
     """The last step that any rank has written to metrics.jsonl."""
     path = run_dir / "metrics.jsonl"
@@ -80,7 +71,7 @@ def steps_done(run_dir: Path) -> int:
 
 def alone(arguments: list[str], fault: str = "") -> subprocess.CompletedProcess[str]:
     """``python -m bllpipe.launch arguments``, with a fault on purpose."""
-    return _run([sys.executable, "-m", "bllpipe.launch", *arguments], 120, fault_variables(fault))
+    return _run([sys.executable, "-m", "bllpipe.launch", *arguments], PATIENCE, fault_variables(fault))
 
 
 def summary(run_dir: Path) -> dict[str, Any]:

@@ -15,12 +15,14 @@ from pathlib import Path
 from queue import Empty
 from typing import Any
 
+from tests.waiting import PATIENCE
+
 Task = Callable[..., Any]
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["bllpipe.launch", "bllpipe.engines.sequential", "torchvision"])
 
 
-def run_ranks(task: Task, world_size: int, *arguments: Any, timeout: float = 90) -> list[Any]:
+def run_ranks(task: Task, world_size: int, *arguments: Any, timeout: float = PATIENCE) -> list[Any]:
     """``task(rank, *arguments)`` in ``world_size`` processes of one gloo group; the results in order of rank."""
     results: Any = FORKSERVER.Queue()
     with tempfile.TemporaryDirectory() as folder:
@@ -38,7 +40,7 @@ def run_ranks(task: Task, world_size: int, *arguments: Any, timeout: float = 90)
                 process.join()
 
 
-def launch_in_a_process(words: list[str], output: Path, variables: dict[str, str], timeout: float = 60) -> int:
+def launch_in_a_process(words: list[str], output: Path, variables: dict[str, str], timeout: float = PATIENCE) -> int:
     """``python -m bllpipe.launch words`` with ``variables`` in its environment: its exit code, that of a signal
     negative. What it prints goes to ``output``."""
     process = FORKSERVER.Process(target=_launch, args=(words, output, variables), daemon=True)
@@ -82,7 +84,7 @@ def _rank(task: Task, rank: int, world_size: int, folder: str, results: Any, arg
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     store = dist.FileStore(f"{folder}/store", world_size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=PATIENCE))
     try:
         results.put((rank, task(rank, *arguments), None))
     except BaseException:

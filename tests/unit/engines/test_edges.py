@@ -10,6 +10,7 @@ import torch
 from bllpipe.engines.edges import Ahead
 from bllpipe.errors import DataError
 from bllpipe.ports import Alpha, Round
+from tests.waiting import PATIENCE
 
 
 class Images:
@@ -31,7 +32,7 @@ class Images:
 def test_all_come_in_order_and_some_before_they_are_asked_for() -> None:
     images = Images(5)
     ahead = Ahead(images, cpu_threads=1)
-    assert images.second.wait(timeout=20), "the second is drawn though nobody has taken the first"
+    assert images.second.wait(timeout=PATIENCE), "the second is drawn though nobody has taken the first"
     assert [int(ahead.recv().alpha_BCHW) for _ in range(5)] == [1, 2, 3, 4, 5]
 
 

@@ -13,6 +13,7 @@ from bllpipe.errors import WireError
 from bllpipe.ports import Round
 from bllpipe.run.ending import Ending
 from bllpipe.run.itinerary import Plan
+from tests.waiting import PATIENCE
 
 # 7 training images in batches of 3 (2 steps an epoch), 4 test images
 PLAN = Plan.of(load_config(None, ["data.batch_size=3", "epochs=3", "checkpoint.every_steps=3"]), 7, 4)
@@ -105,7 +106,7 @@ def test_nobody_begins_a_round_before_all_agree() -> None:
     thread.join(0.1)
     assert thread.is_alive() and rest == []
     ending.decide(4)
-    thread.join(5)
+    thread.join(PATIENCE)
     assert rest == [*ROUNDS[2:4], Round("save", 2, tested=False)]
 
 

@@ -23,6 +23,7 @@ from bllpipe.wire.layout import (
 )
 from bllpipe.wire.local import LocalWires
 from bllpipe.wire.packet import Packet
+from tests.waiting import PATIENCE
 
 CPU = torch.device("cpu")
 ROLES = ("block 0", "block 1")
@@ -149,7 +150,7 @@ def test_random_headers_never_crash_the_description() -> None:
 
 
 def test_local_links_give_what_the_wire_would() -> None:
-    wires = LocalWires(CPU, timeout=1)
+    wires = LocalWires(CPU, timeout=PATIENCE)
     layout = alpha_layout(torch.bfloat16)
     sender, receiver = wires.sender(layout), wires.receiver(layout, iter([STEP]))
     alpha = torch.randn(3, 2, 4, 4)
@@ -160,7 +161,7 @@ def test_local_links_give_what_the_wire_would() -> None:
 
 
 def test_local_links_check_the_round() -> None:
-    wires = LocalWires(CPU, timeout=1)
+    wires = LocalWires(CPU, timeout=PATIENCE)
     layout = alpha_layout()
     sender, receiver = wires.sender(layout), wires.receiver(layout, iter([Round("train", 6, size=3)]))
     sender.send(Alpha(STEP, torch.zeros(3, 2, 4, 4)))
@@ -180,7 +181,7 @@ def test_local_links_time_out_in_words() -> None:
 
 
 def test_closed_wires_end_every_wait() -> None:
-    wires = LocalWires(CPU, timeout=5)
+    wires = LocalWires(CPU, timeout=PATIENCE)
     receiver = wires.receiver(alpha_layout(), iter([STEP]))
     wires.close(WireError("block 3 failed"))
     with pytest.raises(WireError, match="block 3 failed"):
