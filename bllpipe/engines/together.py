@@ -42,7 +42,7 @@ def run_together(
 ) -> int:
     """Builds every rank of the job here, with what ``open_wires`` gives between them, and lets ``execute`` carry out
     the itinerary; the exit code is not 0 when a signal has ended it early."""
-    prepare_process(config)
+    prepare_process(config, rank=0)
     store: Store = dist.HashStore()  # type: ignore[assignment]  # satisfies the protocol
     try:
         with Watcher(store, 0, ["the only process"], Ending(), inf, fail=_never, leave=_never) as watcher:
