@@ -63,7 +63,11 @@ def topology(config: Config) -> Topology:
 
 
 def engine(name: str) -> Engine:
-    """The engine called ``name``; its module, and torch with it, is imported only now."""
+    """The engine called ``name``; its module, and torch with it, is imported only now. It computes with torch's
+    defaults, whatever the process has switched on around it."""
     assert name in NAMES, "the config admits no other"
+    from bllpipe.torch_state import torch_defaults
+
     module = "pipeline" if name in TORCH_PIPELINES else name
-    return importlib.import_module(f"bllpipe.engines.{module}").run  # type: ignore[no-any-return]  # an Engine by contract
+    run: Engine = importlib.import_module(f"bllpipe.engines.{module}").run
+    return torch_defaults()(run)

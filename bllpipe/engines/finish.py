@@ -19,6 +19,7 @@ from bllpipe.engines import Output
 from bllpipe.engines.actors import follow, follow_all
 from bllpipe.engines.job import Job
 from bllpipe.engines.taking_up import say_untaken
+from bllpipe.randomness import derived_seed
 from bllpipe.run.checkpoint.records import read_record
 from bllpipe.run.memory import freeze_garbage, keep_freed_memory
 from bllpipe.run.notices import say, warn
@@ -27,6 +28,7 @@ from bllpipe.run.rank import RankPart
 from bllpipe.run.summary import gather_reports, outcome, post_report, summarise, table
 from bllpipe.terminal.live import Live, draw, write_json
 from bllpipe.terminal.screen import can_draw
+from bllpipe.torch_state import seed_all
 
 NETWORK = "block 0"  # what learns end to end is one block, wherever its stages or replicas are
 
@@ -52,9 +54,10 @@ def _lines(job: Job) -> Progress:
     return Progress(job.store, actors, job.start, job.plan.last_step, out, seconds, can_draw(out))
 
 
-def prepare_process(config: Config) -> None:
+def prepare_process(config: Config, rank: int) -> None:
     """What every process that computes does first."""
     torch.set_num_threads(config.cpu_threads)
+    seed_all(derived_seed(config.seed, "process", rank))
     keep_freed_memory()
 
 

@@ -23,7 +23,7 @@ def take_part(config: Config, options: Options, part: Part) -> int:
     """Carries out ``part``. It returns to a script alone: tearing torch down takes longer than leaving."""
     environment = RankEnvironment.read()
     assert environment is not None, "the launcher starts this engine under torchrun only"
-    prepare_process(config)
+    prepare_process(config, environment.rank)
     world = enter(environment, config.backend.timeout_seconds, options.number)
     try:
         with watcher(config, world) as watching:

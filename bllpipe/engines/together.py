@@ -44,7 +44,7 @@ def run_together(
 ) -> int:
     """Builds every rank of the job here, with what ``open_wires`` gives between them, and lets ``execute`` carry out
     the itinerary; the exit code is not 0 when a signal has ended it early."""
-    prepare_process(config)
+    prepare_process(config, rank=0)
     store: Store = dist.HashStore()  # type: ignore[assignment]  # satisfies the protocol
     try:
         ending = Ending(saves=config.checkpoint.every_steps != NEVER)

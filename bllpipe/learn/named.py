@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bllpipe.errors import ConfigError
+from bllpipe.torch_state import torch_defaults
 
 GIVEN = "given"  # the package in the names of what scripts pass as objects
 
@@ -20,7 +21,8 @@ def imported(key: str, name: str) -> Callable[..., Any]:
             f"the function into a module and name it as package.module:function"
         )
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
+        with torch_defaults():  # a module may set torch's defaults, or seed its random numbers, where it is imported
+            function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
             f"{key}={name} cannot be imported: {error}; needed is package.module:function, "

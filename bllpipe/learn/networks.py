@@ -16,6 +16,7 @@ from bllpipe.learn.named import imported
 from bllpipe.learn.resnet import resnet_units
 from bllpipe.learn.units import Unit, units_from_modules
 from bllpipe.randomness import derived_seed
+from bllpipe.torch_state import torch_defaults
 
 
 def network_units(model: ModelConfig, in_channels: int, num_classes: int, seed: int) -> list[Unit]:
@@ -23,10 +24,11 @@ def network_units(model: ModelConfig, in_channels: int, num_classes: int, seed: 
     if ":" not in model.name:
         return resnet_units(model.name, model.width, model.stem, in_channels, num_classes)
     function: Callable[..., Any] = model.given or imported("model.name", model.name)
-    with torch.random.fork_rng(devices=[]):
+    with torch_defaults():
         torch.manual_seed(derived_seed(seed, "weights"))
         made = function(in_channels=in_channels, num_classes=num_classes, **model.args)
-    return units_from_modules(in_order(made, f"model.name={model.name} returned"))
+        modules = in_order(made, f"model.name={model.name} returned")  # a generator draws its weights only here
+    return units_from_modules(modules)
 
 
 def in_order(made: Any, source: str) -> dict[str, nn.Module]:

@@ -25,6 +25,7 @@ from bllpipe.plan.predict import Prediction, Setting, predict_local
 from bllpipe.plan.profile import Profile
 from bllpipe.plan.table import cut_table, unit_table
 from bllpipe.run.data.spec import DataSpec, check_given
+from bllpipe.torch_state import torch_defaults
 
 REPETITIONS = 7
 CPU = torch.device("cpu")
@@ -56,6 +57,7 @@ class CutPlan:
         return f"{unit_table(self.profile)}\n\n{cut_table(self.profile, self.setting, self.best, self.steps)}"
 
 
+@torch_defaults()
 def make_plan(
     model: Model | None,
     data: Data | None,
@@ -76,12 +78,9 @@ def make_plan(
     made = config_of(model, data, Settings(blocks=blocks, engine="sequential", config=config, settings=settings))
     check_given(made.data)
     made = replace(made, model=replace(made.model, given=deepcopy(made.model.given)))
-    spec, threads = data_spec(made), torch.get_num_threads()
+    spec = data_spec(made)
     _check_units(made, spec, blocks)
-    try:
-        profile = measure(made, spec, repetitions, say=unheard)
-    finally:
-        torch.set_num_threads(threads)
+    profile = measure(made, spec, repetitions, say=unheard)
     return _planned(made, profile, blocks, gigabytes_per_second)
 
 

@@ -10,8 +10,6 @@ from itertools import count
 from os import PathLike, fspath
 from typing import Any
 
-import torch
-
 from bllpipe.config import Config
 from bllpipe.engines import Options, engine, topology
 from bllpipe.engines.finish import nothing_left
@@ -24,12 +22,14 @@ from bllpipe.library.objectives import OwnObjective
 from bllpipe.library.results import Run
 from bllpipe.library.settings import Settings, config_of
 from bllpipe.run.notices import warn
+from bllpipe.torch_state import torch_defaults
 from bllpipe.wire.agent import follow_agent
 from bllpipe.wire.environment import RankEnvironment, speaks_for_all
 
 STARTED = count(1)  # runs of this process; every rank of a script counts alike
 
 
+@torch_defaults()
 def train(
     model: Model | None = None,
     data: Data | None = None,
@@ -117,10 +117,8 @@ def _carry_out(config: Config, options: Options, jobs: list[Job], environment: R
 
 @contextmanager
 def _process_as_before() -> Iterator[None]:
-    """A run sets threads and freezes what the garbage collector looks at: for itself, not for the script."""
-    threads = torch.get_num_threads()
+    """A run freezes what the garbage collector looks at: for itself, not for the script."""
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
         gc.unfreeze()

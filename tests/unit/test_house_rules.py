@@ -12,13 +12,14 @@ REPOSITORY = Path(__file__).parents[2]
 PACKAGE = REPOSITORY / "bllpipe"
 MAX_LINES = 300
 
-GROUND = {"version", "errors", "orphans", "randomness", "topology", "ports"}
+GROUND = {"version", "errors", "orphans", "randomness", "topology", "ports", "torch_state"}
 # Which parts of bllpipe each part may import.
 MAY_IMPORT = {
     "version": set(),
     "errors": set(),
     "orphans": set(),
     "randomness": set(),
+    "torch_state": set(),
     "topology": {"errors"},
     "ports": set(),
     "config": {"errors"},
