@@ -118,8 +118,8 @@ def test_a_run_without_checkpoints_stops_at_one_step_too(tmp_path: Path) -> None
     run_dir = tmp_path / "run"
     never = ("checkpoint.every_steps=never", "evaluate.every_epochs=never", "feedback.lag=3")
     launcher = jobs.started(3, jobs.words(run_dir, *SETTINGS, *never))
-    jobs.wait_until(lambda: jobs.steps_done(run_dir) >= 20)
-    text, _ = stop(launcher, lambda ranks: ranks[1].terminate())
+    wait_until(lambda: jobs.steps_done(run_dir) >= 20)
+    text = stop(launcher, lambda ranks: ranks[1].terminate())
     assert launcher.returncode == 0 and "stopping without a checkpoint" in text, text
     status = jobs.read_json(run_dir / "status.json")
     assert status["status"] == "preempted" and 0 < status["step"] < STEPS, status

@@ -82,6 +82,7 @@ def short_waits(source: str) -> list[str]:
     return [
         f"line {node.lineno}: {ast.unparse(node)} ({seconds:g} s)"
         for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.expr)
         for seconds in limits(node)
         if NOTHING_COMES < seconds < SOMETHING_COMES
     ]
