@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bllpipe.config import Config
+from bllpipe.engines.compiled import Backend, compile_part
 from bllpipe.learn.block import Block
 from bllpipe.learn.capture import CapturedStep, CudaGraphs, Graphs
 from bllpipe.learn.pooling import pool_by_products
@@ -55,9 +56,10 @@ def graphs_of_ticks(config: Config, device: torch.device) -> Graphs | None:
     return CudaGraphs(device) if device.type == "cuda" and config.gpu.capture is True else None
 
 
-def compile_parts(block: Block, backend: str | Callable[..., Any] = "inductor") -> None:
+def compile_parts(block: Block, backend: Backend = "inductor") -> None:
     """Segment; statistics; head, objective and hits: a region each, for the shapes that come. Names of parameters stay
     as they are."""
-    parts: list[nn.Module] = [block.segment, block.statistics, block.local]
-    for part in parts:
-        part.compile(backend=backend, dynamic=False)
+    name = f"the block that ends with {block.segment.last_unit}"
+    compile_part(block.segment, name, backend)
+    compile_part(block.statistics, f"the statistics of {name}", backend)
+    compile_part(block.local, f"the local loss of {name}", backend)
