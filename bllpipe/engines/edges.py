@@ -46,7 +46,10 @@ def layout_of(job: Job, edge: Edge) -> Layout:
     if edge.kind == "stats":
         ring = max(ring, job.config.feedback.lag)  # a lane may be that many steps ahead of what it absorbs
     roles = (job.topology.role(edge.src), job.topology.role(edge.dst))
-    return Layout(edge, roles, _fields(job, edge, shape_of(job, block)), job.config.data.batch_size, ring)
+    fields, received = _fields(job, edge, shape_of(job, block)), torch.float32
+    if edge.kind == "alpha" and job.config.precision.compute == "bf16":
+        received = job.alpha_dtype  # a block that computes in bf16 reads what was sent, where it lies
+    return Layout(edge, roles, fields, job.config.data.batch_size, ring, received)
 
 
 def _fields(job: Job, edge: Edge, shape: tuple[int, ...]) -> tuple[Field, ...]:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
-from torch import nn
 
 from bllpipe.config import Config
 from bllpipe.engines.compiled import Backend, compile_part

@@ -23,7 +23,7 @@ def channel_means(alpha: Tensor) -> Tensor:
 
 
 def known_means(alpha: Tensor, means_BC: Tensor) -> Tensor:
-    """``channel_means(alpha)``, gradients included, where its values are ``means_BC``: alpha is not read."""
+    """``channel_means(alpha)`` with their gradients, where the values are known already: alpha is not read."""
     if alpha.dim() < 3:
         return alpha.float()
     return _KnownMeans.apply(alpha, means_BC)  # type: ignore[no-any-return,no-untyped-call]  # torch leaves it untyped

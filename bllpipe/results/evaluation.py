@@ -135,7 +135,8 @@ def exit_scores(run: FinishedRun, blocks: Sequence[Block], x: Tensor, wire_dtype
         alpha = block.infer(x)
         with run.autocast():
             scores.append(block.head.eval()(alpha))
-        x = alpha.to(wire_dtype).float()
+        sent = alpha.to(wire_dtype)
+        x = sent if run.config.precision.compute == "bf16" else sent.float()  # as the next block gets it
     return scores
 
 

@@ -1,4 +1,10 @@
-"""NaN and Inf end a run in the step in which they reach a loss, before that step's update, and are called by name."""
+"""NaN and Inf end a run, and are called by name.
+
+On a CPU they do so in the step in which they reach a loss, before that step's update. On a GPU every look waits for the
+device, and a look between a loss and its update cannot be part of a graph. There the sums of the losses since the last
+line of metrics tell, as NaN and Inf stay in a sum. They are read at every line, and belong to every checkpoint, of
+which no tensor may hold either: so what such a step has done to the weights reaches no checkpoint.
+"""
 
 from __future__ import annotations
 

@@ -1,14 +1,16 @@
 """What is wrapped around the actors of a rank, so that neither loops nor mathematics know of it: a look at their losses
-for NaN and Inf, before the update of that step, and spans of their ports, of what their loops compute and of their
+for NaN and Inf, and spans of their ports, of what their loops compute and of their
 records.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
+import torch
 from torch import Tensor
 
 from bllpipe.learn.block import Outcome
@@ -46,36 +48,36 @@ KINDS: dict[str, dict[str, str]] = {
 }
 
 
-def guard(actor: Actor, every: int) -> Actor:
-    """The actor, looking at its losses in every ``every``-th step, when a line is written: on a GPU each look waits for
-    the device."""
+def guard(actor: Actor, at_lines: bool) -> Actor:
+    """The actor, looking at the losses of every step, or ``at_lines`` of metrics alone."""
     block, share = getattr(actor.loop, "block", None), getattr(actor.loop, "share", None)
+    if at_lines:
+        actor.recorder.look = partial(_look, actor, block, share)
+        return actor
     if block is not None:
-        block.losses = _guarded(block.losses, actor, every, lambda *given: _of_block(block, *given))
+        block.losses = _guarded(block.losses, actor, lambda *given: _of_block(block, *given))
     if share is not None:  # whose schedule has taken hold of its loss already
-        share.outcome = _guarded(share.outcome, actor, every, _of_share)
+        share.outcome = _guarded(share.outcome, actor, _of_share)
     return actor
 
 
-def _guarded(
-    compute: Callable[..., Any], actor: Actor, every: int, tensors: Callable[..., Named]
-) -> Callable[..., Any]:
-    """``compute``, with a look at its results now and then; the first of ``tensors`` that is not finite is to blame."""
+def _guarded(compute: Callable[..., Any], actor: Actor, tensors: Callable[..., Named]) -> Callable[..., Any]:
+    """``compute``, with a look at its results; the first of ``tensors`` that is not finite is to blame."""
 
     def computed(*given: Any) -> Any:
         result = compute(*given)
         terms = result.terms if isinstance(result, Outcome) else result[0]
-        if _is_due(actor, every) and not all(is_finite(term) for term in terms.values()):
+        if not all(is_finite(term) for term in terms.values()):
             _blame(tensors(*given, result), actor)
         return result
 
     return computed
 
 
-def _is_due(actor: Actor, every: int) -> bool:
-    """Whether to look at a loss now; tests are looked at only where that costs nothing."""
-    entry = actor.entry
-    return every == 1 or (entry is not None and entry.phase == "train" and (entry.step + 1) % every == 0)
+def _look(actor: Actor, block: Any, share: Any, terms: Mapping[str, float]) -> None:
+    """Looks at the mean terms of a line."""
+    if not all(map(math.isfinite, terms.values())):
+        _blame(_behind_updates(block, share, terms), actor)
 
 
 def _blame(tensors: Named, actor: Actor) -> None:
@@ -97,6 +99,15 @@ def _of_share(scores_BK: Tensor, label_B: Tensor, loss: Tensor, *more: Any) -> N
     """The update is done: the weights are no witness any more."""
     yield "its class scores", scores_BK
     yield "the loss", loss
+
+
+def _behind_updates(block: Any, share: Any, terms: Mapping[str, float]) -> Named:
+    """What is still there of the causes: the weights are those behind the updates of all steps of the line."""
+    if block is not None:
+        yield INPUT, block.x
+    yield from (share if block is None else block).learner.weights().items()
+    for name, mean in terms.items():
+        yield f"the mean of the loss term {name!r}", torch.tensor(mean)
 
 
 def wrapped(method: Callable[P, T], track: Track, kind: str, edge: str = "") -> Callable[P, T]:

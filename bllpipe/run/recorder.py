@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,11 +73,17 @@ class Totals:
             self.correct, self.images = state["correct"], int(state["images"])
 
     def read(self) -> Means:
-        """The means of what was added."""
-        terms = {name: float(total) / self.images for name, total in self.terms.items()}
-        figures = {name: float(total) / self.watched for name, total in self.figures.items()}
+        """The means of what was added; the device is asked once for all of them."""
         assert self.correct is not None, "read after at least one batch"
-        return Means(terms, figures, float(self.correct) / self.images, self.lr)
+        totals = [*self.terms.values(), *self.figures.values(), self.correct]
+        *sums, correct = torch.stack([total.double() for total in totals]).tolist()  # which is exact
+        terms, figures = sums[: len(self.terms)], sums[len(self.terms) :]
+        return Means(
+            {name: total / self.images for name, total in zip(self.terms, terms, strict=True)},
+            {name: total / self.watched for name, total in zip(self.figures, figures, strict=True)},
+            correct / self.images,
+            self.lr,
+        )
 
 
 def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor], images: int) -> None:
@@ -86,7 +92,8 @@ def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor], images: int) -> 
 
 
 class Recorder:
-    """Keeps the books of one block or lane. ``trained`` and ``tested`` are the means of its last lines of each kind."""
+    """Keeps the books of one block or lane. ``trained`` and ``tested`` are the means of its last lines of each kind.
+    ``look`` is given the terms of every line before it is written."""
 
     def __init__(
         self,
@@ -98,6 +105,7 @@ class Recorder:
     ) -> None:
         self.place, self.directory, self.store, self.stopwatch = place, directory, store, stopwatch
         self.log_every = log_every
+        self.look: Callable[[Mapping[str, float]], None] = lambda terms: None
         self.trained: Means | None = None
         self.tested: Means | None = None
         self._train, self._test = Totals(), Totals()
@@ -148,6 +156,7 @@ class Recorder:
         figures: dict[str, Any] = {"phase": "train", "step": done, "epoch": entry.epoch, **self.place}
         if self._train.images:
             self.trained, self._train = self._train.read(), Totals()
+            self.look(self.trained.terms)
             figures |= {**self.trained.to_json(), "lr": self.trained.lr}
         figures["images_per_second"] = round(self.stopwatch.lap(), 2)
         figures["waiting"] = {edge: round(seconds, 4) for edge, seconds in self.stopwatch.waiting.items()}
@@ -157,6 +166,7 @@ class Recorder:
 
     def _record_score(self, entry: Round) -> None:
         self.tested, self._test = self._test.read(), Totals()
+        self.look(self.tested.terms)
         place = {"phase": "evaluate", "step": entry.step, "epoch": entry.epoch, **self.place}
         place["training_seconds"] = round(self.stopwatch.training.seconds, 3)
         self.directory.add_metrics({**place, **self.tested.to_json()})

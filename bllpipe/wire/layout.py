@@ -56,13 +56,14 @@ class Field:
 @dataclass(frozen=True)
 class Layout:
     """The messages of one edge: who talks to whom, in what shapes, for at most ``max_batch`` images; up to ``ring``
-    of them wait at the receiver."""
+    of them wait at the receiver, who gets floats as ``received``."""
 
     edge: Edge
     roles: tuple[str, str]
     fields: tuple[Field, ...]
     max_batch: int
     ring: int
+    received: torch.dtype = torch.float32
 
     def __str__(self) -> str:
         return f"edge {self.edge} ({self.roles[0]} to {self.roles[1]})"
@@ -168,9 +169,9 @@ def tensors_of(message: Message, layout: Layout, device: torch.device) -> list[T
 
 
 def message_of(entry: Round, tensors: list[Tensor], layout: Layout, device: torch.device) -> Message:
-    """The message as its receiver sees it: on ``device``, floats in float32."""
+    """The message as its receiver sees it: on ``device``, floats in the format that the layout says."""
     there = [part.to(device, non_blocking=True) for part in tensors]
-    parts = [part.to(torch.float32 if part.is_floating_point() else part.dtype) for part in there]
+    parts = [part.to(layout.received if part.is_floating_point() else part.dtype) for part in there]
     match layout.edge.kind:
         case "alpha":
             return Alpha(entry, parts[0])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 
-from bllpipe.engines.edges import Ahead
+from bllpipe.engines.edges import Ahead, layout_of
 from bllpipe.errors import DataError
 from bllpipe.ports import Alpha, Round
+from tests.unit.engines.test_job import job_of
 from tests.waiting import PATIENCE
 
 
@@ -41,3 +44,18 @@ def test_what_cannot_be_drawn_ends_the_run_with_its_own_error() -> None:
     ahead.recv()
     with pytest.raises(DataError, match=r"train/cat/3\.png is no image"):
         ahead.recv()
+
+
+@pytest.mark.parametrize("compute", ["fp32", "bf16"])
+@pytest.mark.parametrize("wire", ["fp32", "bf16"])
+def test_only_a_block_that_computes_in_bf16_reads_it(tmp_path: Path, wire: str, compute: str) -> None:
+    job = job_of(tmp_path, "blocks=2", f"precision.wire={wire}", f"precision.compute={compute}")
+    for number in range(2):
+        job.store.set(f"shape/{number}", json.dumps([4, 8, 8]))
+    found = {edge.kind: layout_of(job, edge).received for edge in job.topology.edges()}
+    both = wire == compute == "bf16"
+    assert found == {
+        "alpha": torch.bfloat16 if both else torch.float32,
+        "target": torch.float32,
+        "stats": torch.float32,
+    }

@@ -166,7 +166,7 @@ def test_a_whole_tick_asks_the_device_for_nothing(tmp_path: Path, monkeypatch: p
 
 def test_a_loss_that_is_not_finite_is_found_at_the_next_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it is by blocks that take turns, if they look as seldom as they do on a GPU."""
-    monkeypatch.setattr(books, "guard", lambda actor, every: guard(actor, every=12))
+    monkeypatch.setattr(books, "guard", lambda actor, at_lines: guard(actor, at_lines=True))
     monkeypatch.setattr(learner, "rate_factor", lambda step, *schedule: 1e30 if step >= 8 else 1.0)
     settings = (*QUIET, "log.every_steps=12")
     with pytest.raises(NonFiniteError) as expected:
@@ -175,7 +175,16 @@ def test_a_loss_that_is_not_finite_is_found_at_the_next_line(tmp_path: Path, mon
     with pytest.raises(NonFiniteError, match=r"rank 0 \(block 0\), step 11: .* NaN") as found:
         twin.train(tmp_path / "b", *settings)
     assert str(found.value) == str(expected.value)
-    assert len(twin.graphs.launches) == len(range(5, 11)), "steps that spoil the weights are made in whole ticks"
+    assert len(twin.graphs.launches) == len(range(5, 12)), "steps that spoil the weights are made in whole ticks"
+
+
+def test_a_line_of_metrics_takes_no_tick_out_of_the_graph(tmp_path: Path) -> None:
+    twin, settings = Twin(), (*QUIET, "log.every_steps=2")
+    in_turn(tmp_path / "turns", *settings)
+    twin.train(tmp_path / "whole", *settings)
+    assert len(twin.graphs.launches) == len(range(5, STEPS))
+    assert lines(tmp_path / "whole") == lines(tmp_path / "turns")
+    assert len(lines(tmp_path / "whole")) == 2 * 3 * STEPS // 2 + 3, "of blocks and lanes, and of a test"
 
 
 @pytest.mark.parametrize(
@@ -256,8 +265,8 @@ def test_events_do_not_pass_between_inside_and_outside(tmp_path: Path, monkeypat
                 settle(wires, event)
 
         monkeypatch.setattr(RingWires, "settle", forgotten)
-        with pytest.raises(AssertionError, match=told):  # a line of metrics is written right behind the first graph
-            Twin().train(tmp_path / str(number))
+        with pytest.raises(AssertionError, match=told):  # a step is traced right behind the first graph
+            Twin().train(tmp_path / str(number), "trace.first_step=6", "trace.num_steps=1")
 
 
 def test_what_cannot_be_captured_says_what_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

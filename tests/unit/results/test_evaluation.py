@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,6 +59,14 @@ def test_activations_are_rounded_between_blocks_as_on_the_wire(digits: FinishedR
     alpha = blocks[0].infer(x_BCHW).bfloat16().float()
     assert torch.equal(rounded[1], blocks[1].head(blocks[1].infer(alpha)))
     assert not torch.equal(rounded[1], exact[1])
+
+
+@pytest.mark.parametrize(("compute", "read"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_blocks_read_what_they_read_in_the_run(digits: FinishedRun, compute: Any, read: torch.dtype) -> None:
+    run = replace(digits, config=replace(digits.config, precision=PrecisionConfig(compute, "bf16")))
+    blocks = load_blocks(run)
+    exit_scores(run, blocks, next(evaluation_batches(run))[0], run.wire_dtype)
+    assert [block.x.dtype for block in blocks] == [torch.float32, *[read] * (len(blocks) - 1)]
 
 
 @pytest.mark.parametrize("method", ["bp", "fa"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from bllpipe.ports import Round
 from bllpipe.run.directory import RunDirectory
 from bllpipe.run.recorder import Means, Recorder
 from bllpipe.run.timing import Stopwatch
+from tests.unit.engines.test_no_waiting import Asked, Methods, Operations
 
 
 def outcome(kl: float, pred: float, correct: int, lr: float = 0.5) -> Outcome:
@@ -81,6 +83,30 @@ def test_what_a_graph_writes_anew_in_every_step_is_counted_once_a_step(books: Bo
         hits.fill_(correct)
         books.recorder.record(Round("train", step, size=10), replace(outcome(0.0, 0.0, 0), correct=hits))
     assert [line["accuracy"] for line in books.lines()] == [(3 + 5) / 20]
+
+
+def test_the_device_is_asked_once_a_line(books: Books) -> None:
+    asked = Asked()
+    with Operations(asked), Methods(asked):
+        for step in range(2):
+            asked.round = entry = Round("train", step, size=10)
+            watched = replace(outcome(1.0, 2.0, 5), watch=lambda: {"alignment": torch.tensor(0.5)})
+            books.recorder.record(entry, watched)
+    assert asked.found == [(1, "tolist")]
+
+
+def test_every_line_is_looked_at_before_it_is_written(books: Books) -> None:
+    def refuse(terms: Mapping[str, float]) -> None:
+        raise ValueError(f"{terms}")
+
+    books.recorder.look = refuse
+    books.recorder.record(Round("train", 0, size=10), outcome(float("inf"), 2.0, 5))
+    with pytest.raises(ValueError, match=r"{'kl': inf, 'pred': 2.0}"):
+        books.recorder.record(Round("train", 1, size=10), outcome(1.0, 2.0, 5))
+    books.recorder.record(Round("evaluate", 2, size=10), outcome(3.0, 2.0, 5))
+    with pytest.raises(ValueError, match=r"{'kl': 3.0, 'pred': 2.0}"):
+        books.recorder.record(Round("score", 2), None)
+    assert books.lines() == []
 
 
 def test_every_line_starts_anew(books: Books) -> None:

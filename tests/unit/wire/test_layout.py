@@ -1,6 +1,7 @@
 """Headers and payloads, byte by byte, and the links inside one process."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,6 +24,8 @@ from bllpipe.wire.layout import (
 )
 from bllpipe.wire.local import LocalWires
 from bllpipe.wire.packet import Packet
+from bllpipe.wire.ring import Ring
+from bllpipe.wire.streams import HostStreams
 from tests.waiting import PATIENCE
 
 CPU = torch.device("cpu")
@@ -186,3 +189,19 @@ def test_closed_wires_end_every_wait() -> None:
     wires.close(WireError("block 3 failed"))
     with pytest.raises(WireError, match="block 3 failed"):
         receiver.recv()
+
+
+@pytest.mark.parametrize("received", [torch.bfloat16, torch.float32], ids=str)
+def test_slots_in_the_format_of_their_reader_are_read_where_they_lie(received: torch.dtype) -> None:
+    """Anything else is a copy, at another place every time."""
+    ring = Ring(replace(alpha_layout(torch.bfloat16), received=received), 2, HostStreams(), CPU)
+    (slot, _), places = ring._slots, []
+    for step in range(4):
+        entry, sent = Round("train", step, size=4), torch.randn(4, 2, 4, 4)
+        ring.fill(Alpha(entry, sent))
+        found = ring.take(entry)
+        assert isinstance(found, Alpha) and found.alpha_BCHW.dtype == received
+        assert torch.equal(found.alpha_BCHW.float(), sent.bfloat16().float())
+        places.append(found.alpha_BCHW.data_ptr())
+    in_first_slot = [place == slot.tensors[0].data_ptr() for place in places]
+    assert in_first_slot == ([True, False] * 2 if received == torch.bfloat16 else [False] * 4)
