@@ -78,8 +78,8 @@ def _matching(file: str, names: Sequence[str], only: Sequence[str]) -> set[str]:
     found = {pattern: fnmatch.filter(names, pattern) for pattern in only}
     if nothing := [pattern for pattern, matched in found.items() if not matched]:
         raise ConfigError(
-            f"--only {nothing[0]}: expected a variant of {file} or a pattern such as bp-*, got none of its "
-            f"{len(names)} variants; use one of {', '.join(names)}"
+            f"--only {nothing[0]}: expected the name of a variant or a pattern such as bp-*, but no variant of {file} "
+            f"matches; use one of {', '.join(names)}"
         )
     return {name for matched in found.values() for name in matched}
 
