@@ -53,12 +53,19 @@ class Memory:
 
 @dataclass(frozen=True)
 class RankFigures:
-    """``parameters`` as in summary.json: all numbers that training changes, statistics of normalisations with them."""
+    """``parameters`` as in summary.json: all numbers that training changes, statistics of normalisations with them.
+
+    Of them ``head_parameters`` are the local head's. ``operations`` are those of a forward pass of one image through
+    block and head (a multiplication and an addition are two), ``head_operations`` those of the head alone.
+    """
 
     rank: int
     role: str
     parameters: int
     memory: Memory
+    head_parameters: int = 0
+    operations: int = 0
+    head_operations: int = 0
 
 
 @dataclass(frozen=True)

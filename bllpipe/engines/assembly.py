@@ -7,7 +7,7 @@ import torch
 from bllpipe.engines.books import make_actor, make_part
 from bllpipe.engines.edges import ActorPorts, Dress, Nowhere, Wires, image_port, undressed
 from bllpipe.engines.gpu import speed_up
-from bllpipe.engines.job import Job, input_shape, shape_of, unit_names
+from bllpipe.engines.job import Job, input_shape, shape_of, unit_names, width_for_heads
 from bllpipe.learn.block import Block, make_block
 from bllpipe.learn.channels import num_channels
 from bllpipe.learn.families import FAMILIES
@@ -73,7 +73,8 @@ class Assembly:
         job = self.job
         shapes = input_shape(job, rank), shape_of(job, rank)
         is_last = rank == job.topology.num_blocks - 1
-        block = make_block(segment, *shapes, job.config, job.spec.num_classes, job.plan.total_steps, is_last)
+        sizes = job.spec.num_classes, job.plan.total_steps
+        block = make_block(segment, *shapes, job.config, *sizes, is_last, width_for_heads(job))
         return speed_up(block, job.config)
 
     def _ports(self) -> ActorPorts:

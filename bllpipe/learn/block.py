@@ -169,8 +169,10 @@ def make_block(
     num_classes: int,
     total_steps: int,
     is_last: bool,
+    last_width: int | None = None,
 ) -> Block:
     """Adds what learning needs to a segment that makes ``alpha_shape`` of ``input_shape`` (both without the batch).
+    ``last_width`` is how many channels the network ends with, for heads that have to know.
 
     The last block's alpha are class scores already: it needs no head, and its loss is the cross-entropy alone.
     """
@@ -178,7 +180,7 @@ def make_block(
         return Block(segment, nn.Identity(), last_block(config.objective), config, num_classes, total_steps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(config.seed, "heads", segment.last_unit))
-        head = make_head(alpha_shape, num_classes, config.objective)
+        head = make_head(alpha_shape, num_classes, config.objective, last_width)
         objective = make_objective(config, input_shape, alpha_shape, num_classes)
     device = next(iter(segment.state_dict().values()), torch.empty(0)).device
     if isinstance(objective, nn.Module):

@@ -19,7 +19,7 @@ from bllpipe.config.stored import load_stored_config
 from bllpipe.errors import CheckpointError
 from bllpipe.learn.block import Block, alpha_shape, make_block
 from bllpipe.learn.cuts import cut
-from bllpipe.learn.networks import network_units
+from bllpipe.learn.networks import last_width, network_units
 from bllpipe.learn.placing import place
 from bllpipe.learn.units import Segment
 from bllpipe.ports import Round
@@ -124,13 +124,13 @@ def _fresh_blocks(run: FinishedRun) -> list[Block]:
     """The blocks as they are before the first step."""
     config, spec, steps = run.config, run.images.spec, run.plan.total_steps
     units = network_units(config.model, spec.image_shape[0], spec.num_classes, config.seed)
-    parts = cut(units, config.cuts)
+    parts, width = cut(units, config.cuts), last_width(config, units)
     blocks: list[Block] = []
     x_shape: tuple[int, ...] = spec.image_shape
     for part in parts:
         segment, is_last = place(Segment(part, config.seed), config, run.device), part is parts[-1]
         shape = alpha_shape(segment, x_shape, run.device)
-        blocks.append(make_block(segment, x_shape, shape, config, spec.num_classes, steps, is_last))
+        blocks.append(make_block(segment, x_shape, shape, config, spec.num_classes, steps, is_last, width))
         x_shape = shape
     return blocks
 

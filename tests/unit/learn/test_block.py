@@ -236,7 +236,7 @@ def test_bf16_computes_in_bf16_and_learns_in_fp32() -> None:
 def test_heads_read_at_most_the_features_they_may(
     head: str, shape: tuple[int, int, int], at_most: int, pool: int
 ) -> None:
-    module = make_head(shape, 10, ObjectiveConfig(head=head, head_features=at_most))  # type: ignore[arg-type]
+    module = make_head(shape, 10, ObjectiveConfig(head=head, head_features=at_most), 64)  # type: ignore[arg-type]
     assert module.eval()(torch.randn(2, *shape)).shape == (2, 10)
     assert pooled_shape(shape, at_most) == (pool, pool)
 
