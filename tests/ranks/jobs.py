@@ -13,9 +13,11 @@ from typing import Any
 import psutil
 
 from bllpipe import launch
+from tests.ranks.spawning import launch_in_a_process, launch_ranks
 from tests.waiting import PATIENCE
 
 REPOSITORY = Path(__file__).parents[2]
+CALM = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
 SMALL = ("model.width=4", "data.batch_size=32", "log.every_steps=5")
 
 
@@ -29,6 +31,14 @@ def in_this_process(run_dir: Path, *settings: str, options: tuple[str, ...] = ()
     """Runs a single-process engine here; its summary."""
     assert launch.main(words(run_dir, *settings, options=options)) == 0
     return summary(run_dir)
+
+
+def ranks(
+    num_ranks: int, arguments: list[str], module: str = "bllpipe.launch", timeout: float = PATIENCE, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """A job whose ranks find what torchrun would tell them, and are forked: for what is not about torchrun itself, and
+    in a fraction of its time."""
+    return launch_ranks(num_ranks, arguments, {**CALM, **variables}, module, timeout)
 
 
 def torchrun(
@@ -69,6 +79,11 @@ def steps_done(run_dir: Path) -> int:
     return max((int(json.loads(line)["step"]) for line in lines if line.endswith("\n")), default=0)
 
 
+def forked(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """``python -m bllpipe.launch arguments`` in a fork: for what starts no ranks."""
+    return launch_in_a_process(arguments, CALM)
+
+
 def alone(arguments: list[str], fault: str = "") -> subprocess.CompletedProcess[str]:
     """``python -m bllpipe.launch arguments``, with a fault on purpose."""
     return _run([sys.executable, "-m", "bllpipe.launch", *arguments], PATIENCE, fault_variables(fault))
@@ -106,4 +121,4 @@ def fault_variables(fault: str) -> dict[str, str]:
 
 
 def _environment(variables: dict[str, str]) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **variables}
+    return {**os.environ, **CALM, **variables}

@@ -60,7 +60,7 @@ def test_single_process_engine_under_torchrun() -> None:
     ],
 )
 def test_wrong_keys_need_no_ranks(tmp_path: Path, setting: str, message: str) -> None:
-    done = jobs.alone(jobs.words(tmp_path / "run", setting))
+    done = jobs.forked(jobs.words(tmp_path / "run", setting))
     text = fail(done)
     assert re.search(message, text), text
     assert done.returncode == 2
@@ -74,7 +74,7 @@ def test_unknown_key_under_torchrun() -> None:
 
 def test_duplicate_key(tmp_path: Path) -> None:
     (tmp_path / "twice.yaml").write_text("seed: 1\nepochs: 2\nseed: 3\n")
-    text = fail(jobs.alone(["--config", str(tmp_path / "twice.yaml")]))
+    text = fail(jobs.forked(["--config", str(tmp_path / "twice.yaml")]))
     assert "line 3" in text
     assert "duplicate key 'seed'" in text
 
@@ -95,7 +95,7 @@ def test_ranks_end_together_with_one_message(tmp_path: Path, settings: tuple[str
 
 
 def test_missing_data(tmp_path: Path) -> None:
-    text = fail(jobs.alone(jobs.words(None, *TWO, "data.name=npz", f"data.path={tmp_path}/none.npz")))
+    text = fail(jobs.forked(jobs.words(None, *TWO, "data.name=npz", f"data.path={tmp_path}/none.npz")))
     assert "none.npz does not exist" in text
 
 
@@ -110,7 +110,7 @@ def test_missing_data(tmp_path: Path) -> None:
 )
 def test_wrong_data(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     place = archive(tmp_path / "data.npz", **changes)
-    done = jobs.alone(jobs.words(tmp_path / "run", *TWO, "data.name=npz", place))
+    done = jobs.forked(jobs.words(tmp_path / "run", *TWO, "data.name=npz", place))
     assert message in fail(done)
     assert done.returncode == 2
     assert not list((tmp_path / "run").glob("metrics*")), "refused before the first step"

@@ -25,7 +25,7 @@ def digests(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         engine: jobs.in_this_process(folder / engine, f"engine={engine}", *settings)["state_sha256"]
         for engine in ("sequential", "threads", "streams")
     }
-    jobs.succeed(jobs.torchrun(blocks + 1, jobs.words(folder / "ranks", *settings)))
+    jobs.succeed(jobs.ranks(blocks + 1, jobs.words(folder / "ranks", *settings)))
     summary = jobs.summary(folder / "ranks")
     assert summary["world_size"] == blocks + 1
     assert summary["steps"] == STEPS

@@ -87,7 +87,7 @@ def test_a_signal_stops_all_ranks_at_one_step(
     assert launcher.returncode == 0 or name != "rank 1", text
     check_stopped(run_dir)
     if name == "rank 1":
-        jobs.succeed(jobs.torchrun(3, jobs.words(run_dir, *SETTINGS, options=("--resume", "auto"))))
+        jobs.succeed(jobs.ranks(3, jobs.words(run_dir, *SETTINGS, options=("--resume", "auto"))))
     else:
         go_on(run_dir)
     check_same(run_dir, straight)

@@ -213,9 +213,9 @@ def weights(folder: Path) -> dict[str, Tensor]:
 def test_1f1b_through_torchrun_and_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     jobs.succeed(jobs.alone(jobs.words(straight, *commands("1f1b"))))
-    jobs.succeed(jobs.torchrun(2, jobs.words(stopped, *commands("1f1b"), "stop_at=5")))
+    jobs.succeed(jobs.ranks(2, jobs.words(stopped, *commands("1f1b"), "stop_at=5")))
     assert jobs.read_json(stopped / "status.json")["status"] == "preempted"
-    jobs.succeed(jobs.torchrun(2, jobs.words(stopped, *commands("1f1b"), options=("--resume", "auto"))))
+    jobs.succeed(jobs.ranks(2, jobs.words(stopped, *commands("1f1b"), options=("--resume", "auto"))))
     one, other = jobs.summary(straight), jobs.summary(stopped)
     assert one["state_sha256"] == other["state_sha256"]
     assert one["test_accuracy"] == other["test_accuracy"]
@@ -228,7 +228,7 @@ def test_1f1b_through_torchrun_and_alone(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_ddp_through_torchrun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    jobs.succeed(jobs.torchrun(2, jobs.words(tmp_path / "run", *commands("ddp"))))
+    jobs.succeed(jobs.ranks(2, jobs.words(tmp_path / "run", *commands("ddp"))))
     check_books(tmp_path / "run", "replica")
     summary = jobs.summary(tmp_path / "run")
     assert summary["sent_bytes"] == [{"other replicas": 12 * 4 * summary["parameters"][1]}] * 2, "each gradient once"
@@ -279,7 +279,7 @@ def test_one_microbatch_is_engine_single(ranks: list[dict[str, Any]], tmp_path: 
 
 def test_a_rank_that_fails_ends_the_run_with_one_message(tmp_path: Path) -> None:
     settings = (*commands("1f1b"), "optimizer.lr=1e30", "schedule.name=constant")
-    done = jobs.torchrun(2, jobs.words(tmp_path / "run", *settings))
+    done = jobs.ranks(2, jobs.words(tmp_path / "run", *settings))
     assert done.returncode != 0
     assert done.stderr.count("bllpipe:") == 1
     assert "rank 1 (stage 1): " in done.stderr and "lower optimizer.lr" in done.stderr
