@@ -19,7 +19,7 @@ from bllpipe.learn.families import FAMILIES
 from bllpipe.learn.heads import make_head
 from bllpipe.learn.learner import Learner
 from bllpipe.learn.local import Objective
-from bllpipe.learn.networks import check_complete
+from bllpipe.learn.network_checks import check_complete, trial_size
 from bllpipe.learn.objectives import last_block, make_objective
 from bllpipe.learn.placing import as_channels_last, lies_channels_last, place
 from bllpipe.learn.units import Segment
@@ -54,8 +54,13 @@ class Block:
         self.num_classes, self.config = num_classes, config
         self.is_captured = False  # then gradients lie where only the graphs know
         self.learner = Learner(_modules(segment, head, objective), config, total_steps)
-        if not self.learner.parameters:
+        if not list(segment.parameters()):
             raise ConfigError(f"the block that ends with {segment.last_unit} has no parameters; cut somewhere else")
+        if not any(parameter.requires_grad for parameter in self.learner.parameters.values()):
+            raise ConfigError(
+                f"the block that ends with {segment.last_unit} has nothing to train: all of its parameters are frozen, "
+                f"and it has no local head; let some of them require gradients, or cut somewhere else"
+            )
         self.x, self._training = torch.empty(0), False
         self.channels_last = lies_channels_last(config, self.learner.device)
         self._mode(True)
@@ -76,6 +81,8 @@ class Block:
 
     def losses(self, alpha: Tensor, target: Target) -> tuple[dict[str, Tensor], Tensor]:
         """The terms of the local loss, and the head's scores [B, K]."""
+        if torch.is_grad_enabled() and not alpha.requires_grad:
+            alpha = alpha.detach().requires_grad_()  # of a frozen block: its head learns all the same
         with self.learner.autocast():
             scores_BK = self.head(alpha)
             return self.objective(alpha, scores_BK, target, self.x), scores_BK
@@ -186,17 +193,18 @@ def alpha_shape(segment: Segment, input_shape: Sequence[int], device: torch.devi
     """
     check_complete(segment, segment.last_unit)
     segment.eval()
-    alpha: object = segment(torch.zeros(1, *input_shape, device=device))
+    size = trial_size(segment)
+    alpha: object = segment(torch.zeros(size, *input_shape, device=device))
     unit = segment.last_unit
     if not isinstance(alpha, Tensor):
         raise ConfigError(
             f"unit {unit} gives a {type(alpha).__name__}; needed is one tensor, as one message carries it: put what "
             f"chooses or joins its parts into the same module"
         )
-    if not alpha.is_floating_point() or alpha.dim() not in (2, 3, 4) or len(alpha) != 1:
+    if not alpha.is_floating_point() or alpha.dim() not in (2, 3, 4) or len(alpha) != size:
         raise ConfigError(
-            f"unit {unit} gives {_form(alpha)} for a batch of 1; needed are numbers of shape [B, C], tokens [B, T, C] "
-            f"or maps [B, C, H, W], the batch first: reshape them in the same module, or cut somewhere else"
+            f"unit {unit} gives {_form(alpha)} for a batch of {size}; needed are numbers of shape [B, C], tokens "
+            f"[B, T, C] or maps [B, C, H, W], the batch first: reshape them in the same module, or cut somewhere else"
         )
     return tuple(alpha.shape[1:])
 
