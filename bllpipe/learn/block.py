@@ -26,6 +26,8 @@ from bllpipe.learn.units import Segment
 from bllpipe.ports import Target
 from bllpipe.randomness import derived_seed
 
+AGAIN = "backward through the graph a second time"  # in what torch says of a graph that is gone
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -90,7 +92,16 @@ class Block:
     def backward(self, terms: Mapping[str, Tensor]) -> None:
         """The gradients of the sum of ``terms``, and of nothing before them."""
         self.learner.optimizer.zero_grad()
-        torch.autograd.backward(list(terms.values()))
+        try:
+            torch.autograd.backward(list(terms.values()))
+        except RuntimeError as error:
+            if AGAIN not in str(error):
+                raise
+            raise ConfigError(
+                f"the loss of the block that ends with {self.segment.last_unit} goes back through a batch whose "
+                f"gradients were taken before: expected a graph of this batch alone; what a loss or a module keeps "
+                f"from batch to batch needs .detach(), and torch.autograd.grad inside of a loss retain_graph=True"
+            ) from error
 
     def step_optimizer(self, step: int) -> float:
         """One step along the gradients; returns its learning rate."""
@@ -126,8 +137,10 @@ class Block:
 
     @torch.no_grad()
     def score(self, alpha: Tensor, target: Target) -> Outcome:
-        """The local loss and the local head's hits on a test batch."""
-        terms, scores_BK = self.losses(alpha, target)
+        """The local loss and the local head's hits on a test batch. A loss of the user's own may take gradients itself,
+        in the test as in training."""
+        with torch.set_grad_enabled(self.config.method == "own"):
+            terms, scores_BK = self.losses(alpha, target)
         return self.outcome(terms, alpha, scores_BK, target, lr=0.0, learned=False)
 
     def _laid_out(self, x: Tensor) -> Tensor:

@@ -40,4 +40,10 @@ class Keeping(nn.Module):
         x_BCHW = x.float()
         told_BCHW = interpolate(self.decoder(alpha).float(), size=x.shape[2:], mode="bilinear", align_corners=False)
         untold = mse_loss(told_BCHW, x_BCHW) / x_BCHW.var().clamp(min=SMALLEST)
-        return {**self.objective(alpha, scores_BK, target, x), "keep": self.weight * untold}
+        terms = self.objective(alpha, scores_BK, target, x)
+        if "keep" in terms:
+            raise ConfigError(
+                "a term of the objective is called 'keep', as the one of objective.keep_weight; use another name, or "
+                "--set objective.keep_weight=0"
+            )
+        return {**terms, "keep": self.weight * untold}

@@ -107,7 +107,11 @@ REFUSED: dict[str, tuple[Network, list[str], str]] = {
     "no parameters, dgl": (alone, ["blocks=3", "method=dgl"], "the block that ends with 1 has no parameters; cut"),
     "no parameters, predsim": (alone, ["blocks=3", "method=predsim"], "the block that ends with 1 has no parameters"),
     "nothing in front": (flat, ["blocks=[1]"], "the block that ends with 0 has no parameters; cut somewhere else"),
-    "shared buffers": (sharing, ["blocks=2"], "the model: modules 0 and 1 share the buffer .*running_mean, which blocks"),
+    "shared buffers": (
+        sharing,
+        ["blocks=2"],
+        "the model: modules 0 and 1 share the buffer .*running_mean, which blocks",
+    ),
     "extra state": (counted, ["blocks=2"], "module 0 of the model: .* got 1._extra_state, a dict .*register_buffer"),
     "complex": (complex_numbers, ["blocks=2"], "module 0 of the model: expected real parameters, got filter of compl"),
     "frozen last": (frozen_last, ["blocks=2"], "the block that ends with 1 has nothing to train: all of its param"),
