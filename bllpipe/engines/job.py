@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from bllpipe.config import Config
+from bllpipe.config.schema import PIPELINES
 from bllpipe.engines import Options, Output, topology
 from bllpipe.engines.faults import Fault, parse_faults
 from bllpipe.engines.peers import compare_with_first, introduce
@@ -19,6 +20,7 @@ from bllpipe.engines.stuck import check_progress
 from bllpipe.errors import ConfigError
 from bllpipe.learn.block import alpha_shape
 from bllpipe.learn.cuts import cut
+from bllpipe.learn.network_checks import batch_norms_seen, check_batches, check_has_values, drawing
 from bllpipe.learn.networks import last_width, network_units
 from bllpipe.learn.placing import place
 from bllpipe.learn.propagation import propagate
@@ -33,7 +35,7 @@ from bllpipe.run.itinerary import Plan
 from bllpipe.run.notices import say, warn
 from bllpipe.run.resuming import changes_since, checkpoint_to_resume, choose_directory
 from bllpipe.topology import Topology
-from bllpipe.wire.environment import fault_text
+from bllpipe.wire.environment import fault_text, speaks_for_all
 
 
 @dataclass(frozen=True)
@@ -200,11 +202,18 @@ def build_segment(job: Job, number: int, device: torch.device, kind: Literal["bl
     """Block ``number``, or that stage of what learns end to end, on its device; tells the others the shape of its
     alpha. A network that is not cut is block 0, of every replica."""
     config, num_classes = job.config, job.spec.num_classes
-    parts = cut(_units(job), config.cuts if kind == "block" else config.blocks)
+    units, name = _units(job), f"{kind} {number}"
+    parts = cut(units, config.cuts if kind == "block" else config.blocks)
     segment = Segment(parts[number], config.seed)
+    if number == 0:
+        _warn_of_draws(units)
+    if device.type != "meta":
+        check_has_values(segment, name)
     propagate(segment, config.method, num_classes, config.seed)
     segment = place(segment, config, device)  # only now, so that weights for the way back lie as the others do
-    shape = _output_shape(segment, input_shape(job, number), device, f"{kind} {number}")
+    with batch_norms_seen(segment) as norms:
+        shape = _output_shape(segment, input_shape(job, number), device, name)
+    check_batches(norms, *_smallest_batches(job), name)
     if number == len(parts) - 1 and shape != (num_classes,):
         raise ConfigError(
             f"the last {kind} gives {list(shape)} for each image; needed are {num_classes} class scores: "
@@ -212,6 +221,26 @@ def build_segment(job: Job, number: int, device: torch.device, kind: Literal["bl
         )
     job.store.set(f"shape/{number}", json.dumps(shape))
     return segment
+
+
+def _warn_of_draws(units: Sequence[Unit]) -> None:
+    """Of a network of the user's own; those that come with bllpipe draw nothing."""
+    modules = {unit.name: unit.layers[0].make() for unit in units if unit.is_built}
+    if (names := drawing(modules)) and speaks_for_all():
+        warn(
+            f"{', '.join(names)} of the model draws random numbers in training, which engines do in different orders: "
+            f"another engine, or a run that goes on from a checkpoint, ends in other bits"
+        )
+
+
+def _smallest_batches(job: Job) -> tuple[int, int]:
+    """Images of the smallest batch that goes through a network at once, in training and in the test."""
+    config, num_test = job.config, job.spec.num_test
+    size = config.data.batch_size
+    parts = config.pipeline.microbatches if config.engine in PIPELINES else 1
+    if config.engine == "ddp":
+        parts = job.topology.num_blocks
+    return size // parts, num_test % size or min(size, num_test)
 
 
 def _output_shape(segment: Segment, given: tuple[int, ...], device: torch.device, name: str) -> tuple[int, ...]:

@@ -30,6 +30,11 @@ class Share:
         for segment in segments:
             if not list(segment.parameters()):
                 raise ConfigError(f"the stage that ends with {segment.last_unit} has no parameters; cut somewhere else")
+            if not any(parameter.requires_grad for parameter in segment.parameters()):
+                raise ConfigError(
+                    f"the stage that ends with {segment.last_unit} has nothing to train: all of its parameters are "
+                    f"frozen; let some of them require gradients, or cut somewhere else"
+                )
 
         def norm(gradients: Sequence[Tensor]) -> Tensor:
             return add_up(nn.utils.get_total_norm(gradients).square()).sqrt()

@@ -18,13 +18,15 @@ from bllpipe.learn.channels import NORMALIZATIONS, alignment, channel_means
 from bllpipe.learn.heads import make_head
 from bllpipe.learn.learner import Learner
 from bllpipe.learn.local import Objective
-from bllpipe.learn.networks import check_complete
+from bllpipe.learn.network_checks import check_complete, trial_size
 from bllpipe.learn.objectives import last_block, make_objective
 from bllpipe.learn.placing import as_channels_last, lies_channels_last, place
 from bllpipe.learn.regions import LocalLoss, Statistics
 from bllpipe.learn.units import Segment
 from bllpipe.ports import Target
 from bllpipe.randomness import derived_seed
+
+AGAIN = "backward through the graph a second time"  # in what torch says of a graph that is gone
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,13 @@ class Block:
         self.num_classes, self.config = num_classes, config
         self.is_captured = False  # then gradients lie where only the graphs know
         self.learner = Learner(_modules(segment, head, objective), config, total_steps)
-        if not self.learner.parameters:
+        if not list(segment.parameters()):
             raise ConfigError(f"the block that ends with {segment.last_unit} has no parameters; cut somewhere else")
+        if not any(parameter.requires_grad for parameter in self.learner.parameters.values()):
+            raise ConfigError(
+                f"the block that ends with {segment.last_unit} has nothing to train: all of its parameters are frozen, "
+                f"and it has no local head; let some of them require gradients, or cut somewhere else"
+            )
         self.x, self._training = torch.empty(0), False
         self.channels_last = lies_channels_last(config, self.learner.device)
         self._mode(True)
@@ -88,13 +95,24 @@ class Block:
 
     def losses(self, alpha: Tensor, target: Target) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """The terms of the local loss, the head's scores [B, K], and how many images it got right."""
+        if torch.is_grad_enabled() and not alpha.requires_grad:
+            alpha = alpha.detach().requires_grad_()  # of a frozen block: its head learns all the same
         with self.learner.autocast():
             return self.local(alpha, target, self.x, self.means_BC)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     def backward(self, terms: Mapping[str, Tensor]) -> None:
         """The gradients of the sum of ``terms``, and of nothing before them."""
         self.learner.optimizer.zero_grad()
-        torch.autograd.backward(list(terms.values()))
+        try:
+            torch.autograd.backward(list(terms.values()))
+        except RuntimeError as error:
+            if AGAIN not in str(error):
+                raise
+            raise ConfigError(
+                f"the loss of the block that ends with {self.segment.last_unit} goes back through a batch whose "
+                f"gradients were taken before: expected a graph of this batch alone; what a loss or a module keeps "
+                f"from batch to batch needs .detach(), and torch.autograd.grad inside of a loss retain_graph=True"
+            ) from error
 
     def step_optimizer(self, step: int) -> float:
         """One step along the gradients; returns its learning rate."""
@@ -131,8 +149,10 @@ class Block:
 
     @torch.no_grad()
     def score(self, alpha: Tensor, target: Target) -> Outcome:
-        """The local loss and the local head's hits on a test batch."""
-        terms, _, hits = self.losses(alpha, target)
+        """The local loss and the local head's hits on a test batch. A loss of the user's own may take gradients itself,
+        in the test as in training."""
+        with torch.set_grad_enabled(self.config.method == "own"):
+            terms, _, hits = self.losses(alpha, target)
         return self.outcome(terms, alpha, hits, target, lr=0.0, learned=False)
 
     def _laid_out(self, x: Tensor) -> Tensor:
@@ -197,17 +217,18 @@ def alpha_shape(segment: Segment, input_shape: Sequence[int], device: torch.devi
     """
     check_complete(segment, segment.last_unit)
     segment.eval()
-    alpha: object = segment(torch.zeros(1, *input_shape, device=device))
+    size = trial_size(segment)
+    alpha: object = segment(torch.zeros(size, *input_shape, device=device))
     unit = segment.last_unit
     if not isinstance(alpha, Tensor):
         raise ConfigError(
             f"unit {unit} gives a {type(alpha).__name__}; needed is one tensor, as one message carries it: put what "
             f"chooses or joins its parts into the same module"
         )
-    if not alpha.is_floating_point() or alpha.dim() not in (2, 3, 4) or len(alpha) != 1:
+    if not alpha.is_floating_point() or alpha.dim() not in (2, 3, 4) or len(alpha) != size:
         raise ConfigError(
-            f"unit {unit} gives {_form(alpha)} for a batch of 1; needed are numbers of shape [B, C], tokens [B, T, C] "
-            f"or maps [B, C, H, W], the batch first: reshape them in the same module, or cut somewhere else"
+            f"unit {unit} gives {_form(alpha)} for a batch of {size}; needed are numbers of shape [B, C], tokens "
+            f"[B, T, C] or maps [B, C, H, W], the batch first: reshape them in the same module, or cut somewhere else"
         )
     return tuple(alpha.shape[1:])
 

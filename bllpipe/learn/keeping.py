@@ -47,4 +47,9 @@ class Keeping(nn.Module):
             terms = self.objective(alpha, scores_BK, target, x, means_BC)
         else:
             terms = self.objective(alpha, scores_BK, target, x)
+        if "keep" in terms:
+            raise ConfigError(
+                "a term of the objective is called 'keep', as the one of objective.keep_weight; use another name, or "
+                "--set objective.keep_weight=0"
+            )
         return {**terms, "keep": self.weight * untold}

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from bllpipe.config.resnets import LAST_STAGE
 from bllpipe.config.schema import Config, ModelConfig
 from bllpipe.errors import ConfigError
 from bllpipe.learn.named import imported
+from bllpipe.learn.network_checks import check_network
 from bllpipe.learn.resnet import resnet_units
 from bllpipe.learn.units import Unit, units_from_modules
 from bllpipe.randomness import derived_seed
@@ -29,6 +29,7 @@ def network_units(model: ModelConfig, in_channels: int, num_classes: int, seed: 
         torch.manual_seed(derived_seed(seed, "weights"))
         made = function(in_channels=in_channels, num_classes=num_classes, **model.args)
         modules = in_order(made, f"model.name={model.name} returned")  # a generator draws its weights only here
+    check_network(modules, "the model")
     return units_from_modules(modules)
 
 
@@ -76,25 +77,3 @@ def _check_sequential(made: nn.Sequential, source: str) -> None:
         )
     if not len(made):
         raise ConfigError(f"{source} an empty nn.Sequential; needed is at least one module for every block")
-
-
-def check_complete(module: nn.Module, name: str) -> None:
-    """Raises ConfigError for a lazy layer that has seen no input yet: its weights would be drawn from no seed."""
-    if any(is_lazy(parameter) for parameter in module.parameters()):
-        raise ConfigError(
-            f"module {name} of the model has parameters without a shape yet (a lazy layer), whose weights no seed "
-            f"would settle; give it its sizes, or send one batch through the model first"
-        )
-
-
-def check_nothing_shared(modules: Sequence[nn.Module], source: str) -> None:
-    """Raises ConfigError when two units have a parameter in common: blocks learn alone, so it would part in two."""
-    owners: dict[int, int] = {}
-    for number, module in enumerate(modules):
-        for name, parameter in module.named_parameters():
-            owner = owners.setdefault(id(parameter), number)
-            if owner != number:
-                raise ConfigError(
-                    f"{source}: modules {owner} and {number} share the parameter {name}, which blocks that learn alone "
-                    f"cannot; put both into one nn.Sequential, which no cut divides"
-                )

@@ -25,10 +25,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Unit:
-    """Consecutive layers that stay together; ``name`` is what a cut can refer to."""
+    """Consecutive layers that stay together; ``name`` is what a cut can refer to. Of a network of the user's own a unit
+    is one module, which ``is_built`` already."""
 
     name: str
     layers: tuple[Layer, ...]
+    is_built: bool = False
 
 
 class Segment(nn.Module):
@@ -56,7 +58,7 @@ def units_from_modules(modules: Mapping[str, nn.Module]) -> list[Unit]:
     def keep(module: nn.Module) -> Callable[[], nn.Module]:
         return lambda: module
 
-    return [Unit(name, (Layer(name, keep(module)),)) for name, module in modules.items()]
+    return [Unit(name, (Layer(name, keep(module)),), is_built=True) for name, module in modules.items()]
 
 
 def _place(root: nn.Module, layer: Layer, seed: int) -> None:

@@ -5,24 +5,28 @@ Shapes: N images of a split, B of a batch, C channels, H x W positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from bllpipe.config.schema import DataConfig
 from bllpipe.errors import DataError
+from bllpipe.library.tensors import image_tensor, is_array, label_tensor
+from bllpipe.run.data.arrays import check_finite
 from bllpipe.run.data.sets import Arrays, GivenData, LabelSet, MemoryImages, Split
 from bllpipe.run.data.spec import DataSpec, check_labels
 from bllpipe.run.digest import part_digest
 
-Array = Tensor | np.ndarray[Any, Any]
-Given = Dataset[Any] | tuple[Array, Array]  # one split
+Array = Tensor | np.ndarray[Any, Any] | Sequence[Any]
+Given = Dataset[Any] | tuple[Array, Array] | Sequence[tuple[Any, int]]  # one split
 Data = tuple[Given, Given] | str
 SPLITS: tuple[Split, Split] = ("train", "test")
 MOST_COMPARED = 64  # items of a split whose labels tell whether two ranks have the same data
@@ -35,13 +39,13 @@ def given_data(data: Data) -> tuple[str, GivenData | None]:
         return data, None
     if not isinstance(data, (tuple, list)) or len(data) != 2:
         raise DataError(f"the data are {_kind(data)}; {NEEDED}")
-    pairs = [_tensors(split) for split in data]
+    pairs = [_pair(split, name) for split, name in zip(data, SPLITS, strict=True)]
     if pairs[0] is not None and pairs[1] is not None:
         return "given", _in_memory(pairs[0], pairs[1])
-    for split, name in zip(data, SPLITS, strict=True):
-        if not (hasattr(split, "__getitem__") and hasattr(split, "__len__")) or isinstance(split, (Tensor, np.ndarray)):
-            raise DataError(f"the {name} split is {_kind(split)}; {NEEDED}")
-    return "given", ItemData(*data)
+    sets = [split if pair is None else TensorDataset(*pair) for split, pair in zip(data, pairs, strict=True)]
+    for split, name in zip(sets, SPLITS, strict=True):
+        _check_set(split, name)
+    return "given", ItemData(*sets)
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,8 @@ class ItemData:
         self._sets: dict[Split, Any] = {"train": train, "test": test}
 
     def images(self, data: DataConfig) -> ItemImages:
-        return ItemImages(self._sets, self._labels.num_classes)
+        num_classes = self._labels.num_classes  # before the first image is read: a set may be empty
+        return ItemImages(self._sets, num_classes)
 
     def labels(self) -> LabelSet:
         return self._labels
@@ -82,12 +87,12 @@ class ItemData:
     @cached_property
     def _labels(self) -> LabelSet:
         """Of every item; a set that knows its ``targets``, as those of torchvision, is not read for it."""
-        train_N, test_N = (torch.tensor(_targets(self._sets[split]), dtype=torch.int64) for split in SPLITS)
+        train_N, test_N = (_targets(self._sets[split], split) for split in SPLITS)
         return LabelSet(train_N, test_N, check_labels(train_N, test_N, "the data"))
 
     def digest(self) -> str:
         """SHA-256 (hex) of the lengths and of some labels."""
-        return part_digest({split: torch.tensor(_some_labels(self._sets[split])) for split in SPLITS})
+        return part_digest({split: torch.tensor(_some_labels(self._sets[split], split)) for split in SPLITS})
 
 
 class ItemImages:
@@ -101,7 +106,13 @@ class ItemImages:
 
     def batches(self, wanted: Iterable[tuple[Split, Tensor]]) -> Iterator[Tensor]:
         for split, index_B in wanted:
-            yield torch.stack([self._read(split, number) for number in index_B.tolist()])
+            images = torch.stack([self._read(split, number) for number in index_B.tolist()])
+            if not images.isfinite().all():
+                bad = int(images.isfinite().flatten(1).all(dim=1).logical_not().nonzero()[0])
+                raise DataError(
+                    f"{split} item {int(index_B[bad])} holds values that are NaN or Inf; remove or replace it"
+                )
+            yield images
 
     def _read(self, split: Split, number: int) -> Tensor:
         image = _item(self._sets[split], split, number)
@@ -113,9 +124,22 @@ class ItemImages:
         return image
 
 
+def _parts(dataset: Any, split: Split, number: int) -> Sequence[Any]:
+    """What a set gives for ``number``: image and label, and perhaps more."""
+    item = dataset[number]
+    if not isinstance(item, (tuple, list)) or len(item) < 2:
+        raise DataError(
+            f"{split} item {number}: expected a pair (image, label), got {_kind(item)}; wrap the set in one whose "
+            f"items are such pairs"
+        )
+    return item
+
+
 def _item(dataset: Any, split: Split, number: int) -> Tensor:
     """The image of one item, float32."""
-    image = dataset[number][0]
+    image = _parts(dataset, split, number)[0]
+    if isinstance(image, (Tensor, np.ndarray)):
+        image = image_tensor(image, f"{split} item {number}")
     if not isinstance(image, Tensor) or not image.is_floating_point():
         raise DataError(
             f"{split} item {number} is {_kind(image)}; needed is a float tensor: give the set "
@@ -124,25 +148,58 @@ def _item(dataset: Any, split: Split, number: int) -> Tensor:
     return image.float()
 
 
-def _targets(dataset: Any) -> Sequence[int]:
+def _label(dataset: Any, split: Split, number: int) -> int:
+    """The class of one item."""
+    label, what = _parts(dataset, split, number)[1], f"the label of {split} item {number}"
+    if isinstance(label, (Tensor, np.ndarray)) and prod(label.shape) == 1:
+        return int(label_tensor(label.reshape(1), what)[0])
+    if isinstance(label, (int, np.integer)) and not isinstance(label, bool):
+        return int(label)
+    form = _kind(label) if is_array(label) or isinstance(label, Mapping) else repr(label)
+    raise DataError(f"{what}: expected a whole number, the class from 0, got {form:.80}; number the classes in the set")
+
+
+def _targets(dataset: Any, split: Split) -> Tensor:
+    """int64 [N]; what a set calls its targets may be something else, such as boxes or names."""
     known = getattr(dataset, "targets", None)
-    if known is not None and getattr(dataset, "target_transform", None) is None and len(known) == len(dataset):
-        return [int(label) for label in known]
-    return [int(dataset[number][1]) for number in range(len(dataset))]
+    if is_array(known) and getattr(dataset, "target_transform", None) is None:
+        with suppress(DataError):
+            labels = label_tensor(known, f"the {split} targets")
+            if len(labels) == len(dataset):
+                return labels
+    return torch.tensor([_label(dataset, split, number) for number in range(len(dataset))], dtype=torch.int64)
 
 
-def _some_labels(dataset: Any) -> list[int]:
+def _some_labels(dataset: Any, split: Split) -> list[int]:
     numbers = range(0, len(dataset), max(1, len(dataset) // MOST_COMPARED))
-    return [len(dataset), *(int(dataset[number][1]) for number in numbers)]
+    return [len(dataset), *(_label(dataset, split, number) for number in numbers)]
 
 
-def _tensors(split: Any) -> tuple[Tensor, Tensor] | None:
-    """Images and labels, if the split is made of tensors or arrays."""
+def _pair(split: Any, name: Split) -> tuple[Tensor, Tensor] | None:
+    """Images and labels, if the split is made of them; None for what may be a set of items."""
     parts = split.tensors if isinstance(split, TensorDataset) else split
-    is_pair = isinstance(parts, (tuple, list)) and len(parts) == 2
-    if not is_pair or not all(isinstance(part, (Tensor, np.ndarray)) for part in parts):
+    if not isinstance(parts, (tuple, list)) or len(parts) != 2:
         return None
-    return torch.as_tensor(parts[0]), torch.as_tensor(parts[1])
+    if isinstance(parts, list) and all(isinstance(part, (tuple, list)) and len(part) == 2 for part in parts):
+        return None  # a list of two items
+    for part, kind in zip(parts, ("images", "labels"), strict=True):
+        if not is_array(part):
+            raise DataError(f"the {name} {kind} are {_kind(part)}; {NEEDED}")
+    return image_tensor(parts[0], f"the {name} images"), label_tensor(parts[1], f"the {name} labels")
+
+
+def _check_set(split: Any, name: Split) -> None:
+    """Raises DataError for what has no items that can be read by number."""
+    hint = ""
+    if isinstance(split, Mapping):
+        hint = f"; use the pair (split[{next(iter(split), 'image')!r}], split[...])"
+    if isinstance(split, IterableDataset):
+        hint = "; use a Dataset whose items are read by number, as their order belongs to the seed"
+    if isinstance(split, DataLoader):
+        hint = "; use its dataset, without batches: data.batch_size makes them"
+    is_set = hasattr(split, "__getitem__") and hasattr(split, "__len__")
+    if hint or not is_set or isinstance(split, (Tensor, np.ndarray, str, bytes)):
+        raise DataError(f"the {name} split is {_kind(split)}; {NEEDED}{hint}")
 
 
 def _in_memory(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> TensorData:
@@ -153,7 +210,10 @@ def _in_memory(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> Ten
         raise DataError(f"the train images are {_kind(train_x)}, the test images {_kind(test_x)}; needed is one form")
     num_classes = check_labels(train_N, test_N, "the data")
     train_x, test_x = (x if x.dtype == torch.uint8 else x.float() for x in (train_x, test_x))
-    return TensorData(Arrays(train_x, train_N.long(), test_x, test_N.long(), num_classes))
+    for name, images in (("train", train_x), ("test", test_x)):
+        if images.is_floating_point():
+            check_finite(images.numpy(), f"the {name} images")
+    return TensorData(Arrays(train_x, train_N, test_x, test_N, num_classes))
 
 
 def _check_split(name: str, images: Tensor, labels: Tensor) -> None:
@@ -164,15 +224,15 @@ def _check_split(name: str, images: Tensor, labels: Tensor) -> None:
             f"the {name} images are {_kind(images)}; needed are floats [N, ...], which are taken as they are, or uint8 "
             f"[N, C, H, W], which are normalised; images without channels become such with images.unsqueeze(1)"
         )
-    if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise DataError(f"the {name} labels are {_kind(labels)}; needed are whole numbers [N], the classes from 0")
     if len(images) != len(labels):
         raise DataError(f"the {name} split has {len(images)} images, but {len(labels)} labels; needed is one for each")
 
 
 def _kind(thing: Any) -> str:
-    """``a tuple of 3``, ``uint8 [10, 28, 28]``, ``a PILImage``."""
+    """``a tuple of 3``, ``uint8 [10, 28, 28]``, ``a PILImage``, ``a dict with the keys image, label``."""
     if isinstance(thing, Tensor):
         return f"{str(thing.dtype).removeprefix('torch.')} {list(thing.shape)}"
+    if isinstance(thing, Mapping):
+        return f"a {type(thing).__name__} with the keys {', '.join(map(str, thing)):.100}"
     length = f" of {len(thing)}" if isinstance(thing, (tuple, list)) else ""
     return f"a {type(thing).__name__}{length}"

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from bllpipe.errors import ConfigError
 from bllpipe.learn.cuts import bounds
 from bllpipe.learn.named import GIVEN
-from bllpipe.learn.networks import check_complete, check_nothing_shared, in_order
+from bllpipe.learn.network_checks import check_has_values, check_network
+from bllpipe.learn.networks import in_order
 from bllpipe.library.names import given_name, importable_name
 from bllpipe.run.digest import part_digest
 
@@ -39,14 +39,6 @@ class GivenModules:
         """SHA-256 (hex) of all weights: equal in all ranks if they were drawn alike."""
         return part_digest(nn.Sequential(OrderedDict(self.modules)).state_dict())
 
-    def drawing(self) -> list[str]:
-        """The modules that have a dropout in them, by name."""
-        return [name for name, module in self.modules.items() if any(map(_drops, module.modules()))]
-
-
-def _drops(module: nn.Module) -> bool:
-    return isinstance(module, _DropoutNd) and module.p > 0
-
 
 def given_model(model: Model) -> tuple[str, Callable[..., Any] | None]:
     """``model.name``, and what stands in its place; ConfigError for what is no network that can be cut."""
@@ -67,9 +59,9 @@ def modules_of(model: Modules | nn.Module) -> dict[str, nn.Module]:
     """The modules of a network by name, all of them ready to be trained alone; ConfigError when they are not, or when
     there is no saying in which order they compute."""
     modules = in_order(model, "the model is")
-    check_nothing_shared(list(modules.values()), "the model")
+    check_network(modules, "the model")
     for name, module in modules.items():
-        check_complete(module, name)
+        check_has_values(module, f"module {name}")
     return modules
 
 

@@ -90,8 +90,8 @@ def _planned(config: Config, profile: Profile, blocks: int, gigabytes_per_second
     best = predict_local(setting, blocks)
     if best is None:
         raise ConfigError(
-            f"{blocks} blocks would leave the last one, {profile.names[-1]}, without parameters; use fewer, or put it "
-            f"into one nn.Sequential with the module before it"
+            f"{blocks} blocks would leave one without parameters; use fewer, or put modules that have none into one "
+            f"nn.Sequential with a neighbour"
         )
     return CutPlan(profile, setting, best, config.steps or config.epochs * profile.steps_per_epoch)
 

@@ -17,14 +17,13 @@ from bllpipe.engines.job import Job
 from bllpipe.errors import BllpipeError, ConfigError
 from bllpipe.launch import SPREAD, check_start, fail_before_the_store
 from bllpipe.library.data import Data
-from bllpipe.library.models import GivenModules, Model
+from bllpipe.library.models import Model
 from bllpipe.library.objectives import OwnObjective
 from bllpipe.library.results import Run
 from bllpipe.library.settings import Settings, config_of
-from bllpipe.run.notices import warn
 from bllpipe.torch_state import torch_defaults
 from bllpipe.wire.agent import follow_agent
-from bllpipe.wire.environment import RankEnvironment, speaks_for_all
+from bllpipe.wire.environment import RankEnvironment
 
 STARTED = count(1)  # runs of this process; every rank of a script counts alike
 
@@ -81,17 +80,7 @@ def train(
         if environment is None:
             raise
         raise SystemExit(fail_before_the_store(error, environment)) from error
-    _warn_of_draws(made)
     return _carry_out(made, options, jobs, environment)
-
-
-def _warn_of_draws(config: Config) -> None:
-    given = config.model.given
-    if isinstance(given, GivenModules) and (drawing := given.drawing()) and speaks_for_all():
-        warn(
-            f"{', '.join(drawing)} of the model draws random numbers in training, which engines do in different "
-            f"orders: the bits of this run are those of no other"
-        )
 
 
 def _check_ranks(config: Config, environment: RankEnvironment | None) -> None:

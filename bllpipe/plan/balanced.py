@@ -47,7 +47,7 @@ def resolved(config: Config, image_shape: Sequence[int], num_classes: int) -> Co
     positions = best_cut(len(names), config.balanced, cost)
     if positions is None:
         raise ConfigError(
-            f"blocks is {config.blocks!r}, but {names[-1]}, the last unit, has no parameters and cannot be a block; "
+            f"blocks is {config.blocks!r}, but one of them would be without parameters, which cannot be a block; "
             f"use --set blocks='balanced {config.balanced - 1}' or less"
         )
     return replace(config, blocks=[names[position - 1] for position in positions] or 1)

@@ -187,10 +187,7 @@ def _too_little_memory(profile: Profile, number: int, limit: float) -> ConfigErr
     costs = profile.costs()
     least = _least_memory(costs, number)
     if least == inf:
-        return ConfigError(
-            f"{number} blocks would leave the last one, {profile.names[-1]}, without parameters; "
-            f"use --blocks {number - 1} or less"
-        )
+        return ConfigError(f"{number} blocks would leave one without parameters; use --blocks {number - 1} or less")
     enough = [more for more in range(number, len(costs) + 1) if _least_memory(costs, more) <= limit]
     more = f", or --blocks {enough[0]}" if enough else "; no other number of blocks is small enough either"
     return ConfigError(

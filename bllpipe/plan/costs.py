@@ -126,8 +126,8 @@ def memory_bytes(units: Sequence[UnitCost], first: int, end: int, heads: bool = 
 
 
 def _is_impossible(units: Sequence[UnitCost], first: int, end: int, memory_limit: float, heads: bool) -> bool:
-    """A block without parameters cannot learn; the last one has no head whose parameters could."""
-    nothing_to_learn = end == len(units) and not any(unit.parameters for unit in units[first:end])
+    """A block without parameters cannot learn."""
+    nothing_to_learn = not any(unit.parameters for unit in units[first:end])
     return nothing_to_learn or memory_bytes(units, first, end, heads) > memory_limit
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from bllpipe.errors import DataError
+from bllpipe.run.data.arrays import array_form, check_finite, check_label_form, label_array
 from bllpipe.run.data.members import Members, free_bytes
-from bllpipe.run.data.spec import MAX_CLASSES, DataSpec, check_labels
+from bllpipe.run.data.spec import DataSpec, check_labels
 
 NAMES = ("train_x", "train_y", "test_x", "test_y")
 MAGIC = b"\x93NUMPY"  # of a single array
@@ -92,17 +93,9 @@ def _check_memory(members: Members) -> None:
 
 def _labels(members: Members, name: str) -> Any:
     """int64 [N]."""
-    found = members.member(name)
-    if len(found.shape) != 1 or found.dtype.kind not in "iu":
-        shape = f"{found.dtype}{list(found.shape)}"
-        raise DataError(f"{members.path}: {name} is {shape}; needed are whole numbers [N]")
-    array = members.array(name)
-    if array.size and array.max() >= MAX_CLASSES:
-        raise DataError(
-            f"{members.path}: {name} has the label {array.max()}; needed are classes numbered from 0, at most "
-            f"{MAX_CLASSES:,}"
-        )
-    return array.astype(np.int64)
+    found, what = members.member(name), f"{members.path}: {name}"
+    check_label_form(found.dtype.kind, found.shape, array_form(found), what)
+    return label_array(members.array(name), what)
 
 
 def _image_shape(members: Members, name: str) -> tuple[int, int, int, int]:
@@ -121,10 +114,7 @@ def _image_shape(members: Members, name: str) -> tuple[int, int, int, int]:
 
 def _from_floats(array: Any, what: str) -> Any:
     """Floats in 0..1 as uint8."""
-    bad = ~np.isfinite(array)
-    if bad.any():
-        first = int(np.argwhere(bad)[0][0])
-        raise DataError(f"{what} holds {int(bad.sum())} values that are NaN or Inf, the first in image {first}")
+    check_finite(array, what)
     if array.size and (array.min() < 0 or array.max() > 1):
         raise DataError(f"{what} has floats from {array.min():g} to {array.max():g}; needed are 0 to 1, or uint8")
     return np.rint(array * 255).astype(np.uint8)

@@ -88,9 +88,9 @@ def test_labels_of_any_whole_numbers_are_read_alike(tmp_path: Path, dtype: Any) 
 
 LABEL_DEFECTS: dict[str, tuple[dict[str, NDArray[Any] | None], str]] = {
     "no labels": ({"train_y": None, "test_y": None}, r"lacks train_y, test_y; it has train_x, test_x"),
-    "floats": ({"train_y": np.zeros(12)}, r"train_y is float64\[12\]; needed are whole numbers \[N\]"),
-    "truth values": ({"test_y": np.ones(5, dtype=bool)}, r"test_y is bool\[5\]; needed are whole numbers"),
-    "one-hot": ({"train_y": np.eye(12, dtype=np.int64)}, r"train_y is int64\[12, 12\]; needed are whole numbers"),
+    "floats": ({"train_y": np.zeros(12)}, r"train_y: expected whole numbers \[N\], .* got float64 \[12\]"),
+    "truth values": ({"test_y": np.ones(5, dtype=bool)}, r"test_y: expected whole numbers \[N\], .* got bool \[5\]"),
+    "one-hot": ({"train_y": np.eye(12, dtype=np.int64)}, r"train_y: .* got int64 \[12, 12\]; use labels.argmax\(1\)"),
     "negative": ({"train_y": np.arange(12) % 3 - 1}, r"train label -1; needed are classes numbered from 0"),
     "negative in the test": ({"test_y": np.array([0, -7, 1, 2, 0])}, r"test label -7; needed are classes numbered"),
     "test label beyond": ({"test_y": np.array([0, 1, 2, 3, 0])}, r"test label 3, but training labels only go up to 2"),

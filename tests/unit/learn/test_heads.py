@@ -156,7 +156,7 @@ def test_half_the_rate_is_half_a_step_of_the_head_and_a_whole_one_of_the_block(o
         if on_device:
             block.learner.optimizer.keep_rate_on_device()  # as a GPU does
         alpha = block.forward(images())
-        terms, _ = block.losses(alpha, target(6, 8))
+        terms, _, _ = block.losses(alpha, target(6, 8))
         block.backward(terms)
         with torch.no_grad():
             for parameter in block.learner.parameters.values():

@@ -90,7 +90,7 @@ def test_impossible_cuts(blocks: int | list[int | str], message: str) -> None:
 
 
 def three_layers(in_channels: int, num_classes: int, hidden: int = 8) -> list[nn.Module]:
-    return [nn.Flatten(), nn.Sequential(nn.LazyLinear(hidden), nn.ReLU()), nn.Linear(hidden, num_classes)]
+    return [nn.Flatten(), nn.Sequential(nn.Linear(16, hidden), nn.ReLU()), nn.Linear(hidden, num_classes)]
 
 
 def no_modules(in_channels: int, num_classes: int) -> list[object]:
