@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 if TYPE_CHECKING:  # who only plans a run needs no torch
     from torch import Tensor
 
-Phase = Literal["train", "evaluate", "score", "save"]
+Phase = Literal["train", "evaluate", "score", "save", "end"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Round:
     ``evaluate``: one test batch, number ``batch``; the last one may be smaller.
     ``score``: the evaluation after ``step`` training steps is complete.
     ``save``: write the state after ``step`` training steps; ``tested`` unless a stop came before the test of it.
+    ``end``: the same place in a run that writes no checkpoints: nothing may be left on its way.
     """
 
     phase: Phase

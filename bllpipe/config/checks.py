@@ -6,6 +6,7 @@ import difflib
 import re
 from itertools import pairwise
 
+from bllpipe.config.keys import NEVER
 from bllpipe.config.resnets import DEPTHS
 from bllpipe.config.schema import END_TO_END, PIPELINES, SYNCHRONOUS, TWO_STAGES, Config
 from bllpipe.config.values import shown
@@ -54,6 +55,11 @@ def _check_length(config: Config) -> None:
     if config.steps is not None and config.stop_at is not None and config.stop_at > config.steps:
         raise ConfigError(
             f"stop_at is {config.stop_at}, but the run has only {config.steps} steps; lower stop_at or raise steps"
+        )
+    if config.stop_at is not None and config.checkpoint.every_steps == NEVER:
+        raise ConfigError(
+            f"stop_at is {config.stop_at}, which ends with a checkpoint, but checkpoint.every_steps is never; "
+            f"use --set checkpoint.every_steps=0, or leave stop_at out"
         )
 
 

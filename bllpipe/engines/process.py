@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from bllpipe.config import Config
+from bllpipe.config.keys import NEVER
 from bllpipe.engines import Options, topology
 from bllpipe.engines.failure import enter, fail, leave
 from bllpipe.engines.finish import prepare_process
@@ -43,4 +44,5 @@ def watcher(config: Config, world: World) -> Watcher:
         fail(error, beside, rank, roles[rank])
 
     timeout = config.backend.timeout_seconds
-    return Watcher(beside.store, world.environment.rank, roles, Ending(), timeout, fail_because, leave)
+    ending = Ending(saves=config.checkpoint.every_steps != NEVER)
+    return Watcher(beside.store, world.environment.rank, roles, ending, timeout, fail_because, leave)

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from bllpipe.config import Config
+from bllpipe.config.keys import NEVER
 from bllpipe.engines import Options
 from bllpipe.engines.assembly import Assembly
 from bllpipe.engines.devices import Machine, one_device
@@ -45,7 +46,8 @@ def run_together(
     prepare_process(config)
     store: Store = dist.HashStore()  # type: ignore[assignment]  # satisfies the protocol
     try:
-        with Watcher(store, 0, ["the only process"], Ending(), inf, fail=_never, leave=_never) as watcher:
+        ending = Ending(saves=config.checkpoint.every_steps != NEVER)
+        with Watcher(store, 0, ["the only process"], ending, inf, fail=_never, leave=_never) as watcher:
             _run(config, options, store, execute, open_wires, dress, watcher.ending)
         return watcher.exit_code if watcher.ending.stopped else 0
     except BaseException as error:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bllpipe.config import Config, load_config
+from bllpipe.config.keys import NEVER
 from bllpipe.errors import CheckpointError
 from bllpipe.learn.block import Block, alpha_shape, make_block
 from bllpipe.learn.cuts import cut
@@ -77,6 +78,11 @@ def open_run(path: Path, warn: Callable[[str], None]) -> FinishedRun:
     """
     config = load_config(str(path / "config.yaml"))
     checkpoint = find_checkpoint(path / "checkpoints", warn)
+    if checkpoint is None and config.checkpoint.every_steps == NEVER:
+        raise CheckpointError(
+            f"{path} holds no checkpoint, as it was trained with checkpoint.every_steps=never; train it again with "
+            f"--set checkpoint.every_steps=0"
+        )
     if checkpoint is None:
         raise CheckpointError(f"{path} holds no checkpoint yet; go on with the run: --run-dir {path} --resume auto")
     summary = read_record(path / "summary.json")[0] if (path / "summary.json").exists() else None

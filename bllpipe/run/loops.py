@@ -104,7 +104,7 @@ class LaneLoop:
             self._absorb_until(entry.step - self.lag)
         if entry.has_messages:
             self.targets.send(self._target(entry))
-        if entry.phase == "save":
+        if entry.phase in ("save", "end"):
             self._catch_up(entry.step)
         return None
 
@@ -124,7 +124,8 @@ class LaneLoop:
         return stats.sums_KC, stats.counts_K
 
     def _catch_up(self, done: int) -> None:
-        """Receives what is still on its way after ``done`` steps, because a checkpoint must hold it."""
+        """Receives what is still on its way after ``done`` steps, because a checkpoint must hold it, and
+        because at the end its sender waits until it has left."""
         while self._next + len(self._ahead) < done:
             sums_KC, counts_K = self._received_stats()
             self._ahead.append((sums_KC.clone(), counts_K.clone()))

@@ -84,6 +84,8 @@ class RankPart:
             if entry.phase == "save":
                 with record(actor.track, "save"):
                     self._save(entry, {**actor.loop.state(), **actor.recorder.state()})
+            if entry.phase == "end":
+                self._require_finite(actor.loop.state(), f"end of the run, after step {entry.step}")
         except Exception as error:
             raise RoundError(entry) from error
 
@@ -101,12 +103,15 @@ class RankPart:
 
     def _write(self, entry: Round, tensors: Mapping[str, Tensor]) -> None:
         place = {"rank": self.rank, "role": self.role}
-        received = [name for name in tensors if name.startswith(RECEIVED)]
         facts = {**place, "step": entry.step, "epoch": entry.epoch, "tested": entry.tested, **self.facts}
         with self.saves.writing(entry.step):
-            require_finite(tensors, self.rank, self.role, f"checkpoint of step {entry.step}", received)
+            self._require_finite(tensors, f"checkpoint of step {entry.step}")
             self.checkpoints.write(entry.step, self.rank, tensors, facts)
         self.last_saved = entry.step
+
+    def _require_finite(self, tensors: Mapping[str, Tensor], where: str) -> None:
+        received = [name for name in tensors if name.startswith(RECEIVED)]
+        require_finite(tensors, self.rank, self.role, where, received)
 
     def report(self) -> dict[str, Any]:
         """This rank's share of summary.json, at the end of the run."""

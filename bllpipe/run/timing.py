@@ -130,7 +130,7 @@ class Stopwatch:
         now = time.perf_counter()
         if entry.phase != "train":
             self._ended = None
-            self.in_tests += 0.0 if entry.phase == "save" else now - self._began
+            self.in_tests += 0.0 if entry.phase in ("save", "end") else now - self._began
             return
         seconds = now - (self._began if self._ended is None else self._ended)
         self._ended = now

@@ -103,6 +103,41 @@ def test_a_signal_while_everybody_waits_for_a_message(tmp_path: Path, straight: 
     check_same(run_dir, straight)
 
 
+def test_a_run_without_checkpoints_stops_at_one_step_too(tmp_path: Path) -> None:
+    """The ranks end in order, with a lag's worth of statistics on their way, and leave nothing to go on from."""
+    run_dir = tmp_path / "run"
+    never = ("checkpoint.every_steps=never", "evaluate.every_epochs=never", "feedback.lag=3")
+    launcher = jobs.started(3, jobs.words(run_dir, *SETTINGS, *never))
+    jobs.wait_until(lambda: jobs.steps_done(run_dir) >= 20)
+    text, _ = stop(launcher, lambda ranks: ranks[1].terminate())
+    assert launcher.returncode == 0 and "stopping without a checkpoint" in text, text
+    status = jobs.read_json(run_dir / "status.json")
+    assert status["status"] == "preempted" and 0 < status["step"] < STEPS, status
+    assert jobs.summary(run_dir)["steps"] == status["step"]
+    assert not list((run_dir / "checkpoints").iterdir())
+
+
+def test_ranks_that_never_test_and_never_save_end_with_the_same_bits(tmp_path: Path) -> None:
+    settings = (*jobs.SMALL, "blocks=2", "steps=12", "feedback.lag=3")
+    never = ("checkpoint.every_steps=never", "evaluate.every_epochs=never")
+    jobs.succeed(jobs.torchrun(3, jobs.words(tmp_path / "ranks", *settings, *never)))
+    here = jobs.in_this_process(tmp_path / "here", *settings, IN_TURN)
+    found = jobs.summary(tmp_path / "ranks")
+    assert found["state_sha256"] == here["state_sha256"]
+    assert (found["test_accuracy"], found["block_accuracy"]) == (None, [])
+    assert not list((tmp_path / "ranks" / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("engine", ["ddp", "1f1b"])
+def test_synchronous_engines_that_never_test_and_never_save(tmp_path: Path, engine: str) -> None:
+    settings = (*jobs.SMALL, f"engine={engine}", "method=bp", "blocks=2", "steps=12")
+    never = ("checkpoint.every_steps=never", "evaluate.every_epochs=never")
+    jobs.succeed(jobs.torchrun(2, jobs.words(tmp_path / "run", *settings, *never)))
+    found = jobs.summary(tmp_path / "run")
+    assert found["steps"] == 12 and (found["test_accuracy"], found["block_accuracy"]) == (None, [])
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
 @pytest.mark.parametrize(
     ("engine", "number"), [("threads", signal.SIGTERM), ("threads", signal.SIGINT), ("streams", signal.SIGTERM)]
 )

@@ -46,6 +46,15 @@ def test_steps_may_end_in_the_middle_of_an_epoch() -> None:
     assert [entry.step for entry in rounds if entry.phase == "save"] == [2, 3], "after the epoch, and at the end"
 
 
+def test_never_is_not_at_the_end_either() -> None:
+    """The last round is there so that nothing stays on its way; 0 means at the end."""
+    rounds = list(plan("evaluate.every_epochs=never", "checkpoint.every_steps=never").rounds())
+    assert [entry.phase for entry in rounds] == ["train"] * 4 + ["end"]
+    assert rounds[-1] == Round("end", 4, epoch=1)
+    assert [entry.phase for entry in plan("checkpoint.every_steps=never").rounds()].count("score") == 2
+    assert [entry.phase for entry in plan("evaluate.every_epochs=never").rounds()] == ["train"] * 4 + ["save"]
+
+
 @pytest.mark.parametrize("start", range(4))
 def test_a_later_start_is_the_tail_of_the_whole(start: int) -> None:
     """What lies between the checkpoint of ``start`` and the next training step was done before it was written."""
