@@ -68,26 +68,27 @@ def compare(
     worker: Worker, asked: Sequence[Group], repeats: int, deadline: float, case_limit: float, ledger: Ledger
 ) -> None:
     """Measures the cases of each group in turn, ``repeats`` times, until ``deadline`` (of the monotonic clock). A case
-    that has failed is not tried again."""
-    failed: set[Case] = set()
+    that has failed is not tried again, and one that is known to take longer than what is left is not begun."""
     for group in asked:
-        for repetition in range(repeats):
+        for _ in range(repeats):
             for case in group:
-                limit = min(case_limit, deadline - time.monotonic())
-                if limit <= 0:
-                    ledger.left.append(f"{case.name} [{repetition + 1}]")
-                    ledger.flush()
-                elif case not in failed:
-                    answer = worker.ask(measure, case, limit=limit)
-                    ledger.add(case, answer)
-                    failed |= {case} if answer.error else set()
-                    told = answer.error or f"{median(answer.value['rates']):.1f} images/s"
-                    print(f"[{repetition + 1}/{repeats}] {case.name}: {told} ({answer.seconds:.1f} s)", flush=True)
+                _compare_one(worker, case, deadline, case_limit, ledger)
 
 
-def profile_all(
-    worker: Worker, asked: Sequence[Group], deadline: float, case_limit: float, ledger: Ledger
-) -> None:
+def _compare_one(worker: Worker, case: Case, deadline: float, case_limit: float, ledger: Ledger) -> None:
+    known, left = ledger.found.get(case, []), deadline - time.monotonic()
+    if case.name in ledger.failures:
+        return
+    if left <= max((each["seconds"] for each in known), default=0.0):
+        ledger.left.append(f"{case.name} [{len(known) + 1}]")
+        return ledger.flush()
+    answer = worker.ask(measure, case, limit=min(case_limit, left))
+    ledger.add(case, answer)
+    result = answer.error or f"{median(answer.value['rates']):.1f} images/s"
+    print(f"[{len(known) + 1}] {case.name}: {result} ({answer.seconds:.1f} s)", flush=True)
+
+
+def profile_all(worker: Worker, asked: Sequence[Group], deadline: float, case_limit: float, ledger: Ledger) -> None:
     """The time without a kernel of every case that was measured, until ``deadline``."""
     for case in [case for group in asked for case in group if ledger.found.get(case)]:
         limit = min(case_limit, deadline - time.monotonic())

@@ -70,11 +70,13 @@ def make(name: str, folders: Sequence[Path], out: Path) -> str:
     """Writes ``out`` from what lies in ``folders``; says what it holds."""
     arrays = fashion_mnist(folders) if name == "fashion_mnist" else cifar10(folders)
     out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(out, **arrays)
+    np.savez(out, allow_pickle=False, **arrays)
     sizes = ", ".join(f"{key} {list(array.shape)}" for key, array in arrays.items())
     whole = 60000 if name == "fashion_mnist" else 50000
     missing = whole - len(arrays["train_y"])
-    return f"{name}: {sizes}" + (f"; {missing} of {whole} training images are missing: a smaller set" if missing else "")
+    return f"{name}: {sizes}" + (
+        f"; {missing} of {whole} training images are missing: a smaller set" if missing else ""
+    )
 
 
 def keep(folders: Sequence[Path], place: Path) -> list[str]:
@@ -127,7 +129,9 @@ def data_of_package(path: Path) -> bytes:
         if name.startswith("data.tar"):
             return package[position + 60 : position + 60 + size]
         position += 60 + size + size % 2
-    raise ConfigError(f"expected a Debian package with data.tar.* in {path}, got {len(package)} bytes without; get it again")
+    raise ConfigError(
+        f"expected a Debian package with data.tar.* in {path}, got {len(package)} bytes without; get it again"
+    )
 
 
 def cifar10(folders: Sequence[Path]) -> dict[str, Array]:
@@ -137,7 +141,7 @@ def cifar10(folders: Sequence[Path]) -> dict[str, Array]:
     if labels is None or "test_0" not in grids or not any(name.startswith("train") for name in grids):
         raise ConfigError(
             f"expected labels.npz, test_0.webp and at least one of train_0.webp to train_4.webp in {_listed(folders)}, "
-            f"got {', '.join(sorted(grids)) or 'none of them'}; bring the others along, or --keep them in an earlier call"
+            f"got {', '.join(sorted(grids)) or 'none of them'}; bring the others, or --keep them in an earlier call"
         )
     all_labels, arrays = np.load(labels), {}
     for split in ("train", "test"):

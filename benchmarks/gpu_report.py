@@ -52,6 +52,11 @@ class Ledger:
                 self.operations[key] = operations_per_image(load_config(None, [*case.settings, "device=cpu"]))
                 self.flush()
 
+    @property
+    def failures(self) -> set[str]:
+        """The names of the cases that have failed."""
+        return {each["case"] for each in self.failed}
+
     def flush(self) -> None:
         settings = {**self.settings, "failed": self.failed, "left_out": self.left, "one_graph": self.one_graph()}
         write(self.path, TITLE, settings, self.results(), self.surroundings)
@@ -117,7 +122,18 @@ class Ledger:
 
 
 BYTES = ("peak_memory_bytes", "reserved_bytes", "left_bytes")
-HEADS = ["case", "images/s", "n", "/ fastest BP", "which is", "of bf16 peak", "GiB", "reserved", "mJ/image", "no kernel"]
+HEADS = [
+    "case",
+    "images/s",
+    "n",
+    "/ fastest BP",
+    "which is",
+    "of bf16 peak",
+    "GiB",
+    "reserved",
+    "mJ/image",
+    "no kernel",
+]
 
 
 def _rates(own: Sequence[Mapping[str, Any]]) -> list[float]:

@@ -70,13 +70,20 @@ def start_afresh() -> int:
 
 
 def run(settings: Sequence[str], steps: int, run_dir: Path) -> Lines:
-    """Trains for ``steps`` steps; what it wrote. Raises RuntimeError when a signal has ended it early."""
-    config = load_config(None, [*settings, f"steps={steps}"])
+    """Trains for ``steps`` steps; what it wrote."""
+    complete([*settings, f"steps={steps}"], run_dir)
+    return read_lines(run_dir)
+
+
+def complete(settings: Sequence[str], run_dir: Path) -> dict[str, Any]:
+    """A run to its end, without a word; its summary. Raises RuntimeError when a signal has ended it early."""
+    config = load_config(None, list(settings))
     with contextlib.redirect_stdout(io.StringIO()):
         code = engine(config.engine)(config, Options(run_dir=str(run_dir), output="quiet"))
     if code:
-        raise RuntimeError(f"expected a run of {steps} steps to end with 0, got exit code {code}; a signal ended it")
-    return read_lines(run_dir)
+        raise RuntimeError(f"expected the run in {run_dir} to end with exit code 0, got {code}: a signal ended it")
+    summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
+    return summary
 
 
 def read_lines(run_dir: Path) -> Lines:

@@ -27,7 +27,7 @@ DETAIL_LINES = 30
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a task: its ``value``, or the ``error`` in a line and, in ``details``, the end of its traceback."""
+    """What became of a task: its ``value``, or the ``error`` in a line and the end of its traceback."""
 
     value: Any = None
     error: str | None = None
@@ -75,7 +75,7 @@ class Worker:
             if self._connection.poll(max(limit, 0.0)):
                 answer: Answer = self._connection.recv()
             else:
-                answer = Answer(error=f"stopped after {limit:.0f} s, its limit")
+                answer = Answer(error=f"stopped after {time.monotonic() - self._began:.0f} s, its limit")
         except (EOFError, OSError):
             self._process.join(5)
             answer = Answer(error=f"its process ended with exit code {self._process.exitcode}")
