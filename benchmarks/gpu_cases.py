@@ -94,7 +94,8 @@ Group = tuple[Case, ...]  # cases that take turns
 
 
 def make_case(scale: Scale, model: str, batch: int, variant: str) -> Case:
-    """The case of that name; a large batch has fewer stretches, as each takes longer."""
+    """The case of that name; a large batch has fewer stretches, as each takes longer. A rehearsal's is small."""
+    batch = max(2, batch // 16) if scale.quick else batch
     lap_steps, laps = (2, 2) if scale.quick else (LINE_STEPS, 2 if batch > 128 else 3)
     settings = tuple(_settings(scale, model, batch, VARIANTS[variant], lap_steps))
     case = Case(variant, model, batch, settings, scale.device, lap_steps, laps)

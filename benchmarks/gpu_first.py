@@ -239,8 +239,7 @@ def rates(worker: Worker, scale: Scale, report: Report, path: str, deadline: flo
     if not report.known.get("compiled", {}).get("works"):
         broken.add(COMPILED)
     for model, batch, names, repeats in RATES:
-        size = 8 if scale.quick else batch
-        group: Group = tuple(make_case(scale, model, size, name) for name in names if name not in broken)
+        group: Group = tuple(make_case(scale, model, batch, name) for name in names if name not in broken)
         limit = COMPILED_CASE if any(case.is_compiled for case in group) else CASE
         compare(worker, [group], 1 if scale.quick else repeats, deadline, limit, ledger)
     ledger.left += sorted(f"{name} (it did not work in forty steps)" for name in broken)

@@ -1,8 +1,8 @@
 """The second five minutes on a GPU: accuracy near the paper's size, BP and BLL for the same number of epochs.
 
 A short probe of each side finds a way to capture that works, and how long a step and a test take; from that follows
-how many epochs all runs of ResNet-18 can have. Then the runs, the most telling ones first, each reported as it ends. What
-is known is in OUT/second.json at any time; a run that its time ends is there with the accuracy of its last test.
+how many epochs all runs of ResNet-18 can have. Then the runs, the most telling ones first, each reported as it ends.
+What is known is in OUT/second.json at any time; a run that its time ends is there with the accuracy of its last test.
 """
 
 from __future__ import annotations

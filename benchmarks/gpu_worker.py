@@ -79,7 +79,7 @@ class Worker:
         except (EOFError, OSError):
             self._process.join(5)
             answer = Answer(error=f"its process ended with exit code {self._process.exitcode}")
-        if answer.error is not None:
+        if answer.error is not None:  # its GPU may be in any state
             self.stop()
         return Answer(answer.value, answer.error, answer.details, time.monotonic() - self._began)
 
