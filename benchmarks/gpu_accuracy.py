@@ -85,13 +85,17 @@ def is_known(setting: str) -> bool:
     return True
 
 
-def small_copy(path: Path, most: int | None) -> dict[str, int]:
-    """Leaves at most ``most`` images of each split in the .npz (None: all); how many images it then holds."""
+def sizes_of(path: Path) -> dict[str, int]:
+    """How many images and labels an .npz holds, by split."""
     with np.load(path) as archive:
-        arrays = {name: archive[name][:most] for name in archive.files}
-    if most is not None:
-        np.savez(path, **arrays)
-    return {name: len(array) for name, array in arrays.items()}
+        return {name: len(archive[name]) for name in archive.files}
+
+
+def small_copy(path: Path, out: Path, most: int) -> Path:
+    """``out``, with at most ``most`` images of each split of the .npz ``path``."""
+    with np.load(path) as archive:
+        np.savez(out, allow_pickle=False, **{name: archive[name][:most] for name in archive.files})
+    return out
 
 
 def probe(settings: Sequence[str], steps: int, folder: Path) -> dict[str, float]:
@@ -117,8 +121,7 @@ def probe(settings: Sequence[str], steps: int, folder: Path) -> dict[str, float]
 
 def tested_images(settings: Sequence[str]) -> int:
     """How many images a test has."""
-    with np.load(str(load_config(None, list(settings)).data.path)) as archive:
-        return len(archive["test_y"])
+    return sizes_of(Path(str(load_config(None, list(settings)).data.path)))["test_y"]
 
 
 def train(settings: Sequence[str], run_dir: Path) -> dict[str, Any]:
@@ -129,11 +132,11 @@ def train(settings: Sequence[str], run_dir: Path) -> dict[str, Any]:
     return {
         **{name: summary[name] for name in kept},
         "peak_memory_bytes": peak_memory_bytes(),
-        "tests": tests_of(run_dir),
+        "tests": accuracies_of(run_dir),
     }
 
 
-def tests_of(run_dir: Path) -> list[dict[str, Any]]:
+def accuracies_of(run_dir: Path) -> list[dict[str, Any]]:
     """Every test that all blocks have finished: after which step, and the accuracy of each block."""
     lines = [line for line in read_lines(run_dir) if line["phase"] == "evaluate"]
     steps = sorted({line["step"] for line in lines})
@@ -150,7 +153,7 @@ def tests_of(run_dir: Path) -> list[dict[str, Any]]:
 
 def cut_short(run_dir: Path) -> dict[str, Any]:
     """What is known of a run that did not reach its end: the accuracy of its last block in its last test."""
-    tests, lines = tests_of(run_dir), read_lines(run_dir)
+    tests, lines = accuracies_of(run_dir), read_lines(run_dir)
     return {
         "test_accuracy": tests[-1]["block_accuracy"][-1] if tests else None,
         "tests": tests,

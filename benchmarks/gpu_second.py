@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu import NO_GPU, REHEARSAL
-from benchmarks.gpu_accuracy import Probe, Recipe, Run, bll_recipe, cut_short, probe, small_copy, train
+from benchmarks.gpu_accuracy import Probe, Recipe, Run, bll_recipe, cut_short, probe, sizes_of, small_copy, train
 from benchmarks.gpu_data import make
 from benchmarks.gpu_first import Report, nvidia_smi
 from benchmarks.gpu_runs import surroundings
@@ -62,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("out", type=Path, metavar="OUT", help="where the files go")
     parser.add_argument("set", choices=["fashion_mnist", "cifar10"], metavar="SET", help="fashion_mnist or cifar10")
     parser.add_argument("--data", type=Path, nargs="+", default=[Path("data")], metavar="FOLDER", help="its files")
+    parser.add_argument("--npz", type=Path, metavar="FILE", help="the set as an .npz that is there already")
     parser.add_argument("--capture", choices=CAPTURES["bll"], help="do not try what comes before this one")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--quick", action="store_true", help="a tiny network, few images: a rehearsal")
@@ -115,9 +116,11 @@ class Session:
 
     def _settings(self) -> tuple[str, ...]:
         """What all runs share; the data are made ready for them."""
-        path = self.folder / "data.npz"
-        told = make(self.options.set, self.options.data, path)
-        self.sizes = small_copy(path, 320 if self.options.quick else None)
+        path: Path = self.options.npz or self.folder / "data.npz"
+        told = str(path) if self.options.npz else make(self.options.set, self.options.data, path)
+        if self.options.quick:
+            path = small_copy(path, self.folder / "small.npz", 320)
+        self.sizes = sizes_of(path)
         print(told, flush=True)
         self.report.put("data", {"set": self.options.set, "found": told, "images": self.sizes})
         size = ("model.width=2", "data.batch_size=64") if self.options.quick else ("model.width=64",)

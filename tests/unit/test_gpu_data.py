@@ -49,7 +49,9 @@ def package(folder: Path, path: Path) -> None:
     members = {"debian-binary": b"2.0\n", "control.tar.xz": b"odd", "data.tar.xz": data.getvalue()}
     content = b"!<arch>\n"
     for name, value in members.items():
-        content += f"{name:<16}{0:<12}{0:<6}{0:<6}{644:<8}{len(value):<10}`\n".encode() + value + b"\n" * (len(value) % 2)
+        content += (
+            f"{name:<16}{0:<12}{0:<6}{0:<6}{644:<8}{len(value):<10}`\n".encode() + value + b"\n" * (len(value) % 2)
+        )
     path.write_bytes(content)
 
 
@@ -119,7 +121,9 @@ def test_grids_of_two_calls_are_one_set(grids: Path, tmp_path: Path) -> None:
     (grids / "train_0.webp").rename(first / "train_0.webp")
     assert keep([first], kept) == ["train_0.webp"]
     assert "train_x [8, " in make("cifar10", [grids, kept], tmp_path / "whole.npz")
-    assert "49996 of 50000 training images are missing" in make("cifar10", [grids, tmp_path / "no"], tmp_path / "half.npz")
+    assert "49996 of 50000 training images are missing" in make(
+        "cifar10", [grids, tmp_path / "no"], tmp_path / "half.npz"
+    )
     with np.load(tmp_path / "half.npz") as found:
         assert found["train_y"].tolist() == [4, 5, 6, 7], "the labels of the second grid"
 
@@ -131,6 +135,8 @@ def test_without_a_test_set_nothing_is_written(grids: Path, tmp_path: Path) -> N
     assert not (tmp_path / "out.npz").exists()
 
 
-def test_files_can_be_kept_from_the_command_line(grids: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_can_be_kept_from_the_command_line(
+    grids: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["cifar10", str(grids), "--keep", str(tmp_path / "kept")]) == 0
     assert "labels.npz, test_0.webp, train_0.webp, train_1.webp" in capsys.readouterr().out

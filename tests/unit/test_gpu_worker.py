@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -15,11 +16,10 @@ from benchmarks.gpu_worker import Worker
 LONG = 600.0
 
 
-def start_and_wait(path: str) -> None:
+def start_and_wait(path: Path) -> None:
     """Starts a process of its own, notes its id, and does not come back."""
     started = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({LONG})"])
-    with open(path, "w") as file:
-        file.write(str(started.pid))
+    path.write_text(str(started.pid))
     started.wait()
 
 
@@ -59,15 +59,15 @@ def test_an_error_comes_with_its_traceback() -> None:
         assert "ValueError" in worker.ask(int, "seven", limit=LONG).details
 
 
-def test_what_a_task_has_started_ends_with_it(tmp_path: object) -> None:
-    path = f"{tmp_path}/pid"
+def test_what_a_task_has_started_ends_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
     with Worker() as worker:
         worker.begin(start_and_wait, path)
         end = time.monotonic() + 60
-        while not os.path.exists(path) or not open(path).read():
+        while not path.exists() or not path.read_text():
             assert time.monotonic() < end, "no process was started"
             time.sleep(0.05)
-        started = psutil.Process(int(open(path).read()))
+        started = psutil.Process(int(path.read_text()))
         assert worker.answer(0.0).error is not None
     psutil.wait_procs([started], timeout=60)
     assert not started.is_running()
