@@ -19,7 +19,7 @@ SIZES = {"train": 320, "test": 64}
 
 @pytest.fixture(scope="module")
 def bare_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a machine is given: the files of the tree without .git, and a python3 that is in no environment of its own."""
+    """What a machine is given: the tree without .git, and a python3 that is in no environment of its own."""
     folder = tmp_path_factory.mktemp("copy")
     for name in ("benchmarks", "bllpipe", "tests"):
         shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
