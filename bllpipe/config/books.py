@@ -13,6 +13,9 @@ class EvaluateConfig:
     """The test set goes through the same pipeline."""
 
     every_epochs: int = key(1, "evaluate after every so many epochs; 0: only at the end", least=0)
+    ensemble: bool = key(
+        False, "also test all heads together (mean class probabilities); tests then send 4 bytes a class and image more"
+    )
 
 
 @dataclass(frozen=True)

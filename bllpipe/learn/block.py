@@ -6,7 +6,7 @@ Shapes: B images, C channels, H x W positions, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -30,12 +30,14 @@ from bllpipe.randomness import derived_seed
 @dataclass(frozen=True)
 class Outcome:
     """What one batch did to one block (scalars): the terms of its loss, how many images its head got right, and
-    ``watch``, which computes what is looked at now and then but not minimised."""
+    ``watch``, which computes what is looked at now and then but not minimised. ``ensemble_correct``: how many images
+    all heads together got right, which only the last block knows, in tests with ``evaluate.ensemble``."""
 
     terms: dict[str, Tensor]
     correct: Tensor
     lr: float = 0.0
     watch: Callable[[], dict[str, Tensor]] = dict
+    ensemble_correct: Tensor | None = None
 
 
 class Block:
@@ -49,9 +51,10 @@ class Block:
         config: Config,
         num_classes: int,
         total_steps: int,
+        is_last: bool = False,
     ) -> None:
         self.segment, self.head, self.objective = segment, head, objective
-        self.num_classes, self.config = num_classes, config
+        self.num_classes, self.config, self.is_last = num_classes, config, is_last
         self.is_captured = False  # then gradients lie where only the graphs know
         self.learner = Learner(_modules(segment, head, objective), config, total_steps)
         if not self.learner.parameters:
@@ -118,10 +121,24 @@ class Block:
             return self.segment(self.x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     @torch.no_grad()
-    def score(self, alpha: Tensor, target: Target) -> Outcome:
-        """The local loss and the local head's hits on a test batch."""
-        terms, scores_BK = self.losses(alpha, target)
-        return self.outcome(terms, alpha, scores_BK, target, lr=0.0, learned=False)
+    def scores(self, alpha: Tensor) -> Tensor:
+        """The local head's class scores [B, K] of a test batch."""
+        with self.learner.autocast():
+            return self.head(alpha)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+    def vote(self, scores_BK: Tensor, votes_BK: Tensor | None) -> Tensor | None:
+        """``votes_BK`` of the heads before this one with its own class probabilities; None when nothing is counted."""
+        return add_votes(votes_BK, scores_BK) if self.config.evaluate.ensemble else None
+
+    @torch.no_grad()
+    def score(self, alpha: Tensor, scores_BK: Tensor, target: Target, votes_BK: Tensor | None = None) -> Outcome:
+        """The local loss and the local head's hits on a test batch; in the last block the hits of all ``votes_BK``."""
+        with self.learner.autocast():
+            terms = self.objective(alpha, scores_BK, target, self.x)
+        outcome = self.outcome(terms, alpha, scores_BK, target, lr=0.0, learned=False)
+        if votes_BK is None or not self.is_last:
+            return outcome
+        return replace(outcome, ensemble_correct=(votes_BK.argmax(dim=1) == target.label_B).sum())
 
     def _laid_out(self, x: Tensor) -> Tensor:
         return as_channels_last(x) if self.channels_last else x
@@ -146,6 +163,13 @@ class Block:
         return forward_message(alpha, self.config.objective.normalize)
 
 
+def add_votes(votes_BK: Tensor | None, scores_BK: Tensor) -> Tensor:
+    """Soft voting: the class probabilities of one more head, added to those of the heads before it, float32 [B, K].
+    The class of the largest sum is that of the largest mean."""
+    probabilities_BK = scores_BK.detach().float().softmax(dim=1)
+    return probabilities_BK if votes_BK is None else votes_BK + probabilities_BK
+
+
 def _modules(segment: Segment, head: nn.Module, objective: Objective) -> list[tuple[str, nn.Module]]:
     """Names are those of the whole network under ``model.``; a head is named after the unit that it reads."""
     parts = [("model", segment), (f"heads.{segment.last_unit}", head), (f"objectives.{segment.last_unit}", objective)]
@@ -166,7 +190,7 @@ def make_block(
     The last block's alpha are class scores already: it needs no head, and its loss is the cross-entropy alone.
     """
     if is_last:
-        return Block(segment, nn.Identity(), last_block(config.objective), config, num_classes, total_steps)
+        return Block(segment, nn.Identity(), last_block(config.objective), config, num_classes, total_steps, is_last)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(config.seed, "heads", segment.last_unit))
         head = make_head(alpha_shape, num_classes, config.objective)

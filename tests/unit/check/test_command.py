@@ -54,6 +54,7 @@ def test_json_is_one_object_with_every_figure(capsys: pytest.CaptureFixture[str]
         "message_bytes": 33088,
         "num_messages": 1,
         "step_bytes": 33088,
+        "ensemble_bytes": 0,
     }
     assert sum(rank["sent_bytes"] for rank in found["ranks"]) == sum(edge["step_bytes"] for edge in found["edges"])
     memory = found["ranks"][0]["memory"]

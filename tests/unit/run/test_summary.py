@@ -25,6 +25,7 @@ def report(role: str, accuracy: float | None, digest: str) -> dict[str, Any]:
         "cpu_seconds": 2.5,
         "images_per_second": 100.0 if accuracy is None else 1000 * accuracy,
         "accuracy": accuracy,
+        "ensemble_accuracy": None,
         "parameters": 12345,
         "peak_memory_bytes": 3 * 2**20,
         "digest": digest,

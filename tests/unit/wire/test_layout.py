@@ -35,8 +35,10 @@ def alpha_layout(dtype: torch.dtype = torch.float32) -> Layout:
 
 def payload_of(message: Message, layout: Layout) -> Tensor:
     """The message in a buffer of its size."""
-    payload = torch.empty(layout.payload_bytes(message.round.size), dtype=torch.uint8)
-    for part, room in zip(parts_of(message), layout.views(payload, message.round.size), strict=True):
+    payload = torch.empty(layout.payload_bytes(message.round.size, message.round.phase), dtype=torch.uint8)
+    for part, room in zip(
+        parts_of(message), layout.views(payload, message.round.size, message.round.phase), strict=True
+    ):
         put(part, room)
     return payload
 
@@ -45,17 +47,17 @@ def test_a_message_survives_packing() -> None:
     layout = Layout(Edge("target", 4, 1), ROLES, target_fields(7), max_batch=4, ring=2)
     target = Target(STEP, torch.randn(3, 7), torch.ones(3), torch.tensor([1, 2, 3]))
     payload = payload_of(target, layout)
-    assert payload.numel() == layout.payload_bytes(3) and payload.numel() % ALIGNMENT == 0
-    found = message_of(STEP, layout.views(payload, 3), layout, CPU)
+    assert payload.numel() == layout.payload_bytes(3, "train") and payload.numel() % ALIGNMENT == 0
+    found = message_of(STEP, layout.views(payload, 3, "train"), layout, CPU)
     assert isinstance(found, Target)
     assert torch.equal(found.beta_BC, target.beta_BC) and torch.equal(found.label_B, target.label_B)
 
 
 def test_statistics_have_one_size_whatever_the_batch() -> None:
     layout = Layout(Edge("stats", 1, 4), ROLES, stats_fields(10, 6), max_batch=4, ring=2)
-    assert layout.payload_bytes(1) == layout.payload_bytes(4)
+    assert layout.payload_bytes(1, "train") == layout.payload_bytes(4, "evaluate")
     stats = Stats(STEP, torch.randn(10, 6), torch.ones(10))
-    found = message_of(STEP, layout.views(payload_of(stats, layout), 3), layout, CPU)
+    found = message_of(STEP, layout.views(payload_of(stats, layout), 3, "train"), layout, CPU)
     assert isinstance(found, Stats) and torch.equal(found.sums_KC, stats.sums_KC)
 
 
@@ -63,7 +65,8 @@ def test_a_message_is_written_into_a_packet_for_the_largest_one() -> None:
     layout, alpha = alpha_layout(torch.bfloat16), torch.randn(3, 4, 4, 2, requires_grad=True).permute(0, 3, 1, 2)
     packet = Packet(layout)
     whole = packet.write(Alpha(STEP, alpha))
-    assert whole.data_ptr() == packet.whole(4).data_ptr() and whole.numel() == layout.message_bytes(3)
+    assert whole.data_ptr() == packet.whole(Round("train", 5, size=4)).data_ptr()
+    assert whole.numel() == layout.message_bytes(3, "train")
     assert bytes(whole[:HEADER_BYTES].numpy()) == layout.expected_header(STEP)
     packet.check(STEP)
     found = packet.read(STEP, CPU)
