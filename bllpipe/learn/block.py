@@ -126,6 +126,7 @@ class Block:
         with self.learner.autocast():
             return self.head(alpha)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
+    @torch.no_grad()
     def vote(self, scores_BK: Tensor, votes_BK: Tensor | None) -> Tensor | None:
         """``votes_BK`` of the heads before this one with its own class probabilities; None when nothing is counted."""
         return add_votes(votes_BK, scores_BK) if self.config.evaluate.ensemble else None
@@ -166,7 +167,7 @@ class Block:
 def add_votes(votes_BK: Tensor | None, scores_BK: Tensor) -> Tensor:
     """Soft voting: the class probabilities of one more head, added to those of the heads before it, float32 [B, K].
     The class of the largest sum is that of the largest mean."""
-    probabilities_BK = scores_BK.detach().float().softmax(dim=1)
+    probabilities_BK = scores_BK.float().softmax(dim=1)
     return probabilities_BK if votes_BK is None else votes_BK + probabilities_BK
 
 

@@ -101,6 +101,42 @@ def test_the_right_header_passes() -> None:
     layout.check(header, header[:CLOSING_BYTES], STEP)
 
 
+def voting_layout() -> Layout:
+    fields = alpha_fields((2, 4, 4), torch.bfloat16, voted_classes=10)
+    return Layout(Edge("alpha", 0, 1), ROLES, fields, max_batch=4, ring=2)
+
+
+def test_votes_cost_four_bytes_a_class_and_image_and_only_in_tests() -> None:
+    voting, plain = voting_layout(), alpha_layout(torch.bfloat16)
+    assert voting.message_bytes(4, "train") == plain.message_bytes(4, "train") == plain.message_bytes(4, "evaluate")
+    assert voting.expected_header(STEP) == plain.expected_header(STEP)
+    assert voting.payload_bytes(16, "evaluate") - voting.payload_bytes(16, "train") == 16 * 4 * 10
+    with pytest.raises(
+        WireError, match=r"expected .* bfloat16\[4, 2, 4, 4\], but .* bfloat16\[4, 2, 4, 4\] float32\[4, 10"
+    ):
+        plain.compare(voting.largest(), plain.largest())
+
+
+@pytest.mark.parametrize("size", [4, 3, 1])
+def test_votes_stay_float32_beside_activations_in_bfloat16(size: int) -> None:
+    """Through a packet of gloo, which is used again for messages of other sizes and phases, and inside a process."""
+    layout, test = voting_layout(), Round("evaluate", 5, size=size)
+    alpha, votes = torch.randn(size, 2, 4, 4), torch.rand(size, 10)
+    packet, wires = Packet(layout), LocalWires(CPU, timeout=1)
+    rounds = [Round("train", 4, size=4), test, Round("train", 5, size=4)]
+    sender, receiver = wires.sender(layout), wires.receiver(layout, iter(rounds))
+    for entry in rounds:
+        sent = Alpha(entry, alpha, votes) if entry is test else Alpha(entry, torch.zeros(4, 2, 4, 4))
+        assert packet.write(sent).numel() == layout.message_bytes(entry.size, entry.phase)
+        packet.check(entry)
+        sender.send(sent)
+        for found in (packet.read(entry, CPU), receiver.recv()):
+            assert isinstance(found, Alpha)
+            assert torch.equal(found.alpha_BCHW, sent.alpha_BCHW.bfloat16().float())
+            assert (found.votes_BK is None) is (entry is not test)
+            assert found.votes_BK is None or torch.equal(found.votes_BK, votes)
+
+
 @pytest.mark.parametrize(
     ("position", "words"),
     [
