@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from bllpipe import cli
 from bllpipe.errors import CheckpointError, ConfigError
-from bllpipe.results.evaluation import exit_scores
+from bllpipe.results.evaluation import exit_scores, predict
 from bllpipe.results.export import export_heads, export_run
 from bllpipe.results.finished import FinishedRun, evaluation_batches, load_blocks, open_run
-from bllpipe.results.heads_file import load_ensemble
+from bllpipe.results.heads_file import Ensemble, load_ensemble
 from bllpipe.results.network_file import read_network
 from tests.memory import little_memory
 from tests.ranks import jobs
@@ -96,6 +96,16 @@ def test_a_network_of_ones_own_with_bfloat16_in_between(tmp_path: Path) -> None:
     assert [type(head).__name__ for head in ensemble.heads] == ["Sequential", "Sequential", "Identity"]
 
 
+def test_under_autocast_activations_go_in_float32_from_block_to_block() -> None:
+    torch.manual_seed(0)
+    first, second, head, x_BC = nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 5), torch.randn(16, 8)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        alpha_BC = first(x_BC)
+        assert alpha_BC.dtype == torch.bfloat16, "a network that could not tell"
+        own_BK, last_BK = head(alpha_BC).float().softmax(dim=1), second(alpha_BC.float()).softmax(dim=1)
+        assert torch.equal(Ensemble([first, second], [head, nn.Identity()])(x_BC), (own_BK + last_BK) / 2)
+
+
 @pytest.mark.parametrize("settings", [("blocks=1",), ("method=bp", "engine=single")])
 def test_a_run_without_local_heads(settings: tuple[str, ...], tmp_path: Path) -> None:
     run = finished(tmp_path, *settings)
@@ -105,8 +115,6 @@ def test_a_run_without_local_heads(settings: tuple[str, ...], tmp_path: Path) ->
 
 
 def test_an_ensemble_that_gives_other_classes_is_no_file(run: FinishedRun, files: tuple[Path, Path]) -> None:
-    from bllpipe.results.evaluation import predict
-
     network, heads = files
     heads.unlink()
     expected = predict(run, load_blocks(run), torch.float32)
