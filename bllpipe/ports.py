@@ -42,10 +42,14 @@ class Round:
 
 @dataclass(frozen=True)
 class Alpha:
-    """Activations of a block (or images): the parameters of its forward message, [B, C, H, W] or [B, K]."""
+    """Activations of a block (or images): the parameters of its forward message, [B, C, H, W] or [B, K].
+
+    votes_BK: in tests with ``evaluate.ensemble``, the class probabilities of all heads so far, added up; else None.
+    """
 
     round: Round
     alpha_BCHW: Tensor
+    votes_BK: Tensor | None = None
 
 
 @dataclass(frozen=True)

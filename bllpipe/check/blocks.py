@@ -16,7 +16,7 @@ from bllpipe.learn.block import Block, make_block
 from bllpipe.learn.channels import num_channels
 from bllpipe.learn.families import FAMILIES
 from bllpipe.learn.feedback import Feedback, make_feedback
-from bllpipe.wire.layout import Layout
+from bllpipe.wire.layout import LIMIT, Layout
 
 COUNTED = 2  # images: normalisations refuse one with a single position
 
@@ -74,9 +74,9 @@ def wire_figures(job: Job) -> Iterator[EdgeFigures]:
     size = job.config.data.batch_size
     for edge in job.topology.edges():
         layout = layout_of(job, edge)
-        tensors = tuple(_tensor(dtype, shape) for dtype, shape in layout.shapes(size))
-        num_bytes = layout.message_bytes(size)
-        yield EdgeFigures(edge.kind, edge.src, edge.dst, tensors, num_bytes, 1, num_bytes)
+        tensors = tuple(_tensor(dtype, shape) for dtype, shape in layout.shapes(size, "train"))
+        num_bytes, more = layout.message_bytes(size, "train"), layout.message_bytes(size, LIMIT)
+        yield EdgeFigures(edge.kind, edge.src, edge.dst, tensors, num_bytes, 1, num_bytes, more - num_bytes)
 
 
 def _tensor(dtype: torch.dtype, shape: tuple[int, ...]) -> TensorFigures:
@@ -86,7 +86,7 @@ def _tensor(dtype: torch.dtype, shape: tuple[int, ...]) -> TensorFigures:
 def _buffers(job: Job, rank: int) -> int:
     """What a rank keeps of messages: a ring where they come in and, to another process, those on their way."""
     layouts = [layout_of(job, edge) for edge in job.topology.edges() if rank in (edge.src, edge.dst)]
-    return sum(_num_kept(job, rank, layout) * layout.message_bytes(layout.max_batch) for layout in layouts)
+    return sum(_num_kept(job, rank, layout) * layout.message_bytes(layout.max_batch, LIMIT) for layout in layouts)
 
 
 def _num_kept(job: Job, rank: int, layout: Layout) -> int:

@@ -21,7 +21,8 @@ class TensorFigures:
 @dataclass(frozen=True)
 class EdgeFigures:
     """What goes from rank ``src`` to rank ``dst`` in a training step: ``num_messages`` of ``message_bytes`` each, with
-    header and closing where there are any. ``kind`` is that of an Edge, or ``gradient``."""
+    header and closing where there are any. ``kind`` is that of an Edge, or ``gradient``. ``ensemble_bytes``: what a
+    message of a test batch has more, with ``evaluate.ensemble``."""
 
     kind: str
     src: int
@@ -30,6 +31,7 @@ class EdgeFigures:
     message_bytes: int
     num_messages: int
     step_bytes: int
+    ensemble_bytes: int = 0
 
     def __str__(self) -> str:
         return f"{self.kind} {self.src}->{self.dst}"

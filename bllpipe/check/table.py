@@ -49,7 +49,17 @@ def figures_table(figures: Figures, config: Config) -> str:
         lines += ["", table(LOCAL_HEADS, heads)]
     if figures.edges:
         lines += ["", table(EDGE_HEADS, [_edge_row(edge) for edge in figures.edges])]
-    return "\n".join([*lines, "", NOTE, *([FULL] if config.precision.compute == "bf16" else [])])
+    notes = [NOTE, *_ensemble(figures), *([FULL] if config.precision.compute == "bf16" else [])]
+    return "\n".join([*lines, "", *notes])
+
+
+def _ensemble(figures: Figures) -> Iterator[str]:
+    """What tests send more."""
+    if more := max((edge.ensemble_bytes for edge in figures.edges), default=0):
+        yield (
+            f"With evaluate.ensemble an alpha message of a test batch has {size(more)} more: the sums of the class\n"
+            f"probabilities of all heads so far."
+        )
 
 
 def layout_lines(layout: Topology) -> Iterator[str]:

@@ -15,6 +15,9 @@ class EvaluateConfig:
     every_epochs: int | Literal["never"] = key(
         1, "evaluate after every so many epochs; 0: only at the end; never: not at the end either", least=0
     )
+    ensemble: bool = key(
+        False, "also test all heads together (mean class probabilities); tests then send 4 bytes a class and image more"
+    )
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ def check(config: Config) -> None:
         _check_data,
         _check_optimizer,
         _check_feedback,
+        _check_evaluate,
         _check_wires,
         _check_gpu,
         _check_metrics,
@@ -198,6 +199,14 @@ def _check_feedback(config: Config) -> None:
         raise ConfigError(
             f"feedback.layers is {feedback.layers}, but closed_form solves a single linear layer; "
             f"use --set feedback.update=sgd"
+        )
+
+
+def _check_evaluate(config: Config) -> None:
+    if config.evaluate.ensemble and config.is_end_to_end:
+        raise ConfigError(
+            f"evaluate.ensemble is true, but method {config.method} trains the whole network, which has no local heads "
+            f"to test together; use --set evaluate.ensemble=false, or a local method such as --set method=bll"
         )
 
 

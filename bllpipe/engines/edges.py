@@ -54,7 +54,7 @@ def layout_of(job: Job, edge: Edge) -> Layout:
 
 def _fields(job: Job, edge: Edge, shape: tuple[int, ...]) -> tuple[Field, ...]:
     if edge.kind == "alpha":
-        return alpha_fields(shape, job.alpha_dtype)
+        return alpha_fields(shape, job.alpha_dtype, job.spec.num_classes if job.config.evaluate.ensemble else 0)
     channels = num_channels(shape)
     return target_fields(channels) if edge.kind == "target" else stats_fields(job.spec.num_classes, channels)
 

@@ -6,7 +6,7 @@ Shapes: B images, C channels, H x W positions, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -32,12 +32,14 @@ AGAIN = "backward through the graph a second time"  # in what torch says of a gr
 @dataclass(frozen=True)
 class Outcome:
     """What one batch did to one block (scalars): the terms of its loss, how many images its head got right, and
-    ``watch``, which computes what is looked at now and then but not minimised."""
+    ``watch``, which computes what is looked at now and then but not minimised. ``ensemble_correct``: how many images
+    all heads together got right, which only the last block knows, in tests with ``evaluate.ensemble``."""
 
     terms: dict[str, Tensor]
     correct: Tensor
     lr: float = 0.0
     watch: Callable[[], dict[str, Tensor]] = dict
+    ensemble_correct: Tensor | None = None
 
 
 class Block:
@@ -51,11 +53,12 @@ class Block:
         config: Config,
         num_classes: int,
         total_steps: int,
+        is_last: bool = False,
     ) -> None:
         self.segment, self.local = segment, LocalLoss(head, objective)
         self.statistics = Statistics(config.objective, num_classes)
         self.means_BC: Tensor | None = None  # of the alpha under way, once its statistics are sent
-        self.num_classes, self.config = num_classes, config
+        self.num_classes, self.config, self.is_last = num_classes, config, is_last
         self.is_captured = False  # then gradients lie where only the graphs know
         self.learner = Learner(_modules(segment, head, objective), config, total_steps)
         if not list(segment.parameters()):
@@ -93,12 +96,15 @@ class Block:
         lr = self.step_optimizer(step)
         return self.outcome(terms, alpha, hits, target, lr)
 
-    def losses(self, alpha: Tensor, target: Target) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """The terms of the local loss, the head's scores [B, K], and how many images it got right."""
+    def losses(
+        self, alpha: Tensor, target: Target, scores_BK: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """The terms of the local loss, the head's scores [B, K], and how many images it got right; ``scores_BK`` are
+        the scores if they are known."""
         if torch.is_grad_enabled() and not alpha.requires_grad:
             alpha = alpha.detach().requires_grad_()  # of a frozen block: its head learns all the same
         with self.learner.autocast():
-            return self.local(alpha, target, self.x, self.means_BC)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+            return self.local(alpha, target, self.x, self.means_BC, scores_BK)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     def backward(self, terms: Mapping[str, Tensor]) -> None:
         """The gradients of the sum of ``terms``, and of nothing before them."""
@@ -148,12 +154,27 @@ class Block:
             return self.segment(self.x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     @torch.no_grad()
-    def score(self, alpha: Tensor, target: Target) -> Outcome:
-        """The local loss and the local head's hits on a test batch. A loss of the user's own may take gradients itself,
-        in the test as in training."""
-        with torch.set_grad_enabled(self.config.method == "own"):
-            terms, _, hits = self.losses(alpha, target)
-        return self.outcome(terms, alpha, hits, target, lr=0.0, learned=False)
+    def scores(self, alpha: Tensor) -> Tensor:
+        """The local head's class scores [B, K] of a test batch."""
+        with self.learner.autocast():
+            return self.local.head(alpha)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+    @torch.no_grad()
+    def vote(self, scores_BK: Tensor, votes_BK: Tensor | None) -> Tensor | None:
+        """``votes_BK`` of the heads before this one with its own class probabilities; None when nothing is counted."""
+        return add_votes(votes_BK, scores_BK) if self.config.evaluate.ensemble else None
+
+    @torch.no_grad()
+    def score(self, alpha: Tensor, scores_BK: Tensor, target: Target, votes_BK: Tensor | None = None) -> Outcome:
+        """The local loss and the local head's hits on a test batch; in the last block the hits of all ``votes_BK``. A
+        loss of the user's own may take gradients itself, in the test as in training."""
+        takes_gradients = self.config.method == "own"
+        with torch.set_grad_enabled(takes_gradients):
+            terms, _, hits = self.losses(alpha, target, None if takes_gradients else scores_BK)
+        outcome = self.outcome(terms, alpha, hits, target, lr=0.0, learned=False)
+        if votes_BK is None or not self.is_last:
+            return outcome
+        return replace(outcome, ensemble_correct=(votes_BK.argmax(dim=1) == target.label_B).sum())
 
     def _laid_out(self, x: Tensor) -> Tensor:
         return as_channels_last(x) if self.channels_last else x
@@ -173,6 +194,13 @@ class Block:
             return norm
         message_BC = NORMALIZATIONS[self.config.objective.normalize](seen if is_means else channel_means(seen))
         return {"alignment": alignment(message_BC, target.beta_BC, target.known_B), **norm}
+
+
+def add_votes(votes_BK: Tensor | None, scores_BK: Tensor) -> Tensor:
+    """Soft voting: the class probabilities of one more head, added to those of the heads before it, float32 [B, K].
+    The class of the largest sum is that of the largest mean."""
+    probabilities_BK = scores_BK.float().softmax(dim=1)
+    return probabilities_BK if votes_BK is None else votes_BK + probabilities_BK
 
 
 def _modules(segment: Segment, head: nn.Module, objective: Objective) -> list[tuple[str, nn.Module]]:
@@ -197,7 +225,7 @@ def make_block(
     The last block's alpha are class scores already: it needs no head, and its loss is the cross-entropy alone.
     """
     if is_last:
-        return Block(segment, nn.Identity(), last_block(config.objective), config, num_classes, total_steps)
+        return Block(segment, nn.Identity(), last_block(config.objective), config, num_classes, total_steps, is_last)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(config.seed, "heads", segment.last_unit))
         head = make_head(alpha_shape, num_classes, config.objective, last_width)

@@ -135,9 +135,11 @@ class CapturedStep:
         sums_KC, counts_K = self._stats(alpha, label_B)
         return sums_KC, counts_K, self._block.means_BC
 
-    def losses(self, alpha: Tensor, target: Target) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    def losses(
+        self, alpha: Tensor, target: Target, scores_BK: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         if self._place is None:
-            return self._losses(alpha, target)
+            return self._losses(alpha, target, scores_BK)
         hold = self._place.hold
         parts = hold("beta", target.beta_BC), hold("known", target.known_B), hold("label", target.label_B)
         return self._place.play("losses", lambda: self._losses(alpha, Target(target.round, *parts)))

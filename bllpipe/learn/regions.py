@@ -40,11 +40,12 @@ class LocalLoss(nn.Module):
         self.head, self.objective = head, objective
 
     def forward(
-        self, alpha: Tensor, target: Target, x: Tensor, means_BC: Tensor | None
+        self, alpha: Tensor, target: Target, x: Tensor, means_BC: Tensor | None, scores_BK: Tensor | None = None
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """The terms, the head's scores [B, K], and how many images it got right. ``means_BC`` are those of alpha, if
-        they are known."""
-        scores_BK: Tensor = self.head(alpha)
+        """The terms, the head's scores [B, K], and how many images it got right. ``means_BC`` of alpha, and the
+        scores, are computed unless they are given."""
+        if scores_BK is None:
+            scores_BK = self.head(alpha)
         if means_BC is not None and takes_means(self.objective):
             terms = self.objective(alpha, scores_BK, target, x, means_BC)
         else:

@@ -51,6 +51,11 @@ class Run:
         return list(self.summary["block_accuracy"])
 
     @property
+    def ensemble_accuracy(self) -> float | None:
+        """Of all heads together, the mean of their class probabilities; None unless ``evaluate.ensemble`` was true."""
+        return self.summary.get("ensemble_accuracy")
+
+    @property
     def state_sha256(self) -> str:
         """The digest of all weights of all ranks: equal for runs that ended in the same bits."""
         return str(self.summary["state_sha256"])

@@ -20,7 +20,7 @@ from bllpipe.learn.cuts import cut
 from bllpipe.learn.networks import network_units
 from bllpipe.learn.resnet import STEMS
 from bllpipe.learn.saved import dtype_and_shape, is_of_network, restore
-from bllpipe.learn.units import Segment
+from bllpipe.learn.units import Segment, Unit
 from bllpipe.results.finished import FinishedRun, some
 from bllpipe.run.checkpoint import Checkpoint
 from bllpipe.run.checkpoint.tensors import file_metadata, mapped_tensors
@@ -67,6 +67,11 @@ def whole_network(metadata: Mapping[str, str], args: Mapping[str, Any] | None = 
 
     Raises CheckpointError when ``metadata`` are not those that ``bllpipe export`` writes.
     """
+    return Segment(cut(network_units_of(metadata, args), 1)[0], seed=0)
+
+
+def network_units_of(metadata: Mapping[str, str], args: Mapping[str, Any] | None = None) -> list[Unit]:
+    """The same network as units; arguments and errors as in ``whole_network``."""
     model = _model(metadata, args)
     try:
         channels, num_classes = json.loads(metadata["image_shape"])[0], _number(metadata["num_classes"])
@@ -76,7 +81,7 @@ def whole_network(metadata: Mapping[str, str], args: Mapping[str, Any] | None = 
         raise CheckpointError(
             f"the metadata do not say what images and how many classes ({error!r:.200}); {FROM}"
         ) from error
-    return Segment(cut(network_units(model, channels, num_classes, seed=0), 1)[0], seed=0)
+    return network_units(model, channels, num_classes, seed=0)
 
 
 def _number(text: str) -> int:

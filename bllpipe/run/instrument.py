@@ -85,13 +85,13 @@ def _blame(tensors: Named, actor: Actor) -> None:
     require_finite(dict(tensors), place["rank"], place["role"], str(actor.entry), received=[INPUT])
 
 
-def _of_block(block: Any, alpha: Tensor, target: Any, result: Any) -> Named:
+def _of_block(block: Any, alpha: Tensor, target: Any, *scores_and_result: Any) -> Named:
     """From cause to effect; the weights are those before this step's update."""
     yield INPUT, block.x
     yield from block.learner.weights().items()
     yield "beta", target.beta_BC
     yield "alpha", alpha
-    for name, term in result[0].items():
+    for name, term in scores_and_result[-1][0].items():
         yield f"the loss term {name!r}", term
 
 

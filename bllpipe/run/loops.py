@@ -64,9 +64,12 @@ class BlockLoop:
         return self.block.update(alpha_BCHW, target, entry.step)
 
     def _evaluate(self, entry: Round) -> Outcome:
-        alpha_BCHW = self.block.infer(self.inputs.recv().alpha_BCHW)
-        self.alphas.send(Alpha(entry, alpha_BCHW))
-        return self.block.score(alpha_BCHW, self.targets.recv())
+        received = self.inputs.recv()
+        alpha_BCHW = self.block.infer(received.alpha_BCHW)
+        scores_BK = self.block.scores(alpha_BCHW)
+        votes_BK = self.block.vote(scores_BK, received.votes_BK)  # None without evaluate.ensemble
+        self.alphas.send(Alpha(entry, alpha_BCHW, votes_BK))
+        return self.block.score(alpha_BCHW, scores_BK, self.targets.recv(), votes_BK)
 
     def weights(self) -> dict[str, Tensor]:
         return self.block.learner.weights()

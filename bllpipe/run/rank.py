@@ -128,6 +128,7 @@ class RankPart:
             "cpu_seconds": time.process_time() - self._cpu_before,
             "images_per_second": min(watch.steady.rate for watch in watches),
             "accuracy": self.actors[0].recorder.accuracy,
+            "ensemble_accuracy": self.actors[0].recorder.ensemble_accuracy,
             "parameters": sum(value.numel() for value in weights.values() if value.is_floating_point()),
             "peak_memory_bytes": peak_memory_bytes(),
             "digest": part_digest(weights),

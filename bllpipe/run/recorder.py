@@ -24,16 +24,18 @@ TERM = "terms."
 @dataclass(frozen=True)
 class Means:
     """Means over the images of some batches: of the terms of the loss, of the figures of the batches that were watched,
-    and of the hits; and the learning rate of the last batch."""
+    of the hits, and of those of all heads together where they were counted; and the learning rate of the last batch."""
 
     terms: Mapping[str, float]
     figures: Mapping[str, float]
     accuracy: float
     lr: float = 0.0
+    ensemble_accuracy: float | None = None
 
     def to_json(self) -> dict[str, float]:
         """Without the learning rate, which tests have none of; the sum of the terms is ``loss``."""
-        return {**self.terms, "loss": sum(self.terms.values()), **self.figures, "accuracy": self.accuracy}
+        ensemble = {} if self.ensemble_accuracy is None else {"ensemble_accuracy": self.ensemble_accuracy}
+        return {**self.terms, "loss": sum(self.terms.values()), **self.figures, "accuracy": self.accuracy, **ensemble}
 
 
 @dataclass
@@ -43,6 +45,7 @@ class Totals:
     terms: dict[str, Tensor] = field(default_factory=dict)
     figures: dict[str, Tensor] = field(default_factory=dict)
     correct: Tensor | None = None
+    ensemble_correct: Tensor | None = None  # only in tests, so no checkpoint holds it
     images: int = 0
     watched: int = 0
     lr: float = 0.0
@@ -51,6 +54,8 @@ class Totals:
         _add(self.terms, outcome.terms, images)
         hits = outcome.correct  # where a graph writes those of the next step too
         self.correct = hits.clone() if self.correct is None else self.correct.to(hits) + hits
+        if (more := outcome.ensemble_correct) is not None:
+            self.ensemble_correct = more.clone() if self.ensemble_correct is None else self.ensemble_correct + more
         self.images += images
         self.lr = outcome.lr
 
@@ -75,6 +80,7 @@ class Totals:
     def read(self) -> Means:
         """The means of what was added; the device is asked once for all of them."""
         assert self.correct is not None, "read after at least one batch"
+        ensemble = None if self.ensemble_correct is None else float(self.ensemble_correct) / self.images
         totals = [*self.terms.values(), *self.figures.values(), self.correct]
         *sums, correct = torch.stack([total.double() for total in totals]).tolist()  # which is exact
         terms, figures = sums[: len(self.terms)], sums[len(self.terms) :]
@@ -83,6 +89,7 @@ class Totals:
             {name: total / self.watched for name, total in zip(self.figures, figures, strict=True)},
             correct / self.images,
             self.lr,
+            ensemble,
         )
 
 
@@ -126,6 +133,11 @@ class Recorder:
     def accuracy(self) -> float | None:
         """Of the last test."""
         return self.tested.accuracy if self.tested else None
+
+    @property
+    def ensemble_accuracy(self) -> float | None:
+        """Of all heads together in the last test; only the last block knows it, with ``evaluate.ensemble``."""
+        return self.tested.ensemble_accuracy if self.tested else None
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint must hold for the next line to be the same after it: the sums since the last one."""

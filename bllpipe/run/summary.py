@@ -28,9 +28,11 @@ def summarise(
     """summary.json. Accuracies are fractions of the test set, ``busy`` fractions of the training time; ``waiting``
     seconds and ``sent_bytes`` bytes of the training, by edge; ``cpu_seconds`` those of all threads, tests included.
     Lists go by rank, the feedback rank last, but ``block_accuracy`` goes by ``tested_ranks``; of a run without a test
-    it is empty, and ``test_accuracy`` null."""
+    it is empty, and ``test_accuracy`` null. ``ensemble_accuracy``, of all heads together, is only there with
+    ``evaluate.ensemble``."""
     tested = [reports[rank] for rank in tested_ranks]
     accuracies = [report["accuracy"] for report in tested]
+    ensemble = {"ensemble_accuracy": tested[-1]["ensemble_accuracy"]} if config.evaluate.ensemble else {}
     return {
         "method": config.method,
         "engine": config.engine,
@@ -39,6 +41,7 @@ def summarise(
         "epochs": plan.last_step / plan.steps_per_epoch,
         "test_accuracy": accuracies[-1],
         "block_accuracy": [] if all(accuracy is None for accuracy in accuracies) else accuracies,
+        **ensemble,
         "tested_ranks": list(tested_ranks),
         "images_per_second": tested[-1]["images_per_second"],
         "seconds": seconds,
@@ -62,6 +65,8 @@ def table(summary: Mapping[str, Any]) -> str:
             f"{rank:>4}  {role:<9} {_percent(accuracies.get(rank)):>13} {_percent(summary['busy'][rank]):>6} "
             f"{summary['parameters'][rank]:>11,} {summary['peak_memory_bytes'][rank] / 2**20:>8.0f} MiB"
         )
+    if "ensemble_accuracy" in summary:
+        rows.append(f"all heads together {_percent(summary['ensemble_accuracy']):>10}")
     return "\n".join([*rows, outcome(summary), f"state_sha256 {summary['state_sha256']}"])
 
 

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bllpipe.ports import Message, Round
-from bllpipe.wire.layout import Layout, message_of, parts_of, put
+from bllpipe.wire.layout import LIMIT, Layout, message_of, parts_of, put
 from bllpipe.wire.streams import DONE, CudaStreams, Event
 
 FIRST = -1  # priority of the edges' streams: messages go before computations that are queued already
@@ -39,10 +39,11 @@ class NcclSender:
         self._layout.check_shapes(message)
         buffer, gone = self._free.popleft()
         gone.synchronize()
-        for part, room in zip(parts_of(message), self._layout.views(buffer, message.round.size), strict=True):
+        form = message.round.size, message.round.phase
+        for part, room in zip(parts_of(message), self._layout.views(buffer, *form), strict=True):
             put(part, room)
         self._stream.wait(self._streams.current().record())
-        self._free.append((buffer, self._send(buffer[: self._layout.payload_bytes(message.round.size)])))
+        self._free.append((buffer, self._send(buffer[: self._layout.payload_bytes(*form)])))
 
     def _send(self, payload: Tensor) -> Event:
         """Queues the send; the mark behind it."""
@@ -76,7 +77,7 @@ class NcclReceiver:
         entry, buffer, work = self._posted.popleft()
         work.wait()  # makes the computation's stream wait, not the host
         self._held = buffer
-        return message_of(entry, self._layout.views(buffer, entry.size), self._layout, self._device)
+        return message_of(entry, self._layout.views(buffer, entry.size, entry.phase), self._layout, self._device)
 
     def _post(self, buffer: Tensor) -> None:
         """Receives the next message into ``buffer`` once all computation queued so far has read it."""
@@ -85,11 +86,11 @@ class NcclReceiver:
             return
         self._stream.wait(self._streams.current().record())
         with self._stream.at_work():
-            payload = buffer[: self._layout.payload_bytes(entry.size)]
+            payload = buffer[: self._layout.payload_bytes(entry.size, entry.phase)]
             work = dist.irecv(payload, self._layout.edge.src, group=self._group)
         self._posted.append((entry, buffer, work))
 
 
 def _buffer(layout: Layout, device: torch.device) -> Tensor:
     """Room for the largest payload."""
-    return torch.empty(layout.payload_bytes(layout.max_batch), dtype=torch.uint8, device=device)
+    return torch.empty(layout.payload_bytes(layout.max_batch, LIMIT), dtype=torch.uint8, device=device)

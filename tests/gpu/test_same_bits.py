@@ -50,6 +50,7 @@ def test_a_captured_step_gives_the_bits_of_an_ordinary_one(
         ("precision.wire=bf16", "precision.compute=bf16"),
         ("method=predsim", "data.name=synthetic", "data.synthetic_images=640", "evaluate.every_epochs=1"),
         ("gpu.images=host", "channels_last=false"),
+        ("evaluate.ensemble=true", "evaluate.every_epochs=1", "precision.wire=bf16"),
     ],
     ids=" ".join,
 )

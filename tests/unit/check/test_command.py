@@ -30,6 +30,13 @@ def test_messages_of_microbatches_are_counted_one_by_one(capsys: pytest.CaptureF
     assert out.endswith("precision.compute bf16 keeps some of them in half as much.\n")
 
 
+def test_what_tests_send_more_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "With evaluate.ensemble an alpha message of a test batch has 2.6 kB more: "
+    for overrides in ([], ["--set", "evaluate.ensemble=true"]):
+        assert cli.main(["check", "--set", "blocks=2", "--set", "model.width=4", *overrides]) == 0
+        assert (words in capsys.readouterr().out) is bool(overrides)
+
+
 @pytest.mark.parametrize("option", ["--config-only", "--verbose"])
 def test_the_config_can_be_read_again(tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", option, "--set", "blocks=2", "--set", "seed=4", "--set", "model.width=4"]) == 0
@@ -54,6 +61,7 @@ def test_json_is_one_object_with_every_figure(capsys: pytest.CaptureFixture[str]
         "message_bytes": 33088,
         "num_messages": 1,
         "step_bytes": 33088,
+        "ensemble_bytes": 0,
     }
     assert sum(rank["sent_bytes"] for rank in found["ranks"]) == sum(edge["step_bytes"] for edge in found["edges"])
     memory = found["ranks"][0]["memory"]

@@ -88,6 +88,17 @@ def test_a_block_keeps_messages_in_rings() -> None:
     assert threads[0].memory.messages == 3 * edges["target 2->0"], "a sender of the same process keeps nothing"
 
 
+def test_the_sums_of_probabilities_are_counted_for_tests_and_their_buffers() -> None:
+    overrides = (*SMALL, "backend.ring=3", "backend.in_flight=5")
+    plain, voting = figures_of(*overrides), figures_of(*overrides, "evaluate.ensemble=true")
+    more = 16 * 10 * 4  # 16 images, 10 classes, float32
+    assert {str(edge): edge.ensemble_bytes for edge in voting.edges if edge.ensemble_bytes} == {"alpha 0->1": more}
+    assert not any(edge.ensemble_bytes for edge in plain.edges)
+    assert [edge.step_bytes for edge in voting.edges] == [edge.step_bytes for edge in plain.edges]
+    kept = [one.memory.messages - other.memory.messages for one, other in zip(voting.ranks, plain.ranks, strict=True)]
+    assert kept == [5 * more, 3 * more, 0]
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

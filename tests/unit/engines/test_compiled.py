@@ -73,7 +73,7 @@ def evaluate(blocks: list[Block], size: int) -> None:
     x = torch.randn(size, 1, 8, 8)
     for block in blocks:
         x = block.infer(x)
-        block.score(x, target_of(x))
+        block.score(x, block.scores(x), target_of(x))
 
 
 def learn(blocks: list[Block], num_epochs: int) -> int:

@@ -72,7 +72,8 @@ def run(block: Block, inputs: Callable[[int], Tensor]) -> list[Any]:
         watched = [value for name, value in outcome.watch().items() if name != "gradient_norm"]  # graphs do not tell it
         told += [outcome.correct.clone(), torch.tensor(outcome.lr), *sent, *watched]
         if step == 5:
-            tested = block.score(block.infer(images(50, 3)), target(50, 3))
+            alpha = block.infer(images(50, 3))
+            tested = block.score(alpha, block.scores(alpha), target(50, 3))
             told += [*tested.terms.values(), tested.correct]
     return told
 

@@ -127,8 +127,10 @@ def test_leaving_early_by_hand() -> None:
         class_EN=torch.tensor([[1, 1, 2, 3], [0, 1, 2, 0], [0, 0, 0, 0]]),
         confidence_EN=torch.tensor([[0.9, 0.5, 0.75, 0.1], [1.0, 0.75, 0.9, 0.1], [0.1, 0.1, 0.1, 0.1]]),
         label_N=torch.tensor([0, 1, 2, 0]),
+        ensemble_class_EN=torch.tensor([[1, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 0]]),
     )
     assert predictions.accuracy == [0.5, 1.0, 0.5]
+    assert predictions.ensemble_accuracy == [0.5, 0.75, 1.0]
     costs = [BlockCost(10, 2, 1, 1, 0), BlockCost(20, 4, 1, 1, 0), BlockCost(30, 0, 1, 0, 0)]
     early = leave_early(predictions, 0.75, costs)
     assert early.left == [0.5, 0.25, 0.25]
@@ -174,5 +176,6 @@ def test_the_table_shows_every_exit_and_threshold(evaluation: Evaluation) -> Non
     rows = [line.split() for line in lines]
     exits = [row for row in rows if len(row) > 1 and row[1].startswith("layer")]
     assert [row[2] for row in exits] == [f"{100 * each.test_accuracy:.2f}" for each in evaluation.exits]
-    assert [float(row[4]) for row in exits] == [round(each.flops / 1e6, 3) for each in evaluation.exits]
+    assert [row[4] for row in exits] == [f"{100 * each.ensemble_accuracy:.2f}" for each in evaluation.exits]
+    assert [float(row[6]) for row in exits] == [round(each.flops / 1e6, 3) for each in evaluation.exits]
     assert [line.split()[0] for line in lines[-4:-1]] == ["0.000", "0.600", "1.000"]

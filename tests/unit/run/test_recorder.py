@@ -126,6 +126,20 @@ def test_a_test_is_scored_over_all_its_batches(books: Books) -> None:
     assert books.recorder.accuracy == 0.75
 
 
+def test_the_hits_of_all_heads_together_have_a_figure_of_their_own(books: Books) -> None:
+    for size, together in ((30, 24), (10, 1)):
+        one = replace(outcome(1.0, 1.0, 5), ensemble_correct=torch.tensor(together))
+        books.recorder.record(Round("evaluate", 7, size=size), one)
+    books.recorder.record(Round("score", 7), None)
+    (line,) = books.lines()
+    assert (line["accuracy"], line["ensemble_accuracy"]) == (0.25, 0.625)
+    assert (books.recorder.accuracy, books.recorder.ensemble_accuracy) == (0.25, 0.625)
+    books.recorder.record(Round("evaluate", 8, size=10), outcome(1.0, 1.0, 5))
+    books.recorder.record(Round("score", 8), None)
+    assert "ensemble_accuracy" not in books.lines()[-1], "each test is counted by itself"
+    assert books.recorder.ensemble_accuracy is None
+
+
 def test_whoever_asks_gets_the_means_of_the_last_line_and_of_the_last_test(books: Books) -> None:
     assert (books.recorder.trained, books.recorder.tested) == (None, None)
     for step in range(3):
