@@ -14,6 +14,7 @@ import torch
 
 from bllpipe.config import Config
 from bllpipe.engines.compiled import forget_compiled, never_in_python
+from bllpipe.engines.precision import precision_now
 from bllpipe.run.memory import thaw_garbage
 
 
@@ -42,7 +43,10 @@ def settings_now() -> Callable[[], None]:
     algorithms = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
 
+    precision = precision_now()
+
     def restore() -> None:
+        precision()
         torch.set_num_threads(threads)
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = benchmark, deterministic
         torch.use_deterministic_algorithms(algorithms, warn_only=warn_only)
