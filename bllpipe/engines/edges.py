@@ -59,6 +59,11 @@ def _fields(job: Job, edge: Edge, shape: tuple[int, ...]) -> tuple[Field, ...]:
     return target_fields(channels) if edge.kind == "target" else stats_fields(job.spec.num_classes, channels)
 
 
+def rounds_of(job: Job, edge: Edge) -> Iterator[Round]:
+    """The rounds that are left, a message each: tests send no statistics."""
+    return job.messages("train") if edge.kind == "stats" else job.messages("train", "evaluate")
+
+
 class ActorPorts:
     """Opens the ports of one actor, each timed, and keeps them for its stopwatch."""
 

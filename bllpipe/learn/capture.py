@@ -116,7 +116,7 @@ class CapturedStep:
         if self._steps <= ORDINARY_STEPS:
             return self._forward(x)
         place = self._place = self._place_of(x)
-        self._block.x = place.x
+        self._block.x, self._block.means_BC = place.x, None
         return place.play("forward", lambda: self._forward(place.x))
 
     def infer(self, x: Tensor) -> Tensor:

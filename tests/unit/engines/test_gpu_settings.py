@@ -8,11 +8,14 @@ import pytest
 import torch
 import torch._dynamo
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn import BatchNorm2d
 
 from bllpipe.config import load_config
+from bllpipe.engines.assembly import Assembly
 from bllpipe.engines.gpu import compile_parts, set_up, speed_up
 from bllpipe.engines.job import build_segment
 from bllpipe.engines.sequential import wires_in_turn
+from bllpipe.learn import block
 from bllpipe.learn.placing import as_channels_last, lies_channels_last, place
 from bllpipe.wire.environment import allow_deterministic_products
 from bllpipe.wire.local import LocalWires
@@ -28,10 +31,10 @@ def test_a_cpu_computes_as_ever() -> None:
     before = torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
     set_up(config, CPU)
     assert (torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()) == before
-    block = make(config)
-    forward = block.forward
-    assert speed_up(block, config).forward == forward
-    assert not lies_channels_last(config, CPU) and not block.channels_last
+    plain = make(config)
+    forward = plain.forward
+    assert speed_up(plain, config).forward == forward
+    assert not lies_channels_last(config, CPU) and not plain.channels_last
 
 
 def test_activations_lie_as_a_gpu_likes_them() -> None:
@@ -83,7 +86,7 @@ def test_compiled_parts_keep_their_names_and_their_steps(settings: tuple[str, ..
     plain, compiled = make(config), make(config)
     compile_parts(compiled, backend=counter)  # what torch's compiler makes of Python, without its code
     for step in range(4):
-        (expected, sent), (found, other) = (step_of(block, images(step), step) for block in (plain, compiled))
+        (expected, sent), (found, other) = (step_of(each, images(step), step) for each in (plain, compiled))
         assert all(torch.equal(expected.terms[name], found.terms[name]) for name in expected.terms)
         assert torch.equal(expected.correct, found.correct) and all(map(torch.equal, sent, other))
         assert counter.frame_count == 3
@@ -102,3 +105,17 @@ def test_products_are_deterministic_unless_somebody_has_chosen() -> None:
     allow_deterministic_products(chosen)
     assert unset == {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     assert chosen == {"CUBLAS_WORKSPACE_CONFIG": ":16:8"}
+
+
+@pytest.mark.parametrize(
+    ("beside_nccl", "compiled", "expected"), [(True, "false", True), (True, "true", False), (False, "false", False)]
+)
+def test_batch_norms_beside_nccl_leave_cudnn_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside_nccl: bool, compiled: str, expected: bool
+) -> None:
+    monkeypatch.setattr(block, "lies_channels_last", lambda config, device: True)  # as on a GPU
+    job = job_of(tmp_path, "blocks=2", "objective.head=conv", f"gpu.compile={compiled}")
+    assembly = Assembly(job, LocalWires(CPU, timeout=1), beside_nccl=beside_nccl)
+    built = assembly._block(0, build_segment(job, 0, CPU))
+    norms = [part for part in (*built.segment.modules(), *built.head.modules()) if isinstance(part, BatchNorm2d)]
+    assert len(norms) > 2 and all(("forward" in vars(norm)) is expected for norm in norms)

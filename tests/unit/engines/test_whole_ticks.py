@@ -182,9 +182,7 @@ def test_a_line_of_metrics_takes_no_tick_out_of_the_graph(tmp_path: Path) -> Non
     twin, settings = Twin(), (*QUIET, "log.every_steps=2")
     in_turn(tmp_path / "turns", *settings)
     twin.train(tmp_path / "whole", *settings)
-    assert len(twin.graphs.launches) == len(range(5, STEPS))
-    assert lines(tmp_path / "whole") == lines(tmp_path / "turns")
-    assert len(lines(tmp_path / "whole")) == 2 * 3 * STEPS // 2 + 3, "of blocks and lanes, and of a test"
+    assert lines(tmp_path / "whole") == lines(tmp_path / "turns") and len(twin.graphs.launches) == len(range(5, STEPS))
 
 
 @pytest.mark.parametrize(
