@@ -13,7 +13,7 @@ from bllpipe.errors import ConfigError
 
 
 def plain(value: Any) -> Any:
-    """Lists for tuples, ranges and arrays; Python's own numbers and text for those of NumPy and torch; paths as text."""
+    """Lists for tuples, ranges and arrays; Python's numbers and text for those of NumPy and torch; paths as text."""
     if isinstance(value, (np.generic, np.ndarray, Tensor)):
         return value.tolist()
     if isinstance(value, PathLike):
