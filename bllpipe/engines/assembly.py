@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from bllpipe.engines.books import make_actor, make_part
 from bllpipe.engines.edges import ActorPorts, Dress, Nowhere, Wires, image_port, undressed
 from bllpipe.engines.gpu import speed_up
-from bllpipe.engines.job import Job, input_shape, shape_of, unit_names
+from bllpipe.engines.job import Job, input_shape, shape_of, unit_names, warn_of_draws
 from bllpipe.learn.block import Block, make_block
 from bllpipe.learn.channels import num_channels
 from bllpipe.learn.families import FAMILIES
@@ -74,6 +75,8 @@ class Assembly:
         shapes = input_shape(job, rank), shape_of(job, rank)
         is_last = rank == job.topology.num_blocks - 1
         block = make_block(segment, *shapes, job.config, job.spec.num_classes, job.plan.total_steps, is_last)
+        if rank == 0 and isinstance(block.objective, nn.Module):
+            warn_of_draws(dict(block.objective.named_children()), "the objective")
         return speed_up(block, job.config)
 
     def _ports(self) -> ActorPorts:

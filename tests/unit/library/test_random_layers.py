@@ -88,3 +88,17 @@ def test_functions_and_names_that_draw_are_warned_of(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err.count(warning) == 1
     assert cli.main(["check", *words]) == 0
     assert capsys.readouterr().err.count(warning) == 1
+
+
+class Noisy(nn.Module):
+    def __init__(self, *about: object) -> None:
+        super().__init__()
+        self.noise = nn.Dropout(0.5)
+
+    def forward(self, alpha: Tensor, scores: Tensor, target: bllpipe.Target, x: Tensor) -> dict[str, Tensor]:
+        return {"pred": nn.functional.cross_entropy(self.noise(scores), target.label_B)}
+
+
+def test_a_loss_that_draws_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    bllpipe.train([nn.Linear(6, 8), nn.Linear(8, 3)], DATA, blocks=2, epochs=1, objective=Noisy, settings=SMALL)
+    assert capsys.readouterr().err.count("bllpipe: terms of the objective draws random numbers in training") == 1
