@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils import parametrize
 
 DEVICE_TYPES = ("cpu", "cuda")
 
@@ -105,6 +106,7 @@ def torch_defaults() -> Iterator[None]:
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         stack.enter_context(_outside_autocast())
+        stack.enter_context(_outside_parametrize_cache())
         stack.enter_context(_random_streams_kept())
         stack.enter_context(_switched(Switch(torch.get_num_threads, torch.set_num_threads, torch.get_num_threads())))
         for switch in _switches():
@@ -139,6 +141,17 @@ def _outside_autocast() -> Iterator[None]:
         torch.clear_autocast_cache()  # the run has changed the weights that the script's region may have cast
         for _ in range(depth):
             torch.autocast_increment_nesting()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _outside_parametrize_cache() -> Iterator[None]:
+    """``torch.nn.utils.parametrize.cached`` keeps weights that are computed from others until it is left."""
+    cache: Any = parametrize  # its state has no public name
+    depth, cache._cache_enabled, cache._cache = cache._cache_enabled, 0, {}
+    try:
+        yield
+    finally:
+        cache._cache_enabled, cache._cache = depth, {}
 
 
 @contextmanager

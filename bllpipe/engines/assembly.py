@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from bllpipe.engines.books import make_actor, make_part
 from bllpipe.engines.edges import ActorPorts, Dress, Nowhere, Wires, image_port, rounds_of, undressed
 from bllpipe.engines.gpu import speed_up
-from bllpipe.engines.job import Job, input_shape, shape_of, unit_names, width_for_heads
+from bllpipe.engines.job import Job, input_shape, shape_of, unit_names, warn_of_draws, width_for_heads
 from bllpipe.learn.batch_norms import without_cudnn
 from bllpipe.learn.block import Block, make_block
 from bllpipe.learn.channels import num_channels
@@ -84,6 +85,8 @@ class Assembly:
         if self.beside_nccl and block.channels_last and not job.config.gpu.compile:  # a compiler has kernels of its own
             for part in (block.segment, block.local):
                 without_cudnn(part)
+        if rank == 0 and isinstance(block.objective, nn.Module):
+            warn_of_draws(dict(block.objective.named_children()), "the objective")
         return speed_up(block, job.config)
 
     def _ports(self) -> ActorPorts:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
 from bllpipe.config import Config
 from bllpipe.config.schema import PIPELINES
@@ -205,8 +206,8 @@ def build_segment(job: Job, number: int, device: torch.device, kind: Literal["bl
     units, name = _units(job), f"{kind} {number}"
     parts = cut(units, config.cuts if kind == "block" else config.blocks)
     segment = Segment(parts[number], config.seed)
-    if number == 0:
-        _warn_of_draws(units)
+    if number == 0:  # units that come with bllpipe draw nothing
+        warn_of_draws({unit.name: unit.layers[0].make() for unit in units if unit.is_built}, "the model")
     if device.type != "meta":
         check_has_values(segment, name)
     propagate(segment, config.method, num_classes, config.seed)
@@ -223,12 +224,11 @@ def build_segment(job: Job, number: int, device: torch.device, kind: Literal["bl
     return segment
 
 
-def _warn_of_draws(units: Sequence[Unit]) -> None:
-    """Of a network of the user's own; those that come with bllpipe draw nothing."""
-    modules = {unit.name: unit.layers[0].make() for unit in units if unit.is_built}
+def warn_of_draws(modules: Mapping[str, nn.Module], owner: str) -> None:
+    """Names the modules of ``owner``, the user's own, in which a layer draws random numbers."""
     if (names := drawing(modules)) and speaks_for_all():
         warn(
-            f"{', '.join(names)} of the model draws random numbers in training, which engines do in different orders: "
+            f"{', '.join(names)} of {owner} draws random numbers in training, which engines do in different orders: "
             f"another engine, or a run that goes on from a checkpoint, ends in other bits"
         )
 

@@ -30,6 +30,8 @@ def bounds(names: Sequence[str], blocks: int | Sequence[int | str]) -> list[tupl
 
 
 def _equal(num_units: int, num_blocks: int) -> list[int]:
+    if num_blocks < 1:
+        raise ConfigError(f"blocks={num_blocks}; expected at least 1; use a number from 1 to {num_units}")
     if num_blocks > num_units:
         raise ConfigError(
             f"blocks={num_blocks}, but the network has only {num_units} units to cut between; "

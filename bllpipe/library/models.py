@@ -15,6 +15,7 @@ from bllpipe.learn.named import GIVEN
 from bllpipe.learn.network_checks import check_has_values, check_network
 from bllpipe.learn.networks import in_order
 from bllpipe.library.names import given_name, importable_name
+from bllpipe.library.values import plain
 from bllpipe.run.digest import part_digest
 
 Modules = nn.Sequential | nn.ModuleList | Sequence[nn.Module]
@@ -77,7 +78,8 @@ def cut(model: Modules, blocks: int | Sequence[int | str]) -> list[nn.Sequential
     """
     modules = modules_of(model)
     names = list(modules)
-    if isinstance(blocks, str):
+    blocks = plain(blocks)
+    if not isinstance(blocks, (int, list)):
         raise ConfigError(f"blocks is {blocks!r}; cut takes a number or a list, and bllpipe.make_plan finds even cuts")
     parts = [names[start:end] for start, end in bounds(names, blocks)]
     return [nn.Sequential(OrderedDict((name, modules[name]) for name in part)) for part in parts]

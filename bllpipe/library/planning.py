@@ -19,6 +19,7 @@ from bllpipe.learn.units import Segment
 from bllpipe.library.data import Data
 from bllpipe.library.models import Model
 from bllpipe.library.settings import Settings, config_of
+from bllpipe.library.values import whole_number
 from bllpipe.plan.costs import Link
 from bllpipe.plan.measure import data_spec, measure, present_device, unheard
 from bllpipe.plan.predict import Prediction, Setting, predict_local
@@ -73,8 +74,9 @@ def make_plan(
     The model itself is left as it is; the other arguments are those of ``bllpipe.train``. ``gigabytes_per_second`` is
     what a link between two blocks carries, on GPUs. Raises ConfigError for what cannot be measured or cut so.
     """
-    if repetitions < 2:
-        raise ConfigError(f"repetitions is {repetitions}; needed is at least 2")
+    repetitions, blocks = whole_number("repetitions", repetitions, 2), whole_number("blocks", blocks, 1)
+    if not gigabytes_per_second > 0:
+        raise ConfigError(f"gigabytes_per_second is {gigabytes_per_second}; expected a number above 0")
     made = config_of(model, data, Settings(blocks=blocks, engine="sequential", config=config, settings=settings))
     check_given(made.data)
     made = replace(made, model=replace(made.model, given=deepcopy(made.model.given)))

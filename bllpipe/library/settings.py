@@ -15,6 +15,7 @@ from bllpipe.errors import ConfigError
 from bllpipe.library.data import Data, given_data
 from bllpipe.library.models import Model, given_model
 from bllpipe.library.objectives import OwnObjective, given_objective
+from bllpipe.library.values import plain
 
 PLAIN = {"crop_padding": 0, "flip": False, "rotation": 0.0}  # own images are not changed unless that is asked for
 
@@ -49,13 +50,23 @@ def config_of(model: Model | None, data: Data | None, said: Settings, under_torc
 
 def _mapping(said: Settings, keys: Mapping[str, Any]) -> dict[str, Any]:
     """The file; over it the settings; over both ``keys`` and the other arguments, where there are any."""
+    if said.config is not None and not isinstance(said.config, (str, PathLike)):
+        raise ConfigError(
+            f"config is a {type(said.config).__name__}; expected the path of a YAML file; use settings={{...}} for "
+            f"keys and their values"
+        )
+    if said.settings is not None and not isinstance(said.settings, Mapping):
+        raise ConfigError(
+            f"settings is a {type(said.settings).__name__}; expected keys and values; use "
+            f"settings={{'optimizer.lr': 0.1}}"
+        )
     mapping = read_yaml(fspath(said.config)) if said.config is not None else {}
     for key, value in (said.settings or {}).items():
-        put(mapping, key, _plain(value), "settings")
+        put(mapping, key, plain(value), "settings")
     arguments = {**keys, "blocks": said.blocks, "engine": said.engine, "epochs": said.epochs}
     for key, value in arguments.items():
         if value is not None:
-            put(mapping, key, _plain(value), "the arguments")
+            put(mapping, key, plain(value), "the arguments")
     return mapping
 
 
@@ -86,8 +97,3 @@ def _check_floats(config: Config) -> None:
             f"{' and '.join(asked)} would change nothing, as float images are taken as they are; leave it out, or "
             f"pass uint8 images [N, C, H, W]"
         )
-
-
-def _plain(value: Any) -> Any:
-    """As a YAML file has it: lists, no tuples."""
-    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value

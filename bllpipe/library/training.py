@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
-from os import PathLike, fspath
+from os import PathLike
 from typing import Any
 
 from bllpipe.config import Config
@@ -19,6 +19,7 @@ from bllpipe.library.models import Model
 from bllpipe.library.objectives import OwnObjective
 from bllpipe.library.results import Run
 from bllpipe.library.settings import Settings, config_of
+from bllpipe.library.values import path_text
 from bllpipe.torch_state import torch_defaults
 from bllpipe.wire.agent import follow_agent
 from bllpipe.wire.environment import RankEnvironment
@@ -38,8 +39,8 @@ def train(
     config: str | PathLike[str] | None = None,
     settings: Mapping[str, Any] | None = None,
     run_dir: str | PathLike[str] | None = None,
-    resume: str = "never",
-    accept: Sequence[str] = (),
+    resume: str | PathLike[str] = "never",
+    accept: str | Sequence[str] = (),
 ) -> Run:
     """Trains ``model`` in blocks that learn alone; returns what the run has left. The modules are trained in place.
 
@@ -67,9 +68,12 @@ def train(
     if environment is not None:
         follow_agent(environment)
     jobs: list[Job] = []
-    place = None if run_dir is None else fspath(run_dir)
-    options = Options(resume, place, tuple(accept), on_agreed=jobs.append, number=next(STARTED))
+    number = next(STARTED)
     try:
+        place = None if run_dir is None else path_text("run_dir", run_dir, "use a directory, such as run_dir='runs/a'")
+        start = path_text("resume", resume, "use resume='auto', 'never', or the path of a checkpoint")
+        keys = (accept,) if isinstance(accept, str) else tuple(accept)
+        options = Options(start, place, keys, on_agreed=jobs.append, number=number)
         made = config_of(model, data, said, environment is not None)
         options.check()
         _check_ranks(made, environment)

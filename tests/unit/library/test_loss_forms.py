@@ -132,7 +132,7 @@ def test_names_of_ones_own_stay_free() -> None:
 def test_two_terms_called_keep() -> None:
     keeping = Keeping(named("keep"), (3, 4, 4), (2, 4, 4), 1.0)
     maps, scores = torch.randn(4, 2, 4, 4), torch.randn(4, 3, requires_grad=True)
-    with pytest.raises(bllpipe.ConfigError, match=r"a term of the objective is called 'keep', as .* keep_weight=0"):
+    with pytest.raises(bllpipe.ConfigError, match=r"a term of the objective is called 'keep', as .*keep_weight=0"):
         keeping(maps, scores, TARGET, torch.randn(4, 3, 4, 4))
 
 

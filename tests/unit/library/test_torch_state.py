@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import weight_norm
 
 import bllpipe
 from bllpipe import launch
@@ -50,7 +52,7 @@ class Unsettled(nn.Module):
 
 def network() -> nn.Sequential:
     torch.manual_seed(2)
-    return nn.Sequential(Unsettled(), nn.Sequential(nn.Linear(8, 16), nn.ReLU()), nn.Linear(16, 3))
+    return nn.Sequential(Unsettled(), nn.Sequential(weight_norm(nn.Linear(8, 16)), nn.ReLU()), nn.Linear(16, 3))
 
 
 def trained(model: nn.Sequential, precision: str = "fp32") -> str:
@@ -96,6 +98,7 @@ AROUND: dict[str, tuple[Callable[[], Any], Callable[[], Around]]] = {
     ),
     "precision of all": attribute(BACKENDS, "fp32_precision", "tf32", "none"),
     "precision of oneDNN": attribute(BACKENDS.mkldnn.matmul, "fp32_precision", "bf16", "none"),
+    "weights that are computed": (lambda: vars(parametrize)["_cache_enabled"], parametrize.cached),
     "oneDNN": attribute(BACKENDS.mkldnn, "enabled", False, True),
     "denormals": function(lambda: sys.float_info.min / 2 == 0, torch.set_flush_denormal, True, False),
     "threads": function(torch.get_num_threads, torch.set_num_threads, 2, 1),
