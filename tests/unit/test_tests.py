@@ -82,12 +82,13 @@ def short_waits(source: str) -> list[str]:
     return [
         f"line {node.lineno}: {ast.unparse(node)} ({seconds:g} s)"
         for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.expr)
         for seconds in limits(node)
         if NOTHING_COMES < seconds < SOMETHING_COMES
     ]
 
 
-def limits(node: ast.AST) -> Iterator[float]:
+def limits(node: ast.expr) -> Iterator[float]:
     """The seconds for which ``node`` waits, where they are written as a number."""
     found: list[ast.expr] = []
     if isinstance(node, ast.Call):
