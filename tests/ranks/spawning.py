@@ -15,6 +15,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing import connection
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -56,8 +57,8 @@ def launch_in_a_process(
 def launch_ranks(
     num_ranks: int, words: list[str], variables: dict[str, str], module: str, timeout: float
 ) -> subprocess.CompletedProcess[str]:
-    """``python -m module words`` in ``num_ranks`` processes with torchrun's variables, and without its agent: no rank
-    is ended because another one has. The exit code is that of the first rank that failed, in order of rank."""
+    """``python -m module words`` in ``num_ranks`` processes with the variables of torchrun. As its agent does, it ends
+    all ranks when one has failed, whose exit code is that of the job."""
     import torch.distributed as dist
 
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -70,26 +71,38 @@ def launch_ranks(
 def _launch(
     module: str, words: list[str], environments: list[dict[str, str]], timeout: float
 ) -> subprocess.CompletedProcess[str]:
-    """Processes that begin together, one for each of the environments: what they printed."""
+    """Processes that begin together, one for each of the environments, and end together: what they printed."""
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         processes = [
             FORKSERVER.Process(target=_run_module, args=(module, words, out, err, variables), daemon=True)
             for variables in environments
         ]
-        end = time.monotonic() + timeout
         try:
             for process in processes:
                 process.start()
-            for process in processes:
-                process.join(end - time.monotonic())
-                assert process.exitcode is not None, f"not over after {timeout:g} s\n{out.read_text()}{err.read_text()}"
+            code = _first_failure(processes, time.monotonic() + timeout)
+            assert code is not None, f"not over after {timeout:g} s\n{out.read_text()}{err.read_text()}"
         finally:
             for process in processes:
                 process.kill()
                 process.join()
-        code = next((process.exitcode for process in processes if process.exitcode), 0)
         return subprocess.CompletedProcess([module, *words], code, out.read_text(), err.read_text())
+
+
+def _first_failure(processes: list[Any], deadline: float) -> int | None:
+    """Waits for all, and ends them when one has failed: its exit code, or 0; None when the time is over."""
+    failed, running = 0, {process.sentinel: process for process in processes}
+    while running:
+        over = connection.wait(list(running), deadline - time.monotonic())
+        if not over:
+            return None
+        codes = [running.pop(sentinel).exitcode for sentinel in over]
+        if not failed and any(codes):
+            failed = next(filter(None, codes))
+            for process in running.values():
+                process.terminate()
+    return failed
 
 
 def _run_module(module: str, words: list[str], out: Path, err: Path, variables: dict[str, str]) -> None:

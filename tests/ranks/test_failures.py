@@ -1,7 +1,7 @@
 """Whatever is wrong with a job, all its ranks end, with one message that helps and an exit code that is not 0.
 
 What can be known before the first message is refused before it: no run directory is there yet, on which the ranks agree
-before they wait for each other. How many seconds that takes is for benchmarks/refusals.py."""
+before they wait for each other. How many seconds that takes is for benchmarks/endings.py."""
 
 from __future__ import annotations
 

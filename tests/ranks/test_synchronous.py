@@ -210,7 +210,7 @@ def weights(folder: Path) -> dict[str, Tensor]:
     return checkpoint.tensors()
 
 
-def test_1f1b_through_torchrun_and_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_1f1b_as_ranks_and_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     jobs.succeed(jobs.alone(jobs.words(straight, *commands("1f1b"))))
     jobs.succeed(jobs.ranks(2, jobs.words(stopped, *commands("1f1b"), "stop_at=5")))
@@ -227,7 +227,7 @@ def test_1f1b_through_torchrun_and_alone(tmp_path: Path, capsys: pytest.CaptureF
     check_results(straight, capsys)
 
 
-def test_ddp_through_torchrun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ddp_as_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     jobs.succeed(jobs.ranks(2, jobs.words(tmp_path / "run", *commands("ddp"))))
     check_books(tmp_path / "run", "replica")
     summary = jobs.summary(tmp_path / "run")

@@ -88,7 +88,7 @@ def short_waits(source: str) -> list[str]:
     ]
 
 
-def limits(node: ast.AST) -> Iterator[float]:
+def limits(node: ast.expr) -> Iterator[float]:
     """The seconds for which ``node`` waits, where they are written as a number."""
     found: list[ast.expr] = []
     if isinstance(node, ast.Call):

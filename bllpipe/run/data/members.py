@@ -5,6 +5,7 @@ likes, and a few kilobytes of it can unfold to gigabytes. Nothing in it is ever 
 from __future__ import annotations
 
 import os
+import weakref
 import zipfile
 from dataclasses import dataclass
 from io import BytesIO, FileIO
@@ -41,10 +42,15 @@ class Members:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        file: _Sparing | None = None
         try:
-            self._zip = zipfile.ZipFile(_Sparing(path))
+            file = _Sparing(path)
+            self._zip = zipfile.ZipFile(file)
         except Exception as error:  # a hostile file can provoke nearly any of them
+            if file is not None:
+                file.close()
             raise DataError(f"{path} is no NumPy archive: {error!s:.200}; write one with numpy.savez") from error
+        weakref.finalize(self, file.close)  # ZipFile closes only what it has opened itself
         self.names = [name.removesuffix(".npy") for name in self._zip.namelist() if name.endswith(".npy")]
 
     def member(self, name: str) -> Member:
