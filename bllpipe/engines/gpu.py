@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from bllpipe.config import Config
+from bllpipe.engines.compiled import compile_part
 from bllpipe.learn.block import Block
 from bllpipe.learn.capture import CapturedStep, CudaGraphs, Graphs
 from bllpipe.learn.pooling import pool_by_products
@@ -54,6 +55,7 @@ def graphs_of_ticks(config: Config, device: torch.device) -> Graphs | None:
 
 def compile_parts(block: Block, backend: str = "inductor") -> None:
     """Segment and head, for the shapes that come; names of parameters stay as they are."""
-    parts: list[nn.Module] = [block.segment, block.head]
-    for part in parts:
-        part.compile(backend=backend, dynamic=False)
+    name = f"the block that ends with {block.segment.last_unit}"
+    compile_part(block.segment, name, backend)
+    if not isinstance(block.head, nn.Identity):
+        compile_part(block.head, f"the head of {name}", backend)
