@@ -13,13 +13,13 @@ import pytest
 
 from tests.ranks.jobs import REPOSITORY
 
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.ranks, pytest.mark.timeout(600)]
 SIZES = {"train": 320, "test": 64}
 
 
 @pytest.fixture(scope="module")
 def bare_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a machine is given: the files of the tree without .git, and a python3 that is in no environment of its own."""
+    """What a machine is given: the tree without .git, and a python3 that is in no environment of its own."""
     folder = tmp_path_factory.mktemp("copy")
     for name in ("benchmarks", "bllpipe", "tests"):
         shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -38,7 +38,7 @@ def rehearse(copy: Path, script: str, out: Path, *words: str) -> tuple[int, str]
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=295,
+        timeout=580,
         cwd=out.parent,
         env={"HOME": str(copy), "PATH": f"{copy / 'bin'}:/usr/bin:/bin"},
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import gpu_first, gpu_second
-from benchmarks.gpu_accuracy import Probe, bll_recipe, cut_short, is_known, accuracies_of
+from benchmarks.gpu_accuracy import Probe, accuracies_of, bll_recipe, cut_short, is_known
 from benchmarks.gpu_first import best_setting, outcomes, went_well
 from benchmarks.gpu_second import BP, COMMON, OF_SET, affordable, cost_of, runs
 from bllpipe.config import load_config
