@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 SHELL_SCRIPTS := launch/*.sh bllpipe/slurm/*.sh tests/*/*.sh benchmarks/*.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-prometheus test-report test-image test-slurm lint docs bench throughput speed gpu chaos soak raised table questions clean
+.PHONY: help train test test-prometheus test-report test-image test-slurm lint docs bench throughput speed gpu gpu-accuracy chaos soak raised table questions clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -54,8 +54,11 @@ throughput: $(READY) ## images/s of every engine; ARGS="--work emulated --blocks
 speed: $(READY) ## every measurement of speed, an hour on a machine that does nothing else; ARGS="DIRECTORY [CIFAR.npz]"
 	PATH="$(abspath $(BIN)):$$PATH" benchmarks/speed.sh $(or $(ARGS),runs)
 
-gpu: $(READY) ## one GPU: tests, rates of BP and BLL, CIFAR-10; ARGS="OUT [CIFAR.npz]", or ARGS="OUT --device cpu --quick"
-	PATH="$(abspath $(BIN)):$$PATH" benchmarks/gpu.sh $(or $(ARGS),runs/gpu)
+gpu: $(READY) ## one GPU, five minutes: does it work, tests, rates of BP and BLL; ARGS="OUT", or ARGS="OUT --device cpu --quick"
+	PYTHON="$(abspath $(BIN))/python" benchmarks/first.sh $(or $(ARGS),runs/gpu)
+
+gpu-accuracy: $(READY) ## five more: BP and BLL for the same epochs; ARGS="OUT cifar10 --npz data/cifar10.npz"
+	PYTHON="$(abspath $(BIN))/python" benchmarks/second.sh $(or $(ARGS),runs/gpu cifar10)
 
 chaos: $(READY) ## kill -9 a hundred times, does every run end in the same bits? ARGS="--kills 100 --seed 0 --workers 2"
 	$(BIN)/python -m benchmarks.chaos $(ARGS)

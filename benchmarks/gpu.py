@@ -76,7 +76,7 @@ def compare(
 
 
 def _compare_one(worker: Worker, case: Case, deadline: float, case_limit: float, ledger: Ledger) -> None:
-    known, left = ledger.found.get(case, []), deadline - time.monotonic()
+    known, left = list(ledger.found.get(case, [])), deadline - time.monotonic()
     if case.name in ledger.failures:
         return
     if left <= max((each["seconds"] for each in known), default=0.0):

@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report = Report(options.out / "first.json")
     with Worker() as worker:
         report.carry_out("versions", lambda: versions(worker, deadline))
-        report.carry_out("smoke", lambda: smoke(worker, scale, deadline))
+        report.carry_out("smoke", lambda: smoke(worker, scale, report, deadline))
         report.put("setting", best_setting(report.known["smoke"]))
         print(f"the setting from here on: {report.known['setting']}", flush=True)
         report.carry_out("tests", lambda: tests_and_compiler(options.out, scale, report, deadline))
@@ -114,7 +114,7 @@ def went_well(known: Mapping[str, Any]) -> dict[str, bool]:
     tests = known["tests"]
     return {
         "versions": "error" not in known["versions"],
-        "smoke": all(each.get("works", False) for each in known["smoke"].values() if isinstance(each, dict)),
+        "smoke": "error" not in known["smoke"] and all(each["works"] for each in known["smoke"].values()),
         "tests": tests.get("exit_code") == 0,
         "compiled": known.get("compiled", {}).get("works", False),
         "rates": known["rates"].get("failed") == 0,
@@ -141,12 +141,13 @@ def nvidia_smi() -> str:
     return (done.stdout or done.stderr).strip()
 
 
-def smoke(worker: Worker, scale: Scale, deadline: float) -> dict[str, Any]:
+def smoke(worker: Worker, scale: Scale, report: Report, deadline: float) -> dict[str, Any]:
     """Forty steps of ResNet-18 in every way to capture."""
     found: dict[str, Any] = {}
     for capture, variant in SMOKED.items():
         case = shortened(make_case(scale, "resnet18", 128, variant), SMOKE_STEPS)
         found[capture] = told(worker, case, min(SMOKE, deadline - time.monotonic()))
+        report.put("smoke", found)
     return found
 
 
@@ -205,23 +206,34 @@ def tests_and_compiler(out: Path, scale: Scale, report: Report, deadline: float)
     return found
 
 
-def gpu_tests(log: Path, workers: int, until: float) -> dict[str, Any]:
-    """``tests/gpu``, several at a time, in a log file; interrupted in time to say what has failed until then."""
-    words = ["-n", str(workers), "-v", "--tb=short", "--timeout=60", "-p", "no:cacheprovider", "tests/gpu"]
+def gpu_tests(log: Path, workers: int, until: float, tests: str = "tests/gpu") -> dict[str, Any]:
+    """The tests, several at a time, in a log file that tells each failure at once; interrupted in time."""
+    words = [
+        "-n",
+        str(workers),
+        "-v",
+        "--tb=short",
+        "--timeout=60",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "tests.gpu.at_once",
+        tests,
+    ]
     with log.open("w") as file:
-        tests = subprocess.Popen(
+        started = subprocess.Popen(
             [sys.executable, "-u", "-m", "pytest", *words], stdout=file, stderr=subprocess.STDOUT, process_group=0
         )
         try:
-            tests.wait(max(until - time.monotonic() - LAST_WORDS, 1))
+            started.wait(max(until - time.monotonic() - LAST_WORDS, 1))
         except subprocess.TimeoutExpired:
-            tests.send_signal(signal.SIGINT)
+            started.send_signal(signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
-                tests.wait(LAST_WORDS)
+                started.wait(LAST_WORDS)
         finally:
-            if tests.poll() is None:
-                os.killpg(tests.pid, signal.SIGKILL)
-            code = tests.wait()
+            if started.poll() is None:
+                os.killpg(started.pid, signal.SIGKILL)
+            code = started.wait()
     return {**outcomes(log.read_text(errors="replace")), "exit_code": code, "log": log.name}
 
 

@@ -20,6 +20,7 @@ from benchmarks.gpu_cases import WARM_UP_LAPS, Case
 from benchmarks.gpu_meters import EnergyMeter, kernel_share, kernels
 from bllpipe.config import load_config
 from bllpipe.engines import Options, engine
+from bllpipe.engines.compiled import forget_compiled
 from bllpipe.run.directory import environment
 from bllpipe.run.memory import peak_memory_bytes
 
@@ -58,7 +59,7 @@ def start_afresh() -> int:
     """Gives back what the run before has left, code that was compiled for it too; the bytes of tensors still there.
 
     A run has told the collector to pass over what it built; it is over, and this is looked at again."""
-    torch.compiler.reset()
+    forget_compiled()
     gc.unfreeze()
     gc.collect()
     if not torch.cuda.is_initialized():

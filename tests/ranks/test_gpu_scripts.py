@@ -13,7 +13,7 @@ import pytest
 
 from tests.ranks.jobs import REPOSITORY
 
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.ranks, pytest.mark.timeout(600)]
 SIZES = {"train": 320, "test": 64}
 
 
@@ -38,7 +38,7 @@ def rehearse(copy: Path, script: str, out: Path, *words: str) -> tuple[int, str]
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=295,
+        timeout=580,
         cwd=out.parent,
         env={"HOME": str(copy), "PATH": f"{copy / 'bin'}:/usr/bin:/bin"},
     )
