@@ -84,9 +84,9 @@ def forked(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     return launch_in_a_process(arguments, CALM)
 
 
-def alone(arguments: list[str], fault: str = "") -> subprocess.CompletedProcess[str]:
+def alone(arguments: list[str], fault: str = "", timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
     """``python -m bllpipe.launch arguments``, with a fault on purpose."""
-    return _run([sys.executable, "-m", "bllpipe.launch", *arguments], PATIENCE, fault_variables(fault))
+    return _run([sys.executable, "-m", "bllpipe.launch", *arguments], timeout, fault_variables(fault))
 
 
 def summary(run_dir: Path) -> dict[str, Any]:
