@@ -61,6 +61,19 @@ def _check_length(config: Config) -> None:
             f"stop_at is {config.stop_at}, which ends with a checkpoint, but checkpoint.every_steps is never; "
             f"use --set checkpoint.every_steps=0, or leave stop_at out"
         )
+    if config.steps is not None:
+        check_warmup(config, config.steps)
+
+
+def check_warmup(config: Config, total_steps: int) -> None:
+    """Raises ConfigError for a warm-up that is longer than the run, which would never learn at its peak rate; to be
+    called where the number of steps becomes known."""
+    schedule = config.schedule
+    if schedule.name != "onecycle" and schedule.warmup_steps > total_steps:  # onecycle has a rise of its own
+        raise ConfigError(
+            f"schedule.warmup_steps is {schedule.warmup_steps}, but the run has only {total_steps} steps and would end "
+            f"before its peak rate; use --set schedule.warmup_steps={total_steps // 10}, or train longer"
+        )
 
 
 def _check_method(config: Config) -> None:

@@ -7,6 +7,7 @@ from torch import nn
 
 from bllpipe.config import Config
 from bllpipe.engines.compiled import compile_part
+from bllpipe.engines.precision import set_precision
 from bllpipe.learn.block import Block
 from bllpipe.learn.capture import CapturedStep, CudaGraphs, Graphs
 from bllpipe.learn.pooling import pool_by_products
@@ -18,19 +19,13 @@ def set_up(config: Config, device: torch.device) -> None:
     if device.type != "cuda":
         return
     torch.cuda.set_device(device)  # or graphs and pinned memory would be those of the first GPU
-    set_precision("tf32" if config.gpu.tf32 else "ieee")
+    set_precision(config.gpu.tf32)
     torch.backends.cudnn.benchmark = not config.gpu.deterministic  # shapes stay the same, so trying pays
     if config.gpu.deterministic:
         allow_deterministic_products()
         torch.backends.cudnn.deterministic = True
         # what a network of a user's own does may have no such kernel, which is warned of
         torch.use_deterministic_algorithms(True, warn_only=True)
-
-
-def set_precision(precision: str) -> None:
-    """``ieee`` or ``tf32``, for fp32 products and convolutions; torch's own choice differs between the two."""
-    torch.backends.cuda.matmul.fp32_precision = precision
-    torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]  # set on the module's object
 
 
 def speed_up(block: Block, config: Config) -> Block:

@@ -22,7 +22,7 @@ def monitored(job: Job, part: RankPart) -> RankPart:
     roles = [layout.role(rank) for rank in range(layout.world_size)]
     exporter = Exporter(settings, source_of(job, part), roles, job.store, job.directory)
     exporter.start()
-    part.on_end = exporter.close
+    part.on_end, part.on_failure = exporter.close, exporter.stop
     return part
 
 

@@ -20,6 +20,7 @@ from bllpipe.engines.failure import cause_of, report_failure
 from bllpipe.engines.finish import conclude, hand_in, nothing_left, prepare_process, progress, say_nothing_left
 from bllpipe.engines.gpu import set_up
 from bllpipe.engines.job import Job, agree, build_segment
+from bllpipe.engines.putting_back import put_back
 from bllpipe.engines.taking_up import say_untaken
 from bllpipe.engines.watcher import Watcher
 from bllpipe.ports import Store
@@ -43,6 +44,13 @@ def run_together(
 ) -> int:
     """Builds every rank of the job here, with what ``open_wires`` gives between them, and lets ``execute`` carry out
     the itinerary; the exit code is not 0 when a signal has ended it early."""
+    with put_back(config):
+        return _run_here(config, options, execute, open_wires, dress)
+
+
+def _run_here(
+    config: Config, options: Options, execute: Execution[OwnWires], open_wires: OpenWires[OwnWires], dress: Dress
+) -> int:
     prepare_process(config)
     store: Store = dist.HashStore()  # type: ignore[assignment]  # satisfies the protocol
     try:
@@ -84,10 +92,15 @@ def _run(
     say_untaken(job)
     freeze_garbage()
     started = time.perf_counter()
-    with progress(job):
-        execute(job, parts, wires)
-    for part in parts:
-        hand_in(job, part)
+    try:
+        with progress(job):
+            execute(job, parts, wires)
+        for part in parts:
+            hand_in(job, part)
+    except BaseException:
+        for part in parts:
+            part.on_failure()
+        raise
     conclude(job, started)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bllpipe.config import Config
+from bllpipe.config.checks import check_warmup
 from bllpipe.errors import ConfigError
 from bllpipe.ports import Round
 
@@ -24,7 +25,8 @@ class Plan:
 
     @classmethod
     def of(cls, config: Config, num_train: int, num_test: int) -> Plan:
-        """The plan of a run on ``num_train`` images; raises ConfigError when not even one batch can be filled."""
+        """The plan of a run on ``num_train`` images; raises ConfigError when not even one batch can be filled, or
+        the warm-up takes longer than the run."""
         batch_size = config.data.batch_size
         if batch_size > num_train:
             raise ConfigError(
@@ -33,6 +35,7 @@ class Plan:
             )
         per_epoch = num_train // batch_size
         total = config.steps or config.epochs * per_epoch
+        check_warmup(config, total)
         evaluate, save = config.evaluate.every_epochs, config.checkpoint.every_steps
         return cls(
             total_steps=total,

@@ -76,6 +76,7 @@ class RankPart:
     last_saved: int | None = None
     saves: Saves = field(default_factory=Saves)
     on_end: Callable[[], None] = lambda: None  # what is to be done when the rank has nothing more to tell
+    on_failure: Callable[[], None] = lambda: None  # the same when it fails, and its process goes on
 
     def carry_out(self, actor: Actor, entry: Round) -> None:
         """One round of one actor, its checkpoint included; RoundError says in which round something went wrong."""

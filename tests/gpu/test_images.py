@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from bllpipe.config.schema import AugmentConfig, DataConfig
@@ -12,7 +13,7 @@ from bllpipe.run.itinerary import messages
 from tests.gpu.machines import needs_gpus
 from tests.unit.data.test_source import LABELS, PLAN, arrays
 
-pytestmark = needs_gpus(1)
+pytestmark = [needs_gpus(1), pytest.mark.timeout(60, method="thread")]
 CROPPED = AugmentConfig(crop_padding=2, flip=True, rotation=0.0)
 DATA = DataConfig(name="npz", batch_size=4)
 

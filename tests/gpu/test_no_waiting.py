@@ -15,7 +15,7 @@ from bllpipe.run.rank import Actor
 from tests.gpu.machines import needs_gpus
 from tests.ranks import jobs
 
-pytestmark = needs_gpus(1)
+pytestmark = [needs_gpus(1), pytest.mark.timeout(120, method="thread")]
 FIRST, LINE = 6, 10  # ordinary steps and captures are over by then; a line is written every so many steps
 
 

@@ -11,7 +11,7 @@ from bllpipe.engines.whole_ticks import Tick, WholeTicks
 from tests.gpu.machines import needs_gpus
 from tests.ranks import jobs
 
-pytestmark = needs_gpus(1)
+pytestmark = [needs_gpus(1), pytest.mark.timeout(120, method="thread")]
 STEPS, BLOCKS, FIRST = 20, 4, 3  # ordinary steps come first
 
 

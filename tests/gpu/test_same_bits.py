@@ -10,7 +10,7 @@ import pytest
 from tests.gpu.machines import needs_gpus
 from tests.ranks import jobs
 
-pytestmark = [needs_gpus(1), pytest.mark.usefixtures("own_choices")]
+pytestmark = [needs_gpus(1), pytest.mark.usefixtures("own_choices"), pytest.mark.timeout(120, method="thread")]
 SETTINGS = (
     "device=cuda",
     "gpu.deterministic=true",

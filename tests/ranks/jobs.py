@@ -78,9 +78,9 @@ def steps_done(run_dir: Path) -> int:
     return max((int(json.loads(line)["step"]) for line in lines if line.endswith("\n")), default=0)
 
 
-def alone(arguments: list[str], fault: str = "") -> subprocess.CompletedProcess[str]:
+def alone(arguments: list[str], fault: str = "", timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """``python -m bllpipe.launch arguments``, with a fault on purpose."""
-    return _run([sys.executable, "-m", "bllpipe.launch", *arguments], 120, fault_variables(fault))
+    return _run([sys.executable, "-m", "bllpipe.launch", *arguments], timeout, fault_variables(fault))
 
 
 def summary(run_dir: Path) -> dict[str, Any]:

@@ -78,3 +78,10 @@ def test_a_network_that_cannot_be_counted_is_no_error(capsys: pytest.CaptureFixt
 def test_a_network_without_enough_units_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", "--set", "blocks=9"]) == 2
     assert "bllpipe: blocks=9, but the network has only 8 units" in capsys.readouterr().err
+
+
+def test_a_warm_up_that_takes_longer_than_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """The digits make 22 steps an epoch."""
+    words = ["schedule.name=cosine", "schedule.warmup_steps=500", "epochs=2"]
+    assert cli.main(["check", *(word for setting in words for word in ("--set", setting))]) == 2
+    assert "schedule.warmup_steps is 500, but the run has only 44 steps" in capsys.readouterr().err

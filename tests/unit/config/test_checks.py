@@ -25,24 +25,6 @@ def test_a_whole_network_does_not_learn_in_blocks() -> None:
     )
 
 
-@pytest.mark.parametrize(("steps", "stop_at"), [(5, 6), (1, 100)])
-def test_stop_behind_the_end(steps: int, stop_at: int) -> None:
-    refused(
-        [f"steps={steps}", f"stop_at={stop_at}"],
-        f"stop_at is {stop_at}, but the run has only {steps} steps; lower stop_at or raise steps",
-    )
-
-
-def test_a_stop_without_the_checkpoint_that_it_ends_with() -> None:
-    refused(
-        ["stop_at=3", "checkpoint.every_steps=never"],
-        "stop_at is 3, which ends with a checkpoint, but checkpoint.every_steps is never; use --set "
-        "checkpoint.every_steps=0, or leave stop_at out",
-    )
-    assert load_config(None, ["stop_at=3", "evaluate.every_epochs=never"]).stop_at == 3
-    assert load_config(None, ["checkpoint.every_steps=never"]).checkpoint.every_steps == "never"
-
-
 @pytest.mark.parametrize("engine", ["ddp", "1f1b", "zbv", "deepspeed"])
 @pytest.mark.parametrize(("method", "other"), [("fa", "single"), ("dfa", "single"), ("bll", "ranks"), ("dgl", "ranks")])
 def test_synchronous_engines_are_for_bp(engine: str, method: str, other: str) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 import torch
 
 from bllpipe.config import load_config
-from bllpipe.engines.gpu import compile_parts, set_precision, set_up, speed_up
+from bllpipe.engines.gpu import compile_parts, set_up, speed_up
 from bllpipe.engines.sequential import wires_in_turn
 from bllpipe.learn.placing import as_channels_last, lies_channels_last, place
 from bllpipe.wire.environment import allow_deterministic_products
@@ -19,21 +17,6 @@ from tests.unit.learn.test_capture import images, make, step_of
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 EVERYTHING = ["gpu.tf32=true", "gpu.capture=true", "gpu.compile=true", "gpu.deterministic=true"]
-
-
-@pytest.fixture
-def precision() -> Iterator[None]:
-    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]  # on its object
-    before = matmul.fp32_precision, conv.fp32_precision
-    yield
-    matmul.fp32_precision, conv.fp32_precision = before
-
-
-@pytest.mark.parametrize("wanted", ["ieee", "tf32"])
-def test_products_and_convolutions_have_the_same_precision(precision: None, wanted: str) -> None:
-    set_precision(wanted)
-    assert torch.backends.cuda.matmul.fp32_precision == wanted
-    assert torch.backends.cudnn.conv.fp32_precision == wanted  # type: ignore[attr-defined]  # on its object
 
 
 def test_a_cpu_computes_as_ever() -> None:

@@ -75,6 +75,15 @@ def test_a_batch_that_cannot_be_filled() -> None:
         plan("data.batch_size=8")
 
 
+def test_a_warm_up_longer_than_all_epochs() -> None:
+    """Two epochs of two steps; how many there are only the data tell."""
+    with pytest.raises(
+        ConfigError, match=r"warmup_steps is 5, but the run has only 4 steps .*; use --set schedule.warm"
+    ):
+        plan("schedule.name=cosine", "schedule.warmup_steps=5")
+    assert plan("schedule.name=cosine", "schedule.warmup_steps=4").total_steps == 4
+
+
 @pytest.mark.parametrize(
     ("entry", "text"),
     [(Round("train", 7), "step 7"), (Round("evaluate", 7, batch=2), "evaluate 2 after step 7")],
