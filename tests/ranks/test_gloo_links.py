@@ -260,7 +260,7 @@ def test_what_does_not_fit_is_refused_before_it_leaves(results: list[dict[str, A
 
 def test_sends_in_flight_are_bounded(results: list[dict[str, Any]]) -> None:
     """Two in the ring, two in flight, and no fifth."""
-    assert "block 1 took nothing for 0.3 s; block 0 was at train step 4" in results[0]["pressure"]
+    assert "block 1 took nothing for 0.3 s; block 0 was at step 4" in results[0]["pressure"]
 
 
 def test_waiting_ends_with_the_timeout(results: list[dict[str, Any]]) -> None:
