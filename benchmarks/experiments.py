@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     runs = commands.add_parser("run", help="run what is not finished yet")
     runs.add_argument("file", metavar="FILE.yaml")
+    runs.add_argument(
+        "--only", nargs="+", default=["*"], metavar="NAME", help="only these variants; * in a name stands for anything"
+    )
     add_run_options(runs, out="runs/experiments.jsonl", runs="runs/experiments")
     shows = commands.add_parser("show", help="print a line a variant")
     shows.add_argument("files", nargs="+", type=Path, metavar="FILE.jsonl")
@@ -38,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    return run(experiment_trials(options.file, options.seeds, options.data_path), options)
+    return run(experiment_trials(options.file, options.seeds, options.data_path, options.only), options)
 
 
 def _show(options: argparse.Namespace) -> int:
@@ -46,8 +50,10 @@ def _show(options: argparse.Namespace) -> int:
     return 0
 
 
-def experiment_trials(file: str, seeds: Sequence[int], data_path: str | None = None) -> list[Trial]:
-    """Variants times seeds, all variants of the first seed first."""
+def experiment_trials(
+    file: str, seeds: Sequence[int], data_path: str | None = None, only: Sequence[str] = ("*",)
+) -> list[Trial]:
+    """The variants whose names match a pattern of ``only``, times seeds, all variants of the first seed first."""
     text = read_yaml(file)
     unknown = [key for key in text if key not in SECTIONS]
     if unknown or not isinstance(text.get("config"), str) or not isinstance(text.get("variants"), dict):
@@ -57,12 +63,25 @@ def experiment_trials(file: str, seeds: Sequence[int], data_path: str | None = N
         )
     common = _overrides(file, "common", text.get("common"))
     variants = {name: _overrides(file, name, overrides) for name, overrides in text["variants"].items()}
+    wanted = _matching(file, list(variants), only)
     path = {} if data_path is None else {"data.path": data_path}
     return [
         Trial(f"{name}-s{seed}", Path(text["config"]), {**common, **path, **own}, seed, {"variant": name})
         for seed in seeds
         for name, own in variants.items()
+        if name in wanted
     ]
+
+
+def _matching(file: str, names: Sequence[str], only: Sequence[str]) -> set[str]:
+    """The names that match one of the patterns, each of which must match at least one."""
+    found = {pattern: fnmatch.filter(names, pattern) for pattern in only}
+    if nothing := [pattern for pattern, matched in found.items() if not matched]:
+        raise ConfigError(
+            f"--only {nothing[0]}: expected the name of a variant or a pattern such as bp-*, but no variant of {file} "
+            f"matches; use one of {', '.join(names)}"
+        )
+    return {name for matched in found.values() for name in matched}
 
 
 def _overrides(file: str, name: str, overrides: Any) -> dict[str, Any]:

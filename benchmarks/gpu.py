@@ -1,68 +1,50 @@
 """Images per second of backpropagation and of BLL on one GPU, in the engines as users have them.
 
-Every case is a run of its own in this process: the network in bf16, synthetic images of CIFAR's size, augmented on the
-device. The rate is that of stretches between two lines of metrics, the first ones left out; operations are those of
-products and convolutions, and the limit is the GPU's bf16 peak. When the budget is spent the rest is left out, and
-said so. ``--device cpu --quick`` rehearses all of it with a tiny network; its figures mean nothing.
+Every case is a run of its own: the network in bf16, synthetic images of CIFAR's size, augmented on the device, no test
+and no checkpoint. The rate is that of stretches between two lines of metrics, the first ones left out; operations are
+those of products and convolutions, and the limit is the GPU's bf16 peak. BLL is compared with the fastest that
+backpropagation makes of the same network and batch. A case that fails, or takes longer than its limit, is reported, and
+the others go on; the JSON file is written anew after every one. When the budget is spent the rest is left out, and said
+so. ``--device cpu --quick`` rehearses all of it with a tiny network; its figures mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
-import json
 import sys
-import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Sequence
 from statistics import median
-from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu_cases import BATCHES, MODELS, VARIANTS, WARM_UP_LAPS, Case, cases
-from benchmarks.gpu_meters import EnergyMeter, busy_share, kernels, operations_per_image, peak_of
-from benchmarks.report import Spread, table, write
-from bllpipe.config import load_config
-from bllpipe.engines import Options, engine
-from bllpipe.run.memory import peak_memory_bytes
+from benchmarks.gpu_cases import BATCHES, MODELS, VARIANTS, Case, Group, Scale, groups
+from benchmarks.gpu_report import Ledger
+from benchmarks.gpu_runs import measure, surroundings, time_without_kernel
+from benchmarks.gpu_worker import Worker
 
-BEFORE = "bp compiled"  # what the others are compared with
-Result = dict[str, Any]
+NO_GPU = "there is no GPU; rehearse with --device cpu --quick"
+REHEARSAL = "a rehearsal on a CPU: these figures say nothing of a GPU"
+COUNTING_SECONDS = 10.0  # what counting operations may take at most, once a network and side
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Reads the command line and carries it out; returns the exit code."""
+    """Reads the command line and carries it out; the exit code is 1 when a case has failed."""
     options = parser().parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
-        print("there is no GPU; rehearse with --device cpu --quick", file=sys.stderr)
+        print(NO_GPU, file=sys.stderr)
         return 2
     deadline = time.monotonic() + options.budget
-    found: dict[Case, list[dict[str, Any]]] = defaultdict(list)
-    left: list[str] = []
-    for repetition in range(options.repeats):
-        for case in cases(options):
-            if time.monotonic() > deadline:
-                left.append(f"{case.name} [{repetition + 1}]")
-                continue
-            found[case].append(measure(case, options.device))
-            if options.gaps and options.device == "cuda":
-                found[case][-1]["gaps"] = gaps(case)
-            rate = median(found[case][-1]["rates"])
-            print(f"[{repetition + 1}/{options.repeats}] {case.name}: {rate:.1f} images/s", flush=True)
-    results = [result(case, own, found) for case, own in found.items()]
-    print(table(HEADS, [_row(each) for each in results]))
-    if left:
-        print(f"left out, as {options.budget:g} s are spent: {', '.join(left)}")
-    if options.device == "cpu":
-        print("a rehearsal on a CPU: these figures say nothing of a GPU")
-    write(options.json, __doc__.splitlines()[0], {**vars(options), "left_out": left}, results)
-    return 0
+    ledger = Ledger(options.json, vars(options))
+    scale = Scale(options.device, options.quick, tuple(options.overrides), options.spoil)
+    asked = groups(scale, options.models, options.batches, options.variants)
+    with Worker() as worker:
+        ledger.surroundings = worker.ask(surroundings, limit=60).value or {}
+        compare(worker, asked, options.repeats, deadline, options.case_limit, ledger)
+        if options.gaps and options.device == "cuda":
+            profile_all(worker, asked, deadline, options.case_limit, ledger)
+    conclude(ledger, deadline, options.device)
+    return 1 if ledger.failed else 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -72,84 +54,63 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES), metavar="B")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--repeats", type=int, default=1, help="all cases so many times, in turn")
+    parser.add_argument("--repeats", type=int, default=2, help="cases of a network and batch so many times, in turn")
     parser.add_argument("--budget", type=float, default=300.0, help="seconds after which no case is begun")
-    parser.add_argument("--gaps", action="store_true", help="profile every case for the gaps that its host leaves")
+    parser.add_argument("--case-limit", type=float, default=150.0, help="seconds after which a case is stopped")
+    parser.add_argument("--gaps", action="store_true", help="profile every case at the end: the time without a kernel")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--spoil", metavar="TEXT", help="cases whose names hold it fail on purpose: a rehearsal")
     parser.add_argument("--json", metavar="FILE")
     return parser
 
 
-def measure(case: Case, device: str) -> dict[str, Any]:
-    """One run of a case: images/s of its laps, memory, and watts where they can be read."""
-    meter = EnergyMeter.of_gpu() if device == "cuda" else EnergyMeter(None)
-    if device == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    with tempfile.TemporaryDirectory() as folder, meter.sampling():
-        rates = run(case, Path(folder))
-    seconds = case.laps * case.lap_steps * case.batch / median(rates)
-    return {"rates": rates, "memory": peak_memory_bytes(), "watts": meter.watts(seconds)}
+def compare(
+    worker: Worker, asked: Sequence[Group], repeats: int, deadline: float, case_limit: float, ledger: Ledger
+) -> None:
+    """Measures the cases of each group in turn, ``repeats`` times, until ``deadline`` (of the monotonic clock). A case
+    that has failed is not tried again, and one that is known to take longer than what is left is not begun."""
+    for group in asked:
+        for _ in range(repeats):
+            for case in group:
+                _compare_one(worker, case, deadline, case_limit, ledger)
 
 
-def run(case: Case, folder: Path) -> list[float]:
-    """Images/s of every lap that counts: those of the block whose laps are slowest."""
-    config = load_config(None, [*case.settings, f"steps={case.steps}"])
-    with contextlib.redirect_stdout(io.StringIO()):
-        engine(config.engine)(config, Options(run_dir=str(folder / "run")))
-    laps: dict[str, list[float]] = defaultdict(list)
-    for line in map(json.loads, (folder / "run" / "metrics.jsonl").read_text().splitlines()):
-        if line["phase"] == "train" and line["actor"].startswith("block"):
-            laps[line["actor"]].append(line["images_per_second"])
-    return min((rates[WARM_UP_LAPS:] for rates in laps.values()), key=median)
+def _compare_one(worker: Worker, case: Case, deadline: float, case_limit: float, ledger: Ledger) -> None:
+    known, left = ledger.found.get(case, []), deadline - time.monotonic()
+    if case.name in ledger.failures:
+        return
+    if left <= max((each["seconds"] for each in known), default=0.0):
+        ledger.left.append(f"{case.name} [{len(known) + 1}]")
+        return ledger.flush()
+    answer = worker.ask(measure, case, limit=min(case_limit, left))
+    ledger.add(case, answer)
+    result = answer.error or f"{median(answer.value['rates']):.1f} images/s"
+    print(f"[{len(known) + 1}] {case.name}: {result} ({answer.seconds:.1f} s)", flush=True)
 
 
-def gaps(case: Case) -> float | None:
-    """The share of the time in which no kernel ran, in the second half of a run of its own."""
-    with tempfile.TemporaryDirectory() as folder, profile(activities=[ProfilerActivity.CUDA]) as profiled:
-        run(case, Path(folder))
-        torch.cuda.synchronize()
-    busy = busy_share(kernels(profiled.events() or []))
-    return None if busy is None else 1 - busy
+def profile_all(worker: Worker, asked: Sequence[Group], deadline: float, case_limit: float, ledger: Ledger) -> None:
+    """The time without a kernel of every case that was measured, until ``deadline``."""
+    for case in [case for group in asked for case in group if ledger.found.get(case)]:
+        limit = min(case_limit, deadline - time.monotonic())
+        if limit <= 0:
+            ledger.left.append(f"{case.name} [profile]")
+            continue
+        answer = worker.ask(time_without_kernel, case, limit=limit)
+        if answer.error is None:
+            ledger.without_kernel[case] = answer.value
+        else:
+            ledger.add_failure(f"{case.name} [profile]", answer)
+        ledger.flush()
 
 
-def result(case: Case, own: Sequence[Mapping[str, Any]], found: Mapping[Case, Sequence[Mapping[str, Any]]]) -> Result:
-    """What is reported of a case. Ratios are medians over the repetitions."""
-    rates = [median(each["rates"]) for each in own]
-    before = found.get(replace(case, variant=BEFORE, settings=()), ())
-    ratios = [rate / median(each["rates"]) for rate, each in zip(rates, before, strict=False)]
-    operations = operations_per_image(load_config(None, [*case.settings, "device=cpu"]))
-    peak = peak_of(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
-    watts = [each["watts"] for each in own if each["watts"] is not None]
-    return {
-        "case": case.name,
-        **{name: getattr(case, name) for name in ("variant", "model", "batch", "settings", "lap_steps", "laps")},
-        "images_per_second": Spread.of([rate for each in own for rate in each["rates"]]),
-        "over_compiled_bp": median(ratios) if ratios else None,
-        "operations_per_image": operations,
-        "of_bf16_peak": median(rates) * operations / peak if peak else None,
-        "peak_memory_bytes": max(each["memory"] for each in own),
-        "joules_per_image": median(watts) / median(rates) if watts else None,
-        "host_gaps": own[-1].get("gaps"),
-    }
-
-
-HEADS = ["case", "images/s", "/ compiled BP", "of bf16 peak", "GiB", "mJ/image", "host gaps"]
-
-
-def _row(result: Mapping[str, Any]) -> list[object]:
-    ratio, share, joules, idle = (
-        result[key] for key in ("over_compiled_bp", "of_bf16_peak", "joules_per_image", "host_gaps")
-    )
-    return [
-        result["case"],
-        result["images_per_second"],
-        f"{ratio:.2f}" if ratio else "-",
-        f"{100 * share:.1f} %" if share else "-",
-        f"{result['peak_memory_bytes'] / 2**30:.2f}",
-        f"{1e3 * joules:.2f}" if joules else "-",
-        f"{100 * idle:.1f} %" if idle is not None else "-",
-    ]
+def conclude(ledger: Ledger, deadline: float, device: str) -> None:
+    """Counts operations if there is time, writes the file for the last time and prints the tables."""
+    if time.monotonic() + COUNTING_SECONDS < deadline:
+        ledger.count_operations()
+    ledger.flush()
+    print(ledger.tables(), flush=True)
+    if device == "cpu":
+        print(REHEARSAL, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,36 @@
-"""The runs that the GPU benchmark compares: which network, in which batches, trained how."""
+"""The runs that the GPU benchmark compares: which network, in which batches, trained how.
+
+Both sides are offered the same: as it is, captured, compiled, compiled and captured. What BLL is compared with is the
+fastest that backpropagation makes of that.
+"""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from itertools import product
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
-# From what is to be beaten to what beats it. A CPU knows nothing of gpu.*: there some of them are the same.
+BLL = ("method=bll", "engine=streams")
+BP = ("method=bp", "engine=single")
+COMPILED, CAPTURED, BLOCKS = "gpu.compile=true", "gpu.capture=true", "gpu.capture=blocks"
+# The most telling ones first. A CPU knows nothing of gpu.*: there some of them are the same.
 VARIANTS = {
-    "bp eager": ("method=bp", "engine=single"),
-    "bp compiled": ("method=bp", "engine=single", "gpu.compile=true"),
-    "bp captured": ("method=bp", "engine=single", "gpu.capture=true"),
-    "bll sequential": ("method=bll", "engine=sequential"),
-    "bll captured": ("method=bll", "engine=sequential", "gpu.capture=true"),
-    "bll streams": ("method=bll", "engine=streams", "gpu.capture=blocks"),
-    "bll one graph": ("method=bll", "engine=streams", "gpu.capture=true"),
-    "bll one graph compiled": ("method=bll", "engine=streams", "gpu.capture=true", "gpu.compile=true"),
+    "bp captured": (*BP, CAPTURED),
+    "bll one graph": (*BLL, CAPTURED),
+    "bll blocks": (*BLL, BLOCKS),
+    "bp eager": BP,
+    "bll eager": BLL,
+    "bll in turn": ("method=bll", "engine=sequential", CAPTURED),
+    "bp compiled captured": (*BP, COMPILED, CAPTURED),
+    "bll one graph compiled": (*BLL, COMPILED, CAPTURED),
+    "bp compiled": (*BP, COMPILED),
+    "bll blocks compiled": (*BLL, COMPILED, BLOCKS),
 }
-MODELS, BATCHES = ("resnet50", "resnet18"), (128, 64, 256, 512, 1024)  # the first of each matter most
-COMPILED_BATCHES = (128, 1024)  # the compiler takes a minute a network and batch
+MODELS = ("resnet50", "resnet18")
+BATCHES = (128, 32, 512, 64, 256, 16)
+COMPILED_BATCHES = (128, 32)  # the compiler takes a minute a network and batch
 
+LINE_STEPS = 100  # a line of metrics is no part of the one graph, in as many ticks as there are blocks
+WARM_UP_LAPS = 1  # graphs are captured in it, kernels are chosen there
 FULL = (
     "model.width=64",
     "blocks=4",
@@ -31,54 +41,88 @@ FULL = (
     "data.augment.flip=true",
     "data.augment.rotation=0",
     "precision.compute=bf16",
-    "evaluate.every_epochs=0",
-    "checkpoint.every_steps=0",
+    "evaluate.every_epochs=never",
+    "checkpoint.every_steps=never",
     "log.plain_seconds=3600",
 )
 SMALL = ("model.width=2", "data.synthetic_images=64", "data.image_size=8")  # a rehearsal
+SPOILED = ("data.name=npz", "data.path=spoiled-on-purpose.npz")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Where and how large everything is. Cases whose names hold the text ``spoiled`` have data that do not exist: they
+    fail, and show what becomes of the others."""
+
+    device: str = "cuda"
+    quick: bool = False
+    overrides: tuple[str, ...] = ()
+    spoiled: str | None = None
 
 
 @dataclass(frozen=True)
 class Case:
-    """One run: ``laps`` stretches of ``lap_steps`` steps are timed after as many that are not."""
+    """One run: ``laps`` stretches of ``lap_steps`` steps are timed after ``WARM_UP_LAPS`` that are not."""
 
     variant: str
     model: str
     batch: int
     settings: tuple[str, ...] = field(compare=False)
-    lap_steps: int
-    laps: int
+    device: str = "cuda"
+    lap_steps: int = LINE_STEPS
+    laps: int = 3
 
     @property
     def name(self) -> str:
         return f"{self.model} B={self.batch} {self.variant}"
 
     @property
+    def side(self) -> str:
+        """``bp`` or ``bll``."""
+        return self.variant.split()[0]
+
+    @property
+    def is_compiled(self) -> bool:
+        return "compiled" in self.variant
+
+    @property
     def steps(self) -> int:
         return self.lap_steps * (WARM_UP_LAPS + self.laps)
 
 
-WARM_UP_LAPS = 2  # graphs are captured in the first, kernels are chosen there
+Group = tuple[Case, ...]  # cases that take turns
 
 
-def cases(options: argparse.Namespace) -> list[Case]:
-    """The cases that were asked for, the most telling ones first."""
-    # a line of metrics is no part of the one graph, in as many ticks as there are blocks
-    lap_steps, laps = (1, 2) if options.quick else (20, 3)
-    chosen = product(options.batches, options.models, options.variants)
-    return [
-        Case(variant, model, batch, tuple(_settings(options, variant, model, batch, lap_steps)), lap_steps, laps)
-        for batch, model, variant in chosen
-        if "compiled" not in variant or batch in COMPILED_BATCHES or options.quick
+def make_case(scale: Scale, model: str, batch: int, variant: str) -> Case:
+    """The case of that name; a large batch has fewer stretches, as each takes longer. A rehearsal's is small."""
+    batch = max(2, batch // 16) if scale.quick else batch
+    lap_steps, laps = (2, 2) if scale.quick else (LINE_STEPS, 2 if batch > 128 else 3)
+    settings = tuple(_settings(scale, model, batch, VARIANTS[variant], lap_steps))
+    case = Case(variant, model, batch, settings, scale.device, lap_steps, laps)
+    is_spoiled = scale.spoiled is not None and scale.spoiled in case.name
+    return replace(case, settings=(*settings, *SPOILED)) if is_spoiled else case
+
+
+def groups(scale: Scale, models: Sequence[str], batches: Sequence[int], variants: Sequence[str]) -> list[Group]:
+    """All that was asked for: whatever is compiled comes last."""
+    ordinary = [variant for variant in variants if "compiled" not in variant]
+    compiled = [variant for variant in variants if "compiled" in variant]
+    few = [batch for batch in batches if batch in COMPILED_BATCHES or scale.quick]
+    found = [
+        tuple(make_case(scale, model, batch, variant) for variant in chosen)
+        for sizes, chosen in ((batches, ordinary), (few, compiled))
+        for batch in sizes
+        for model in models
     ]
+    return [group for group in found if group]
 
 
-def _settings(options: argparse.Namespace, variant: str, model: str, batch: int, lap_steps: int) -> Iterator[str]:
+def _settings(scale: Scale, model: str, batch: int, variant: Sequence[str], lap_steps: int) -> Iterator[str]:
     yield from FULL
-    yield from SMALL if options.quick else ()
-    yield from VARIANTS[variant]
+    yield from SMALL if scale.quick else ()
+    yield from variant
     yield f"model.name={model}"
     yield f"data.batch_size={batch}"
-    yield f"device={options.device}"
+    yield f"device={scale.device}"
     yield f"log.every_steps={lap_steps}"
-    yield from options.overrides
+    yield from scale.overrides

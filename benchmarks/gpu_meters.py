@@ -1,4 +1,4 @@
-"""What a GPU run is measured by beside its clock: operations, energy, and how much of the time the GPU was busy."""
+"""What a GPU run is measured by beside its clock: operations, energy, and in how much of the time a kernel ran."""
 
 from __future__ import annotations
 
@@ -96,9 +96,10 @@ class EnergyMeter:
             self.samples.append((time.perf_counter(), self.read()))
 
 
-def busy_share(intervals: Iterable[tuple[float, float]], last: float = 0.5) -> float | None:
+def kernel_share(intervals: Iterable[tuple[float, float]], last: float = 0.5) -> float | None:
     """The share of the time in which at least one of ``intervals`` (start, end) was under way, in the ``last`` part of
-    them all; the rest are gaps in which a GPU waited for its host. None without any."""
+    them all; None without any. The rest is time without a kernel: between launches, and between the kernels of a graph.
+    """
     ordered = sorted(intervals)
     if not ordered:
         return None

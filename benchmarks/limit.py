@@ -19,7 +19,7 @@ from bllpipe.engines.gpu import set_up, speed_up
 from bllpipe.learn.block import Block, alpha_shape, make_block
 from bllpipe.learn.channels import num_channels
 from bllpipe.learn.cuts import cut
-from bllpipe.learn.networks import network_units
+from bllpipe.learn.networks import last_width, network_units
 from bllpipe.learn.placing import place
 from bllpipe.learn.units import Segment
 from bllpipe.ports import Round, Target
@@ -93,13 +93,14 @@ def block_alone(
     number: int, config: Config, batch: int, device: torch.device = CPU
 ) -> tuple[Block, torch.Tensor, Target]:
     """Block ``number`` with an input and a target of the right shapes, for ``batch`` images."""
-    parts = cut(network_units(config.model, IMAGE[0], CLASSES, config.seed), config.cuts)
+    units = network_units(config.model, IMAGE[0], CLASSES, config.seed)
+    parts, width = cut(units, config.cuts), last_width(config, units)
     segments = [place(Segment(part, config.seed), config, device) for part in parts[: number + 1]]
     shapes: list[tuple[int, ...]] = [IMAGE]
     for segment in segments:
         shapes.append(alpha_shape(segment, shapes[-1], device))
     is_last = number == len(parts) - 1
-    block = speed_up(make_block(segments[-1], shapes[-2], shapes[-1], config, CLASSES, 1000, is_last), config)
+    block = speed_up(make_block(segments[-1], shapes[-2], shapes[-1], config, CLASSES, 1000, is_last, width), config)
     beta_BC, known_B = torch.randn(batch, num_channels(shapes[-1]), device=device), torch.ones(batch, device=device)
     target = Target(Round("train", 0, size=batch), beta_BC, known_B, torch.randint(CLASSES, (batch,), device=device))
     return block, torch.randn(batch, *shapes[-2], device=device), target

@@ -10,6 +10,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from bllpipe.run.directory import environment
+from bllpipe.run.output import write_whole
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,15 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     )
 
 
-def write(path: str | None, title: str, settings: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> None:
-    """Writes the results to ``path``, if one is given; timings as their fields, in seconds."""
+def write(
+    path: str | None,
+    title: str,
+    settings: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    surroundings: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes the results to ``path``, if one is given, whole or not at all; timings as their fields, in seconds.
+    ``surroundings`` is the environment, unless it is that of this process."""
     if path is None:
         return
     plain = [
@@ -70,5 +78,6 @@ def write(path: str | None, title: str, settings: Mapping[str, Any], results: Se
         for result in results
     ]
     kept = {name: value for name, value in settings.items() if name != "json"}  # where it lies is nobody's business
-    record = {"benchmark": title, "settings": kept, "results": plain, "environment": environment()}
-    Path(path).write_text(json.dumps(record, indent=1) + "\n")
+    record: dict[str, Any] = {"benchmark": title, "settings": kept, "results": plain}
+    record["environment"] = environment() if surroundings is None else dict(surroundings)
+    write_whole(Path(path), json.dumps(record, indent=1) + "\n")

@@ -21,7 +21,8 @@ import torch
 from benchmarks.report import Timing, table, write
 from bllpipe.config import Config
 from bllpipe.ports import Round
-from bllpipe.run.spans import Track, wrapped
+from bllpipe.run.instrument import wrapped
+from bllpipe.run.spans import Track
 
 LIMIT = 0.01  # of a step
 ALONE = 20_000  # calls that are timed together

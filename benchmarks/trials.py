@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.processes import Processes
 from benchmarks.records import append, differences, read
 from bllpipe.config import load_config, to_mapping
-from bllpipe.config.strict_yaml import read_yaml
+from bllpipe.config.stored import stored_mapping
 from bllpipe.errors import ConfigError
 from bllpipe.run.bar import Bar
 from bllpipe.run.differences import flat
@@ -186,7 +186,7 @@ class _Session:
     def _record(self, trial: Trial) -> dict[str, Any]:
         """``seconds`` and ``images_per_second`` are of the last piece when the trial was ``resumed``."""
         run_dir = self.runs / trial.key
-        config = flat(read_yaml(str(run_dir / "config.yaml")))
+        config = flat(stored_mapping(str(run_dir / "config.yaml")))
         summary = _json(run_dir / "summary.json")
         return {
             "key": trial.key,

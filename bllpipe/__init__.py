@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from bllpipe.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from bllpipe.errors import BllpipeError, CheckpointError, ConfigError, DataError
     from bllpipe.learn.channels import channel_means
@@ -13,7 +15,6 @@ if TYPE_CHECKING:
     from bllpipe.library.training import train
     from bllpipe.ports import Target
 
-__version__ = "0.1.0"
 __all__ = [
     "BllpipeError",
     "CheckpointError",

@@ -97,6 +97,7 @@ def _add_results(commands: Any) -> None:
         default="torchvision",
         help="torchvision (default): a ResNet, checked in torchvision's own if it has this one; bllpipe: any network",
     )
+    export.add_argument("--heads", metavar="FILE", help="write the local heads too, for the ensemble of all exits")
     export.add_argument("--no-check", dest="check", action="store_false", help="do not compare FILE with the run")
     export.set_defaults(run=_export)
 
@@ -136,8 +137,8 @@ def _export(options: argparse.Namespace, words: Sequence[str]) -> int:
     from bllpipe.results.finished import open_run
     from bllpipe.results.places import output_file, run_directory
 
-    file = output_file(options.file)
-    export_run(open_run(run_directory(options.directory), _warn), options.to, file, options.check, print)
+    file, heads = output_file(options.file), output_file(options.heads) if options.heads else None
+    export_run(open_run(run_directory(options.directory), _warn), options.to, file, options.check, print, heads)
     return 0
 
 

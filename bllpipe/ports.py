@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 if TYPE_CHECKING:  # who only plans a run needs no torch
     from torch import Tensor
 
-Phase = Literal["train", "evaluate", "score", "save"]
+Phase = Literal["train", "evaluate", "score", "save", "end"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Round:
     ``evaluate``: one test batch, number ``batch``; the last one may be smaller.
     ``score``: the evaluation after ``step`` training steps is complete.
     ``save``: write the state after ``step`` training steps; ``tested`` unless a stop came before the test of it.
+    ``end``: the same place in a run that writes no checkpoints: nothing may be left on its way.
     """
 
     phase: Phase
@@ -41,10 +42,14 @@ class Round:
 
 @dataclass(frozen=True)
 class Alpha:
-    """Activations of a block (or images): the parameters of its forward message, [B, C, H, W] or [B, K]."""
+    """Activations of a block (or images): the parameters of its forward message, [B, C, H, W] or [B, K].
+
+    votes_BK: in tests with ``evaluate.ensemble``, the class probabilities of all heads so far, added up; else None.
+    """
 
     round: Round
     alpha_BCHW: Tensor
+    votes_BK: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE
+
 
 class SmallDisk:
     """A file system of its own, in memory. ``path`` is where it is."""
@@ -19,7 +21,7 @@ class SmallDisk:
 
     def remount(self, options: str) -> None:
         """Such as ``size=8m`` or ``ro``."""
-        subprocess.run(["mount", "-o", f"remount,{options}", str(self.path)], check=True, timeout=20)
+        subprocess.run(["mount", "-o", f"remount,{options}", str(self.path)], check=True, timeout=PATIENCE)
 
 
 @contextmanager
@@ -28,13 +30,13 @@ def small_disk(path: Path, kibibytes: int) -> Iterator[SmallDisk]:
     path.mkdir(parents=True, exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", str(path)]
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=20)
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE)
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"this process may not mount a small disk: {getattr(error, 'stderr', error)}")
     try:
         yield SmallDisk(path)
     finally:
-        subprocess.run(["umount", "--lazy", str(path)], check=True, timeout=20)
+        subprocess.run(["umount", "--lazy", str(path)], check=True, timeout=PATIENCE)
 
 
 @contextmanager

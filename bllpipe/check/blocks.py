@@ -6,26 +6,43 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from bllpipe.check.counted import SHAPES_ONLY, batch_of, kept_bytes, num_parameters, rank_memory, target_of
 from bllpipe.check.figures import EdgeFigures, Memory, RankFigures, TensorFigures
 from bllpipe.engines.edges import layout_of
-from bllpipe.engines.job import Job, build_segment, input_shape, shape_of, unit_names
+from bllpipe.engines.job import Job, build_segment, input_shape, shape_of, unit_names, width_for_heads
 from bllpipe.learn.block import Block, make_block
 from bllpipe.learn.channels import num_channels
 from bllpipe.learn.families import FAMILIES
 from bllpipe.learn.feedback import Feedback, make_feedback
-from bllpipe.wire.layout import Layout
+from bllpipe.wire.layout import LIMIT, Layout
+
+COUNTED = 2  # images: normalisations refuse one with a single position
 
 
 def block_figures(job: Job, rank: int) -> RankFigures:
     """The rank of a block; those before it have been counted."""
     segment = build_segment(job, rank, SHAPES_ONLY)
     shapes, is_last = (input_shape(job, rank), shape_of(job, rank)), rank == job.topology.num_blocks - 1
-    block = make_block(segment, *shapes, job.config, job.spec.num_classes, job.plan.total_steps, is_last)
+    sizes = job.spec.num_classes, job.plan.total_steps
+    block = make_block(segment, *shapes, job.config, *sizes, is_last, width_for_heads(job))
     activations = kept_bytes(block.learner, lambda: _there(job, block, *shapes))
     memory = rank_memory(block.learner, activations, _buffers(job, rank))
-    return RankFigures(rank, job.topology.role(rank), num_parameters(block.learner.weights().values()), memory)
+    parameters, of_head = (num_parameters(part.values()) for part in (block.learner.weights(), block.head.state_dict()))
+    return RankFigures(rank, job.topology.role(rank), parameters, memory, of_head, *_operations(block, shapes[0]))
+
+
+@torch.no_grad()
+def _operations(block: Block, given: tuple[int, ...]) -> tuple[int, int]:
+    """Of one image on its way forth: through block and head, and through the head alone."""
+    x = batch_of(COUNTED, given)
+    with FlopCounterMode(display=False) as of_block:
+        alpha = block.forward(x)
+    with FlopCounterMode(display=False) as of_head:
+        block.head(alpha)
+    whole, head = of_block.get_total_flops() // COUNTED, of_head.get_total_flops() // COUNTED
+    return whole + head, head
 
 
 def _there(job: Job, block: Block, given: tuple[int, ...], made: tuple[int, ...]) -> Iterator[Tensor]:
@@ -33,7 +50,7 @@ def _there(job: Job, block: Block, given: tuple[int, ...], made: tuple[int, ...]
     size = job.config.data.batch_size
     x = batch_of(size, given)
     alpha = block.forward(x)
-    terms, scores_BK = block.losses(alpha, target_of(size, num_channels(made)))
+    terms, scores_BK, _ = block.losses(alpha, target_of(size, num_channels(made)))
     yield from (x, alpha, scores_BK, torch.empty_like(alpha), *terms.values())
 
 
@@ -57,9 +74,9 @@ def wire_figures(job: Job) -> Iterator[EdgeFigures]:
     size = job.config.data.batch_size
     for edge in job.topology.edges():
         layout = layout_of(job, edge)
-        tensors = tuple(_tensor(dtype, shape) for dtype, shape in layout.shapes(size))
-        num_bytes = layout.message_bytes(size)
-        yield EdgeFigures(edge.kind, edge.src, edge.dst, tensors, num_bytes, 1, num_bytes)
+        tensors = tuple(_tensor(dtype, shape) for dtype, shape in layout.shapes(size, "train"))
+        num_bytes, more = layout.message_bytes(size, "train"), layout.message_bytes(size, LIMIT)
+        yield EdgeFigures(edge.kind, edge.src, edge.dst, tensors, num_bytes, 1, num_bytes, more - num_bytes)
 
 
 def _tensor(dtype: torch.dtype, shape: tuple[int, ...]) -> TensorFigures:
@@ -69,7 +86,7 @@ def _tensor(dtype: torch.dtype, shape: tuple[int, ...]) -> TensorFigures:
 def _buffers(job: Job, rank: int) -> int:
     """What a rank keeps of messages: a ring where they come in and, to another process, those on their way."""
     layouts = [layout_of(job, edge) for edge in job.topology.edges() if rank in (edge.src, edge.dst)]
-    return sum(_num_kept(job, rank, layout) * layout.message_bytes(layout.max_batch) for layout in layouts)
+    return sum(_num_kept(job, rank, layout) * layout.message_bytes(layout.max_batch, LIMIT) for layout in layouts)
 
 
 def _num_kept(job: Job, rank: int, layout: Layout) -> int:

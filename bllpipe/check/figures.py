@@ -21,7 +21,8 @@ class TensorFigures:
 @dataclass(frozen=True)
 class EdgeFigures:
     """What goes from rank ``src`` to rank ``dst`` in a training step: ``num_messages`` of ``message_bytes`` each, with
-    header and closing where there are any. ``kind`` is that of an Edge, or ``gradient``."""
+    header and closing where there are any. ``kind`` is that of an Edge, or ``gradient``. ``ensemble_bytes``: what a
+    message of a test batch has more, with ``evaluate.ensemble``."""
 
     kind: str
     src: int
@@ -30,6 +31,7 @@ class EdgeFigures:
     message_bytes: int
     num_messages: int
     step_bytes: int
+    ensemble_bytes: int = 0
 
     def __str__(self) -> str:
         return f"{self.kind} {self.src}->{self.dst}"
@@ -53,12 +55,19 @@ class Memory:
 
 @dataclass(frozen=True)
 class RankFigures:
-    """``parameters`` as in summary.json: all numbers that training changes, statistics of normalisations with them."""
+    """``parameters`` as in summary.json: all numbers that training changes, statistics of normalisations with them.
+
+    Of them ``head_parameters`` are the local head's. ``operations`` are those of a forward pass of one image through
+    block and head (a multiplication and an addition are two), ``head_operations`` those of the head alone.
+    """
 
     rank: int
     role: str
     parameters: int
     memory: Memory
+    head_parameters: int = 0
+    operations: int = 0
+    head_operations: int = 0
 
 
 @dataclass(frozen=True)

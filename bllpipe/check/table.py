@@ -24,6 +24,7 @@ RANK_HEADS = (
     "sent",
     "received",
 )
+LOCAL_HEADS = ("local head of", "parameters", "of the block's", "operations", "of the block's")
 EDGE_HEADS = ("edge", "tensors", "a message", "a step")
 NOTE = """\
 Bytes sent and received are those of a training step. Memory is an estimate: counted, not measured; torch itself, the
@@ -41,12 +42,24 @@ def headline(config: Config, layout: Topology) -> str:
 
 
 def figures_table(figures: Figures, config: Config) -> str:
-    """Steps, ranks and edges."""
+    """Steps, ranks, local heads and edges."""
     lines = [f"{figures.steps:,} steps, {figures.steps_per_epoch:,} an epoch", ""]
     lines += [table(RANK_HEADS, [_rank_row(figures, each) for each in figures.ranks])]
+    if heads := [_head_row(each) for each in figures.ranks if each.head_parameters]:
+        lines += ["", table(LOCAL_HEADS, heads)]
     if figures.edges:
         lines += ["", table(EDGE_HEADS, [_edge_row(edge) for edge in figures.edges])]
-    return "\n".join([*lines, "", NOTE, *([FULL] if config.precision.compute == "bf16" else [])])
+    notes = [NOTE, *_ensemble(figures), *([FULL] if config.precision.compute == "bf16" else [])]
+    return "\n".join([*lines, "", *notes])
+
+
+def _ensemble(figures: Figures) -> Iterator[str]:
+    """What tests send more."""
+    if more := max((edge.ensemble_bytes for edge in figures.edges), default=0):
+        yield (
+            f"With evaluate.ensemble an alpha message of a test batch has {size(more)} more: the sums of the class\n"
+            f"probabilities of all heads so far."
+        )
 
 
 def layout_lines(layout: Topology) -> Iterator[str]:
@@ -64,6 +77,17 @@ def _rank_row(figures: Figures, each: RankFigures) -> list[str]:
         each.role,
         f"{each.parameters:,}",
         *(size(number) for number in (memory.total, *parts, *carried)),
+    ]
+
+
+def _head_row(each: RankFigures) -> list[str]:
+    """Shares of the block with its head; operations of one image's forward pass."""
+    return [
+        each.role,
+        f"{each.head_parameters:,}",
+        f"{each.head_parameters / each.parameters:.1%}",
+        f"{each.head_operations:,}",
+        f"{each.head_operations / max(1, each.operations):.1%}",
     ]
 
 

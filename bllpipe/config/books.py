@@ -12,7 +12,12 @@ from bllpipe.config.keys import key
 class EvaluateConfig:
     """The test set goes through the same pipeline."""
 
-    every_epochs: int = key(1, "evaluate after every so many epochs; 0: only at the end", least=0)
+    every_epochs: int | Literal["never"] = key(
+        1, "evaluate after every so many epochs; 0: only at the end; never: not at the end either", least=0
+    )
+    ensemble: bool = key(
+        False, "also test all heads together (mean class probabilities); tests then send 4 bytes a class and image more"
+    )
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,12 @@ class TraceConfig:
 class CheckpointConfig:
     """checkpoints/step-N in the run directory."""
 
-    every_steps: int | None = key(200, "steps between checkpoints; null: once an epoch; 0: only at the end", least=0)
+    every_steps: int | Literal["never"] | None = key(
+        200,
+        "steps between checkpoints; null: once an epoch; 0: only at the end; never: none, not even when a signal stops "
+        "the run, which then cannot go on",
+        least=0,
+    )
     keep: int = key(2, "newest checkpoints to keep", least=1)
     if_unwritable: Literal["fail", "go_on"] = key(
         "fail", "a checkpoint that the disk refuses: fail, or go_on to the next one; without the last one a run fails"

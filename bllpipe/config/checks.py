@@ -6,6 +6,7 @@ import difflib
 import re
 from itertools import pairwise
 
+from bllpipe.config.keys import NEVER
 from bllpipe.config.resnets import DEPTHS
 from bllpipe.config.schema import END_TO_END, PIPELINES, SYNCHRONOUS, TWO_STAGES, Config
 from bllpipe.config.values import shown
@@ -34,6 +35,7 @@ def check(config: Config) -> None:
         _check_data,
         _check_optimizer,
         _check_feedback,
+        _check_evaluate,
         _check_wires,
         _check_gpu,
         _check_metrics,
@@ -54,6 +56,24 @@ def _check_length(config: Config) -> None:
     if config.steps is not None and config.stop_at is not None and config.stop_at > config.steps:
         raise ConfigError(
             f"stop_at is {config.stop_at}, but the run has only {config.steps} steps; lower stop_at or raise steps"
+        )
+    if config.stop_at is not None and config.checkpoint.every_steps == NEVER:
+        raise ConfigError(
+            f"stop_at is {config.stop_at}, which ends with a checkpoint, but checkpoint.every_steps is never; "
+            f"use --set checkpoint.every_steps=0, or leave stop_at out"
+        )
+    if config.steps is not None:
+        check_warmup(config, config.steps)
+
+
+def check_warmup(config: Config, total_steps: int) -> None:
+    """Raises ConfigError for a warm-up that is longer than the run, which would never learn at its peak rate; to be
+    called where the number of steps becomes known."""
+    schedule = config.schedule
+    if schedule.name != "onecycle" and schedule.warmup_steps > total_steps:  # onecycle has a rise of its own
+        raise ConfigError(
+            f"schedule.warmup_steps is {schedule.warmup_steps}, but the run has only {total_steps} steps and would end "
+            f"before its peak rate; use --set schedule.warmup_steps={total_steps // 10}, or train longer"
         )
 
 
@@ -192,6 +212,14 @@ def _check_feedback(config: Config) -> None:
         raise ConfigError(
             f"feedback.layers is {feedback.layers}, but closed_form solves a single linear layer; "
             f"use --set feedback.update=sgd"
+        )
+
+
+def _check_evaluate(config: Config) -> None:
+    if config.evaluate.ensemble and config.is_end_to_end:
+        raise ConfigError(
+            f"evaluate.ensemble is true, but method {config.method} trains the whole network, which has no local heads "
+            f"to test together; use --set evaluate.ensemble=false, or a local method such as --set method=bll"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Any
 
+NEVER = "never"  # the value of keys that say how often something is done
 GIVEN = "given"  # in the metadata of a field that is no key
 
 

@@ -14,6 +14,12 @@ from bllpipe.config.strict_yaml import MAX_DEPTH, dump_yaml, parse_yaml, read_ya
 from bllpipe.config.values import convert, field_types, shown
 from bllpipe.errors import ConfigError
 
+# Keys of earlier versions, and what to type instead. Files that a run wrote are read by stored.py, which moves them.
+RENAMED = {
+    "gpu.channels_last": "channels_last, a key of its own that CPUs obey too; use channels_last: auto (on GPUs only), "
+    "true or false",
+}
+
 
 def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
     """Reads ``path`` (None: all defaults) and applies overrides of the form ``key.path=value``."""
@@ -110,6 +116,8 @@ def put(mapping: dict[str, Any], key: str, value: Any, source: str) -> None:
 
 def _unknown(key: str, sections: Sequence[str] = ()) -> ConfigError:
     """Suggests a key that looks alike, or the same last name in another section; a section where that is possible."""
+    if key in RENAMED:
+        return ConfigError(f"{key} is now {RENAMED[key]}")
     keys = known_keys()
     same_leaf = [known for known in keys if known.rpartition(".")[2] == key.rpartition(".")[2]]
     inside = [known for known in keys if known.startswith(f"{key}.")]

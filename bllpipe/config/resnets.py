@@ -8,6 +8,8 @@ DEPTHS: dict[str, tuple[int, int, int, int]] = {
     "resnet152": (3, 8, 36, 3),
 }
 
+LAST_STAGE = 8  # times as wide as the first: each of four stages doubles
+
 
 def residual_units(name: str) -> list[tuple[int, int]]:
     """(stage, index in the stage) of every residual unit, both from 0: what a cut never divides."""

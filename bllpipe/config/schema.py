@@ -108,12 +108,24 @@ class ObjectiveConfig:
     normalize: Literal["none", "sample", "batch"] = key(
         "none", "bll: channel means as they are, or with mean 0 and variance 1 within each sample or over the batch"
     )
-    head: Literal["linear", "mlp", "conv", "narrow", "gap"] = key(
-        "linear", "linear (on a pool), mlp (hidden layer on it), conv (3x3, then linear), narrow (1x1, then conv), gap"
+    head: Literal["linear", "mlp", "conv", "narrow", "gap", "strided"] = key(
+        "linear",
+        "linear (on a pool), mlp (hidden layer on it), conv (3x3, then linear), narrow (1x1, then conv), gap, strided "
+        "(3x3 with stride 2 to the network's last width, then gap)",
     )
-    head_features: int = key(4096, "all but gap: pool alpha to at most this many features", least=1)
+    head_features: int = key(4096, "all but gap and strided: pool alpha to at most this many features", least=1)
     head_hidden: int = key(256, "mlp: width of the hidden layer; narrow: at most so many channels", least=1)
     head_layers: int = key(1, "conv, narrow: 3x3 convolutions; all but the first have stride 2", least=1)
+    head_width: int | None = key(
+        None,
+        "strided: channels in the end; null: as many as the network has there, without a bottleneck's widening",
+        least=1,
+    )
+    head_reduce: int | None = key(
+        None, "strided: a 1x1 convolution to so many channels comes first; null: none", least=1
+    )
+    head_scale: bool = key(False, "the head's linear layer reads its F features times sqrt(128 / F)")
+    head_lr: float = key(1.0, "factor on the learning rate of the heads' parameters", least=0)
     label_smoothing: float = key(0.0, "label smoothing of every cross-entropy", least=0, most=1)
     given: Any = given_object()  # what ``function`` names
 
@@ -168,7 +180,6 @@ class PrecisionConfig:
 class GpuConfig:
     """How blocks compute on a GPU; without one none of this has any effect."""
 
-    channels_last: bool = key(True, "activations lie with all channels of a position together")
     tf32: bool = key(False, "fp32 convolutions and products in TF32: faster, with 10 bits of mantissa")
     capture: bool | Literal["blocks"] = key(
         False,
@@ -223,6 +234,11 @@ class Config:
     )
     device: Literal["auto", "cpu", "cuda"] = key("auto", "where the blocks compute; auto: GPUs if there are any")
     cpu_threads: int = key(1, "CPU threads of each rank; results depend on it, so it is fixed", least=1)
+    channels_last: bool | Literal["auto"] = key(
+        "auto",
+        "weights and activations of convolutions with all channels of a position together in memory; auto: on GPUs "
+        "only, as a CPU's results depend on it",
+    )
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -38,8 +38,8 @@ def field_types(section: type) -> dict[str, Any]:
 
 def convert(value: Any, kind: Any, key: str, limits: Mapping[str, Any]) -> Any:
     """``value`` as a ``kind`` within its limits; ConfigError naming ``key``, what was found and what is needed."""
-    if get_origin(kind) is Literal and isinstance(value, str) and value not in get_args(kind):
-        close = difflib.get_close_matches(value, get_args(kind), n=1, cutoff=0.5)
+    if isinstance(value, str) and not _fits(value, kind) and (words := _words(kind)):
+        close = difflib.get_close_matches(value, words, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ConfigError(f"{key} is {shown(value)}; needed is {describe(kind)}{hint}")
     if not _fits(value, kind):
@@ -52,12 +52,20 @@ def describe(kind: Any) -> str:
     """A type in words."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:
-        return "one of " + ", ".join(str(argument) for argument in arguments)
+        return ("one of " if len(arguments) > 1 else "") + ", ".join(str(argument) for argument in arguments)
     if origin in (Union, types.UnionType):
         return " or ".join(describe(argument) for argument in arguments)
     if origin is list:
         return f"a list, each {describe(arguments[0])}"
     return "text keys and values" if origin is dict else NAMES[kind]
+
+
+def _words(kind: Any) -> list[str]:
+    """The words that a ``kind`` knows, alone or beside numbers and lists."""
+    if get_origin(kind) is Literal:
+        return [argument for argument in get_args(kind) if isinstance(argument, str)]
+    is_union = get_origin(kind) in (Union, types.UnionType)
+    return [word for argument in get_args(kind) for word in _words(argument)] if is_union else []
 
 
 def _fits(value: Any, kind: Any) -> bool:

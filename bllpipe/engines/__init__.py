@@ -5,16 +5,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from bllpipe.config import Config
 from bllpipe.config.reading import check_keys
 from bllpipe.config.schema import SYNCHRONOUS, TORCH_PIPELINES, TWO_STAGES
 from bllpipe.errors import ConfigError
 from bllpipe.topology import Placement, Topology
-
-if TYPE_CHECKING:
-    from bllpipe.engines.job import Job
 
 Output = Literal["auto", "live", "plain", "quiet", "json"]
 
@@ -30,7 +27,7 @@ class Options:
     run_dir: str | None = None
     accept: tuple[str, ...] = ()
     output: Output = "auto"
-    on_agreed: Callable[[Job], None] | None = None
+    on_agreed: Callable[[Any], None] | None = None  # takes a Job, whose module imports this one
     number: int = 1
 
     def check(self) -> None:

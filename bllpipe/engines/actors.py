@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable
 from queue import SimpleQueue
 
@@ -18,9 +19,11 @@ def follow(job: Job, part: RankPart, actor: Actor) -> None:
         part.carry_out(actor, entry)
 
 
-def follow_all(job: Job, parts: Iterable[RankPart], on_error: Callable[[BaseException], None]) -> None:
-    """Every actor of ``parts`` in a thread of its own. The first error is raised as soon as it happens, after
-    ``on_error`` has seen it; the other threads are left to themselves."""
+def follow_all(
+    job: Job, parts: Iterable[RankPart], on_error: Callable[[BaseException], None], patience: float = 0.0
+) -> None:
+    """Every actor of ``parts`` in a thread of its own. The first error is raised after ``on_error`` has seen it; the
+    other threads have ``patience`` seconds to end, and are left to themselves then."""
     ended: SimpleQueue[BaseException | None] = SimpleQueue()
 
     def work(part: RankPart, actor: Actor) -> None:
@@ -32,10 +35,14 @@ def follow_all(job: Job, parts: Iterable[RankPart], on_error: Callable[[BaseExce
             ended.put(error)
 
     actors = [(part, actor) for part in parts for actor in part.actors]
-    for pair in actors:
-        threading.Thread(target=work, args=pair, daemon=True).start()
+    threads = [threading.Thread(target=work, args=pair, daemon=True) for pair in actors]
+    for thread in threads:
+        thread.start()
     for _ in actors:
         error = ended.get()
         if error is not None:
             on_error(error)
+            deadline = time.monotonic() + patience
+            for thread in threads:
+                thread.join(max(0.0, deadline - time.monotonic()))
             raise error

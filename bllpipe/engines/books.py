@@ -13,11 +13,11 @@ from bllpipe.engines.job import Job
 from bllpipe.engines.monitoring import monitored
 from bllpipe.engines.taking_up import take_up
 from bllpipe.run.checkpoint import CheckpointWriter
-from bllpipe.run.finite import guard
+from bllpipe.run.instrument import guard, trace
 from bllpipe.run.loops import Loop
 from bllpipe.run.rank import Actor, RankPart
 from bllpipe.run.recorder import Recorder
-from bllpipe.run.spans import Clock, SpanFile, align_clock, machine_id, trace
+from bllpipe.run.spans import Clock, SpanFile, align_clock, machine_id
 from bllpipe.run.timing import Metered, Stopwatch
 
 STEADY_AFTER = 0.1  # fraction of the steps that rates leave out
@@ -26,15 +26,12 @@ STEADY_AFTER = 0.1  # fraction of the steps that rates leave out
 def make_actor(
     job: Job, rank: int, role: str, name: str, loop: Loop, ports: list[Metered], device: torch.device
 ) -> Actor:
-    """``loop`` with stopwatch, recorder, a look at its losses and, if the job asks for them, spans.
-
-    Losses on a GPU are only looked at as often as a line is written.
-    """
+    """``loop`` with stopwatch, recorder, a look at its losses and, if the job asks for them, spans."""
     log_every = job.config.log.every_steps
     stopwatch = Stopwatch(ports, int(job.start + STEADY_AFTER * (job.plan.last_step - job.start)))
     place = {"rank": rank, "role": role, "actor": name}
     recorder = Recorder(place, job.directory, job.store, stopwatch, log_every)
-    return with_spans(job, guard(Actor(loop, stopwatch, recorder), every=1 if device.type == "cpu" else log_every))
+    return with_spans(job, guard(Actor(loop, stopwatch, recorder), at_lines=device.type != "cpu"))
 
 
 def make_part(job: Job, rank: int, actors: list[Actor]) -> RankPart:

@@ -22,7 +22,7 @@ from bllpipe.engines.synchronous import Seat, run_synchronous
 from bllpipe.learn.block import Outcome
 from bllpipe.learn.units import Segment
 from bllpipe.ports import Alpha, Phase, Receiver, Round, Target
-from bllpipe.run.data.sets import load_images, load_labels
+from bllpipe.run.data.registry import load_images, load_labels
 from bllpipe.run.data.source import LabelSource
 from bllpipe.run.loops import Loop
 from bllpipe.run.timing import Meter, Metered
@@ -71,7 +71,7 @@ class ReplicaLoop:
         self.share.mode(train=True)
         self.share.zero_grad()
         with self.share.learner.autocast():
-            scores_BK = self.replica(image_BCHW)
+            scores_BK = self.replica(self.share.laid_out(image_BCHW))
         loss = self.share.loss(scores_BK, label_B)
         loss.backward()
         lr = self.share.step(entry.step)
@@ -83,7 +83,7 @@ class ReplicaLoop:
         self.share.mode(train=False)
         label_B = self.labels.recv().label_B
         with self.share.learner.autocast():
-            scores_BK = self.segment(self.images.recv().alpha_BCHW)
+            scores_BK = self.segment(self.share.laid_out(self.images.recv().alpha_BCHW))
         return self.share.outcome(scores_BK, label_B, self.share.loss(scores_BK, label_B))
 
     def _own(self, batch: Tensor) -> Tensor:

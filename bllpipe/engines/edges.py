@@ -46,14 +46,22 @@ def layout_of(job: Job, edge: Edge) -> Layout:
     if edge.kind == "stats":
         ring = max(ring, job.config.feedback.lag)  # a lane may be that many steps ahead of what it absorbs
     roles = (job.topology.role(edge.src), job.topology.role(edge.dst))
-    return Layout(edge, roles, _fields(job, edge, shape_of(job, block)), job.config.data.batch_size, ring)
+    fields, received = _fields(job, edge, shape_of(job, block)), torch.float32
+    if edge.kind == "alpha" and job.config.precision.compute == "bf16":
+        received = job.alpha_dtype  # a block that computes in bf16 reads what was sent, where it lies
+    return Layout(edge, roles, fields, job.config.data.batch_size, ring, received)
 
 
 def _fields(job: Job, edge: Edge, shape: tuple[int, ...]) -> tuple[Field, ...]:
     if edge.kind == "alpha":
-        return alpha_fields(shape, job.alpha_dtype)
+        return alpha_fields(shape, job.alpha_dtype, job.spec.num_classes if job.config.evaluate.ensemble else 0)
     channels = num_channels(shape)
     return target_fields(channels) if edge.kind == "target" else stats_fields(job.spec.num_classes, channels)
+
+
+def rounds_of(job: Job, edge: Edge) -> Iterator[Round]:
+    """The rounds that are left, a message each: tests send no statistics."""
+    return job.messages("train") if edge.kind == "stats" else job.messages("train", "evaluate")
 
 
 class ActorPorts:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -61,8 +61,8 @@ def prepare_process(config: Config, rank: int) -> None:
     keep_freed_memory()
 
 
-def train(job: Job, part: RankPart) -> None:
-    """The rounds of this rank; the first rank also prints."""
+def train(job: Job, part: RankPart, behind_rounds: Callable[[], None] = lambda: None) -> None:
+    """The rounds of this rank; the first rank also prints. ``behind_rounds`` is done before any wait for the others."""
     freeze_garbage()
     started = time.perf_counter()
     if part.rank == 0:
@@ -71,6 +71,7 @@ def train(job: Job, part: RankPart) -> None:
             carry_out(job, part)
     else:
         carry_out(job, part)
+    behind_rounds()
     hand_in(job, part)
     if part.rank == 0:
         conclude(job, started)

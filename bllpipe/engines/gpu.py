@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from bllpipe.config import Config
+from bllpipe.engines.compiled import Backend, compile_part
+from bllpipe.engines.precision import set_precision
 from bllpipe.learn.block import Block
 from bllpipe.learn.capture import CapturedStep, CudaGraphs, Graphs
 from bllpipe.learn.pooling import pool_by_products
@@ -17,19 +18,13 @@ def set_up(config: Config, device: torch.device) -> None:
     if device.type != "cuda":
         return
     torch.cuda.set_device(device)  # or graphs and pinned memory would be those of the first GPU
-    set_precision("tf32" if config.gpu.tf32 else "ieee")
+    set_precision(config.gpu.tf32)
     torch.backends.cudnn.benchmark = not config.gpu.deterministic  # shapes stay the same, so trying pays
     if config.gpu.deterministic:
         allow_deterministic_products()
         torch.backends.cudnn.deterministic = True
         # what a network of a user's own does may have no such kernel, which is warned of
         torch.use_deterministic_algorithms(True, warn_only=True)
-
-
-def set_precision(precision: str) -> None:
-    """``ieee`` or ``tf32``, for fp32 products and convolutions; torch's own choice differs between the two."""
-    torch.backends.cuda.matmul.fp32_precision = precision
-    torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]  # set on the module's object
 
 
 def speed_up(block: Block, config: Config) -> Block:
@@ -52,8 +47,10 @@ def graphs_of_ticks(config: Config, device: torch.device) -> Graphs | None:
     return CudaGraphs(device) if device.type == "cuda" and config.gpu.capture is True else None
 
 
-def compile_parts(block: Block, backend: str = "inductor") -> None:
-    """Segment and head, for the shapes that come; names of parameters stay as they are."""
-    parts: list[nn.Module] = [block.segment, block.head]
-    for part in parts:
-        part.compile(backend=backend, dynamic=False)
+def compile_parts(block: Block, backend: Backend = "inductor") -> None:
+    """Segment; statistics; head, objective and hits: a region each, for the shapes that come. Names of parameters stay
+    as they are."""
+    name = f"the block that ends with {block.segment.last_unit}"
+    compile_part(block.segment, name, backend)
+    compile_part(block.statistics, f"the statistics of {name}", backend)
+    compile_part(block.local, f"the local loss of {name}", backend)

@@ -22,10 +22,10 @@ from bllpipe.errors import ConfigError
 from bllpipe.learn.block import alpha_shape
 from bllpipe.learn.cuts import cut
 from bllpipe.learn.network_checks import batch_norms_seen, check_batches, check_has_values, drawing
-from bllpipe.learn.networks import network_units
+from bllpipe.learn.networks import last_width, network_units
 from bllpipe.learn.placing import place
 from bllpipe.learn.propagation import propagate
-from bllpipe.learn.units import Segment
+from bllpipe.learn.units import Segment, Unit
 from bllpipe.ports import Phase, Round, Store
 from bllpipe.run.checkpoint import Checkpoint, open_checkpoint, remove_unfinished
 from bllpipe.run.data.spec import DataSpec
@@ -203,15 +203,15 @@ def build_segment(job: Job, number: int, device: torch.device, kind: Literal["bl
     """Block ``number``, or that stage of what learns end to end, on its device; tells the others the shape of its
     alpha. A network that is not cut is block 0, of every replica."""
     config, num_classes = job.config, job.spec.num_classes
-    units = network_units(config.model, job.spec.image_shape[0], num_classes, config.seed)
+    units, name = _units(job), f"{kind} {number}"
     parts = cut(units, config.cuts if kind == "block" else config.blocks)
-    segment, name = Segment(parts[number], config.seed), f"{kind} {number}"
+    segment = Segment(parts[number], config.seed)
     if number == 0:  # units that come with bllpipe draw nothing
         warn_of_draws({unit.name: unit.layers[0].make() for unit in units if unit.is_built}, "the model")
     if device.type != "meta":
         check_has_values(segment, name)
-    place(segment, config, device)
     propagate(segment, config.method, num_classes, config.seed)
+    segment = place(segment, config, device)  # only now, so that weights for the way back lie as the others do
     with batch_norms_seen(segment) as norms:
         shape = _output_shape(segment, input_shape(job, number), device, name)
     check_batches(norms, *_smallest_batches(job), name)
@@ -267,5 +267,13 @@ def shape_of(job: Job, number: int) -> tuple[int, ...]:
 
 def unit_names(job: Job) -> list[str]:
     """The last unit of every block: what heads and lanes are called after."""
-    units = network_units(job.config.model, job.spec.image_shape[0], job.spec.num_classes, job.config.seed)
-    return [block[-1].name for block in cut(units, job.config.cuts)]
+    return [block[-1].name for block in cut(_units(job), job.config.cuts)]
+
+
+def width_for_heads(job: Job) -> int | None:
+    """How many channels the network ends with, where a local head has to know."""
+    return last_width(job.config, _units(job)) if job.config.objective.head == "strided" else None
+
+
+def _units(job: Job) -> list[Unit]:
+    return network_units(job.config.model, job.spec.image_shape[0], job.spec.num_classes, job.config.seed)

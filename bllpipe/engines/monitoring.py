@@ -6,10 +6,10 @@ import platform
 
 import torch
 
-import bllpipe
 from bllpipe.engines.job import Job
 from bllpipe.metrics.source import Source, file_time
 from bllpipe.run.rank import RankPart
+from bllpipe.version import __version__
 
 
 def monitored(job: Job, part: RankPart) -> RankPart:
@@ -22,7 +22,7 @@ def monitored(job: Job, part: RankPart) -> RankPart:
     roles = [layout.role(rank) for rank in range(layout.world_size)]
     exporter = Exporter(settings, source_of(job, part), roles, job.store, job.directory)
     exporter.start()
-    part.on_end = exporter.close
+    part.on_end, part.on_failure = exporter.close, exporter.stop
     return part
 
 
@@ -44,7 +44,7 @@ def source_of(job: Job, part: RankPart) -> Source:
             "data": config.data.name,
         },
         versions={
-            "version": bllpipe.__version__,
+            "version": __version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
         },

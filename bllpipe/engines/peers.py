@@ -9,11 +9,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import bllpipe
 from bllpipe.config import Config, to_mapping
 from bllpipe.errors import ConfigError
 from bllpipe.ports import Store
 from bllpipe.run.differences import Change, changes
+from bllpipe.version import __version__
 from bllpipe.wire.layout import VERSION
 
 # Keys that a rank reads for itself alone, so that another value does no harm.
@@ -61,7 +61,7 @@ def _compare_given(theirs: dict[str, str], ours: dict[str, str]) -> None:
 
 
 def _versions() -> dict[str, Any]:
-    return {"messages": VERSION, "bllpipe": bllpipe.__version__}
+    return {"messages": VERSION, "bllpipe": __version__}
 
 
 def _described(versions: dict[str, Any]) -> str:

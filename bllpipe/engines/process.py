@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from bllpipe.config import Config
+from bllpipe.config.keys import NEVER
 from bllpipe.engines import Options, topology
 from bllpipe.engines.failure import enter, fail, leave
 from bllpipe.engines.finish import prepare_process
+from bllpipe.engines.putting_back import put_back
 from bllpipe.engines.watcher import Watcher
 from bllpipe.run.ending import Ending
 from bllpipe.wire.environment import RankEnvironment
@@ -22,6 +24,12 @@ def take_part(config: Config, options: Options, part: Part) -> int:
     """Carries out ``part``. It returns to a script alone: tearing torch down takes longer than leaving."""
     environment = RankEnvironment.read()
     assert environment is not None, "the launcher starts this engine under torchrun only"
+    with put_back(config):
+        _take_part(config, options, part, environment)
+    return 0
+
+
+def _take_part(config: Config, options: Options, part: Part, environment: RankEnvironment) -> None:
     prepare_process(config, environment.rank)
     world = enter(environment, config.backend.timeout_seconds, options.number)
     try:
@@ -31,7 +39,6 @@ def take_part(config: Config, options: Options, part: Part) -> int:
         fail(error, world, environment.rank, topology(config).role(environment.rank))
     if options.on_agreed is None:
         leave(0)
-    return 0
 
 
 def watcher(config: Config, world: World) -> Watcher:
@@ -43,4 +50,5 @@ def watcher(config: Config, world: World) -> Watcher:
         fail(error, beside, rank, roles[rank])
 
     timeout = config.backend.timeout_seconds
-    return Watcher(beside.store, world.environment.rank, roles, Ending(), timeout, fail_because, leave)
+    ending = Ending(saves=config.checkpoint.every_steps != NEVER)
+    return Watcher(beside.store, world.environment.rank, roles, ending, timeout, fail_because, leave)

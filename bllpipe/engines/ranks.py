@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -11,13 +12,13 @@ from bllpipe.engines import Options, topology
 from bllpipe.engines.assembly import Assembly
 from bllpipe.engines.backends import agreed_backends
 from bllpipe.engines.devices import Machine, check_wires, rank_device, sharing
-from bllpipe.engines.edges import Dress, undressed
+from bllpipe.engines.edges import Dress, rounds_of, undressed
 from bllpipe.engines.finish import nothing_left, say_nothing_left, train
 from bllpipe.engines.gpu import set_up
 from bllpipe.engines.job import Job, agree, build_segment
 from bllpipe.engines.process import take_part
 from bllpipe.engines.watcher import Watcher
-from bllpipe.run.data.sets import load_images, load_labels
+from bllpipe.run.data.registry import load_images, load_labels
 from bllpipe.run.notices import warn
 from bllpipe.topology import Topology
 from bllpipe.wire.environment import RankEnvironment
@@ -47,7 +48,7 @@ def run_in_world(config: Config, options: Options, world: World, watcher: Watche
     labels = load_labels(config.data, config.seed) if rank == layout.feedback_rank else None
     segment = None if labels else build_segment(job, rank, device)
     wires = open_wires(job, world, device)
-    assembly = Assembly(job, wires, dress, ahead=True)
+    assembly = Assembly(job, wires, dress, ahead=True, beside_nccl=wires.has_nccl)
     if labels:
         part = assembly.feedback_part(labels, device)
     else:
@@ -55,7 +56,7 @@ def run_in_world(config: Config, options: Options, world: World, watcher: Watche
         part = assembly.block_part(rank, segment, device, images)
     watcher.look_at([part])
     wires.agree()
-    train(job, part)
+    train(job, part, behind_rounds=lambda: wires.end(partial(rounds_of, job)))
     wires.finish()
     close_group()
 

@@ -12,6 +12,7 @@ from bllpipe.config import Config
 from bllpipe.errors import ConfigError
 from bllpipe.learn.block import Outcome
 from bllpipe.learn.learner import Learner
+from bllpipe.learn.placing import as_channels_last, lies_channels_last
 from bllpipe.learn.units import Segment
 
 
@@ -40,11 +41,16 @@ class Share:
 
         self.segments, self.config = segments, config
         self.learner = Learner([("model", segment) for segment in segments], config, total_steps, norm)
+        self.channels_last = lies_channels_last(config, self.learner.device)
 
     def mode(self, train: bool) -> None:
         """Training or evaluation mode, for all segments."""
         for segment in self.segments:
             segment.train(train)
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        """Images or activations as the convolutions of this run want them in memory."""
+        return as_channels_last(x) if self.channels_last else x
 
     def zero_grad(self) -> None:
         """Forgets the gradients of the step before."""

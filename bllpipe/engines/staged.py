@@ -17,7 +17,7 @@ from bllpipe.engines.share import Share
 from bllpipe.engines.stages import Hop, Schedule, StageLoop, StageModule
 from bllpipe.engines.synchronous import Seat
 from bllpipe.ports import Alpha, Receiver, Target
-from bllpipe.run.data.sets import load_labels
+from bllpipe.run.data.registry import load_labels
 from bllpipe.run.data.source import LabelSource
 from bllpipe.run.loops import Loop
 from bllpipe.run.timing import Metered
@@ -35,7 +35,7 @@ def build_stage_loop(seat: Seat, make_schedule: MakeSchedule) -> tuple[Loop, lis
     segments = [build_segment(job, number, device, "stage") for number in numbers]
     share = Share(segments, config, job.plan.total_steps, add_up)
     modules = [
-        StageModule(segment, share.learner.autocast(), wire_format(job, number))
+        StageModule(segment, share.learner.autocast(), wire_format(job, number), share.channels_last)
         for number, segment in zip(numbers, segments, strict=True)
     ]
     schedule, stages = make_schedule(seat, share, modules)

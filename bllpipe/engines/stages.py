@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bllpipe.engines.share import Share
 from bllpipe.learn.block import Outcome
+from bllpipe.learn.placing import as_channels_last
 from bllpipe.learn.units import Segment
 from bllpipe.ports import Alpha, Receiver, Round, Target
 
@@ -28,19 +29,28 @@ class Schedule(Protocol):
 
 class StageModule(nn.Module):
     """A segment as a schedule calls it: its output has the format of the wire, and both it and the gradient with
-    respect to the input lie in memory as messages must."""
+    respect to the input lie in memory as messages must. In between everything lies as ``channels_last`` says."""
 
-    def __init__(self, segment: Segment, autocast: AbstractContextManager[Any], wire: torch.dtype) -> None:
+    def __init__(
+        self,
+        segment: Segment,
+        autocast: AbstractContextManager[Any],
+        wire: torch.dtype,
+        channels_last: bool = False,
+    ) -> None:
         super().__init__()
-        self.segment, self.autocast, self.wire = segment, autocast, wire
+        self.segment, self.autocast, self.wire, self.channels_last = segment, autocast, wire, channels_last
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, ...] of the stage before to what the next one is sent."""
         if x.requires_grad:
             x = x.view_as(x)  # not the leaf itself: zbv and dualpipev ask for its gradient without accumulating it
             x.register_hook(Tensor.contiguous)
+        x = x.float()
         with self.autocast:
-            alpha: Tensor = self.segment(x.float())
+            alpha: Tensor = self.segment(as_channels_last(x) if self.channels_last else x)
+        if self.channels_last and alpha.requires_grad:
+            alpha.register_hook(as_channels_last)  # the gradient that comes back lies as messages do
         return alpha.to(self.wire).contiguous()
 
 

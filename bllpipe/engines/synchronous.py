@@ -18,7 +18,8 @@ from bllpipe.engines.job import Job, agree
 from bllpipe.engines.process import take_part
 from bllpipe.engines.watcher import Watcher
 from bllpipe.errors import ConfigError
-from bllpipe.run.data.sets import ImageSet, load_images
+from bllpipe.run.data.registry import load_images
+from bllpipe.run.data.sets import ImageSet
 from bllpipe.run.loops import Loop
 from bllpipe.run.rank import RankPart
 from bllpipe.run.timing import Metered

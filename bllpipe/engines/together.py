@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from bllpipe.config import Config
+from bllpipe.config.keys import NEVER
 from bllpipe.engines import Options
 from bllpipe.engines.assembly import Assembly
 from bllpipe.engines.devices import Machine, one_device
@@ -19,10 +20,12 @@ from bllpipe.engines.failure import cause_of, report_failure
 from bllpipe.engines.finish import conclude, hand_in, nothing_left, prepare_process, progress, say_nothing_left
 from bllpipe.engines.gpu import set_up
 from bllpipe.engines.job import Job, agree, build_segment
+from bllpipe.engines.putting_back import put_back
 from bllpipe.engines.taking_up import say_untaken
 from bllpipe.engines.watcher import Watcher
 from bllpipe.ports import Store
-from bllpipe.run.data.sets import ImageSet, load_images, load_labels
+from bllpipe.run.data.registry import load_images, load_labels
+from bllpipe.run.data.sets import ImageSet
 from bllpipe.run.ending import Ending
 from bllpipe.run.memory import freeze_garbage
 from bllpipe.run.rank import RankPart
@@ -42,10 +45,18 @@ def run_together(
 ) -> int:
     """Builds every rank of the job here, with what ``open_wires`` gives between them, and lets ``execute`` carry out
     the itinerary; the exit code is not 0 when a signal has ended it early."""
+    with put_back(config):
+        return _run_here(config, options, execute, open_wires, dress)
+
+
+def _run_here(
+    config: Config, options: Options, execute: Execution[OwnWires], open_wires: OpenWires[OwnWires], dress: Dress
+) -> int:
     prepare_process(config, rank=0)
     store: Store = dist.HashStore()  # type: ignore[assignment]  # satisfies the protocol
     try:
-        with Watcher(store, 0, ["the only process"], Ending(), inf, fail=_never, leave=_never) as watcher:
+        ending = Ending(saves=config.checkpoint.every_steps != NEVER)
+        with Watcher(store, 0, ["the only process"], ending, inf, fail=_never, leave=_never) as watcher:
             _run(config, options, store, execute, open_wires, dress, watcher.ending)
         return watcher.exit_code if watcher.ending.stopped else 0
     except BaseException as error:
@@ -82,10 +93,15 @@ def _run(
     say_untaken(job)
     freeze_garbage()
     started = time.perf_counter()
-    with progress(job):
-        execute(job, parts, wires)
-    for part in parts:
-        hand_in(job, part)
+    try:
+        with progress(job):
+            execute(job, parts, wires)
+        for part in parts:
+            hand_in(job, part)
+    except BaseException:
+        for part in parts:
+            part.on_failure()
+        raise
     conclude(job, started)
 
 

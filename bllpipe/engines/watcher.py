@@ -104,7 +104,10 @@ class Watcher:
         if self._store.check(keys):
             self.ending.decide(max(int(self._store.get(key)) for key in keys))
             if self._rank == 0:
-                say(f"\nbllpipe: {self.ending.reason}: stopping with a checkpoint", sys.stderr)
+                how = (
+                    "with a checkpoint" if self.ending.saves else "without a checkpoint (checkpoint.every_steps=never)"
+                )
+                say(f"\nbllpipe: {self.ending.reason}: stopping {how}", sys.stderr)
 
     def _own(self) -> list[Sighting]:
         return [Sighting.of(actor) for part in self._parts for actor in part.actors]

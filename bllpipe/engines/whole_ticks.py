@@ -7,11 +7,11 @@
   books                     totals of the losses, rounds, rings: of all columns, on the stream of the ticks
 
 A graph is right for the slots that it was recorded with, so there is one for every state of the rings that comes: two
-at a lag of 1, and two more when tests have taken an odd number of slots. All other ticks (the ramps, tests,
-checkpoints, lines of metrics, traced steps) are queued round by round, each block's pieces as graphs of their own. The
-two ways meet at events: what is queued either way is behind everything that was queued the other way. An event that is
-recorded in a graph means nothing outside of it, and no graph can wait for one outside; so rings forget theirs on the
-way in and out.
+at a lag of 1, and two more when tests have taken an odd number of slots. A line of metrics is part of the books: its
+figures are made of what the graph leaves, and are read behind it. All other ticks (the ramps, tests, checkpoints,
+traced steps) are queued round by round, each block's pieces as graphs of their own. The two ways meet at events: what
+is queued either way is behind everything that was queued the other way. An event that is recorded in a graph means
+nothing outside of it, and no graph can wait for one outside; so rings forget theirs on the way in and out.
 
 While a graph stands in for their arithmetic, loops run as ever: they count their messages and their time, and what
 computes in them gives what the graph has computed.
@@ -194,7 +194,7 @@ class Steady:
     def __init__(self, job: Job, num_columns: int) -> None:
         trace, self._lag = job.config.trace, job.config.feedback.lag
         self._traced = range(trace.first_step, trace.first_step + trace.num_steps)
-        self._log_every, self._has_faults = job.config.log.every_steps, bool(job.faults)
+        self._has_faults = bool(job.faults)
         self._first = [job.start + max(ORDINARY_STEPS, self._lag)] * num_columns
 
     def is_so(self, tick: Tick) -> bool:
@@ -205,10 +205,9 @@ class Steady:
         return len(tick) == len(self._first) and not self._has_faults and all(self._trains(*each) for each in tick)
 
     def _trains(self, number: int, entry: Round) -> bool:
-        """Whether the round is a step whose values nobody asks for, and whose lane absorbs what was just sent."""
-        is_line = (entry.step + 1) % self._log_every == 0
+        """Whether the round is a step that nobody times, and whose lane absorbs what was just sent."""
         is_step = entry.phase == "train" and entry.step >= self._first[number]
-        return is_step and not is_line and entry.step not in self._traced
+        return is_step and entry.step not in self._traced
 
 
 @dataclass(frozen=True)

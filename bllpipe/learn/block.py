@@ -6,7 +6,7 @@ Shapes: B images, C channels, H x W positions, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from bllpipe.config.schema import Config
 from bllpipe.errors import ConfigError
-from bllpipe.learn.channels import alignment, class_statistics, forward_message
-from bllpipe.learn.families import FAMILIES
+from bllpipe.learn.channels import NORMALIZATIONS, alignment, channel_means
 from bllpipe.learn.heads import make_head
 from bllpipe.learn.learner import Learner
 from bllpipe.learn.local import Objective
 from bllpipe.learn.network_checks import check_complete, trial_size
 from bllpipe.learn.objectives import last_block, make_objective
 from bllpipe.learn.placing import as_channels_last, lies_channels_last, place
+from bllpipe.learn.regions import LocalLoss, Statistics
 from bllpipe.learn.units import Segment
 from bllpipe.ports import Target
 from bllpipe.randomness import derived_seed
@@ -32,12 +32,14 @@ AGAIN = "backward through the graph a second time"  # in what torch says of a gr
 @dataclass(frozen=True)
 class Outcome:
     """What one batch did to one block (scalars): the terms of its loss, how many images its head got right, and
-    ``watch``, which computes what is looked at now and then but not minimised."""
+    ``watch``, which computes what is looked at now and then but not minimised. ``ensemble_correct``: how many images
+    all heads together got right, which only the last block knows, in tests with ``evaluate.ensemble``."""
 
     terms: dict[str, Tensor]
     correct: Tensor
     lr: float = 0.0
     watch: Callable[[], dict[str, Tensor]] = dict
+    ensemble_correct: Tensor | None = None
 
 
 class Block:
@@ -51,9 +53,12 @@ class Block:
         config: Config,
         num_classes: int,
         total_steps: int,
+        is_last: bool = False,
     ) -> None:
-        self.segment, self.head, self.objective = segment, head, objective
-        self.num_classes, self.config = num_classes, config
+        self.segment, self.local = segment, LocalLoss(head, objective)
+        self.statistics = Statistics(config.objective, num_classes)
+        self.means_BC: Tensor | None = None  # of the alpha under way, once its statistics are sent
+        self.num_classes, self.config, self.is_last = num_classes, config, is_last
         self.is_captured = False  # then gradients lie where only the graphs know
         self.learner = Learner(_modules(segment, head, objective), config, total_steps)
         if not list(segment.parameters()):
@@ -67,27 +72,39 @@ class Block:
         self.channels_last = lies_channels_last(config, self.learner.device)
         self._mode(True)
 
+    @property
+    def head(self) -> nn.Module:
+        """The local head."""
+        return self.local.head
+
+    @property
+    def objective(self) -> Objective:
+        """The local loss."""
+        return self.local.objective
+
     def forward(self, x: Tensor) -> Tensor:
         """alpha = f_k(x) (paper, eq. 1), in training mode; keeps what the local backward needs."""
         self._mode(True)
-        self.x = self._laid_out(x)
+        self.x, self.means_BC = self._laid_out(x), None
         with self.learner.autocast():
             return self.segment(self.x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     def update(self, alpha: Tensor, target: Target, step: int) -> Outcome:
         """One step on the local loss of ``alpha``, which must come from ``forward``."""
-        terms, scores_BK = self.losses(alpha, target)
+        terms, _, hits = self.losses(alpha, target)
         self.backward(terms)
         lr = self.step_optimizer(step)
-        return self.outcome(terms, alpha, scores_BK, target, lr)
+        return self.outcome(terms, alpha, hits, target, lr)
 
-    def losses(self, alpha: Tensor, target: Target) -> tuple[dict[str, Tensor], Tensor]:
-        """The terms of the local loss, and the head's scores [B, K]."""
+    def losses(
+        self, alpha: Tensor, target: Target, scores_BK: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """The terms of the local loss, the head's scores [B, K], and how many images it got right; ``scores_BK`` are
+        the scores if they are known."""
         if torch.is_grad_enabled() and not alpha.requires_grad:
             alpha = alpha.detach().requires_grad_()  # of a frozen block: its head learns all the same
         with self.learner.autocast():
-            scores_BK = self.head(alpha)
-            return self.objective(alpha, scores_BK, target, self.x), scores_BK
+            return self.local(alpha, target, self.x, self.means_BC, scores_BK)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     def backward(self, terms: Mapping[str, Tensor]) -> None:
         """The gradients of the sum of ``terms``, and of nothing before them."""
@@ -112,36 +129,52 @@ class Block:
         self,
         terms: Mapping[str, Tensor],
         alpha: Tensor,
-        scores_BK: Tensor,
+        hits: Tensor,
         target: Target,
         lr: float,
         learned: bool = True,
     ) -> Outcome:
         """What the batch did, for the records; there are gradients if it ``learned``."""
-        hits = (scores_BK.argmax(dim=1) == target.label_B).sum()
-        watch = partial(self._figures, alpha.detach(), target, learned)
+        # the means are small, but alpha would keep its memory for as long as the outcome lives
+        seen = alpha.detach() if self.means_BC is None else self.means_BC
+        watch = partial(self._figures, seen, self.means_BC is not None, target, learned)
         return Outcome({name: term.detach() for name, term in terms.items()}, hits, lr, watch)
 
     def stats(self, alpha: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
         """Class sums [K, C] and counts [K] of what alpha expects, for Gaussians its channel means, for the lane."""
-        statistic_BC = FAMILIES[self.config.objective.family].statistic(self._message(alpha.detach()))
-        return class_statistics(statistic_BC, label_B, self.num_classes)
+        sums_KC, counts_K, self.means_BC = self.statistics(alpha, label_B)
+        return sums_KC, counts_K
 
     @torch.no_grad()
     def infer(self, x: Tensor) -> Tensor:
         """alpha in evaluation mode."""
         self._mode(False)
-        self.x = self._laid_out(x)
+        self.x, self.means_BC = self._laid_out(x), None
         with self.learner.autocast():
             return self.segment(self.x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     @torch.no_grad()
-    def score(self, alpha: Tensor, target: Target) -> Outcome:
-        """The local loss and the local head's hits on a test batch. A loss of the user's own may take gradients itself,
-        in the test as in training."""
-        with torch.set_grad_enabled(self.config.method == "own"):
-            terms, scores_BK = self.losses(alpha, target)
-        return self.outcome(terms, alpha, scores_BK, target, lr=0.0, learned=False)
+    def scores(self, alpha: Tensor) -> Tensor:
+        """The local head's class scores [B, K] of a test batch."""
+        with self.learner.autocast():
+            return self.local.head(alpha)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+    @torch.no_grad()
+    def vote(self, scores_BK: Tensor, votes_BK: Tensor | None) -> Tensor | None:
+        """``votes_BK`` of the heads before this one with its own class probabilities; None when nothing is counted."""
+        return add_votes(votes_BK, scores_BK) if self.config.evaluate.ensemble else None
+
+    @torch.no_grad()
+    def score(self, alpha: Tensor, scores_BK: Tensor, target: Target, votes_BK: Tensor | None = None) -> Outcome:
+        """The local loss and the local head's hits on a test batch; in the last block the hits of all ``votes_BK``. A
+        loss of the user's own may take gradients itself, in the test as in training."""
+        takes_gradients = self.config.method == "own"
+        with torch.set_grad_enabled(takes_gradients):
+            terms, _, hits = self.losses(alpha, target, None if takes_gradients else scores_BK)
+        outcome = self.outcome(terms, alpha, hits, target, lr=0.0, learned=False)
+        if votes_BK is None or not self.is_last:
+            return outcome
+        return replace(outcome, ensemble_correct=(votes_BK.argmax(dim=1) == target.label_B).sum())
 
     def _laid_out(self, x: Tensor) -> Tensor:
         return as_channels_last(x) if self.channels_last else x
@@ -150,20 +183,24 @@ class Block:
         """Training or evaluation, for all parts: it takes a while, and seldom changes."""
         if train != self._training:
             self._training = train
-            for part in (self.segment, self.head, self.objective):
-                if isinstance(part, nn.Module):
-                    part.train(train)
+            for part in (self.segment, self.local):  # head and objective are in the second one
+                part.train(train)
 
     @torch.no_grad()
-    def _figures(self, alpha: Tensor, target: Target, learned: bool) -> dict[str, Tensor]:
+    def _figures(self, seen: Tensor, is_means: bool, target: Target, learned: bool) -> dict[str, Tensor]:
         """How alpha and beta are aligned, where there is a beta; and the gradients' norm, where there are any."""
         norm = {"gradient_norm": self.learner.gradient_norm()} if learned and not self.is_captured else {}
         if self.config.is_end_to_end:
             return norm
-        return {"alignment": alignment(self._message(alpha), target.beta_BC, target.known_B), **norm}
+        message_BC = NORMALIZATIONS[self.config.objective.normalize](seen if is_means else channel_means(seen))
+        return {"alignment": alignment(message_BC, target.beta_BC, target.known_B), **norm}
 
-    def _message(self, alpha: Tensor) -> Tensor:
-        return forward_message(alpha, self.config.objective.normalize)
+
+def add_votes(votes_BK: Tensor | None, scores_BK: Tensor) -> Tensor:
+    """Soft voting: the class probabilities of one more head, added to those of the heads before it, float32 [B, K].
+    The class of the largest sum is that of the largest mean."""
+    probabilities_BK = scores_BK.float().softmax(dim=1)
+    return probabilities_BK if votes_BK is None else votes_BK + probabilities_BK
 
 
 def _modules(segment: Segment, head: nn.Module, objective: Objective) -> list[tuple[str, nn.Module]]:
@@ -180,16 +217,18 @@ def make_block(
     num_classes: int,
     total_steps: int,
     is_last: bool,
+    last_width: int | None = None,
 ) -> Block:
     """Adds what learning needs to a segment that makes ``alpha_shape`` of ``input_shape`` (both without the batch).
+    ``last_width`` is how many channels the network ends with, for heads that have to know.
 
     The last block's alpha are class scores already: it needs no head, and its loss is the cross-entropy alone.
     """
     if is_last:
-        return Block(segment, nn.Identity(), last_block(config.objective), config, num_classes, total_steps)
+        return Block(segment, nn.Identity(), last_block(config.objective), config, num_classes, total_steps, is_last)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(config.seed, "heads", segment.last_unit))
-        head = make_head(alpha_shape, num_classes, config.objective)
+        head = make_head(alpha_shape, num_classes, config.objective, last_width)
         objective = make_objective(config, input_shape, alpha_shape, num_classes)
     device = next(iter(segment.state_dict().values()), torch.empty(0)).device
     if isinstance(objective, nn.Module):

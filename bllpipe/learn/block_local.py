@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bllpipe.config.schema import ObjectiveConfig
-from bllpipe.learn.channels import forward_message, num_channels
+from bllpipe.learn.channels import NORMALIZATIONS, channel_means, known_means, num_channels
 from bllpipe.learn.families import FAMILIES, Family, Gaussian
 from bllpipe.learn.local import predictive
 from bllpipe.ports import Target
@@ -35,13 +35,18 @@ def posterior_kl(family: Family, alpha_BC: Tensor, beta_BC: Tensor, known_B: Ten
 class BlockLocal(nn.Module):
     """kl_weight * KL + pred_weight * CE(head(alpha), y), with messages of ``config.family``."""
 
+    takes_means = True
+
     def __init__(self, config: ObjectiveConfig, alpha_shape: Sequence[int], num_classes: int) -> None:
         super().__init__()
         self.config = config
         self.learned = LearnedVariance(num_channels(alpha_shape)) if config.family == "gaussian_learned" else None
 
-    def forward(self, alpha: Tensor, scores_BK: Tensor, target: Target, x: Tensor) -> dict[str, Tensor]:
-        alpha_BC = forward_message(alpha, self.config.normalize)
+    def forward(
+        self, alpha: Tensor, scores_BK: Tensor, target: Target, x: Tensor, means_BC: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        found_BC = channel_means(alpha) if means_BC is None else known_means(alpha, means_BC)
+        alpha_BC = NORMALIZATIONS[self.config.normalize](found_BC)
         kl = posterior_kl(self._family(alpha_BC, target), alpha_BC, target.beta_BC, target.known_B)
         pred = predictive(self.config, scores_BK, target)
         return {"kl": self.config.kl_weight * kl, "pred": self.config.pred_weight * pred}

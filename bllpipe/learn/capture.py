@@ -116,7 +116,7 @@ class CapturedStep:
         if self._steps <= ORDINARY_STEPS:
             return self._forward(x)
         place = self._place = self._place_of(x)
-        self._block.x = place.x
+        self._block.x, self._block.means_BC = place.x, None
         return place.play("forward", lambda: self._forward(place.x))
 
     def infer(self, x: Tensor) -> Tensor:
@@ -127,11 +127,19 @@ class CapturedStep:
         if self._place is None:
             return self._stats(alpha, label_B)
         held_B = self._place.hold("label of the stats", label_B)
-        return self._place.play("stats", lambda: self._stats(alpha, held_B))
+        sums_KC, counts_K, means_BC = self._place.play("stats", lambda: self._stats_and_means(alpha, held_B))
+        self._block.means_BC = means_BC  # those of this place
+        return sums_KC, counts_K
 
-    def losses(self, alpha: Tensor, target: Target) -> tuple[dict[str, Tensor], Tensor]:
+    def _stats_and_means(self, alpha: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        sums_KC, counts_K = self._stats(alpha, label_B)
+        return sums_KC, counts_K, self._block.means_BC
+
+    def losses(
+        self, alpha: Tensor, target: Target, scores_BK: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         if self._place is None:
-            return self._losses(alpha, target)
+            return self._losses(alpha, target, scores_BK)
         hold = self._place.hold
         parts = hold("beta", target.beta_BC), hold("known", target.known_B), hold("label", target.label_B)
         return self._place.play("losses", lambda: self._losses(alpha, Target(target.round, *parts)))

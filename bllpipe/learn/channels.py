@@ -6,6 +6,7 @@ Shapes: B images, C channels, H x W positions, K classes, T tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +17,31 @@ LEAST_DEVIATION = 1e-3  # of a channel over the batch
 
 def channel_means(alpha: Tensor) -> Tensor:
     """The parameters a of the forward message, float32 [B, C]: [B, C, H, W] over positions, [B, T, C] over tokens."""
-    alpha = alpha.float()
-    if alpha.dim() == 4:
-        return alpha.mean(dim=(2, 3))
-    return alpha.mean(dim=1) if alpha.dim() == 3 else alpha
+    if alpha.dim() == 4:  # added up in float32 as they are read: no copy of alpha in that format
+        return alpha.mean(dim=(2, 3), dtype=torch.float32)
+    return alpha.mean(dim=1, dtype=torch.float32) if alpha.dim() == 3 else alpha.float()
+
+
+def known_means(alpha: Tensor, means_BC: Tensor) -> Tensor:
+    """``channel_means(alpha)`` with their gradients, where the values are known already: alpha is not read."""
+    if alpha.dim() < 3:
+        return alpha.float()
+    return _KnownMeans.apply(alpha, means_BC)  # type: ignore[no-any-return,no-untyped-call]  # torch leaves it untyped
+
+
+class _KnownMeans(torch.autograd.Function):
+    """The gradient of a mean needs no value of what it is the mean of."""
+
+    @staticmethod
+    def forward(ctx: Any, alpha: Tensor, means_BC: Tensor) -> Tensor:
+        ctx.shape, ctx.dtype, ctx.num_positions = alpha.shape, alpha.dtype, alpha.numel() // means_BC.numel()
+        return means_BC.view_as(means_BC)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient_BC,) = gradients
+        one_each = gradient_BC[:, :, None, None] if len(ctx.shape) == 4 else gradient_BC[:, None]
+        return (one_each.expand(ctx.shape) / ctx.num_positions).to(ctx.dtype), None
 
 
 def _over_batch(mean_BC: Tensor) -> Tensor:

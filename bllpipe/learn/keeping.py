@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, mse_loss
 
 from bllpipe.errors import ConfigError
-from bllpipe.learn.local import Objective
+from bllpipe.learn.local import Objective, takes_means
 from bllpipe.ports import Target
 
 SMALLEST = 1e-6
@@ -34,13 +34,19 @@ class Keeping(nn.Module):
                 f"{list(alpha_shape)} of {list(input_shape)}; use --set objective.keep_weight=0"
             )
         self.objective, self.weight = objective, weight
+        self.takes_means = takes_means(objective)
         self.decoder = nn.Conv2d(alpha_shape[0], input_shape[0], 1)
 
-    def forward(self, alpha: Tensor, scores_BK: Tensor, target: Target, x: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, alpha: Tensor, scores_BK: Tensor, target: Target, x: Tensor, means_BC: Tensor | None = None
+    ) -> dict[str, Tensor]:
         x_BCHW = x.float()
         told_BCHW = interpolate(self.decoder(alpha).float(), size=x.shape[2:], mode="bilinear", align_corners=False)
         untold = mse_loss(told_BCHW, x_BCHW) / x_BCHW.var().clamp(min=SMALLEST)
-        terms = self.objective(alpha, scores_BK, target, x)
+        if means_BC is not None and takes_means(self.objective):
+            terms = self.objective(alpha, scores_BK, target, x, means_BC)
+        else:
+            terms = self.objective(alpha, scores_BK, target, x)
         if "keep" in terms:
             raise ConfigError(
                 "a term of the objective is called 'keep', as the one of objective.keep_weight; use another name, or "

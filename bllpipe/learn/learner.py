@@ -15,6 +15,7 @@ from bllpipe.learn.saved import restore
 from bllpipe.learn.schedule import rate_factor
 
 PREFIX = "optimizer."
+HEADS = "heads."  # how names of local heads' parameters begin
 Norm = Callable[[Sequence[Tensor]], Tensor]  # of gradients, as of one long vector
 
 
@@ -34,7 +35,9 @@ class Learner:
             for prefix, module in self.modules
             for name, parameter in module.named_parameters()
         }
-        self.optimizer = Optimizer(self.parameters, config.optimizer)
+        factor = config.objective.head_lr
+        heads = [name for name in self.parameters if name.startswith(HEADS)]
+        self.optimizer = Optimizer(self.parameters, config.optimizer, dict.fromkeys(heads, factor))
         self._unclipped: Tensor | None = None
 
     def step(self, step: int) -> float:

@@ -6,6 +6,7 @@ Shapes: B images, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol, TypeGuard
 
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -15,6 +16,20 @@ from bllpipe.ports import Target
 
 # (alpha, scores_BK, target, x) -> named terms that add up to the loss of the block; x is what the block was given.
 Objective = Callable[[Tensor, Tensor, Target, Tensor], dict[str, Tensor]]
+
+
+class TakesMeans(Protocol):
+    """An objective that may also be given the channel means [B, C] of alpha, without their way back, if these are known
+    already."""
+
+    def __call__(
+        self, alpha: Tensor, scores_BK: Tensor, target: Target, x: Tensor, means_BC: Tensor | None = None
+    ) -> dict[str, Tensor]: ...
+
+
+def takes_means(objective: Objective) -> TypeGuard[TakesMeans]:
+    """Whether ``objective`` uses means that it is given."""
+    return bool(getattr(objective, "takes_means", False))
 
 
 def predictive(config: ObjectiveConfig, scores_BK: Tensor, target: Target) -> Tensor:

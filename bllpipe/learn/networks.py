@@ -3,13 +3,14 @@ script has given."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from bllpipe.config.schema import ModelConfig
+from bllpipe.config.resnets import LAST_STAGE
+from bllpipe.config.schema import Config, ModelConfig
 from bllpipe.errors import ConfigError
 from bllpipe.learn.named import imported
 from bllpipe.learn.network_checks import check_network
@@ -30,6 +31,22 @@ def network_units(model: ModelConfig, in_channels: int, num_classes: int, seed: 
         modules = in_order(made, f"model.name={model.name} returned")  # a generator draws its weights only here
     check_network(modules, "the model")
     return units_from_modules(modules)
+
+
+def last_width(config: Config, units: Sequence[Unit]) -> int | None:
+    """How many channels the network of ``units`` ends with, where a local head has to know; None where none does, or
+    where the last unit has no linear layer.
+
+    Of a ResNet they are those of its last 3x3 convolutions: a bottleneck's last 1x1 makes four times as many. Of any
+    other network they are what its last linear layer reads.
+    """
+    if config.objective.head != "strided":
+        return None
+    if ":" not in config.model.name:
+        return config.model.width * LAST_STAGE
+    modules = [module for layer in units[-1].layers for module in layer.make().modules()]
+    widths = [module.in_features for module in modules if isinstance(module, nn.Linear)]
+    return widths[-1] or None if widths else None  # 0 in a lazy layer
 
 
 def in_order(made: Any, source: str) -> dict[str, nn.Module]:

@@ -8,6 +8,7 @@ checkpoints and other cuts need.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +24,18 @@ class Optimizer:
     """One optimiser over named parameters; ``state`` holds its tensors as ``<parameter>.<entry>``.
 
     Normalisations and biases (fewer than two dimensions) are not decayed unless ``decay_norm_and_bias`` asks for it.
-    On a GPU the learning rate lies there too, so that an update can be captured.
+    Parameters that ``factors`` names learn with the rate times their factor, so AdamW decays them with it too.
+    On a GPU the learning rates lie there too, so that an update can be captured.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        config: OptimizerConfig,
+        factors: Mapping[str, float] | None = None,
+    ) -> None:
         self.parameters, self.config = dict(parameters), config
+        self.factors = dict.fromkeys(self.parameters, 1.0) | dict(factors or {})
         self.state = {
             f"{name}.{entry}": torch.zeros((), device=p.device) if entry == "step" else torch.zeros_like(p.detach())
             for name, p in self.parameters.items()
@@ -36,18 +44,22 @@ class Optimizer:
         self.decayed = [name for name, p in self.parameters.items() if p.dim() > 1 or config.decay_norm_and_bias]
         self.spared = [name for name in self.parameters if name not in set(self.decayed)]
         self.rate: float | Tensor = 0.0
+        self.device_rates: dict[float, Tensor] = {}  # by factor, where ``rate`` lies on the device
         if any(p.is_cuda for p in self.parameters.values()):
             self.keep_rate_on_device()
 
     def keep_rate_on_device(self) -> None:
-        """The learning rate becomes a float32 scalar that stays where it is, beside the parameters."""
+        """The learning rates become float32 scalars that stay where they are, beside the parameters."""
         device = next(iter(self.parameters.values())).device
-        self.rate = torch.full((), float(self.rate), dtype=torch.float32, device=device)
+        self.device_rates = {factor: torch.zeros((), device=device) for factor in {1.0, *self.factors.values()}}
+        lr, self.rate = float(self.rate), self.device_rates[1.0]
+        self.set_rate(lr)
 
     def set_rate(self, lr: float) -> None:
         """Updates are made with ``lr`` from now on; the host does not wait."""
         if isinstance(self.rate, Tensor):
-            self.rate.fill_(lr)
+            for factor, rate in self.device_rates.items():
+                rate.fill_(lr * factor)
         else:
             self.rate = lr
 
@@ -65,25 +77,30 @@ class Optimizer:
     def apply(self) -> None:
         """One update with the rate that was set; parameters without a gradient stay as they are."""
         update = self._sgd if self.config.name == "sgd" else self._adamw
-        for names, weight_decay in ((self.decayed, self.config.weight_decay), (self.spared, 0.0)):
-            moved = [name for name in names if self.parameters[name].grad is not None]
+        decays = ((self.decayed, self.config.weight_decay), (self.spared, 0.0))
+        for factor, (names, weight_decay) in product(dict.fromkeys(self.factors.values()), decays):
+            learning = [name for name in names if self.factors[name] == factor]
+            moved = [name for name in learning if self.parameters[name].grad is not None]
             if moved:
-                update(moved, weight_decay)
+                update(moved, weight_decay, self._rate_times(factor))
 
-    def _sgd(self, names: Sequence[str], weight_decay: float) -> None:
+    def _rate_times(self, factor: float) -> float | Tensor:
+        return self.device_rates[factor] if isinstance(self.rate, Tensor) else self.rate * factor
+
+    def _sgd(self, names: Sequence[str], weight_decay: float, lr: float | Tensor) -> None:
         sgd(
             *self._parameters_and_gradients(names),
             list(self._entries(names, "momentum_buffer")),
             fused=True,
             weight_decay=weight_decay,
             momentum=self.config.momentum,
-            lr=self.rate,
+            lr=lr,
             dampening=0.0,
             nesterov=self.config.nesterov,
             maximize=False,
         )
 
-    def _adamw(self, names: Sequence[str], weight_decay: float) -> None:
+    def _adamw(self, names: Sequence[str], weight_decay: float, lr: float | Tensor) -> None:
         adamw(
             *self._parameters_and_gradients(names),
             self._entries(names, "exp_avg"),
@@ -94,7 +111,7 @@ class Optimizer:
             amsgrad=False,
             beta1=self.config.betas[0],
             beta2=self.config.betas[1],
-            lr=self.rate,
+            lr=lr,
             weight_decay=weight_decay,
             eps=1e-8,
             maximize=False,

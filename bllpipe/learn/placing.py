@@ -14,8 +14,9 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def lies_channels_last(config: Config, device: torch.device) -> bool:
-    """Whether all channels of a position lie together: a GPU's convolutions want that, a CPU's results depend on it."""
-    return device.type == "cuda" and config.gpu.channels_last
+    """Whether all channels of a position lie together in memory. Most convolutions are faster so, but their results
+    depend on it in the last bits: ``auto`` leaves CPUs as they are."""
+    return device.type == "cuda" if config.channels_last == "auto" else config.channels_last
 
 
 def place(module: Module, config: Config, device: torch.device) -> Module:
@@ -33,5 +34,14 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def as_channels_last(x: Tensor) -> Tensor:
-    """Feature maps [B, C, H, W] with all channels of a position together; anything else as it is."""
-    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+    """Feature maps [B, C, H, W] with all channels of a position together; anything else as it is.
+
+    Strides are always those of a new channels_last tensor. With one channel or one position others describe the same
+    memory, and torch would choose kernels by where the maps came from: a message, or the same process.
+    """
+    if x.dim() != 4:
+        return x
+    x = x.contiguous(memory_format=torch.channels_last)
+    _, channels, height, width = x.shape
+    strides = (channels * height * width, 1, width * channels, channels)
+    return x if x.stride() == strides else x.as_strided(x.shape, strides)

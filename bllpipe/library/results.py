@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from bllpipe.errors import CheckpointError
+from bllpipe.errors import CheckpointError, ConfigError
 from bllpipe.library.models import modules_of
 from bllpipe.results.network_file import fill, network_weights
 from bllpipe.run.checkpoint import find_checkpoint
@@ -36,13 +36,24 @@ class Run:
 
     @property
     def accuracy(self) -> float:
-        """Of the whole network, the last block's scores, on the test split: 0 to 1."""
-        return float(self.summary["test_accuracy"])
+        """Of the whole network, the last block's scores, on the test split: 0 to 1; ConfigError without a test."""
+        found = self.summary["test_accuracy"]
+        if found is None:
+            raise ConfigError(
+                f"{self.directory} has no test accuracy, as the run was never tested; train without stop_at and "
+                f"without evaluate.every_epochs=never"
+            )
+        return float(found)
 
     @property
     def block_accuracy(self) -> list[float]:
-        """Of the head of every block, from front to back."""
+        """Of the head of every block, from front to back; empty if the run was never tested."""
         return list(self.summary["block_accuracy"])
+
+    @property
+    def ensemble_accuracy(self) -> float | None:
+        """Of all heads together, the mean of their class probabilities; None unless ``evaluate.ensemble`` was true."""
+        return self.summary.get("ensemble_accuracy")
 
     @property
     def state_sha256(self) -> str:
@@ -53,7 +64,10 @@ class Run:
         """The whole network's parameters and buffers in the newest checkpoint, by the names of its ``state_dict``."""
         found = find_checkpoint(self.directory / "checkpoints", warn)
         if found is None:
-            raise CheckpointError(f"{self.directory} holds no checkpoint; train with this run_dir first")
+            raise CheckpointError(
+                f"{self.directory} holds no checkpoint; train with this run_dir first, and without "
+                f"checkpoint.every_steps=never"
+            )
         return network_weights(found)
 
     def load(self, model: Network) -> Network:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from os import PathLike
 from typing import Any
@@ -98,20 +96,10 @@ def _check_ranks(config: Config, environment: RankEnvironment | None) -> None:
 
 def _carry_out(config: Config, options: Options, jobs: list[Job], environment: RankEnvironment | None) -> Run:
     start: Callable[[Config, Options], int] = engine(config.engine)
-    with _process_as_before():
-        code = start(config, options)
+    code = start(config, options)
     job = jobs[-1]
     if job.ending.stopped is not None:
         raise SystemExit(code)
     if environment is not None and not nothing_left(job):
         job.store.get("concluded")
     return Run(job.directory.path, environment.rank if environment else 0)
-
-
-@contextmanager
-def _process_as_before() -> Iterator[None]:
-    """A run freezes what the garbage collector looks at: for itself, not for the script."""
-    try:
-        yield
-    finally:
-        gc.unfreeze()

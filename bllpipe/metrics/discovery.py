@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bllpipe.config import load_config
+from bllpipe.config.stored import load_stored_config
 from bllpipe.errors import BllpipeError
 from bllpipe.metrics.source import Source
 from bllpipe.ports import Store
@@ -82,7 +82,7 @@ def mark_failed(directory: RunDirectory, error: str) -> None:
         return
     failed = [{**group, "labels": {**group["labels"], "status": "failed", "error": error}} for group in groups]
     try:
-        folder = load_config(str(directory.path / "config.yaml")).metrics.discovery
+        folder = load_stored_config(str(directory.path / "config.yaml")).metrics.discovery
         directory.write_targets(failed, copy_name(folder, directory.path.name))
     except (OSError, BllpipeError):  # there is a failure to be reported, and this is not it
         return

@@ -57,15 +57,19 @@ class Exporter:
 
     def close(self) -> None:
         """The rank has nothing more to tell: nobody shall look for it, or take old figures for new ones."""
-        self._over.set()
-        self._thread.join(timeout=5)
-        if self._listener is not None:
-            self._listener.close()
+        self.stop()
         with suppress(OSError):
             if self._discovery is not None:
                 self._discovery.end()
             if self._textfile is not None:
                 self._textfile.unlink(missing_ok=True)
+
+    def stop(self) -> None:
+        """Tells no more; what was written stays, for those who ask why the run has failed."""
+        self._over.set()
+        self._thread.join(timeout=5)
+        if self._listener is not None:
+            self._listener.close()
 
     def _run(self) -> None:
         try:

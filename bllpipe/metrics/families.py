@@ -179,7 +179,7 @@ CHECKPOINTS = (
     Family(
         "bllpipe_checkpoint_interval_steps",
         "gauge",
-        "Steps between checkpoints; 0: only at the end.",
+        "Steps between checkpoints; 0: only at the end; missing: never.",
         of_rank(lambda s: s.save_every),
     ),
     Family(

@@ -15,8 +15,8 @@ class Source:
     """A rank of a run.
 
     ``run_name`` is the name of the run directory, ``attempt`` is new for every start. The run goes from ``start`` to
-    ``last_step`` training steps, with a checkpoint every ``save_every``; the one that it goes on from was written at
-    ``resumed_from``. ``settings`` and ``versions`` are labels: names and numbers, no paths.
+    ``last_step`` training steps, with a checkpoint every ``save_every`` (None: never); the one that it goes on
+    from was written at ``resumed_from``. ``settings`` and ``versions`` are labels: names and numbers, no paths.
     """
 
     part: RankPart
@@ -25,7 +25,7 @@ class Source:
     restarts: int
     start: int
     last_step: int
-    save_every: int
+    save_every: int | None
     settings: Mapping[str, str]
     versions: Mapping[str, str]
     resumed_from: float | None = None

@@ -22,7 +22,7 @@ from bllpipe.errors import ConfigError
 from bllpipe.learn.channels import num_channels
 from bllpipe.learn.cuts import bounds
 from bllpipe.learn.heads import make_head
-from bllpipe.learn.networks import network_units
+from bllpipe.learn.networks import last_width, network_units
 from bllpipe.learn.objectives import make_objective
 from bllpipe.learn.units import Segment
 from bllpipe.plan.costs import Link, UnitCost, local_cost, stage_cost
@@ -63,7 +63,8 @@ def count_operations(config: Config, image_shape: Sequence[int], num_classes: in
         for unit in units:
             segment = Segment([unit], config.seed).train()
             try:
-                alpha, costs[unit.name] = _count(segment, x, config, num_classes, is_last=unit is units[-1])
+                width = None if unit is units[-1] or config.is_end_to_end else last_width(config, units)
+                alpha, costs[unit.name] = _count(segment, x, config, num_classes, unit is units[-1], width)
             except RuntimeError as error:
                 raise ConfigError(
                     f"blocks is {config.blocks!r}, but the operations of unit {unit.name} cannot be counted for "
@@ -73,7 +74,9 @@ def count_operations(config: Config, image_shape: Sequence[int], num_classes: in
     return costs
 
 
-def _count(segment: Segment, x: Tensor, config: Config, num_classes: int, is_last: bool) -> tuple[Tensor, UnitCost]:
+def _count(
+    segment: Segment, x: Tensor, config: Config, num_classes: int, is_last: bool, width: int | None
+) -> tuple[Tensor, UnitCost]:
     """What the unit makes of ``x``, and its operations."""
     parameters = list(segment.parameters())
     given = x.detach().clone().requires_grad_()
@@ -81,14 +84,14 @@ def _count(segment: Segment, x: Tensor, config: Config, num_classes: int, is_las
     both = _way_back(alpha, [given, *parameters])
     of_input = _way_back(alpha, [given])
     without_input = _way_back(segment(x.clone()), parameters) if parameters else 0
-    head = 0 if is_last or config.is_end_to_end else _count_head(alpha.detach(), x, config, num_classes)
+    head = 0 if is_last or config.is_end_to_end else _count_head(alpha.detach(), x, config, num_classes, width)
     size = sum(parameter.numel() for parameter in parameters)
     return alpha.detach(), UnitCost(forward, both, without_input, of_input, 0, head, size)
 
 
-def _count_head(alpha: Tensor, x: Tensor, config: Config, num_classes: int) -> int:
+def _count_head(alpha: Tensor, x: Tensor, config: Config, num_classes: int, width: int | None) -> int:
     """Local head and objective, there and back as far as alpha."""
-    head = make_head(alpha.shape[1:], num_classes, config.objective)
+    head = make_head(alpha.shape[1:], num_classes, config.objective, width)
     objective = make_objective(config, x.shape[1:], alpha.shape[1:], num_classes)
     beta_BC = torch.zeros(BATCH, num_channels(alpha.shape[1:]))
     target = Target(Round("train", 0), beta_BC, torch.ones(BATCH), torch.zeros(BATCH, dtype=torch.int64))

@@ -20,14 +20,15 @@ from bllpipe.config import Config
 from bllpipe.errors import ConfigError
 from bllpipe.learn.block import make_block
 from bllpipe.learn.channels import num_channels
-from bllpipe.learn.networks import network_units
+from bllpipe.learn.networks import last_width, network_units
 from bllpipe.learn.optimizers import Optimizer
+from bllpipe.learn.placing import as_channels_last, lies_channels_last, place
 from bllpipe.learn.units import Segment
 from bllpipe.plan.memory import head_bytes, unit_bytes
 from bllpipe.plan.profile import Profile, Timing, UnitProfile, settings_of
 from bllpipe.ports import Round, Target
 from bllpipe.randomness import stream
-from bllpipe.run.data.sets import load_images
+from bllpipe.run.data.registry import load_images
 from bllpipe.run.data.spec import PUBLISHED, DataSpec
 from bllpipe.run.directory import environment
 from bllpipe.run.memory import keep_freed_memory
@@ -49,7 +50,16 @@ class Probe:
     """One unit with its head, and batches of random numbers to time it with. Its weights do not move: the learning rate
     is 0."""
 
-    def __init__(self, segment: Segment, x: Tensor, config: Config, num_classes: int, is_last: bool) -> None:
+    def __init__(
+        self,
+        segment: Segment,
+        x: Tensor,
+        config: Config,
+        num_classes: int,
+        is_last: bool,
+        last_width: int | None = None,
+    ) -> None:
+        x = as_channels_last(x) if lies_channels_last(config, x.device) else x
         self.segment, self.x = segment, x.detach()
         with torch.no_grad(), _autocast(config, x.device):
             alpha = segment.train()(self.x.clone())
@@ -59,7 +69,7 @@ class Probe:
             segment.register_parameter("unused", nn.Parameter(torch.empty(0, device=x.device)))  # Block wants one
         self.optimizer = Optimizer(trained, still.optimizer)
         shapes = tuple(x.shape[1:]), tuple(alpha.shape[1:])
-        self.block = make_block(segment, *shapes, still, num_classes, total_steps=1, is_last=is_last)
+        self.block = make_block(segment, *shapes, still, num_classes, 1, is_last, last_width)
         self.clip_norm, self.gradient = config.optimizer.clip_norm, torch.randn_like(alpha)
         self.target = random_target(len(x), num_channels(shapes[1]), num_classes, config.seed, x.device)
         self.alpha = alpha
@@ -195,8 +205,8 @@ def build_probes(
     x = torch.randn(batch, *spec.image_shape, generator=stream(config.seed, "plan images")).to(device)
     for unit in units:
         say(f"building {unit.name} for {batch} images")
-        segment = Segment([unit], config.seed).to(device)
-        probe = Probe(segment, x, config, spec.num_classes, is_last=unit is units[-1])
+        segment = place(Segment([unit], config.seed), config, device)
+        probe = Probe(segment, x, config, spec.num_classes, unit is units[-1], last_width(config, units))
         yield unit.name, probe
         x = probe.alpha
 

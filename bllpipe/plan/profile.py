@@ -20,7 +20,7 @@ FORMAT = "bllpipe-profile-1"
 # What the figures depend on.
 MODEL = ("model.name", "model.width", "model.stem", "model.args")
 DATA = ("data.name", "data.batch_size")
-REST = ("method", "optimizer.name", "precision.compute", "precision.wire", "cpu_threads")
+REST = ("method", "optimizer.name", "precision.compute", "precision.wire", "cpu_threads", "channels_last")
 SETTINGS = (*MODEL, *DATA, *REST, *(f"objective.{name}" for name in field_types(ObjectiveConfig)))
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from bllpipe.config import Config, to_mapping
 from bllpipe.errors import CheckpointError
-from bllpipe.results.checkpoints_command import size_text
 from bllpipe.run.checkpoint.manifest import FORMAT, Manifest
 from bllpipe.run.checkpoint.names import tensor_file
 from bllpipe.run.checkpoint.reading import checkpoints_at
 from bllpipe.run.checkpoint.shard import read_facts
 from bllpipe.run.checkpoint.tensors import TensorEntry, tensor_entries
 from bllpipe.run.differences import flat
+from bllpipe.run.units import size_text
 
 
 def contents(path: Path) -> Iterator[str]:

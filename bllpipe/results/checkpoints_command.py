@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bllpipe.errors import CheckpointError
+from bllpipe.run.units import age_text, size_text
 
 if TYPE_CHECKING:
     from bllpipe.results.checkpoints import Found
 
-UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 DAMAGED = CheckpointError.exit_code
 
 
@@ -93,19 +93,3 @@ def _verdict(found: Sequence[Found]) -> str:
     count = f"{damaged} of {len(found)} damaged" if damaged else "every byte is as it was written"
     goes_on = f"--resume auto goes on from {taken.name}" if taken else "there is none to go on from"
     return f"{count}; {goes_on}"
-
-
-def size_text(number: int) -> str:
-    """Bytes in the unit that leaves few digits, such as 1.2 MB."""
-    size, unit = float(number), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if size < 1000:
-            break
-        size, unit = size / 1000, larger
-    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-
-
-def age_text(seconds: float) -> str:
-    """An age in the largest unit of which it has one, such as 3 min."""
-    length, unit = next((each for each in UNITS if seconds >= each[0]), UNITS[-1])
-    return f"{seconds // length:.0f} {unit}"

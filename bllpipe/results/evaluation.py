@@ -5,7 +5,7 @@ An exit is a local head, and at the end the classifier. Shapes: B images of a ba
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bllpipe.errors import ConfigError
-from bllpipe.learn.block import Block
+from bllpipe.learn.block import Block, add_votes
 from bllpipe.results.cost import BlockCost, block_costs, share
 from bllpipe.results.finished import FinishedRun, evaluation_batches, load_blocks
 
@@ -23,26 +23,38 @@ THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 @dataclass(frozen=True)
 class Predictions:
-    """What each exit says about each test image: its class, and its confidence, the largest class probability."""
+    """What each exit says about each test image: its class, and its confidence, the largest class probability; and
+    the class that it and all exits before it choose together, by the mean of their class probabilities."""
 
     class_EN: Tensor
     confidence_EN: Tensor
     label_N: Tensor
+    ensemble_class_EN: Tensor
 
     @property
     def accuracy(self) -> list[float]:
         """Of every exit, as a run computes it."""
-        return [int(hits) / len(self.label_N) for hits in (self.class_EN == self.label_N).sum(dim=1)]
+        return self._accuracy(self.class_EN)
+
+    @property
+    def ensemble_accuracy(self) -> list[float]:
+        """Of every exit together with those before it; the last is what a run with ``evaluate.ensemble`` measures."""
+        return self._accuracy(self.ensemble_class_EN)
+
+    def _accuracy(self, class_EN: Tensor) -> list[float]:
+        return [int(hits) / len(self.label_N) for hits in (class_EN == self.label_N).sum(dim=1)]
 
 
 @dataclass(frozen=True)
 class Exit:
-    """Exit ``number``, behind unit ``after``. ``flops`` (for one image), ``macs`` and ``parameters`` are those of the
-    network up to it and of its own head; the shares are the head's in its block with head."""
+    """Exit ``number``, behind unit ``after``. ``ensemble_accuracy`` is that of exits 0 to ``number`` together: the mean
+    of their class probabilities. ``flops`` (for one image), ``macs`` and ``parameters`` are those of the network up to
+    it and of its own head; the shares are the head's in its block with head."""
 
     number: int
     after: str
     test_accuracy: float
+    ensemble_accuracy: float
     flops: int
     macs: int
     parameters: int
@@ -68,7 +80,8 @@ class EarlyExit:
 @dataclass(frozen=True)
 class Evaluation:
     """A run's exits, and its early exits by threshold. ``flops``, ``macs`` and ``parameters`` are those of the network
-    without local heads; ``recorded_test_accuracy`` is what the run itself measured at this step."""
+    without local heads; ``recorded_test_accuracy`` is what the run itself measured at this step. ``ensemble_accuracy``
+    is that of all exits together."""
 
     run: str
     method: str
@@ -78,6 +91,7 @@ class Evaluation:
     test_images: int
     test_accuracy: float
     recorded_test_accuracy: float | None
+    ensemble_accuracy: float
     flops: int
     macs: int
     parameters: int
@@ -97,7 +111,7 @@ def evaluate_run(run: FinishedRun, thresholds: Sequence[float] = THRESHOLDS) -> 
     blocks = load_blocks(run)
     costs = block_costs(blocks, run.images.spec.image_shape)
     predictions = predict(run, blocks, run.wire_dtype)
-    exits = _exits(blocks, costs, predictions.accuracy)
+    exits = _exits(blocks, costs, predictions)
     return Evaluation(
         run=run.path.resolve().name,
         method=run.config.method,
@@ -107,6 +121,7 @@ def evaluate_run(run: FinishedRun, thresholds: Sequence[float] = THRESHOLDS) -> 
         test_images=len(predictions.label_N),
         test_accuracy=exits[-1].test_accuracy,
         recorded_test_accuracy=run.recorded_accuracy,
+        ensemble_accuracy=exits[-1].ensemble_accuracy,
         flops=exits[-1].flops,
         macs=exits[-1].macs,
         parameters=exits[-1].parameters,
@@ -118,13 +133,25 @@ def evaluate_run(run: FinishedRun, thresholds: Sequence[float] = THRESHOLDS) -> 
 
 def predict(run: FinishedRun, blocks: Sequence[Block], wire_dtype: torch.dtype) -> Predictions:
     """The test set through all blocks, with activations of ``wire_dtype`` between them."""
-    classes, confidences, labels = [], [], []
+    classes, confidences, ensemble_classes, labels = [], [], [], []
     for x_BCHW, label_B in evaluation_batches(run):
-        scores_EBK = torch.stack(exit_scores(run, blocks, x_BCHW, wire_dtype))
+        scores = exit_scores(run, blocks, x_BCHW, wire_dtype)
+        scores_EBK = torch.stack(scores)
         classes.append(scores_EBK.argmax(dim=2).cpu())
         confidences.append(scores_EBK.float().softmax(dim=2).amax(dim=2).cpu())
+        ensemble_classes.append(torch.stack([votes_BK.argmax(dim=1) for votes_BK in votes(scores)]).cpu())
         labels.append(label_B.cpu())
-    return Predictions(torch.cat(classes, dim=1), torch.cat(confidences, dim=1), torch.cat(labels))
+    by_exit = (torch.cat(parts, dim=1) for parts in (classes, confidences, ensemble_classes))
+    class_EN, confidence_EN, ensemble_class_EN = by_exit
+    return Predictions(class_EN, confidence_EN, torch.cat(labels), ensemble_class_EN)
+
+
+def votes(scores: Sequence[Tensor]) -> Iterator[Tensor]:
+    """The class probabilities [B, K] of exits 0 to k, added up in the order in which a run does it, for every k."""
+    votes_BK = None
+    for scores_BK in scores:
+        votes_BK = add_votes(votes_BK, scores_BK)
+        yield votes_BK
 
 
 @torch.no_grad()
@@ -135,7 +162,8 @@ def exit_scores(run: FinishedRun, blocks: Sequence[Block], x: Tensor, wire_dtype
         alpha = block.infer(x)
         with run.autocast():
             scores.append(block.head.eval()(alpha))
-        x = alpha.to(wire_dtype).float()
+        sent = alpha.to(wire_dtype)
+        x = sent if run.config.precision.compute == "bf16" else sent.float()  # as the next block gets it
     return scores
 
 
@@ -158,9 +186,10 @@ def leave_early(predictions: Predictions, threshold: float, costs: Sequence[Bloc
     )
 
 
-def _exits(blocks: Sequence[Block], costs: Sequence[BlockCost], accuracies: Sequence[float]) -> list[Exit]:
+def _exits(blocks: Sequence[Block], costs: Sequence[BlockCost], predictions: Predictions) -> list[Exit]:
     exits = []
-    for number, (block, cost, accuracy) in enumerate(zip(blocks, costs, accuracies, strict=True)):
+    accuracies = zip(predictions.accuracy, predictions.ensemble_accuracy, strict=True)
+    for number, (block, cost, (accuracy, together)) in enumerate(zip(blocks, costs, accuracies, strict=True)):
         way = costs[: number + 1]
         flops = sum(each.flops for each in way) + cost.head_flops
         exits.append(
@@ -168,6 +197,7 @@ def _exits(blocks: Sequence[Block], costs: Sequence[BlockCost], accuracies: Sequ
                 number=number,
                 after=block.segment.last_unit,
                 test_accuracy=accuracy,
+                ensemble_accuracy=together,
                 flops=flops,
                 macs=flops // 2,
                 parameters=sum(each.parameters for each in way) + cost.head_parameters,

@@ -27,8 +27,10 @@ def _heading(evaluation: Evaluation) -> str:
 def _exit_rows(evaluation: Evaluation) -> list[str]:
     width = max(len("after"), *(len(each.after) for each in evaluation.exits))
     return [
-        f"exit  {'after':<{width}} {'test accuracy':>14} {'MFLOPs':>10} {'parameters':>12}   head's share of its block",
+        f"exit  {'after':<{width}} {'test accuracy':>14} {'together':>10} {'MFLOPs':>10} {'parameters':>12}   "
+        "head's share of its block",
         *(_exit_row(each, width) for each in evaluation.exits),
+        "together: the mean class probabilities of the exits up to this one;",
         "MFLOPs for one image and parameters are those of the network up to the exit, with its own head;",
         "two FLOPs are one multiply-accumulate, in convolutions and matrix products",
     ]
@@ -36,8 +38,9 @@ def _exit_rows(evaluation: Evaluation) -> list[str]:
 
 def _exit_row(each: Exit, width: int) -> str:
     return (
-        f"{each.number:>4}  {each.after:<{width}} {_percent(each.test_accuracy):>14} {each.flops / 1e6:>10,.3f} "
-        f"{each.parameters:>12,}   FLOPs {_percent(each.head_flops_share)}, "
+        f"{each.number:>4}  {each.after:<{width}} {_percent(each.test_accuracy):>14} "
+        f"{_percent(each.ensemble_accuracy):>10} {each.flops / 1e6:>10,.3f} {each.parameters:>12,}   "
+        f"FLOPs {_percent(each.head_flops_share)}, "
         f"parameters {_percent(each.head_parameters_share)}"
     )
 

@@ -13,16 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bllpipe.config import Config, load_config
+from bllpipe.config import Config
+from bllpipe.config.keys import NEVER
+from bllpipe.config.stored import load_stored_config
 from bllpipe.errors import CheckpointError
 from bllpipe.learn.block import Block, alpha_shape, make_block
 from bllpipe.learn.cuts import cut
-from bllpipe.learn.networks import network_units
+from bllpipe.learn.networks import last_width, network_units
+from bllpipe.learn.placing import place
 from bllpipe.learn.units import Segment
 from bllpipe.ports import Round
 from bllpipe.run.checkpoint import Checkpoint, find_checkpoint
 from bllpipe.run.checkpoint.records import read_record
-from bllpipe.run.data.sets import ImageSet, load_images, load_labels
+from bllpipe.run.data.registry import load_images, load_labels
+from bllpipe.run.data.sets import ImageSet
 from bllpipe.run.data.source import ImageSource, label_batches
 from bllpipe.run.itinerary import Plan
 
@@ -75,8 +79,13 @@ def open_run(path: Path, warn: Callable[[str], None]) -> FinishedRun:
 
     Raises ConfigError, DataError, or CheckpointError when there is no checkpoint; ``warn`` hears of damaged ones.
     """
-    config = load_config(str(path / "config.yaml"))
+    config = load_stored_config(str(path / "config.yaml"))
     checkpoint = find_checkpoint(path / "checkpoints", warn)
+    if checkpoint is None and config.checkpoint.every_steps == NEVER:
+        raise CheckpointError(
+            f"{path} holds no checkpoint, as it was trained with checkpoint.every_steps=never; train it again with "
+            f"--set checkpoint.every_steps=0"
+        )
     if checkpoint is None:
         raise CheckpointError(f"{path} holds no checkpoint yet; go on with the run: --run-dir {path} --resume auto")
     summary = read_record(path / "summary.json")[0] if (path / "summary.json").exists() else None
@@ -115,13 +124,13 @@ def _fresh_blocks(run: FinishedRun) -> list[Block]:
     """The blocks as they are before the first step."""
     config, spec, steps = run.config, run.images.spec, run.plan.total_steps
     units = network_units(config.model, spec.image_shape[0], spec.num_classes, config.seed)
-    parts = cut(units, config.cuts)
+    parts, width = cut(units, config.cuts), last_width(config, units)
     blocks: list[Block] = []
     x_shape: tuple[int, ...] = spec.image_shape
     for part in parts:
-        segment, is_last = Segment(part, config.seed).to(run.device), part is parts[-1]
+        segment, is_last = place(Segment(part, config.seed), config, run.device), part is parts[-1]
         shape = alpha_shape(segment, x_shape, run.device)
-        blocks.append(make_block(segment, x_shape, shape, config, spec.num_classes, steps, is_last))
+        blocks.append(make_block(segment, x_shape, shape, config, spec.num_classes, steps, is_last, width))
         x_shape = shape
     return blocks
 

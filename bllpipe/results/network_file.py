@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import bllpipe
 from bllpipe.config.resnets import DEPTHS
 from bllpipe.config.schema import ModelConfig
 from bllpipe.errors import CheckpointError
@@ -21,10 +20,11 @@ from bllpipe.learn.cuts import cut
 from bllpipe.learn.networks import network_units
 from bllpipe.learn.resnet import STEMS
 from bllpipe.learn.saved import dtype_and_shape, is_of_network, restore
-from bllpipe.learn.units import Segment
+from bllpipe.learn.units import Segment, Unit
 from bllpipe.results.finished import FinishedRun, some
 from bllpipe.run.checkpoint import Checkpoint
 from bllpipe.run.checkpoint.tensors import file_metadata, mapped_tensors
+from bllpipe.version import __version__
 
 FROM = "needed is a file that bllpipe export has written"
 LARGEST = 1_000_000  # channels or classes
@@ -54,7 +54,7 @@ def describe(run: FinishedRun) -> dict[str, str]:
         "image_std": json.dumps(run.images.std),
         "method": run.config.method,
         "step": str(run.checkpoint.step),
-        "bllpipe": bllpipe.__version__,
+        "bllpipe": __version__,
     }
 
 
@@ -67,6 +67,11 @@ def whole_network(metadata: Mapping[str, str], args: Mapping[str, Any] | None = 
 
     Raises CheckpointError when ``metadata`` are not those that ``bllpipe export`` writes.
     """
+    return Segment(cut(network_units_of(metadata, args), 1)[0], seed=0)
+
+
+def network_units_of(metadata: Mapping[str, str], args: Mapping[str, Any] | None = None) -> list[Unit]:
+    """The same network as units; arguments and errors as in ``whole_network``."""
     model = _model(metadata, args)
     try:
         channels, num_classes = json.loads(metadata["image_shape"])[0], _number(metadata["num_classes"])
@@ -76,7 +81,7 @@ def whole_network(metadata: Mapping[str, str], args: Mapping[str, Any] | None = 
         raise CheckpointError(
             f"the metadata do not say what images and how many classes ({error!r:.200}); {FROM}"
         ) from error
-    return Segment(cut(network_units(model, channels, num_classes, seed=0), 1)[0], seed=0)
+    return network_units(model, channels, num_classes, seed=0)
 
 
 def _number(text: str) -> int:

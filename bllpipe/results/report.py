@@ -110,13 +110,14 @@ def _accuracy(groups: Sequence[Group]) -> str:
     rows: list[list[Cell]] = []
     for group in groups:
         finished = [run for run in group.runs if finite(run.summary.get("test_accuracy")) is not None]
+        unknown = "not tested" if any(run.summary for run in group.runs) else "no finished run"
         known = [float(run.summary["test_accuracy"]) for run in finished]
         seeds = ", ".join(written(run.config, "seed") for run in finished)
         around = deviation(known)
         rows.append(
             [
                 group.label,
-                f"{100 * statistics.fmean(known):.2f} %" if known else "no finished run",
+                f"{100 * statistics.fmean(known):.2f} %" if known else unknown,
                 UNKNOWN if around is None else f"{100 * around:.2f} %",
                 str(len(known)),
                 seeds,

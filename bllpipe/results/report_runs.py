@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bllpipe.config.strict_yaml import read_yaml
+from bllpipe.config.stored import stored_mapping
 from bllpipe.errors import ConfigError
 from bllpipe.results.charts_axes import is_drawable
 from bllpipe.results.timeline import Timeline, read_timeline
@@ -84,7 +84,7 @@ def read_run(path: Path, name: str) -> Run:
             f"{path} {_found(path)}; needed is a run directory with a config.yaml, such as runs/NAME, "
             f"which python -m bllpipe.launch makes"
         )
-    run = Run(name, flat(read_yaml(str(path / "config.yaml"))))
+    run = Run(name, flat(stored_mapping(str(path / "config.yaml"))))
     run.environment = _record(path / "env.json", run.notes)
     run.status = _record(path / "status.json", run.notes)
     if "reason" in run.status:

@@ -10,7 +10,7 @@ from typing import Any
 from bllpipe.errors import ConfigError
 
 # Keys that change nothing in what is computed, or say only where and how.
-HARMLESS = ("name", "stop_at", "device", "data.path", "data.workers", "feedback.device")
+HARMLESS = ("name", "stop_at", "device", "data.path", "data.workers", "feedback.device", "evaluate.ensemble")
 HARMLESS_SECTIONS = ("backend.", "gpu.", "log.", "metrics.", "trace.", "checkpoint.")
 SAME_BITS = ("ranks", "threads", "sequential", "streams")  # engines among which a run may change without another result
 ABSENT = "nothing"

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-import bllpipe
 from bllpipe.config import Config, to_yaml
 from bllpipe.errors import CheckpointError
 from bllpipe.run.checkpoint.records import read_record
 from bllpipe.run.notices import warn
 from bllpipe.run.output import Leniency, Policy, append_line, write_whole, writing
+from bllpipe.version import __version__
 
 
 class RunDirectory:
@@ -129,7 +129,7 @@ def environment() -> dict[str, Any]:
     """Versions, devices and the state of the source: what a reader of the figures needs to know."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
-        "bllpipe": bllpipe.__version__,
+        "bllpipe": __version__,
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "platform": platform.platform(),
@@ -149,7 +149,7 @@ def _processor() -> str:
 
 def _git_revision() -> str | None:
     """The commit of the source tree, ``+changes`` behind it if it was edited; None when it is no checkout."""
-    source = Path(bllpipe.__file__).parent
+    source = Path(__file__).parents[1]
     command = ["git", "-C", str(source), "describe", "--always", "--dirty=+changes", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)

@@ -1,10 +1,12 @@
 """Where a run ends: behind its last round, or earlier where all ranks agree to stop.
 
+Where checkpoints are never written, a stop writes none either.
+
 When somebody asks for a stop the ranks are at different rounds, and some wait for messages of others. So
 
   freeze   every rank says how far the furthest of its actors has got, and lets none of them begin another round
   decide   the furthest of all ranks is where the run ends
-           everybody goes on to there, writes a checkpoint and leaves
+           everybody goes on to there, writes a checkpoint (if any are written) and leaves
 
 Nobody has passed that place, and everybody gets the messages that it needs to reach it.
 """
@@ -21,15 +23,16 @@ AGREEMENT_SECONDS = 15.0
 
 
 class Ending:
-    """The end of a run as one process knows it. Actors follow, a watcher freezes and decides."""
+    """The end of a run as one process knows it. Actors follow, a watcher freezes and decides. A run that ``saves``
+    stops with a checkpoint."""
 
-    def __init__(self, agreement_seconds: float = AGREEMENT_SECONDS) -> None:
+    def __init__(self, agreement_seconds: float = AGREEMENT_SECONDS, saves: bool = True) -> None:
         self._begun: dict[str, int] = {}
         self._frozen = False
         self._end = 0
         self._decided = threading.Event()
-        self._agreement_seconds = agreement_seconds
-        self.stopped: Round | None = None  # the checkpoint with which a stop ended the run
+        self._agreement_seconds, self.saves = agreement_seconds, saves
+        self.stopped: Round | None = None  # the round with which a stop ended the run
         self.reason = ""
 
     def follow(self, actor: str, rounds: Iterable[Round], saved: bool) -> Iterator[Round]:
@@ -39,8 +42,8 @@ class Ending:
         for number, entry in enumerate(rounds):
             self._begun[actor] = number + 1  # before the question: whoever freezes has either seen it, or is seen
             if self._frozen and number >= self._agreed():
-                self.stopped = stop_round(last, entry)
-                if not (saved if last is None else last.phase == "save"):
+                self.stopped = stop_round(last, entry, self.saves)
+                if not self.saves or not (saved if last is None else last.phase == "save"):
                     yield self.stopped
                 return
             yield entry
@@ -70,8 +73,8 @@ class Ending:
         return self._end
 
 
-def stop_round(last: Round | None, following: Round) -> Round:
-    """The checkpoint of a stop before ``following``: how many steps are done, and whether a test is left to do."""
+def stop_round(last: Round | None, following: Round, saves: bool = True) -> Round:
+    """The last round of a stop before ``following``: how many steps are done, and whether a test is left to do."""
     epoch = following.epoch if last is None else last.epoch
     tested = following.phase not in ("evaluate", "score")
-    return Round("save", following.step, epoch, tested=tested)
+    return Round("save" if saves else "end", following.step, epoch, tested=tested)

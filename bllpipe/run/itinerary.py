@@ -6,25 +6,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bllpipe.config import Config
+from bllpipe.config.checks import check_warmup
 from bllpipe.errors import ConfigError
 from bllpipe.ports import Round
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Lengths of a run, in steps and images."""
+    """Lengths of a run, in steps and images. Tests and checkpoints come at the end too; None: never."""
 
     total_steps: int
     last_step: int
     steps_per_epoch: int
     batch_size: int
     num_test: int
-    evaluate_every: int
-    save_every: int
+    evaluate_every: int | None
+    save_every: int | None
 
     @classmethod
     def of(cls, config: Config, num_train: int, num_test: int) -> Plan:
-        """The plan of a run on ``num_train`` images; raises ConfigError when not even one batch can be filled."""
+        """The plan of a run on ``num_train`` images; raises ConfigError when not even one batch can be filled, or
+        the warm-up takes longer than the run."""
         batch_size = config.data.batch_size
         if batch_size > num_train:
             raise ConfigError(
@@ -33,15 +35,16 @@ class Plan:
             )
         per_epoch = num_train // batch_size
         total = config.steps or config.epochs * per_epoch
-        every = config.checkpoint.every_steps
+        check_warmup(config, total)
+        evaluate, save = config.evaluate.every_epochs, config.checkpoint.every_steps
         return cls(
             total_steps=total,
             last_step=min(config.stop_at or total, total),
             steps_per_epoch=per_epoch,
             batch_size=batch_size,
             num_test=num_test,
-            evaluate_every=config.evaluate.every_epochs * per_epoch,
-            save_every=per_epoch if every is None else every,
+            evaluate_every=evaluate * per_epoch if isinstance(evaluate, int) else None,
+            save_every=per_epoch if save is None else save if isinstance(save, int) else None,
         )
 
     def rounds(self, start: int = 0, tested: bool = True) -> Iterator[Round]:
@@ -56,10 +59,10 @@ class Plan:
 
     def _after(self, done: int, epoch: int) -> Iterator[Round]:
         """What follows when ``done`` steps are finished: a test, a checkpoint, both, or nothing."""
-        if done == self.total_steps or _is_multiple(done, self.evaluate_every):
+        if self.evaluate_every is not None and (done == self.total_steps or _is_multiple(done, self.evaluate_every)):
             yield from self._test(done, epoch)
-        if done == self.last_step or _is_multiple(done, self.save_every):
-            yield Round("save", done, epoch)
+        if done == self.last_step or _is_multiple(done, self.save_every or 0):
+            yield Round("end" if self.save_every is None else "save", done, epoch)
 
     def _test(self, done: int, epoch: int) -> Iterator[Round]:
         for batch, first in enumerate(range(0, self.num_test, self.batch_size)):

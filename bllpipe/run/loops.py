@@ -64,9 +64,12 @@ class BlockLoop:
         return self.block.update(alpha_BCHW, target, entry.step)
 
     def _evaluate(self, entry: Round) -> Outcome:
-        alpha_BCHW = self.block.infer(self.inputs.recv().alpha_BCHW)
-        self.alphas.send(Alpha(entry, alpha_BCHW))
-        return self.block.score(alpha_BCHW, self.targets.recv())
+        received = self.inputs.recv()
+        alpha_BCHW = self.block.infer(received.alpha_BCHW)
+        scores_BK = self.block.scores(alpha_BCHW)
+        votes_BK = self.block.vote(scores_BK, received.votes_BK)  # None without evaluate.ensemble
+        self.alphas.send(Alpha(entry, alpha_BCHW, votes_BK))
+        return self.block.score(alpha_BCHW, scores_BK, self.targets.recv(), votes_BK)
 
     def weights(self) -> dict[str, Tensor]:
         return self.block.learner.weights()
@@ -104,7 +107,7 @@ class LaneLoop:
             self._absorb_until(entry.step - self.lag)
         if entry.has_messages:
             self.targets.send(self._target(entry))
-        if entry.phase == "save":
+        if entry.phase in ("save", "end"):
             self._catch_up(entry.step)
         return None
 
@@ -124,7 +127,8 @@ class LaneLoop:
         return stats.sums_KC, stats.counts_K
 
     def _catch_up(self, done: int) -> None:
-        """Receives what is still on its way after ``done`` steps, because a checkpoint must hold it."""
+        """Receives what is still on its way after ``done`` steps, because a checkpoint must hold it, and
+        because at the end its sender waits until it has left."""
         while self._next + len(self._ahead) < done:
             sums_KC, counts_K = self._received_stats()
             self._ahead.append((sums_KC.clone(), counts_K.clone()))

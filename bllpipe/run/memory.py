@@ -27,9 +27,16 @@ def keep_freed_memory() -> None:
 
 
 def freeze_garbage() -> None:
-    """What has been built so far stays until the end: the collector need not look at it in any step."""
+    """What has been built so far stays until the end: the collector need not look at it in any step. A script that has
+    frozen its own objects keeps them: there is one place for frozen ones, and it is thawed as a whole."""
     gc.collect()
-    gc.freeze()
+    if gc.get_freeze_count() == 0:
+        gc.freeze()
+
+
+def thaw_garbage() -> None:
+    """The collector looks at everything again, behind the end of a run."""
+    gc.unfreeze()
 
 
 def resident_bytes() -> int | None:

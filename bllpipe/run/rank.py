@@ -76,6 +76,7 @@ class RankPart:
     last_saved: int | None = None
     saves: Saves = field(default_factory=Saves)
     on_end: Callable[[], None] = lambda: None  # what is to be done when the rank has nothing more to tell
+    on_failure: Callable[[], None] = lambda: None  # the same when it fails, and its process goes on
 
     def carry_out(self, actor: Actor, entry: Round) -> None:
         """One round of one actor, its checkpoint included; RoundError says in which round something went wrong."""
@@ -84,6 +85,8 @@ class RankPart:
             if entry.phase == "save":
                 with record(actor.track, "save"):
                     self._save(entry, {**actor.loop.state(), **actor.recorder.state()})
+            if entry.phase == "end":
+                self._require_finite(actor.loop.state(), f"end of the run, after step {entry.step}")
         except Exception as error:
             raise RoundError(entry) from error
 
@@ -101,12 +104,15 @@ class RankPart:
 
     def _write(self, entry: Round, tensors: Mapping[str, Tensor]) -> None:
         place = {"rank": self.rank, "role": self.role}
-        received = [name for name in tensors if name.startswith(RECEIVED)]
         facts = {**place, "step": entry.step, "epoch": entry.epoch, "tested": entry.tested, **self.facts}
         with self.saves.writing(entry.step):
-            require_finite(tensors, self.rank, self.role, f"checkpoint of step {entry.step}", received)
+            self._require_finite(tensors, f"checkpoint of step {entry.step}")
             self.checkpoints.write(entry.step, self.rank, tensors, facts)
         self.last_saved = entry.step
+
+    def _require_finite(self, tensors: Mapping[str, Tensor], where: str) -> None:
+        received = [name for name in tensors if name.startswith(RECEIVED)]
+        require_finite(tensors, self.rank, self.role, where, received)
 
     def report(self) -> dict[str, Any]:
         """This rank's share of summary.json, at the end of the run."""
@@ -123,6 +129,7 @@ class RankPart:
             "cpu_seconds": time.process_time() - self._cpu_before,
             "images_per_second": min(watch.steady.rate for watch in watches),
             "accuracy": self.actors[0].recorder.accuracy,
+            "ensemble_accuracy": self.actors[0].recorder.ensemble_accuracy,
             "parameters": sum(value.numel() for value in weights.values() if value.is_floating_point()),
             "peak_memory_bytes": peak_memory_bytes(),
             "digest": part_digest(weights),

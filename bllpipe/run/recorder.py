@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,16 +24,18 @@ TERM = "terms."
 @dataclass(frozen=True)
 class Means:
     """Means over the images of some batches: of the terms of the loss, of the figures of the batches that were watched,
-    and of the hits; and the learning rate of the last batch."""
+    of the hits, and of those of all heads together where they were counted; and the learning rate of the last batch."""
 
     terms: Mapping[str, float]
     figures: Mapping[str, float]
     accuracy: float
     lr: float = 0.0
+    ensemble_accuracy: float | None = None
 
     def to_json(self) -> dict[str, float]:
         """Without the learning rate, which tests have none of; the sum of the terms is ``loss``."""
-        return {**self.terms, "loss": sum(self.terms.values()), **self.figures, "accuracy": self.accuracy}
+        ensemble = {} if self.ensemble_accuracy is None else {"ensemble_accuracy": self.ensemble_accuracy}
+        return {**self.terms, "loss": sum(self.terms.values()), **self.figures, "accuracy": self.accuracy, **ensemble}
 
 
 @dataclass
@@ -43,13 +45,17 @@ class Totals:
     terms: dict[str, Tensor] = field(default_factory=dict)
     figures: dict[str, Tensor] = field(default_factory=dict)
     correct: Tensor | None = None
+    ensemble_correct: Tensor | None = None  # only in tests, so no checkpoint holds it
     images: int = 0
     watched: int = 0
     lr: float = 0.0
 
     def add(self, outcome: Outcome, images: int) -> None:
         _add(self.terms, outcome.terms, images)
-        self.correct = outcome.correct if self.correct is None else self.correct.to(outcome.correct) + outcome.correct
+        hits = outcome.correct  # where a graph writes those of the next step too
+        self.correct = hits.clone() if self.correct is None else self.correct.to(hits) + hits
+        if (more := outcome.ensemble_correct) is not None:
+            self.ensemble_correct = more.clone() if self.ensemble_correct is None else self.ensemble_correct + more
         self.images += images
         self.lr = outcome.lr
 
@@ -72,11 +78,19 @@ class Totals:
             self.correct, self.images = state["correct"], int(state["images"])
 
     def read(self) -> Means:
-        """The means of what was added."""
-        terms = {name: float(total) / self.images for name, total in self.terms.items()}
-        figures = {name: float(total) / self.watched for name, total in self.figures.items()}
+        """The means of what was added; the device is asked once for all of them."""
         assert self.correct is not None, "read after at least one batch"
-        return Means(terms, figures, float(self.correct) / self.images, self.lr)
+        ensemble = None if self.ensemble_correct is None else float(self.ensemble_correct) / self.images
+        totals = [*self.terms.values(), *self.figures.values(), self.correct]
+        *sums, correct = torch.stack([total.double() for total in totals]).tolist()  # which is exact
+        terms, figures = sums[: len(self.terms)], sums[len(self.terms) :]
+        return Means(
+            {name: total / self.images for name, total in zip(self.terms, terms, strict=True)},
+            {name: total / self.watched for name, total in zip(self.figures, figures, strict=True)},
+            correct / self.images,
+            self.lr,
+            ensemble,
+        )
 
 
 def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor], images: int) -> None:
@@ -85,7 +99,8 @@ def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor], images: int) -> 
 
 
 class Recorder:
-    """Keeps the books of one block or lane. ``trained`` and ``tested`` are the means of its last lines of each kind."""
+    """Keeps the books of one block or lane. ``trained`` and ``tested`` are the means of its last lines of each kind.
+    ``look`` is given the terms of every line before it is written."""
 
     def __init__(
         self,
@@ -97,6 +112,7 @@ class Recorder:
     ) -> None:
         self.place, self.directory, self.store, self.stopwatch = place, directory, store, stopwatch
         self.log_every = log_every
+        self.look: Callable[[Mapping[str, float]], None] = lambda terms: None
         self.trained: Means | None = None
         self.tested: Means | None = None
         self._train, self._test = Totals(), Totals()
@@ -117,6 +133,11 @@ class Recorder:
     def accuracy(self) -> float | None:
         """Of the last test."""
         return self.tested.accuracy if self.tested else None
+
+    @property
+    def ensemble_accuracy(self) -> float | None:
+        """Of all heads together in the last test; only the last block knows it, with ``evaluate.ensemble``."""
+        return self.tested.ensemble_accuracy if self.tested else None
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint must hold for the next line to be the same after it: the sums since the last one."""
@@ -147,6 +168,7 @@ class Recorder:
         figures: dict[str, Any] = {"phase": "train", "step": done, "epoch": entry.epoch, **self.place}
         if self._train.images:
             self.trained, self._train = self._train.read(), Totals()
+            self.look(self.trained.terms)
             figures |= {**self.trained.to_json(), "lr": self.trained.lr}
         figures["images_per_second"] = round(self.stopwatch.lap(), 2)
         figures["waiting"] = {edge: round(seconds, 4) for edge, seconds in self.stopwatch.waiting.items()}
@@ -156,6 +178,7 @@ class Recorder:
 
     def _record_score(self, entry: Round) -> None:
         self.tested, self._test = self._test.read(), Totals()
+        self.look(self.tested.terms)
         place = {"phase": "evaluate", "step": entry.step, "epoch": entry.epoch, **self.place}
         place["training_seconds"] = round(self.stopwatch.training.seconds, 3)
         self.directory.add_metrics({**place, **self.tested.to_json()})

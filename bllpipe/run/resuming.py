@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from bllpipe.config import Config, to_mapping
+from bllpipe.config.stored import with_defaults
 from bllpipe.errors import ConfigError
 from bllpipe.run.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
 from bllpipe.run.differences import Change, changes, refuse_others
@@ -48,7 +49,7 @@ def changes_since(checkpoint: Checkpoint, config: Config, accepted: Sequence[str
     Raises CheckpointError when there is nothing to compare with; ConfigError for any other change, and when
     ``directory`` holds later checkpoints, with the old values: after an interruption they would be taken for new ones.
     """
-    found = changes(checkpoint.config(), to_mapping(config))
+    found = changes(with_defaults(checkpoint.config()), to_mapping(config))
     refuse_others(found, accepted, str(checkpoint.path))
     if not all(change.is_harmless for change in found):
         _refuse_later(checkpoint, directory)

@@ -1,8 +1,8 @@
 """Spans: what every actor did when, kept in memory while it runs and written to spans/rank-N.jsonl afterwards.
 
-Nothing is traced unless ``trace.num_steps`` is set; then methods of the instances at work are wrapped (``trace``), so
-that neither the loops nor the mathematics know of it. Times are those of the host: work that is queued on a GPU ends
-later than its span, and shows where the host waits for it.
+Nothing is traced unless ``trace.num_steps`` is set; then methods of the instances at work are wrapped (``trace``).
+Times are those of the host: work that is queued on a GPU ends later than its span, and shows where the host
+waits for it.
 
 A file has a header and a line a span, with start and end in nanoseconds of this rank's own clock; adding the header's
 ``clock_offset_ns`` makes them those of rank 0's. ``step`` is a training step; tests and checkpoints have that of the
@@ -16,48 +16,19 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bllpipe.ports import Round, Store
 
 if TYPE_CHECKING:
     from bllpipe.run.directory import RunDirectory
-    from bllpipe.run.rank import Actor
 
 VERSION = 1
 TRIPS = 16  # round trips to rank 0; the shortest one tells the time
-P = ParamSpec("P")
-T = TypeVar("T")
-
-# What is wrapped in a loop's parts, by the name of the part: methods, and the kind of span that each makes.
-KINDS: dict[str, dict[str, str]] = {
-    "inputs": {"recv": "load"},  # of images; what comes over an edge is ``receive``
-    "targets": {"recv": "load"},
-    "block": {
-        "forward": "forward",
-        "stats": "stats",
-        "losses": "loss",
-        "backward": "backward",
-        "step_optimizer": "update",
-        "outcome": "log",
-        "infer": "evaluate",
-        "score": "evaluate",
-    },
-    "feedback": {"absorb": "absorb", "table": "target"},
-    "images": {"recv": "load"},
-    "labels": {"recv": "load"},
-    "share": {"step": "update", "outcome": "log"},
-    "stages": {
-        "forward_one_chunk": "forward",
-        "backward_one_chunk": "backward",
-        "backward_weight_one_chunk": "backward",
-    },
-}
 
 
 class Span(NamedTuple):
@@ -126,53 +97,6 @@ def record(
     if entry is None or step_of(entry) not in track.window:
         return NOTHING
     return _Recording(track, kind, entry, edge)
-
-
-def wrapped(method: Callable[P, T], track: Track, kind: str, edge: str = "") -> Callable[P, T]:
-    """``method``, recording a span of ``kind`` a call."""
-
-    @wraps(method)
-    def call(*arguments: P.args, **named: P.kwargs) -> T:
-        with record(track, kind, edge=edge):
-            return method(*arguments, **named)
-
-    return call
-
-
-def wrap(instance: object, kinds: Mapping[str, str], track: Track, edge: str = "") -> None:
-    """Replaces those methods of ``instance`` that it has."""
-    for name, kind in kinds.items():
-        method = getattr(instance, name, None)
-        if method is not None:
-            setattr(instance, name, wrapped(method, track, kind, edge))
-
-
-def trace(actor: Actor, window: range) -> Actor:
-    """The actor with spans of its ports, of what its loop computes, and of its records."""
-    track = actor.track = Track(actor.recorder.place["actor"], window)
-    ports = actor.stopwatch.ports
-    for port in ports:
-        wrap(port, {"send": "send", "recv": "receive"}, track, port.meter.edge)
-    for name, kinds in KINDS.items():
-        found = getattr(actor.loop, name, None)
-        for part in found if isinstance(found, list) else [found]:
-            if not any(part is port for port in ports):
-                wrap(part, kinds, track)
-    draw = getattr(getattr(actor.loop, "labels", None), "__next__", None)
-    if draw is not None:  # a lane's; an iterator takes no new methods
-        vars(actor.loop)["labels"] = _drawn(wrapped(draw, track, "load"))
-    wrap(actor.recorder, {"record": "log"}, track)
-    return actor
-
-
-def _drawn(draw: Callable[[], T]) -> Iterator[T]:
-    """Whatever ``draw`` gives until it raises StopIteration."""
-    while True:
-        try:
-            drawn = draw()
-        except StopIteration:
-            return
-        yield drawn
 
 
 def step_of(entry: Round) -> int:

@@ -45,9 +45,10 @@ class Metered(Protocol):
 
 
 class TimedSender(Generic[SentMessage]):
-    """A sender that adds up the seconds spent in it and, as ``num_bytes`` knows them, the bytes of its messages."""
+    """A sender that adds up the seconds spent in it and, as ``num_bytes`` knows them of the images and the phase of a
+    round, the bytes of its messages."""
 
-    def __init__(self, port: Sender[SentMessage], edge: str, num_bytes: Callable[[int], int]) -> None:
+    def __init__(self, port: Sender[SentMessage], edge: str, num_bytes: Callable[[int, str], int]) -> None:
         self._port, self.meter, self._num_bytes = port, Meter(edge), num_bytes
 
     @property
@@ -59,7 +60,7 @@ class TimedSender(Generic[SentMessage]):
         self.meter.begin()
         self._port.send(message)
         self.meter.end()
-        self.meter.sent += self._num_bytes(message.round.size)
+        self.meter.sent += self._num_bytes(message.round.size, message.round.phase)
 
 
 class TimedReceiver(Generic[ReceivedMessage]):
@@ -130,7 +131,7 @@ class Stopwatch:
         now = time.perf_counter()
         if entry.phase != "train":
             self._ended = None
-            self.in_tests += 0.0 if entry.phase == "save" else now - self._began
+            self.in_tests += 0.0 if entry.phase in ("save", "end") else now - self._began
             return
         seconds = now - (self._began if self._ended is None else self._ended)
         self._ended = now

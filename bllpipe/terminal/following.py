@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bllpipe.config import Config, load_config
+from bllpipe.config import Config
+from bllpipe.config.stored import load_stored_config
 from bllpipe.metrics.health import last_written
 from bllpipe.run.data.spec import PUBLISHED
 from bllpipe.run.itinerary import Plan
@@ -62,7 +63,7 @@ class Follower:
 
     def __init__(self, directory: Path, last_step: int | None = None) -> None:
         self.directory = directory
-        self.config: Config = load_config(str(directory / "config.yaml"), [])
+        self.config: Config = load_stored_config(str(directory / "config.yaml"))
         self.last_step = last_step or _last_step(self.config)
         self.rows: dict[str, Row] = {}
         self.status: dict[str, Any] = {}

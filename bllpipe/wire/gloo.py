@@ -80,7 +80,7 @@ class GlooSender:
                 packet, entry, written = item
                 when = str(entry)
                 written.synchronize()
-                self._send(packet.whole(entry.size))
+                self._send(packet.whole(entry))
                 self._free.put(packet)
         except RuntimeError:
             gone = _gone(self._layout, self._layout.roles[1], when)

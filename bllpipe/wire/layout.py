@@ -5,9 +5,9 @@
     closing  the first 64 bytes of the header again: a message that was cut short does not end so
 
 Both ends know the itinerary, so the receiver knows the next header to the byte, and where the closing must stand;
-anything else is an error. A message that is longer than its receive would kill the receiver. So before the first one
-travels the two ends compare over the store what the largest one is; receives are as long as that, whatever is expected;
-and senders check the shapes of what they send.
+anything else is an error. Some tensors travel in the messages of one phase alone. A message that is longer than its
+receive would kill the receiver. So before the first one travels the two ends compare over the store what the largest
+one is; receives are as long as that, whatever is expected; and senders check the shapes of what they send.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from bllpipe.errors import WireError
-from bllpipe.ports import Alpha, Message, Round, Stats, Target
+from bllpipe.ports import Alpha, Message, Phase, Round, Stats, Target
 from bllpipe.topology import Edge
 
 VERSION = 3  # of this format
@@ -43,11 +43,13 @@ Place = tuple[str, int, int, int]  # phase, step, batch and size of a round
 
 @dataclass(frozen=True)
 class Field:
-    """One tensor of a message; ``batched`` ones have the number of images in front of ``shape``."""
+    """One tensor of a message; ``batched`` ones have the number of images in front of ``shape``. Only messages of the
+    phase ``only`` have it, if there is one; such fields come last."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     batched: bool = True
+    only: Phase | None = None
 
     def full_shape(self, size: int) -> tuple[int, ...]:
         return (size, *self.shape) if self.batched else self.shape
@@ -56,28 +58,33 @@ class Field:
 @dataclass(frozen=True)
 class Layout:
     """The messages of one edge: who talks to whom, in what shapes, for at most ``max_batch`` images; up to ``ring``
-    of them wait at the receiver."""
+    of them wait at the receiver, who gets floats as ``received``."""
 
     edge: Edge
     roles: tuple[str, str]
     fields: tuple[Field, ...]
     max_batch: int
     ring: int
+    received: torch.dtype = torch.float32
 
     def __str__(self) -> str:
         return f"edge {self.edge} ({self.roles[0]} to {self.roles[1]})"
 
-    def shapes(self, size: int) -> list[tuple[torch.dtype, tuple[int, ...]]]:
-        """dtype and shape of every tensor in a message about ``size`` images."""
-        return [(field.dtype, field.full_shape(size)) for field in self.fields]
+    def fields_in(self, phase: str) -> list[Field]:
+        """The tensors in a message of ``phase``; for LIMIT those in the largest message."""
+        return [field for field in self.fields if field.only is None or phase in (field.only, LIMIT)]
+
+    def shapes(self, size: int, phase: str) -> list[tuple[torch.dtype, tuple[int, ...]]]:
+        """dtype and shape of every tensor in a message of ``phase`` about ``size`` images."""
+        return [(field.dtype, field.full_shape(size)) for field in self.fields_in(phase)]
 
     def largest(self) -> bytes:
         """The header of the largest message, of no round: what both ends of the edge must agree on."""
-        return _header(self.edge, (LIMIT, 0, 0, self.max_batch), self.shapes(self.max_batch))
+        return _header(self.edge, (LIMIT, 0, 0, self.max_batch), self.shapes(self.max_batch, LIMIT))
 
     def expected_header(self, entry: Round) -> bytes:
         """The header that the message of this round must have."""
-        return _header(self.edge, _place(entry), self.shapes(entry.size))
+        return _header(self.edge, _place(entry), self.shapes(entry.size, entry.phase))
 
     def header(self, entry: Round, tensors: list[Tensor]) -> bytes:
         """The header that describes ``tensors`` as they are."""
@@ -90,7 +97,7 @@ class Layout:
         if closing != expected[:CLOSING_BYTES]:
             raise WireError(
                 f"{self}: {self.roles[1]} got a message for {entry} that is not whole: {self.roles[0]} has sent less "
-                f"than its {self.message_bytes(entry.size)} bytes"
+                f"than its {self.message_bytes(entry.size, entry.phase)} bytes"
             )
 
     def compare(self, sent: bytes, expected: bytes) -> None:
@@ -103,33 +110,35 @@ class Layout:
     def check_shapes(self, message: Message) -> None:
         """Raises WireError, naming both sides and the edge, unless the message has the shapes of the layout."""
         entry = message.round
-        for part, (_, shape) in zip(parts_of(message), self.shapes(entry.size), strict=True):
+        for part, (_, shape) in zip(parts_of(message), self.shapes(entry.size, entry.phase), strict=True):
             if tuple(part.shape) != shape:
                 raise WireError(
                     f"{self}: at {entry} {self.roles[0]} has {list(part.shape)} to send, but {self.roles[1]} expects "
                     f"{list(shape)}; a block must give the same shape in every step"
                 )
 
-    def payload_bytes(self, size: int) -> int:
-        return sum(_aligned(_num_bytes(dtype, shape)) for dtype, shape in self.shapes(size))
+    def payload_bytes(self, size: int, phase: str) -> int:
+        return sum(_aligned(_num_bytes(dtype, shape)) for dtype, shape in self.shapes(size, phase))
 
-    def message_bytes(self, size: int) -> int:
+    def message_bytes(self, size: int, phase: str) -> int:
         """Header, payload and closing."""
-        return HEADER_BYTES + self.payload_bytes(size) + CLOSING_BYTES
+        return HEADER_BYTES + self.payload_bytes(size, phase) + CLOSING_BYTES
 
-    def views(self, payload: Tensor, size: int) -> list[Tensor]:
-        """The tensors of a message about ``size`` images as views into its uint8 ``payload``."""
+    def views(self, payload: Tensor, size: int, phase: str) -> list[Tensor]:
+        """The tensors of a message of ``phase`` about ``size`` images as views into its uint8 ``payload``."""
         views, offset = [], 0
-        for dtype, shape in self.shapes(size):
+        for dtype, shape in self.shapes(size, phase):
             length = _num_bytes(dtype, shape)
             views.append(payload[offset : offset + length].view(dtype).view(shape))
             offset += _aligned(length)
         return views
 
 
-def alpha_fields(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Field, ...]:
-    """Activations of ``shape`` (without the batch) in the wire's ``dtype``."""
-    return (Field(dtype, shape),)
+def alpha_fields(shape: tuple[int, ...], dtype: torch.dtype, voted_classes: int = 0) -> tuple[Field, ...]:
+    """Activations of ``shape`` (without the batch) in the wire's ``dtype``; in tests, if there are ``voted_classes``,
+    the sums of their probabilities too, which are float32 whatever the activations are."""
+    alpha = Field(dtype, shape)
+    return (alpha, Field(torch.float32, (voted_classes,), only="evaluate")) if voted_classes else (alpha,)
 
 
 def target_fields(channels: int) -> tuple[Field, ...]:
@@ -146,8 +155,8 @@ def stats_fields(num_classes: int, channels: int) -> tuple[Field, ...]:
 def parts_of(message: Message) -> list[Tensor]:
     """The message's tensors in the order of its layout."""
     match message:
-        case Alpha():
-            return [message.alpha_BCHW]
+        case Alpha(_, alpha_BCHW, votes_BK):
+            return [alpha_BCHW] if votes_BK is None else [alpha_BCHW, votes_BK]
         case Target():
             return [message.label_B, message.beta_BC, message.known_B]
         case Stats():
@@ -163,17 +172,17 @@ def put(part: Tensor, room: Tensor) -> None:
 
 def tensors_of(message: Message, layout: Layout, device: torch.device) -> list[Tensor]:
     """The message's tensors as they go on the wire: detached, contiguous, in the layout's dtypes, on ``device``."""
-    pairs = zip(parts_of(message), layout.fields, strict=True)
+    pairs = zip(parts_of(message), layout.fields_in(message.round.phase), strict=True)
     return [part.detach().to(device, field.dtype).contiguous() for part, field in pairs]
 
 
 def message_of(entry: Round, tensors: list[Tensor], layout: Layout, device: torch.device) -> Message:
-    """The message as its receiver sees it: on ``device``, floats in float32."""
+    """The message as its receiver sees it: on ``device``, floats in the format that the layout says."""
     there = [part.to(device, non_blocking=True) for part in tensors]
-    parts = [part.to(torch.float32 if part.is_floating_point() else part.dtype) for part in there]
+    parts = [part.to(layout.received if part.is_floating_point() else part.dtype) for part in there]
     match layout.edge.kind:
         case "alpha":
-            return Alpha(entry, parts[0])
+            return Alpha(entry, *parts)
         case "target":
             return Target(entry, beta_BC=parts[1], known_B=parts[2], label_B=parts[0])
         case "stats":

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from bllpipe.ports import Message, Round
-from bllpipe.wire.layout import CLOSING_BYTES, HEADER_BYTES, Layout, message_of, parts_of, put
+from bllpipe.wire.layout import CLOSING_BYTES, HEADER_BYTES, LIMIT, Layout, message_of, parts_of, put
 
 
 class _Views(NamedTuple):
-    """Where things lie in the message about a certain number of images."""
+    """Where things lie in a message of a certain phase about a certain number of images."""
 
     whole: Tensor
     parts: list[Tensor]
@@ -20,28 +20,28 @@ class _Views(NamedTuple):
 
 
 class Packet:
-    """Room for the largest message of an edge. A message's views into it are made once for every size of batch."""
+    """Room for the largest message of an edge. A message's views into it are made once for every phase and size."""
 
     def __init__(self, layout: Layout, pinned: bool = False) -> None:
         self._layout = layout
-        self._buffer = torch.empty(layout.message_bytes(layout.max_batch), dtype=torch.uint8, pin_memory=pinned)
+        self._buffer = torch.empty(layout.message_bytes(layout.max_batch, LIMIT), dtype=torch.uint8, pin_memory=pinned)
         self._bytes = self._buffer.numpy().data
         self._header = self._bytes[:HEADER_BYTES]
-        self._views: dict[int, _Views] = {}
+        self._views: dict[tuple[int, str], _Views] = {}
 
     @property
     def room(self) -> Tensor:
         """All of it, uint8: a message of another size than expected must not be too long to be received."""
         return self._buffer
 
-    def whole(self, size: int) -> Tensor:
-        """The bytes of a message about ``size`` images, uint8."""
-        return self._viewed(size).whole
+    def whole(self, entry: Round) -> Tensor:
+        """The bytes of the message of this round, uint8."""
+        return self._viewed(entry).whole
 
     def write(self, message: Message) -> Tensor:
         """Puts the message in, converted to the wire's formats; its bytes. Raises WireError for other shapes."""
         self._layout.check_shapes(message)
-        views, header = self._viewed(message.round.size), self._layout.expected_header(message.round)
+        views, header = self._viewed(message.round), self._layout.expected_header(message.round)
         self._header[:] = header
         for part, view in zip(parts_of(message), views.parts, strict=True):
             put(part, view)
@@ -50,15 +50,16 @@ class Packet:
 
     def check(self, entry: Round) -> None:
         """Raises WireError unless what lies here is the message of this round, and all of it."""
-        self._layout.check(bytes(self._header), bytes(self._viewed(entry.size).closing), entry)
+        self._layout.check(bytes(self._header), bytes(self._viewed(entry).closing), entry)
 
     def read(self, entry: Round, device: torch.device) -> Message:
         """The message of this round on ``device``; on a CPU its tensors are views, if their format needs no change."""
-        return message_of(entry, self._viewed(entry.size).parts, self._layout, device)
+        return message_of(entry, self._viewed(entry).parts, self._layout, device)
 
-    def _viewed(self, size: int) -> _Views:
-        if size not in self._views:
-            end = self._layout.message_bytes(size)
-            parts = self._layout.views(self._buffer[HEADER_BYTES:], size)
-            self._views[size] = _Views(self._buffer[:end], parts, self._bytes[end - CLOSING_BYTES : end])
-        return self._views[size]
+    def _viewed(self, entry: Round) -> _Views:
+        form = entry.size, entry.phase
+        if form not in self._views:
+            end = self._layout.message_bytes(*form)
+            parts = self._layout.views(self._buffer[HEADER_BYTES:], *form)
+            self._views[form] = _Views(self._buffer[:end], parts, self._bytes[end - CLOSING_BYTES : end])
+        return self._views[form]

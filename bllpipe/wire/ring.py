@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bllpipe.ports import Alpha, Message, Round, Stats, Target
 from bllpipe.topology import Edge
-from bllpipe.wire.layout import Layout, message_of, parts_of, put
+from bllpipe.wire.layout import LIMIT, Layout, message_of, parts_of, put
 from bllpipe.wire.streams import Event, Streams
 
 MOVED = torch.empty(0)  # stands for a tensor that a graph moves
@@ -69,7 +69,7 @@ class Ring:
         stream = self.streams.current()
         if slot.free is not None:
             stream.wait(slot.free)
-        for room, part in zip(slot.tensors, parts_of(message), strict=True):
+        for room, part in zip(slot.tensors, parts_of(message), strict=False):  # some need not all of the room
             put(part, room[: len(part)])
         return stream.record()
 
@@ -83,7 +83,7 @@ class Ring:
         if self.behind_graph is not None:
             return _moved(entry, self.layout)
         self.streams.current().wait(slot.full)
-        views = zip(slot.tensors, self.layout.shapes(entry.size), strict=True)
+        views = zip(slot.tensors, self.layout.shapes(entry.size, entry.phase), strict=False)
         return message_of(entry, [room[: shape[0]] for room, (_, shape) in views], self.layout, self.device)
 
     def give_back(self) -> None:
@@ -170,7 +170,8 @@ class RingWires:
 
 def _room(layout: Layout, device: torch.device, channels_last: bool) -> list[Tensor]:
     """Room for the largest message."""
-    rooms = [torch.empty(shape, dtype=dtype, device=device) for dtype, shape in layout.shapes(layout.max_batch)]
+    shapes = layout.shapes(layout.max_batch, LIMIT)
+    rooms = [torch.empty(shape, dtype=dtype, device=device) for dtype, shape in shapes]
     last = torch.channels_last
     return [room.to(memory_format=last) if channels_last and room.dim() == 4 else room for room in rooms]
 

@@ -24,6 +24,7 @@ from bllpipe.engines.faults import parse_faults
 from bllpipe.wire.environment import fault_text
 from tests.docs.pages import REPOSITORY
 from tests.docs.shell import FAULTS, Call, calls
+from tests.waiting import PATIENCE
 
 PLACEHOLDER = re.compile(r"[A-Z][A-Z_]+|[A-Z]")
 NUMBERS = re.compile(r"\b(N|MS|SECONDS|STEPS)\b")
@@ -167,7 +168,7 @@ def _dry_run(words: Sequence[str]) -> str:
     make = shutil.which("make")
     assert make is not None, "there is no make here"
     command = [make, "--dry-run", "--no-print-directory", "--old-file=.venv/.ready", *words]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, f"make {' '.join(words)}: {done.stderr.strip()}"
     return done.stdout
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.docs.pages import REPOSITORY
+from tests.waiting import PATIENCE
 
 FAULTS = ("BLLPIPE_FAULT", "BLLPIPE_ALLOW_FAULTS")
 NOTE = f"""#!/bin/sh
@@ -80,7 +81,7 @@ def calls(commands: str, place: Path) -> list[Call]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, f"bash says {done.stderr.strip()} of\n{commands}"
     return list(_read(notes.read_bytes().decode(), place))

@@ -49,7 +49,8 @@ def test_a_captured_step_gives_the_bits_of_an_ordinary_one(
         ("feedback.update=sgd", "feedback.lag=2"),
         ("precision.wire=bf16", "precision.compute=bf16"),
         ("method=predsim", "data.name=synthetic", "data.synthetic_images=640", "evaluate.every_epochs=1"),
-        ("gpu.images=host", "gpu.channels_last=false"),
+        ("gpu.images=host", "channels_last=false"),
+        ("evaluate.ensemble=true", "evaluate.every_epochs=1", "precision.wire=bf16"),
     ],
     ids=" ".join,
 )

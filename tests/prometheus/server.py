@@ -6,11 +6,9 @@ import json
 import shutil
 import socket
 import subprocess
-import threading
-import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from tests.waiting import wait_until
 
 DOCKER = Path(__file__).parents[2] / "docker"
 MISSING = [name for name in ("prometheus", "promtool") if shutil.which(name) is None]
@@ -41,14 +41,14 @@ class Prometheus:
     def ask(self, path: str, **parameters: str) -> Any:
         """The data of an answer of the HTTP API; an expression that is wrong is an HTTPError."""
         url = f"http://127.0.0.1:{self.port}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             record = json.load(answer)
         assert record["status"] == "success", record
         return record["data"]
 
     def is_ready(self) -> bool:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/-/ready", timeout=2) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/-/ready", timeout=1) as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False
@@ -70,11 +70,11 @@ def prometheus(folder: Path, targets: list[Path]) -> Iterator[Prometheus]:
         server = subprocess.Popen(["prometheus", *where], stdout=log, stderr=subprocess.STDOUT)
     try:
         found = Prometheus(port)
-        wait_until(found.is_ready, 60)
+        wait_until(found.is_ready)
         yield found
     finally:
         server.terminate()
-        server.wait(timeout=30)
+        server.wait(timeout=60)
 
 
 def _every_second(targets: list[Path]) -> dict[str, Any]:
@@ -92,11 +92,3 @@ def promtool(*words: str, text: str = "") -> str:
     done = subprocess.run(["promtool", *words], input=text, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, f"promtool {' '.join(words)}\n{done.stdout}{done.stderr}"
     return done.stdout + done.stderr
-
-
-def wait_until(is_so: Callable[[], Any], seconds: float) -> None:
-    """Looks again and again; fails when it never is so."""
-    end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end, f"not within {seconds} s"
-        threading.Event().wait(0.2)

@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 
 from tests.prometheus.dashboard import alerts, queries
-from tests.prometheus.server import DOCKER, Prometheus, needs_prometheus, prometheus, promtool, wait_until
+from tests.prometheus.server import DOCKER, Prometheus, needs_prometheus, prometheus, promtool
 from tests.ranks import jobs
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.prometheus, needs_prometheus]
 
@@ -59,7 +60,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
             command, cwd=jobs.REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         try:
-            wait_until(lambda: job.poll() is not None or has_come_far(server), 120)
+            wait_until(lambda: job.poll() is not None or has_come_far(server))
             assert job.poll() is None, job.communicate()[0]
             yield Watched(server, time.time(), active(server), asked(run_dir), run_dir)
             assert job.wait(timeout=120) == 0, job.communicate()[0]
@@ -84,7 +85,7 @@ def asked(run_dir: Path) -> dict[str, str]:
     texts = {}
     for group in json.loads((run_dir / "prometheus.json").read_text()):
         url = f"http://{group['targets'][0]}{group['labels']['__metrics_path__']}"
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             texts[group["labels"]["rank"]] = answer.read().decode()
     return texts
 
@@ -151,13 +152,13 @@ def by_label(watched: Watched, title: str, label: str, **where: str) -> dict[str
 
 def test_a_run_that_has_ended_in_order_is_not_looked_for_any_more(watched: Watched) -> None:
     """This one waits for the end."""
-    wait_until(lambda: jobs.read_json(watched.run_dir / "status.json")["status"] == "completed", 90)
+    wait_until(lambda: jobs.read_json(watched.run_dir / "status.json")["status"] == "completed")
     assert json.loads((watched.run_dir / "prometheus.json").read_text()) == []
-    wait_until(lambda: active(watched.server) == [], 20)
+    wait_until(lambda: active(watched.server) == [])
     images = f"max_over_time(bllpipe_images_total{{rank='3'}}[{int(time.time() - watched.moment) + 60}s])"
     (last,) = watched.server.query(images)
     assert 0.8 * STEPS * 32 < float(last["value"][1]) <= STEPS * 32
-    wait_until(lambda: not watched.server.query('ALERTS{alertname!="BllpipeImbalance"}'), 20)
+    wait_until(lambda: not watched.server.query('ALERTS{alertname!="BllpipeImbalance"}'))
 
 
 def test_a_run_that_meets_nan_raises_its_alert(tmp_path: Path) -> None:
@@ -167,7 +168,7 @@ def test_a_run_that_meets_nan_raises_its_alert(tmp_path: Path) -> None:
         words = jobs.words(run_dir, *jobs.SMALL, "blocks=2", "steps=2000", "metrics.port=0")
         done = jobs.alone(words, fault="rank=1,step=300,point=loss,action=nan")
         assert (done.returncode != 0 and "NaN" in done.stderr) or "nan" in done.stderr
-        wait_until(lambda: firing(server), 30)
+        wait_until(lambda: firing(server))
         assert firing(server) == {("BllpipeNotFinite", "spoiled")}
 
 

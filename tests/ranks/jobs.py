@@ -6,8 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,11 @@ from typing import Any
 import psutil
 
 from bllpipe import launch
+from tests.ranks.spawning import launch_in_a_process, launch_ranks
+from tests.waiting import PATIENCE
 
 REPOSITORY = Path(__file__).parents[2]
+CALM = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
 SMALL = ("model.width=4", "data.batch_size=32", "log.every_steps=5")
 
 
@@ -32,8 +33,16 @@ def in_this_process(run_dir: Path, *settings: str, options: tuple[str, ...] = ()
     return summary(run_dir)
 
 
+def ranks(
+    num_ranks: int, arguments: list[str], module: str = "bllpipe.launch", timeout: float = PATIENCE, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """A job whose ranks find what torchrun would tell them, and are forked: for what is not about torchrun itself, and
+    in a fraction of its time."""
+    return launch_ranks(num_ranks, arguments, {**CALM, **variables}, module, timeout)
+
+
 def torchrun(
-    num_ranks: int, arguments: list[str], module: str = "bllpipe.launch", timeout: float = 120, **variables: str
+    num_ranks: int, arguments: list[str], module: str = "bllpipe.launch", timeout: float = PATIENCE, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """``torchrun --nproc_per_node=num_ranks -m module arguments``."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_ranks}"]
@@ -63,14 +72,6 @@ def rank_processes(launcher: subprocess.Popen[str]) -> dict[int, psutil.Process]
     return found
 
 
-def wait_until(is_so: Callable[[], bool], seconds: float = 120) -> None:
-    """Looks again and again; fails when it never is so."""
-    end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end, f"not within {seconds} s"
-        time.sleep(0.05)
-
-
 def steps_done(run_dir: Path) -> int:
     """The last step that any rank has written to metrics.jsonl."""
     path = run_dir / "metrics.jsonl"
@@ -78,9 +79,14 @@ def steps_done(run_dir: Path) -> int:
     return max((int(json.loads(line)["step"]) for line in lines if line.endswith("\n")), default=0)
 
 
+def forked(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """``python -m bllpipe.launch arguments`` in a fork: for what starts no ranks."""
+    return launch_in_a_process(arguments, CALM)
+
+
 def alone(arguments: list[str], fault: str = "") -> subprocess.CompletedProcess[str]:
     """``python -m bllpipe.launch arguments``, with a fault on purpose."""
-    return _run([sys.executable, "-m", "bllpipe.launch", *arguments], 120, fault_variables(fault))
+    return _run([sys.executable, "-m", "bllpipe.launch", *arguments], PATIENCE, fault_variables(fault))
 
 
 def summary(run_dir: Path) -> dict[str, Any]:
@@ -115,4 +121,4 @@ def fault_variables(fault: str) -> dict[str, str]:
 
 
 def _environment(variables: dict[str, str]) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **variables}
+    return {**os.environ, **CALM, **variables}

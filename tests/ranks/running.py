@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from benchmarks.family import descendants, marked, ranks_of
 from tests.ranks.jobs import REPOSITORY
+from tests.waiting import PATIENCE, wait_until
 
 MARK = "BLLPIPE_TEST_JOB"  # in the environment of all processes of a job, so that orphans are found too
 OWN = (sys.executable, "-m", "bllpipe.launch")
@@ -47,26 +47,26 @@ class Running:
         """What is still there of the job, its launcher or not."""
         return marked(MARK, self._mark)
 
-    def wait_for_step(self, step: int, timeout: float = 60) -> None:
+    def wait_for_step(self, step: int) -> None:
         """Until a rank has written down this step or a later one."""
-        self.wait_until(lambda: any(line["step"] >= step for line in self._metrics()), timeout)
+        self.wait_until(lambda: any(line["step"] >= step for line in self._metrics()))
 
-    def wait_until(self, condition: Callable[[], object], timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        while not condition():
-            assert self.process.poll() is None, f"the job has ended: {self.process.communicate()}"
-            assert time.monotonic() < deadline, f"not within {timeout:g} s"
-            time.sleep(0.02)
+    def wait_until(self, is_so: Callable[[], object]) -> None:
+        """Until ``is_so()``; fails if the job ends before."""
 
-    def wait_until_nothing_is_left(self, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        while self.left() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert self.left() == [], f"left after {timeout:g} s"
+        def over() -> bool:
+            ended = self.process.poll() is not None
+            assert is_so() or not ended, f"the job has ended: {self.process.communicate()}"
+            return bool(is_so())
 
-    def end(self, timeout: float = 90) -> tuple[int, str]:
+        wait_until(over)
+
+    def wait_until_nothing_is_left(self) -> None:
+        wait_until(lambda: self.left() == [])
+
+    def end(self) -> tuple[int, str]:
         """Waits for the launcher: its exit code and what was said on stderr."""
-        _, errors = self.process.communicate(timeout=timeout)
+        _, errors = self.process.communicate(timeout=PATIENCE)
         return self.process.returncode, errors
 
     def _metrics(self) -> list[dict[str, int]]:

@@ -6,21 +6,29 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
+import subprocess
 import sys
 import tempfile
+import time
 import traceback
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from queue import Empty
 from typing import Any
 
+from tests.waiting import PATIENCE
+
 Task = Callable[..., Any]
 FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["bllpipe.launch", "bllpipe.engines.sequential", "torchvision"])
+FORKSERVER.set_forkserver_preload(
+    ["bllpipe.launch", "bllpipe.engines.sequential", "bllpipe.engines.ranks", "torchvision"]
+)
 
 
-def run_ranks(task: Task, world_size: int, *arguments: Any, timeout: float = 90) -> list[Any]:
+def run_ranks(task: Task, world_size: int, *arguments: Any, timeout: float = PATIENCE) -> list[Any]:
     """``task(rank, *arguments)`` in ``world_size`` processes of one gloo group; the results in order of rank."""
     results: Any = FORKSERVER.Queue()
     with tempfile.TemporaryDirectory() as folder:
@@ -38,28 +46,64 @@ def run_ranks(task: Task, world_size: int, *arguments: Any, timeout: float = 90)
                 process.join()
 
 
-def launch_in_a_process(words: list[str], output: Path, variables: dict[str, str], timeout: float = 60) -> int:
-    """``python -m bllpipe.launch words`` with ``variables`` in its environment: its exit code, that of a signal
-    negative. What it prints goes to ``output``."""
-    process = FORKSERVER.Process(target=_launch, args=(words, output, variables), daemon=True)
-    process.start()
-    try:
-        process.join(timeout)
-        assert process.exitcode is not None, f"not over after {timeout:g} s: {output.read_text()}"
-        return process.exitcode
-    finally:
-        process.kill()
-        process.join()
+def launch_in_a_process(
+    words: list[str], variables: dict[str, str], timeout: float = PATIENCE
+) -> subprocess.CompletedProcess[str]:
+    """``python -m bllpipe.launch words`` with ``variables`` in its environment."""
+    return _launch("bllpipe.launch", words, [variables], timeout)
 
 
-def _launch(words: list[str], output: Path, variables: dict[str, str]) -> None:
-    from bllpipe import launch
+def launch_ranks(
+    num_ranks: int, words: list[str], variables: dict[str, str], module: str, timeout: float
+) -> subprocess.CompletedProcess[str]:
+    """``python -m module words`` in ``num_ranks`` processes with torchrun's variables, and without its agent: no rank
+    is ended because another one has. The exit code is that of the first rank that failed, in order of rank."""
+    import torch.distributed as dist
 
-    with output.open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    size = {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks), "GROUP_RANK": "0"}
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_ranks)]
+    return _launch(module, words, [{**variables, **place, **size, **rank} for rank in ranks], timeout)
+
+
+def _launch(
+    module: str, words: list[str], environments: list[dict[str, str]], timeout: float
+) -> subprocess.CompletedProcess[str]:
+    """Processes that begin together, one for each of the environments: what they printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        processes = [
+            FORKSERVER.Process(target=_run_module, args=(module, words, out, err, variables), daemon=True)
+            for variables in environments
+        ]
+        end = time.monotonic() + timeout
+        try:
+            for process in processes:
+                process.start()
+            for process in processes:
+                process.join(end - time.monotonic())
+                assert process.exitcode is not None, f"not over after {timeout:g} s\n{out.read_text()}{err.read_text()}"
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+        code = next((process.exitcode for process in processes if process.exitcode), 0)
+        return subprocess.CompletedProcess([module, *words], code, out.read_text(), err.read_text())
+
+
+def _run_module(module: str, words: list[str], out: Path, err: Path, variables: dict[str, str]) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    for path, number in ((out, 1), (err, 2)):
+        with path.open("a") as file:
+            os.dup2(file.fileno(), number)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
     os.environ.update(variables)
-    sys.exit(launch.main(words))
+    sys.argv[1:] = words
+    warnings.filterwarnings("ignore", "'bllpipe.launch' found in sys.modules", RuntimeWarning)  # it is loaded ahead
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def _collect(results: Any, world_size: int, timeout: float) -> list[Any]:
@@ -82,7 +126,7 @@ def _rank(task: Task, rank: int, world_size: int, folder: str, results: Any, arg
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     store = dist.FileStore(f"{folder}/store", world_size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=PATIENCE))
     try:
         results.put((rank, task(rank, *arguments), None))
     except BaseException:

@@ -172,7 +172,7 @@ def test_all_ranks_on_a_full_disk(tmp_path: Path, straight: Path, policy: Any) -
     settings = (*SETTINGS, "engine=ranks", f"checkpoint.if_unwritable={policy}", "backend.timeout_seconds=60")
     with small_disk(tmp_path / "disk", MEBIBYTE) as disk:
         run_dir = disk.path / "run"
-        done = jobs.torchrun(3, jobs.words(run_dir, *settings))
+        done = jobs.ranks(3, jobs.words(run_dir, *settings))
         assert done.returncode != 0 and "fault in bllpipe" not in done.stderr
         told = [line for line in done.stderr.splitlines() if line.startswith("bllpipe: ")]
         failed = [line for line in told if "go on with --resume auto" in line]

@@ -19,6 +19,7 @@ from bllpipe.wire.packet import Packet
 from bllpipe.wire.streams import HostStreams
 from tests.ranks.spawning import run_ranks
 from tests.ranks.test_gloo_links import CPU, ROUNDS, alpha, layout
+from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.ranks
 
@@ -45,7 +46,7 @@ def send_late() -> None:
 
     Packet.write = later  # type: ignore[method-assign,assignment]  # this process is the test's own
     late = Late(lambda: copies.pop(0)())
-    sender = GlooSender(layout(), dist.group.WORLD, in_flight=2, timeout=20, open_streams=lambda device: late)
+    sender = GlooSender(layout(), dist.group.WORLD, in_flight=2, timeout=PATIENCE, open_streams=lambda device: late)
     for entry in ROUNDS:
         sender.send(alpha(entry))
     sender.finish()
@@ -58,18 +59,18 @@ def read_late() -> list[list[float]]:
 
     def wait() -> None:
         asked.set()
-        assert may_refill.wait(20)
+        assert may_refill.wait(PATIENCE)
 
     receiver = GlooReceiver(
-        layout(ring=1), dist.group.WORLD, iter(ROUNDS), CPU, timeout=20, open_streams=lambda device: Late(wait)
+        layout(ring=1), dist.group.WORLD, iter(ROUNDS), CPU, timeout=PATIENCE, open_streams=lambda device: Late(wait)
     )
     first: Any = receiver.recv()
     rest = threading.Thread(target=lambda: found.extend(_all_copied(receiver)), daemon=True)
     rest.start()
-    assert asked.wait(20), "the packet was refilled although its reading was not over"
+    assert asked.wait(PATIENCE), "the packet was refilled although its reading was not over"
     values = [first.alpha_BCHW.flatten().tolist()]
     may_refill.set()
-    rest.join(20)
+    rest.join(PATIENCE)
     return values + [tensor.flatten().tolist() for tensor in found]
 
 

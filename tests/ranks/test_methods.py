@@ -57,8 +57,7 @@ def test_what_each_method_reaches_over_three_seeds(accuracies: dict[str, list[fl
 @pytest.mark.ranks
 @pytest.mark.parametrize("method", ["dgl", "predsim"])
 def test_every_local_method_runs_as_ranks(tmp_path: Path, method: str) -> None:
-    """``python -m bllpipe.launch``, which starts its own ranks."""
-    jobs.succeed(jobs.alone(jobs.words(tmp_path, f"method={method}", *jobs.SMALL, "steps=6")))
+    jobs.succeed(jobs.ranks(5, jobs.words(tmp_path, f"method={method}", *jobs.SMALL, "steps=6")))
     assert jobs.summary(tmp_path)["world_size"] == 5
 
 

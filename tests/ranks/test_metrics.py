@@ -18,7 +18,7 @@ def test_a_run_goes_on_without_the_port_that_another_has_and_ends_in_the_same_bi
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         told = (f"metrics.port={port - 1}", f"metrics.textfile={tmp_path / 'missing'}")
-        done = jobs.succeed(jobs.torchrun(3, jobs.words(tmp_path / "told", *SETTINGS, *told)))
+        done = jobs.succeed(jobs.ranks(3, jobs.words(tmp_path / "told", *SETTINGS, *told)))
     lines = done.stderr.splitlines()
     assert sum(f"rank 1 tells no figures: it cannot listen at 127.0.0.1:{port}" in line for line in lines) == 1
     assert sum("cannot write figures to" in line for line in lines) == 3

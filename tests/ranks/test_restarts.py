@@ -17,7 +17,6 @@ from tests.ranks.running import OWN, running, torchrun
 
 pytestmark = [pytest.mark.ranks, pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")]
 TINY = ("blocks=1", "data.name=synthetic", "data.synthetic_images=64", "data.image_size=8", "data.batch_size=8")
-SECONDS = 60.0  # for a job that fails at once
 
 
 def launcher(name: str, num_ranks: int, restarts: int) -> tuple[str, ...]:
@@ -85,7 +84,7 @@ def test_what_would_come_back_is_not_tried_again(
     name: str, num_ranks: int, settings: tuple[str, ...], message: str, code: int, tmp_path: Path
 ) -> None:
     with running(launcher(name, num_ranks, 9), tmp_path / "run", *jobs.words(None, *settings)) as job:
-        found, said = job.end(SECONDS)
+        found, said = job.end()
         assert found == code
         assert re.search(message, said), said
         assert len(messages(said)) == 1, said

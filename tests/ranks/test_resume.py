@@ -77,7 +77,7 @@ def test_a_directory_that_holds_a_run_is_not_overwritten(tmp_path: Path, capsys:
 def test_ranks_go_on_where_they_stopped(tmp_path: Path) -> None:
     settings = (*jobs.SMALL, "steps=50")
     straight = jobs.in_this_process(tmp_path / "straight", *settings, "engine=sequential")
-    jobs.succeed(jobs.torchrun(5, jobs.words(tmp_path / "run", *settings, "stop_at=31")))
+    jobs.succeed(jobs.ranks(5, jobs.words(tmp_path / "run", *settings, "stop_at=31")))
     assert jobs.summary(tmp_path / "run")["steps"] == 31
-    jobs.succeed(jobs.torchrun(5, jobs.words(tmp_path / "run", *settings, options=AUTO)))
+    jobs.succeed(jobs.ranks(5, jobs.words(tmp_path / "run", *settings, options=AUTO)))
     assert jobs.summary(tmp_path / "run")["state_sha256"] == straight["state_sha256"]

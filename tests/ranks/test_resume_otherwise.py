@@ -189,7 +189,7 @@ def test_another_cut_on_another_number_of_ranks_gives_the_same_bits_in_every_eng
     settings = (*SHORT, f"feedback.lag={lag}", "blocks=[layer1.0]")
     here = go_on(tmp_path / "here", *settings, "engine=sequential", accept="blocks")
     words = jobs.words(tmp_path / "there", *settings, "engine=ranks", options=going_on("blocks"))
-    done = jobs.succeed(jobs.torchrun(3, words))
+    done = jobs.succeed(jobs.ranks(3, words))
     there = jobs.summary(tmp_path / "there")
     assert there["world_size"] == 3 and there["state_sha256"] == here["state_sha256"]
     fresh = "starts fresh, as step-00000004 holds nothing that fits: "
@@ -211,7 +211,7 @@ def test_a_whole_network_goes_on_in_stages_in_replicas_and_whole_again(tmp_path:
         words = jobs.words(
             tmp_path / "run", *plain, f"engine={engine}", f"stop_at={stop_at}", options=going_on("engine")
         )
-        said += jobs.succeed(jobs.torchrun(2, words)).stderr
+        said += jobs.succeed(jobs.ranks(2, words)).stderr
     assert go_on(tmp_path / "run", *plain, "engine=single", accept="engine")["steps"] == 9
     assert said.count("with other settings, as accepted:\n  engine: ") == 2
     assert "fresh" not in said and "nobody takes" not in said

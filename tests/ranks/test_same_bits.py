@@ -11,18 +11,23 @@ from tests.ranks import jobs
 STEPS = 60  # more than one epoch: evaluations and a checkpoint lie in between
 
 
-@pytest.fixture(scope="module", params=[4, 2])
+LAST = "channels_last=true"
+BF16 = ("precision.compute=bf16", "precision.wire=bf16")
+
+
+@pytest.fixture(scope="module", params=[(4,), (2,), (4, LAST), (2, LAST, *BF16)], ids=str)
 def digests(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """state_sha256 of every engine for the same job."""
-    folder = tmp_path_factory.mktemp(f"blocks-{request.param}")
-    settings = (*jobs.SMALL, f"steps={STEPS}", f"blocks={request.param}", "evaluate.every_epochs=1")
+    blocks, *more = request.param
+    folder = tmp_path_factory.mktemp(f"blocks-{blocks}")
+    settings = (*jobs.SMALL, f"steps={STEPS}", f"blocks={blocks}", "evaluate.every_epochs=1", *more)
     found = {
         engine: jobs.in_this_process(folder / engine, f"engine={engine}", *settings)["state_sha256"]
         for engine in ("sequential", "threads", "streams")
     }
-    jobs.succeed(jobs.torchrun(request.param + 1, jobs.words(folder / "ranks", *settings)))
+    jobs.succeed(jobs.ranks(blocks + 1, jobs.words(folder / "ranks", *settings)))
     summary = jobs.summary(folder / "ranks")
-    assert summary["world_size"] == request.param + 1
+    assert summary["world_size"] == blocks + 1
     assert summary["steps"] == STEPS
     assert all(0 < busy < 1.05 for busy in summary["busy"])
     return {**found, "ranks": summary["state_sha256"]}
@@ -44,6 +49,22 @@ VARIATIONS = [
     ("blocks=1",),
     ("blocks=[layer1.1, layer4.0]", "data.augment.flip=true", "data.augment.rotation=10"),
 ]
+
+
+@pytest.mark.parametrize("more", [(), BF16], ids=["fp32", "bf16"])
+def test_maps_with_channels_last_are_the_same_whether_they_come_so_or_are_laid_out_here(
+    tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    """In a wavefront they come as they lie, otherwise as messages do. Behind six of eight blocks they have 2 x 2
+    positions or one: of one position strides say little, and kernels are chosen by strides."""
+    settings = (*jobs.SMALL, "steps=6", "blocks=8", "objective.head=conv", *more)
+    digests = {
+        jobs.in_this_process(tmp_path / engine, f"engine={engine}", *settings, LAST)["state_sha256"]
+        for engine in ("sequential", "threads", "streams")
+    }
+    assert len(digests) == 1
+    plain = jobs.in_this_process(tmp_path / "plain", "engine=sequential", *settings)["state_sha256"]
+    assert plain not in digests, "or the key does nothing"
 
 
 @pytest.mark.parametrize("variation", VARIATIONS, ids=" ".join)

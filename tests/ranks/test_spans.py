@@ -18,7 +18,7 @@ STEPS = range(20, 32)
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "traced"
     window = (f"trace.first_step={STEPS.start}", f"trace.num_steps={len(STEPS)}")
-    jobs.succeed(jobs.torchrun(5, jobs.words(path, *SETTINGS, *window), timeout=240))
+    jobs.succeed(jobs.ranks(5, jobs.words(path, *SETTINGS, *window), timeout=240))
     return path
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,12 +14,12 @@ import pytest
 
 from bllpipe.results.sameness import digest, learned
 from tests.ranks import jobs
+from tests.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.ranks
 STEPS = 400
 SETTINGS = (*jobs.SMALL, "blocks=2", f"steps={STEPS}", "checkpoint.every_steps=0")
 IN_TURN = "engine=sequential"
-SECONDS = 20.0  # from the signal to the end of the last process
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +30,22 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-def stop(launcher: subprocess.Popen[str], send: Callable[[dict[int, psutil.Process]], None]) -> tuple[str, float]:
-    """What the job printed, and how long its last process took to end after ``send``."""
+def stop(launcher: subprocess.Popen[str], send: Callable[[dict[int, psutil.Process]], None]) -> str:
+    """What the job printed until its last process had ended, after ``send``."""
     ranks = jobs.rank_processes(launcher)
     send(ranks)
-    began = time.monotonic()
-    text, _ = launcher.communicate(timeout=60)
-    _, alive = psutil.wait_procs(list(ranks.values()), timeout=20)
+    text, _ = launcher.communicate(timeout=PATIENCE)
+    _, alive = psutil.wait_procs(list(ranks.values()), timeout=PATIENCE)
     assert not alive
-    return text, time.monotonic() - began
+    return text
+
+
+def is_idle(process: psutil.Process) -> bool:
+    """Whether it computes nothing for a while: it waits for a message."""
+    before = process.cpu_times()
+    threading.Event().wait(0.5)
+    after = process.cpu_times()
+    return after.user - before.user < 0.1
 
 
 def check_stopped(run_dir: Path) -> None:
@@ -68,39 +75,77 @@ def test_a_signal_stops_all_ranks_at_one_step(
 ) -> None:
     run_dir = tmp_path / "run"
     launcher = jobs.started(3, jobs.words(run_dir, *SETTINGS))
-    jobs.wait_until(lambda: jobs.steps_done(run_dir) >= 20)
+    wait_until(lambda: jobs.steps_done(run_dir) >= 20)
 
     def send(ranks: dict[int, psutil.Process]) -> None:
         targets = {"launcher": [launcher.pid], "rank 1": [ranks[1].pid]}
         for pid in targets.get(name, [launcher.pid, *(process.pid for process in ranks.values())]):
             os.kill(pid, number)
 
-    text, seconds = stop(launcher, send)
+    text = stop(launcher, send)
     assert "stopping with a checkpoint" in text
-    assert seconds < SECONDS
     assert launcher.returncode == 0 or name != "rank 1", text
     check_stopped(run_dir)
     if name == "rank 1":
-        jobs.succeed(jobs.torchrun(3, jobs.words(run_dir, *SETTINGS, options=("--resume", "auto"))))
+        jobs.succeed(jobs.ranks(3, jobs.words(run_dir, *SETTINGS, options=("--resume", "auto"))))
     else:
         go_on(run_dir)
     check_same(run_dir, straight)
 
 
 def test_a_signal_while_everybody_waits_for_a_message(tmp_path: Path, straight: Path) -> None:
-    """Block 1 sleeps in step 30; sooner or later the others wait for it."""
+    """Block 1 stands still in step 30, and the others wait for it until the signal has come."""
     run_dir = tmp_path / "run"
-    fault = "rank=1,step=30,point=update,action=sleep,seconds=5"
-    launcher = jobs.started(3, jobs.words(run_dir, *SETTINGS), fault=fault)
-    jobs.wait_until(lambda: jobs.steps_done(run_dir) >= 30)
-    time.sleep(1)
-    text, seconds = stop(launcher, lambda ranks: ranks[0].terminate())
-    assert seconds < SECONDS
+    launcher = jobs.started(3, jobs.words(run_dir, *SETTINGS), fault="rank=1,step=30,point=update,action=stop")
+    wait_until(lambda: jobs.steps_done(run_dir) >= 30)
+    wait_until(lambda: jobs.rank_processes(launcher)[1].status() == psutil.STATUS_STOPPED)
+
+    def send(ranks: dict[int, psutil.Process]) -> None:
+        wait_until(lambda: is_idle(ranks[0]))
+        ranks[0].terminate()
+        ranks[1].resume()
+
+    text = stop(launcher, send)
     assert launcher.returncode == 0, text
     assert 30 < jobs.read_json(run_dir / "status.json")["step"] < 45
     check_stopped(run_dir)
     go_on(run_dir)
     check_same(run_dir, straight)
+
+
+def test_a_run_without_checkpoints_stops_at_one_step_too(tmp_path: Path) -> None:
+    """The ranks end in order, with a lag's worth of statistics on their way, and leave nothing to go on from."""
+    run_dir = tmp_path / "run"
+    never = ("checkpoint.every_steps=never", "evaluate.every_epochs=never", "feedback.lag=3")
+    launcher = jobs.started(3, jobs.words(run_dir, *SETTINGS, *never))
+    wait_until(lambda: jobs.steps_done(run_dir) >= 20)
+    text = stop(launcher, lambda ranks: ranks[1].terminate())
+    assert launcher.returncode == 0 and "stopping without a checkpoint" in text, text
+    status = jobs.read_json(run_dir / "status.json")
+    assert status["status"] == "preempted" and 0 < status["step"] < STEPS, status
+    assert jobs.summary(run_dir)["steps"] == status["step"]
+    assert not list((run_dir / "checkpoints").iterdir())
+
+
+def test_ranks_that_never_test_and_never_save_end_with_the_same_bits(tmp_path: Path) -> None:
+    settings = (*jobs.SMALL, "blocks=2", "steps=12", "feedback.lag=3")
+    never = ("checkpoint.every_steps=never", "evaluate.every_epochs=never")
+    jobs.succeed(jobs.torchrun(3, jobs.words(tmp_path / "ranks", *settings, *never)))
+    here = jobs.in_this_process(tmp_path / "here", *settings, IN_TURN)
+    found = jobs.summary(tmp_path / "ranks")
+    assert found["state_sha256"] == here["state_sha256"]
+    assert (found["test_accuracy"], found["block_accuracy"]) == (None, [])
+    assert not list((tmp_path / "ranks" / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("engine", ["ddp", "1f1b"])
+def test_synchronous_engines_that_never_test_and_never_save(tmp_path: Path, engine: str) -> None:
+    settings = (*jobs.SMALL, f"engine={engine}", "method=bp", "blocks=2", "steps=12")
+    never = ("checkpoint.every_steps=never", "evaluate.every_epochs=never")
+    jobs.succeed(jobs.torchrun(2, jobs.words(tmp_path / "run", *settings, *never)))
+    found = jobs.summary(tmp_path / "run")
+    assert found["steps"] == 12 and (found["test_accuracy"], found["block_accuracy"]) == (None, [])
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,11 @@ from bllpipe.engines.job import agree
 from bllpipe.engines.synchronous import Build, Seat, make_rank
 from bllpipe.learn.networks import network_units
 from bllpipe.learn.optimizers import Optimizer
+from bllpipe.learn.placing import as_channels_last, lies_channels_last, place
 from bllpipe.learn.units import Segment
 from bllpipe.ports import Round
 from bllpipe.run.checkpoint import find_checkpoint
-from bllpipe.run.data.sets import load_images, load_labels
+from bllpipe.run.data.registry import load_images, load_labels
 from bllpipe.run.data.source import ImageSource, label_batches
 from tests.ranks import jobs
 from tests.ranks.spawning import run_ranks
@@ -39,7 +40,9 @@ LEARN = ("epochs=5", "optimizer.lr=0.1", "evaluate.every_epochs=0")
 EPOCHS_REACH = 0.9  # of the test set; engine single gets 0.93 on average after 8 epochs
 # The whole network's gradient norm is far above 0.1, so each of these steps is clipped.
 CLIPPED = {"1f1b-clipped": "1f1b", "zbv-clipped": "zbv", "ddp-clipped": "ddp", "deepspeed-clipped": "deepspeed"}
-ENGINE_OF = {**{name: name for name in SYNCHRONOUS}, **CLIPPED, "gpipe-whole": "gpipe"}
+# Stages whose maps lie with the channels last, though the messages between them do not.
+LAST = {f"{name}-last": name for name in ("1f1b", "zbv", "ddp", "deepspeed")}
+ENGINE_OF = {**{name: name for name in SYNCHRONOUS}, **CLIPPED, **LAST, "gpipe-whole": "gpipe"}
 HAS_DEEPSPEED = find_spec("deepspeed") is not None
 NEEDS_DEEPSPEED = pytest.mark.skipif(
     not HAS_DEEPSPEED, reason="deepspeed is not installed: pip install 'bllpipe[deepspeed]'"
@@ -59,6 +62,8 @@ def configure(name: str, *settings: str) -> Config:
     words = ["method=bp", f"engine={engine}", f"blocks={4 if engine in TWO_STAGES else 2}", "model.width=8"]
     if name in CLIPPED:
         words.append("optimizer.clip_norm=0.1")
+    if name in LAST:
+        words.append("channels_last=true")
     if name == "gpipe-whole":
         words.append("pipeline.microbatches=1")
     return load_config(None, [*words, *settings])
@@ -122,10 +127,11 @@ def parts_of(config: Config) -> int:
 def one_step_in_one_process(config: Config) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The whole network before and after a step: the parts of the batch go through it one after another, each as
     BatchNorm would see it, and their gradients are averaged."""
-    segment = Segment(network_units(config.model, 1, 10, config.seed), config.seed).train()
+    segment = place(Segment(network_units(config.model, 1, 10, config.seed), config.seed), config, CPU).train()
     before = {f"model.{name}": value.clone() for name, value in segment.state_dict().items()}
     image_BCHW, label_B = first_batch(config)
     for images, labels in zip(image_BCHW.chunk(parts_of(config)), label_B.chunk(parts_of(config)), strict=True):
+        images = as_channels_last(images) if lies_channels_last(config, CPU) else images
         (torch.nn.functional.cross_entropy(segment(images), labels) / parts_of(config)).backward()
     parameters = dict(segment.named_parameters())
     if config.optimizer.clip_norm is not None:
@@ -207,9 +213,9 @@ def weights(folder: Path) -> dict[str, Tensor]:
 def test_1f1b_through_torchrun_and_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     jobs.succeed(jobs.alone(jobs.words(straight, *commands("1f1b"))))
-    jobs.succeed(jobs.torchrun(2, jobs.words(stopped, *commands("1f1b"), "stop_at=5")))
+    jobs.succeed(jobs.ranks(2, jobs.words(stopped, *commands("1f1b"), "stop_at=5")))
     assert jobs.read_json(stopped / "status.json")["status"] == "preempted"
-    jobs.succeed(jobs.torchrun(2, jobs.words(stopped, *commands("1f1b"), options=("--resume", "auto"))))
+    jobs.succeed(jobs.ranks(2, jobs.words(stopped, *commands("1f1b"), options=("--resume", "auto"))))
     one, other = jobs.summary(straight), jobs.summary(stopped)
     assert one["state_sha256"] == other["state_sha256"]
     assert one["test_accuracy"] == other["test_accuracy"]
@@ -222,7 +228,7 @@ def test_1f1b_through_torchrun_and_alone(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_ddp_through_torchrun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    jobs.succeed(jobs.torchrun(2, jobs.words(tmp_path / "run", *commands("ddp"))))
+    jobs.succeed(jobs.ranks(2, jobs.words(tmp_path / "run", *commands("ddp"))))
     check_books(tmp_path / "run", "replica")
     summary = jobs.summary(tmp_path / "run")
     assert summary["sent_bytes"] == [{"other replicas": 12 * 4 * summary["parameters"][1]}] * 2, "each gradient once"
@@ -273,7 +279,7 @@ def test_one_microbatch_is_engine_single(ranks: list[dict[str, Any]], tmp_path: 
 
 def test_a_rank_that_fails_ends_the_run_with_one_message(tmp_path: Path) -> None:
     settings = (*commands("1f1b"), "optimizer.lr=1e30", "schedule.name=constant")
-    done = jobs.torchrun(2, jobs.words(tmp_path / "run", *settings))
+    done = jobs.ranks(2, jobs.words(tmp_path / "run", *settings))
     assert done.returncode != 0
     assert done.stderr.count("bllpipe:") == 1
     assert "rank 1 (stage 1): " in done.stderr and "lower optimizer.lr" in done.stderr

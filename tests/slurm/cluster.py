@@ -46,7 +46,7 @@ def running_cluster(directory: Path) -> Iterator[Cluster]:
         cluster = Cluster(home, directory)
         write_configuration(home)
         daemons.enter_context(cluster.daemon("munged", *munge_options(home)))
-        cluster.wait_until(lambda: (home / "munge.socket").exists(), 20)
+        cluster.wait_until(lambda: (home / "munge.socket").exists(), 60)
         daemons.enter_context(cluster.daemon("slurmctld", "-D"))
         for node in NODES:
             daemons.enter_context(cluster.daemon("slurmd", "-D", "-N", node))
@@ -217,7 +217,7 @@ def end(daemon: subprocess.Popen[bytes]) -> None:
     """Asks a daemon to end, and ends it."""
     daemon.terminate()
     try:
-        daemon.wait(timeout=20)
+        daemon.wait(timeout=60)
     except subprocess.TimeoutExpired:
         daemon.kill()
-        daemon.wait(timeout=20)
+        daemon.wait(timeout=60)

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from benchmarks import archives
 from benchmarks.experiments import experiment_trials
 from bllpipe.config import load_config
+from bllpipe.errors import ConfigError
 
 QUESTIONS = Path(__file__).parents[2] / "benchmarks" / "questions"
 LABELS = np.repeat(np.arange(5), 40)
@@ -52,3 +54,13 @@ def test_every_variant_of_every_question_is_a_config_that_can_run() -> None:
     for file in files:
         for trial in experiment_trials(str(file), [0]):
             load_config(str(trial.config), trial.settings())
+
+
+def test_some_variants_of_a_question() -> None:
+    file = str(QUESTIONS / "rates_and_heads.yaml")
+    trials = experiment_trials(file, [3, 4], only=["bp-*", "strided-kl0-lr0.4"])
+    names = [*(f"bp-lr{rate}" for rate in (0.1, 0.2, 0.4, 0.8)), "strided-kl0-lr0.4"]
+    assert [trial.key for trial in trials] == [f"{name}-s{seed}" for seed in (3, 4) for name in names]
+    assert len(experiment_trials(file, [3])) == 4 + 3 * 5 * 4
+    with pytest.raises(ConfigError, match=r"--only dgl-\*: .* no variant of .*rates_and_heads.*use one of bp-lr0\.1"):
+        experiment_trials(file, [3], only=["bp-*", "dgl-*"])

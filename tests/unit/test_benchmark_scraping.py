@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from benchmarks.throughput_cases import EMULATED_BATCH
 from bllpipe.metrics.collector import registry
 from bllpipe.metrics.serving import Listener
 from tests.unit.metrics.samples import make_source
+from tests.waiting import wait_until
 
 
 def summary(milliseconds: float, scrapes: list[float]) -> dict[str, Any]:
@@ -44,8 +43,5 @@ def test_everybody_who_is_listed_is_asked(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "prometheus.json").write_text(json.dumps([group, group]))
     with scraping.Scraper(tmp_path / "prometheus.json") as scraper:
         scraper.start()
-        end = time.monotonic() + 60
-        while len(scraper.seconds) < 4 and time.monotonic() < end:
-            threading.Event().wait(0.01)
+        wait_until(lambda: len(scraper.seconds) >= 4)
     listener.close()
-    assert len(scraper.seconds) >= 4

@@ -39,7 +39,7 @@ def test_what_one_wait_is_too_long_the_next_is_shorter(monkeypatch: pytest.Monke
     clock = Clock(0.0, torch.Generator())
     now[0] += 0.5  # what was computed before the wait is a part of it
     for _ in range(4):
-        clock.wait(2.0, since=100.0 if now[0] < 101 else now[0])
+        clock.wait(seconds=2.0, since=100.0 if now[0] < 101 else now[0])
     assert now[0] == pytest.approx(100 + 4 * 2.0 + 0.25)
 
 

@@ -10,11 +10,12 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGE = REPOSITORY / "bllpipe"
-MAX_LINES = 300
+MAX_LINES = 400
 
-GROUND = {"errors", "orphans", "randomness", "topology", "ports", "torch_state"}
+GROUND = {"version", "errors", "orphans", "randomness", "topology", "ports", "torch_state"}
 # Which parts of bllpipe each part may import.
 MAY_IMPORT = {
+    "version": set(),
     "errors": set(),
     "orphans": set(),
     "randomness": set(),
@@ -110,7 +111,7 @@ def wrong_statements(source: str) -> list[str]:
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_go_in_one_direction(path: Path) -> None:
     if path == PACKAGE / "__init__.py":
-        assert set(imported_at_once(ast.parse(path.read_text()))) <= {"__future__", "typing"}
+        assert set(imported_at_once(ast.parse(path.read_text()))) <= {"__future__", "bllpipe.version", "typing"}
     else:
         assert wrong_imports(part_of(path), path.read_text()) == []
 

@@ -15,6 +15,7 @@ from bllpipe.config import load_config
 from bllpipe.errors import ConfigError
 from bllpipe.slurm.__main__ import main
 from bllpipe.slurm.fit import check_fit, num_ranks, ranks_of_nodes
+from tests.waiting import PATIENCE
 
 REPOSITORY = Path(__file__).parents[2]
 BP = ("method=bp", "engine=1f1b")
@@ -119,7 +120,7 @@ def test_a_written_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         "partition": "booster",
         "account": "a.b-c",
     }
-    subprocess.run(["bash", "-n", tmp_path / "job.sh"], check=True, timeout=20)
+    subprocess.run(["bash", "-n", tmp_path / "job.sh"], check=True, timeout=PATIENCE)
 
 
 def test_nodes_without_gpus_and_little_time(capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,7 +140,7 @@ def test_arguments_stay_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert directives(script)["nodes"] == "1"
     call = script[script.index("\nrun_bllpipe ") :]
     shell = ["bash", "-c", f"run_bllpipe() {{ printf '%s\\0' \"$@\"; }}\n{call}"]
-    done = subprocess.run(shell, capture_output=True, text=True, check=True, timeout=20, cwd=tmp_path)
+    done = subprocess.run(shell, capture_output=True, text=True, check=True, timeout=PATIENCE, cwd=tmp_path)
     assert done.stdout.split("\0")[:-1] == [*words, "--run-dir", strange]
     assert not (tmp_path / "no").exists()
 

@@ -1,8 +1,8 @@
-"""Data sets by name: images for the first block, labels alone for the feedback rank."""
+"""What a data set is: labels of both splits, images in memory or elsewhere, and what they are normalised with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -12,9 +12,8 @@ from torch import Tensor
 
 from bllpipe.config.schema import DataConfig
 from bllpipe.errors import ConfigError
-from bllpipe.run.data.downloads import DEFAULT_PATH
 from bllpipe.run.data.sending import sent
-from bllpipe.run.data.spec import DataSpec, check_given
+from bllpipe.run.data.spec import DataSpec
 
 Split = Literal["train", "test"]
 
@@ -116,49 +115,3 @@ def _measured(train_NCHW: Tensor) -> tuple[list[float], list[float]]:
     pixels = train_NCHW[:5000].to(torch.float64) / 255
     std = [value if value > 0 else 1.0 for value in pixels.std(dim=(0, 2, 3), correction=0).tolist()]
     return pixels.mean(dim=(0, 2, 3)).tolist(), std
-
-
-def load_images(data: DataConfig, seed: int) -> ImageSet:
-    """The images of ``data.name``; DataError when they are missing or not what they have to be."""
-    if data.given is not None:
-        images: ImageSet = data.given.images(data)
-        return images
-    if data.name == "imagefolder":
-        from bllpipe.run.data.folders import FolderImages
-
-        return FolderImages(data)
-    return MemoryImages(load_arrays(data, seed), data)
-
-
-def load_labels(data: DataConfig, seed: int) -> LabelSet:
-    """The labels of ``data.name``, without keeping any image."""
-    if data.given is not None:
-        labels: LabelSet = data.given.labels()
-        return labels
-    if data.name == "imagefolder":
-        from bllpipe.run.data.folders import folder_labels
-
-        return folder_labels(data)
-    if data.name == "npz":
-        from bllpipe.run.data.npz import read_labels
-
-        return read_labels(str(data.path))
-    arrays = load_arrays(data, seed)
-    return LabelSet(arrays.train_N, arrays.test_N, arrays.num_classes)
-
-
-def load_arrays(data: DataConfig, seed: int) -> Arrays:
-    """A set that fits into memory."""
-    check_given(data)
-    return _loader(data.name)(data, seed)
-
-
-def _loader(name: str) -> Callable[[DataConfig, int], Arrays]:
-    from bllpipe.run.data import generated, npz, published
-
-    loaders: dict[str, Callable[[DataConfig, int], Arrays]] = {
-        "digits": lambda data, seed: published.digits(),
-        "synthetic": generated.synthetic,
-        "npz": lambda data, seed: npz.read_arrays(str(data.path)),
-    }
-    return loaders.get(name, lambda data, seed: published.torchvision_set(name, data.path or DEFAULT_PATH))

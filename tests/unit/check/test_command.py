@@ -30,6 +30,13 @@ def test_messages_of_microbatches_are_counted_one_by_one(capsys: pytest.CaptureF
     assert out.endswith("precision.compute bf16 keeps some of them in half as much.\n")
 
 
+def test_what_tests_send_more_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "With evaluate.ensemble an alpha message of a test batch has 2.6 kB more: "
+    for overrides in ([], ["--set", "evaluate.ensemble=true"]):
+        assert cli.main(["check", "--set", "blocks=2", "--set", "model.width=4", *overrides]) == 0
+        assert (words in capsys.readouterr().out) is bool(overrides)
+
+
 @pytest.mark.parametrize("option", ["--config-only", "--verbose"])
 def test_the_config_can_be_read_again(tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", option, "--set", "blocks=2", "--set", "seed=4", "--set", "model.width=4"]) == 0
@@ -54,6 +61,7 @@ def test_json_is_one_object_with_every_figure(capsys: pytest.CaptureFixture[str]
         "message_bytes": 33088,
         "num_messages": 1,
         "step_bytes": 33088,
+        "ensemble_bytes": 0,
     }
     assert sum(rank["sent_bytes"] for rank in found["ranks"]) == sum(edge["step_bytes"] for edge in found["edges"])
     memory = found["ranks"][0]["memory"]
@@ -78,3 +86,10 @@ def test_a_network_that_cannot_be_counted_is_no_error(capsys: pytest.CaptureFixt
 def test_a_network_without_enough_units_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", "--set", "blocks=9"]) == 2
     assert "bllpipe: blocks=9, but the network has only 8 units" in capsys.readouterr().err
+
+
+def test_a_warm_up_that_takes_longer_than_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """The digits make 22 steps an epoch."""
+    words = ["schedule.name=cosine", "schedule.warmup_steps=500", "epochs=2"]
+    assert cli.main(["check", *(word for setting in words for word in ("--set", setting))]) == 2
+    assert "schedule.warmup_steps is 500, but the run has only 44 steps" in capsys.readouterr().err

@@ -16,10 +16,11 @@ from bllpipe.check.counting import Uncountable, count
 from bllpipe.check.figures import Figures, Memory
 from bllpipe.check.known import known_spec
 from bllpipe.check.synchronous import held_microbatches
+from bllpipe.check.table import figures_table
 from bllpipe.config import load_config
 from bllpipe.engines import topology
 from bllpipe.errors import ConfigError, DataError
-from bllpipe.run.data.spec import DataSpec
+from bllpipe.run.data.spec import PUBLISHED, DataSpec
 
 SMALL = ("model.name=tests.unit.check.networks:small", "blocks=2", "data.batch_size=16")
 
@@ -85,6 +86,17 @@ def test_a_block_keeps_messages_in_rings() -> None:
     assert feedback.memory.messages > 0
     threads = figures_of(*overrides, "engine=threads").ranks
     assert threads[0].memory.messages == 3 * edges["target 2->0"], "a sender of the same process keeps nothing"
+
+
+def test_the_sums_of_probabilities_are_counted_for_tests_and_their_buffers() -> None:
+    overrides = (*SMALL, "backend.ring=3", "backend.in_flight=5")
+    plain, voting = figures_of(*overrides), figures_of(*overrides, "evaluate.ensemble=true")
+    more = 16 * 10 * 4  # 16 images, 10 classes, float32
+    assert {str(edge): edge.ensemble_bytes for edge in voting.edges if edge.ensemble_bytes} == {"alpha 0->1": more}
+    assert not any(edge.ensemble_bytes for edge in plain.edges)
+    assert [edge.step_bytes for edge in voting.edges] == [edge.step_bytes for edge in plain.edges]
+    kept = [one.memory.messages - other.memory.messages for one, other in zip(voting.ranks, plain.ranks, strict=True)]
+    assert kept == [5 * more, 3 * more, 0]
 
 
 @pytest.mark.parametrize(
@@ -167,3 +179,18 @@ def test_data_that_are_there_but_wrong_are_refused(tmp_path: Path) -> None:
         known_spec(data)
     with pytest.raises(DataError, match="train does not exist"):
         known_spec(load_config(None, ["data.name=imagefolder", f"data.path={tmp_path}"]).data)
+
+
+def test_a_local_head_is_counted_with_its_share_of_the_block() -> None:
+    """By hand: 3x3 convolutions from 8 to 64 channels on 4x4, 2x2 and 1x1 positions, and a linear layer."""
+    config = load_config(None, ["model.width=8", "objective.head=strided"])
+    figures = count(config, PUBLISHED["digits"])
+    first, *_, last, _ = figures.ranks
+    products = [9 * 8 * 16 * 16, 9 * 16 * 32 * 4, 9 * 32 * 64 * 1, 64 * 10]
+    assert first.head_operations == 2 * sum(products)
+    convolution = 9 * 8 * 8 * 64  # with as many channels, on 8x8 positions
+    assert first.operations - first.head_operations == 2 * (4 * convolution + convolution // 8)
+    weights = 9 * (8 * 16 + 16 * 32 + 32 * 64) + 64 * 10 + 10
+    assert first.head_parameters == weights + 4 * (16 + 32 + 64), "BatchNorm has four numbers a channel"
+    assert last.head_parameters == last.head_operations == 0 < last.operations
+    assert "block 0" in figures_table(figures, config).split("local head of")[1]

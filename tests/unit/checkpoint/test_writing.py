@@ -18,6 +18,7 @@ from bllpipe.errors import CheckpointError, WireError
 from bllpipe.run.checkpoint import CheckpointWriter, find_checkpoint, open_checkpoint
 from bllpipe.run.checkpoint.records import MAX_BYTES
 from tests.unit.checkpoint.samples import assert_holds, flip_bit, sample, tree, write_checkpoint
+from tests.waiting import PATIENCE
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
@@ -42,7 +43,7 @@ def test_ranks_that_write_at_once_commit_every_step_once(tmp_path: Path, monkeyp
     def run(rank: int) -> None:
         writer = CheckpointWriter(tmp_path, store, num_ranks, "0", keep=3)
         for step in steps:
-            start.wait(timeout=30)
+            start.wait(timeout=PATIENCE)
             writer.write(step, rank, sample(rank, step), {"rank": rank})
         writer.wait_committed(steps[-1])
         assert open_checkpoint(tmp_path / "step-00000008").step == 8

@@ -25,14 +25,6 @@ def test_a_whole_network_does_not_learn_in_blocks() -> None:
     )
 
 
-@pytest.mark.parametrize(("steps", "stop_at"), [(5, 6), (1, 100)])
-def test_stop_behind_the_end(steps: int, stop_at: int) -> None:
-    refused(
-        [f"steps={steps}", f"stop_at={stop_at}"],
-        f"stop_at is {stop_at}, but the run has only {steps} steps; lower stop_at or raise steps",
-    )
-
-
 @pytest.mark.parametrize("engine", ["ddp", "1f1b", "zbv", "deepspeed"])
 @pytest.mark.parametrize(("method", "other"), [("fa", "single"), ("dfa", "single"), ("bll", "ranks"), ("dgl", "ranks")])
 def test_synchronous_engines_are_for_bp(engine: str, method: str, other: str) -> None:
@@ -287,3 +279,14 @@ def test_nothing_is_to_be_found_without_a_port() -> None:
         "use --set metrics.port=9500, or leave it out",
     )
     assert load_config(None, ["metrics.discovery=runs", "metrics.port=0"]).metrics.discovery == "runs"
+
+
+@pytest.mark.parametrize("method", ["bp", "fa", "dfa"])
+def test_a_whole_network_has_no_heads_to_test_together(method: str) -> None:
+    refused(
+        ["engine=single", f"method={method}", "evaluate.ensemble=true"],
+        f"evaluate.ensemble is true, but method {method} trains the whole network, which has no local heads to test "
+        f"together; use --set evaluate.ensemble=false, or a local method such as --set method=bll",
+    )
+    assert load_config(None, ["evaluate.ensemble=true", "method=dgl"]).evaluate.ensemble
+    assert not load_config(None).evaluate.ensemble

@@ -33,6 +33,9 @@ CUTS = int | list[int | str]
         (4, CUTS, 4),
         ([4, "layer3.2"], CUTS, [4, "layer3.2"]),
         ([], CUTS, []),
+        ("never", int | Literal["never"] | None, "never"),
+        (0, int | Literal["never"] | None, 0),
+        (None, int | Literal["never"] | None, None),
         ([1, 0.5], list[float], [1.0, 0.5]),
         ([1, 2], list[float] | None, [1.0, 2.0]),
         (None, list[float] | None, None),
@@ -71,6 +74,7 @@ def test_fitting_value_is_kept_or_made_a_float(value: Any, kind: Any, expected: 
         ([1], dict[str, Any], "[1] (a list); needed is text keys and values"),
         ({1: 2}, dict[str, Any], "{1: 2} (keys and values); needed is text keys and values"),
         (3, Color, "3 (a whole number); needed is one of red, green"),
+        (0.5, int | Literal["never"], "0.5 (a number); needed is a whole number or never"),
         (None, Color, "None (null); needed is one of red, green"),
         (["red"], Color, "['red'] (a list); needed is one of red, green"),
     ],
@@ -105,6 +109,12 @@ def test_nan_and_inf_in_a_list_are_refused(value: float) -> None:
 def test_unknown_choice_suggests_only_what_looks_alike(value: str, message: str) -> None:
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         convert(value, Color, "some.key", {})
+
+
+def test_a_word_beside_numbers_is_suggested_too() -> None:
+    message = "some.key is 'nevr'; needed is a whole number or never or null; did you mean 'never'?"
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        convert("nevr", int | Literal["never"] | None, "some.key", {})
 
 
 @pytest.mark.parametrize(("kind", "value"), [(int, 0), (int, 5), (float, 0), (float, 5.0), (float | None, 0.0)])

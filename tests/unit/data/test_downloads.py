@@ -69,7 +69,6 @@ def served_from(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downloads, "SECONDS", 0.2)
 
 
-@pytest.mark.timeout(30)
 @pytest.mark.parametrize(("is_open", "failure"), [(False, "<urlopen error"), (True, "timed out")])
 def test_a_server_that_is_not_there_or_says_nothing(
     is_open: bool, failure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.family import descendants, marked
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs prctl and /proc")
 REPOSITORY = Path(__file__).parents[3]
@@ -55,9 +55,8 @@ def test_they_end_with_the_rank_and_not_before(folder: Path) -> None:
             rank.stdin.flush()
             assert rank.stdout.readline() == "2 3 8 8\n"
         rank.kill()
-        deadline = time.monotonic() + 2
-        while (left := marked("WORKERS_TEST", str(os.getpid()))) and time.monotonic() < deadline:
-            time.sleep(0.01)
-    for process in left:
-        os.kill(process, signal.SIGKILL)
-    assert left == []
+        try:
+            wait_until(lambda: not marked("WORKERS_TEST", str(os.getpid())))
+        finally:
+            for process in marked("WORKERS_TEST", str(os.getpid())):
+                os.kill(process, signal.SIGKILL)

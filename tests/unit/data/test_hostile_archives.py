@@ -148,7 +148,6 @@ def test_a_list_of_contents_without_an_end_is_not_read(tmp_path: Path) -> None:
     assert DIRECTORY_BYTES < 2 << 20
 
 
-@pytest.mark.timeout(20)
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "set.npz")
     with pytest.raises(DataError, match="set.npz is a pipe or a device; needed is a NumPy archive with train_x, train"):

@@ -10,15 +10,8 @@ from torch import Tensor
 
 from bllpipe.config.schema import DataConfig
 from bllpipe.errors import ConfigError
-from bllpipe.run.data.sets import (
-    MEAN_AND_STD,
-    Arrays,
-    MemoryImages,
-    load_arrays,
-    load_images,
-    load_labels,
-    mean_and_std,
-)
+from bllpipe.run.data.registry import load_arrays, load_images, load_labels
+from bllpipe.run.data.sets import MEAN_AND_STD, Arrays, MemoryImages, mean_and_std
 from bllpipe.run.data.spec import DataSpec
 
 

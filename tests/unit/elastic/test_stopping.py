@@ -12,8 +12,9 @@ from contextlib import contextmanager
 import pytest
 
 from bllpipe.elastic.stopping import Stopping
+from tests.waiting import PATIENCE, default_action
 
-WILLING = "import time; print('on', flush=True); time.sleep(60)"
+WILLING = "import time; print('on', flush=True); time.sleep(3600)"
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + WILLING
 
 
@@ -32,14 +33,20 @@ def child(code: str) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_first_signal_is_passed_on(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
-    before = signal.getsignal(number)
-    with child(WILLING) as rank, Stopping(patience=20) as stopping:
+    with default_action(number), child(WILLING) as rank, Stopping(patience=PATIENCE) as stopping:
         os.kill(os.getpid(), number)
         stopping.ranks = lambda: {rank.pid}  # which is started only after the signal has come
-        assert rank.wait(10) == -signal.SIGTERM
+        assert rank.wait(PATIENCE) == -signal.SIGTERM
         assert stopping.signal == number
-    assert signal.getsignal(number) == before
     assert capsys.readouterr().err.startswith(f"bllpipe: {number.name}: the ranks stop")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_handlers_are_put_back(number: signal.Signals) -> None:
+    with default_action(number):
+        with Stopping(patience=PATIENCE):
+            assert signal.getsignal(number) != signal.SIG_DFL
+        assert signal.getsignal(number) == signal.SIG_DFL
 
 
 def test_without_a_signal_nothing_happens(capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,17 +63,17 @@ def test_who_does_not_stop_in_time_is_killed() -> None:
     with child(STUBBORN) as rank, Stopping(patience=0.3) as stopping:
         stopping.ranks = lambda: {rank.pid}
         os.kill(os.getpid(), signal.SIGTERM)
-        assert rank.wait(10) == -signal.SIGKILL
+        assert rank.wait(PATIENCE) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(("second", "ends"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
 def test_a_second_interrupt_ends_all_at_once(second: signal.Signals, ends: bool) -> None:
-    with child(STUBBORN) as rank, Stopping(patience=60) as stopping:
+    with child(STUBBORN) as rank, Stopping(patience=PATIENCE) as stopping:
         stopping.ranks = lambda: {rank.pid}
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), second)
         if ends:
-            assert rank.wait(10) == -signal.SIGKILL
+            assert rank.wait(PATIENCE) == -signal.SIGKILL
         else:
             with pytest.raises(subprocess.TimeoutExpired):
                 rank.wait(0.3)

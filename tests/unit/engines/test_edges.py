@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 
-from bllpipe.engines.edges import Ahead
+from bllpipe.engines.edges import Ahead, layout_of
 from bllpipe.errors import DataError
 from bllpipe.ports import Alpha, Round
+from tests.unit.engines.test_job import job_of
+from tests.waiting import PATIENCE
 
 
 class Images:
@@ -31,7 +35,7 @@ class Images:
 def test_all_come_in_order_and_some_before_they_are_asked_for() -> None:
     images = Images(5)
     ahead = Ahead(images, cpu_threads=1)
-    assert images.second.wait(timeout=20), "the second is drawn though nobody has taken the first"
+    assert images.second.wait(timeout=PATIENCE), "the second is drawn though nobody has taken the first"
     assert [int(ahead.recv().alpha_BCHW) for _ in range(5)] == [1, 2, 3, 4, 5]
 
 
@@ -40,3 +44,18 @@ def test_what_cannot_be_drawn_ends_the_run_with_its_own_error() -> None:
     ahead.recv()
     with pytest.raises(DataError, match=r"train/cat/3\.png is no image"):
         ahead.recv()
+
+
+@pytest.mark.parametrize("compute", ["fp32", "bf16"])
+@pytest.mark.parametrize("wire", ["fp32", "bf16"])
+def test_only_a_block_that_computes_in_bf16_reads_it(tmp_path: Path, wire: str, compute: str) -> None:
+    job = job_of(tmp_path, "blocks=2", f"precision.wire={wire}", f"precision.compute={compute}")
+    for number in range(2):
+        job.store.set(f"shape/{number}", json.dumps([4, 8, 8]))
+    found = {edge.kind: layout_of(job, edge).received for edge in job.topology.edges()}
+    both = wire == compute == "bf16"
+    assert found == {
+        "alpha": torch.bfloat16 if both else torch.float32,
+        "target": torch.float32,
+        "stats": torch.float32,
+    }

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from bllpipe.engines.failure import SILENT_SECONDS, cause_of, enter, exit_code, explain, report_failure
+from bllpipe.engines.failure import cause_of, enter, exit_code, explain, report_failure
 from bllpipe.errors import BllpipeError, CheckpointError, ConfigError, DataError, NonFiniteError, OutputError, WireError
 from bllpipe.ports import Round
 from bllpipe.run.rank import RoundError
 from bllpipe.wire.environment import RankEnvironment
+from tests.waiting import PATIENCE
 
 
 @pytest.fixture
@@ -131,7 +132,7 @@ def test_a_rank_without_a_store_says_so_and_ends(capfd: pytest.CaptureFixture[st
     environment = RankEnvironment(1, 2, 1, 2, "localhost", 1, agent_hosts_store=True)
     process = multiprocessing.get_context("spawn").Process(target=enter, args=(environment, 0.2))
     process.start()
-    process.join(60)
+    process.join(PATIENCE)
     assert process.exitcode == 3
     assert "bllpipe: rank 1 does not reach the store of the job at localhost, port 1" in capfd.readouterr().err
 
@@ -145,4 +146,4 @@ def test_no_rank_leaves_before_the_first_has_spoken() -> None:
         with pytest.raises(TimeoutError):
             silent.result(0.3)
         store.set("failure/told", "yes")
-        assert silent.result(SILENT_SECONDS) == 5
+        assert silent.result(PATIENCE) == 5

@@ -1,6 +1,6 @@
 """A step asks its device for nothing: on a GPU the host would have to wait for the answer.
 
-Checked on a CPU, with the books as a GPU has them: losses are looked at as often as a line is written. On a GPU the
+Checked on a CPU, with the books as a GPU has them: losses are looked at where a line is written. On a GPU the
 same is checked by torch itself (tests/gpu).
 """
 
@@ -16,8 +16,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bllpipe.engines import books
+from bllpipe.learn.learner import Learner
 from bllpipe.ports import Round
-from bllpipe.run.finite import guard
+from bllpipe.run.instrument import guard
 from bllpipe.run.rank import Actor
 from tests.ranks import jobs
 from tests.unit.learn.tape import ASKS_THE_DEVICE
@@ -83,7 +84,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
         found.round = None
 
     monkeypatch.setattr(Actor, "carry_out", noted)
-    monkeypatch.setattr(books, "guard", lambda actor, every: guard(actor, every=LINE))
+    monkeypatch.setattr(books, "guard", lambda actor, at_lines: guard(actor, at_lines=True))
     return found
 
 
@@ -111,6 +112,18 @@ def test_only_the_step_that_writes_a_line_asks(
     found = asked_in(asked, tmp_path, f"engine={engine}", *settings)
     assert [each for each in found if each[0] < LINE - 1] == []
     assert {step for step, _ in found} == {LINE - 1}, "the one that does is seen"
+
+
+def test_a_line_asks_behind_its_update(asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    apply, before = Learner.apply, list[int]()
+
+    def noted(learner: Learner) -> None:
+        before.append(len(asked.found))
+        apply(learner)
+
+    monkeypatch.setattr(Learner, "apply", noted)
+    found = asked_in(asked, tmp_path, "engine=sequential")
+    assert before == [0] * (2 * LINE - 1) + [len(found) // 2], "the second block's line comes behind that of the first"
 
 
 @pytest.mark.parametrize("method", ["bp", "fa", "usf", "dfa"])

@@ -257,6 +257,24 @@ def test_the_gradient_that_goes_back_is_contiguous() -> None:
     assert gradient.is_contiguous() and gradient.shape == x.shape
 
 
+def test_maps_lie_with_channels_last_inside_a_stage_and_contiguous_between_two() -> None:
+    seen, x = list[Tensor](), torch.randn(2, 3, 4, 4, requires_grad=True)
+
+    class Seen(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x.register_hook(seen.append)
+            seen.append(x)
+            return x * 2
+
+    share = share_of(segments([nn.BatchNorm2d(3), Seen()]), config("engine=single", "channels_last=true"))
+    (segment,) = share.segments
+    sent = StageModule(segment, share.learner.autocast(), torch.float32, share.channels_last)(x)
+    (gradient,) = torch.autograd.grad(sent.square().sum(), x)
+    assert sent.is_contiguous() and gradient.is_contiguous() and len(seen) == 2
+    assert all(each.is_contiguous(memory_format=torch.channels_last) for each in seen)
+    torch.testing.assert_close(gradient, torch.autograd.grad(segment(x).square().sum(), x)[0])
+
+
 def test_what_is_not_computed_in_a_step_is_waited() -> None:
     class Stage:
         def forward_one_chunk(self, seconds: float) -> None:

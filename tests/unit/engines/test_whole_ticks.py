@@ -20,7 +20,7 @@ from bllpipe.errors import ConfigError, NonFiniteError
 from bllpipe.learn import learner
 from bllpipe.learn.block import Block
 from bllpipe.learn.capture import CapturedStep, Graphs
-from bllpipe.run.finite import guard
+from bllpipe.run.instrument import guard
 from bllpipe.wire.ring import Ring, RingWires
 from tests.ranks import jobs
 from tests.unit.engines.test_no_waiting import Asked, Methods, Operations
@@ -166,7 +166,7 @@ def test_a_whole_tick_asks_the_device_for_nothing(tmp_path: Path, monkeypatch: p
 
 def test_a_loss_that_is_not_finite_is_found_at_the_next_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it is by blocks that take turns, if they look as seldom as they do on a GPU."""
-    monkeypatch.setattr(books, "guard", lambda actor, every: guard(actor, every=12))
+    monkeypatch.setattr(books, "guard", lambda actor, at_lines: guard(actor, at_lines=True))
     monkeypatch.setattr(learner, "rate_factor", lambda step, *schedule: 1e30 if step >= 8 else 1.0)
     settings = (*QUIET, "log.every_steps=12")
     with pytest.raises(NonFiniteError) as expected:
@@ -175,7 +175,14 @@ def test_a_loss_that_is_not_finite_is_found_at_the_next_line(tmp_path: Path, mon
     with pytest.raises(NonFiniteError, match=r"rank 0 \(block 0\), step 11: .* NaN") as found:
         twin.train(tmp_path / "b", *settings)
     assert str(found.value) == str(expected.value)
-    assert len(twin.graphs.launches) == len(range(5, 11)), "steps that spoil the weights are made in whole ticks"
+    assert len(twin.graphs.launches) == len(range(5, 12)), "steps that spoil the weights are made in whole ticks"
+
+
+def test_a_line_of_metrics_takes_no_tick_out_of_the_graph(tmp_path: Path) -> None:
+    twin, settings = Twin(), (*QUIET, "log.every_steps=2")
+    in_turn(tmp_path / "turns", *settings)
+    twin.train(tmp_path / "whole", *settings)
+    assert lines(tmp_path / "whole") == lines(tmp_path / "turns") and len(twin.graphs.launches) == len(range(5, STEPS))
 
 
 @pytest.mark.parametrize(
@@ -256,8 +263,8 @@ def test_events_do_not_pass_between_inside_and_outside(tmp_path: Path, monkeypat
                 settle(wires, event)
 
         monkeypatch.setattr(RingWires, "settle", forgotten)
-        with pytest.raises(AssertionError, match=told):  # a line of metrics is written right behind the first graph
-            Twin().train(tmp_path / str(number))
+        with pytest.raises(AssertionError, match=told):  # a step is traced right behind the first graph
+            Twin().train(tmp_path / str(number), "trace.first_step=6", "trace.num_steps=1")
 
 
 def test_what_cannot_be_captured_says_what_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,5 +296,5 @@ def test_a_cpu_has_no_graphs() -> None:
 def test_each_block_may_be_captured_for_itself() -> None:
     config = load_config(None, [*SMALL, "gpu.capture=blocks"])
     assert graphs_of_ticks(config, torch.device("cuda")) is None
-    with pytest.raises(ConfigError, match="gpu.capture is 'ticks' .* needed is true or false or one of blocks"):
+    with pytest.raises(ConfigError, match="gpu.capture is 'ticks' .* needed is true or false or blocks"):
         load_config(None, ["gpu.capture=ticks"])

@@ -1,5 +1,6 @@
 """A block on its own: its loss, its step, its state, and the shapes its head reads."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bllpipe.config.schema import Config, ObjectiveConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig
 from bllpipe.errors import CheckpointError, ConfigError
@@ -62,7 +64,8 @@ def test_the_norm_that_is_watched_is_that_of_the_gradients_before_they_are_clipp
     gradients = [p.grad.flatten() for p in twin.learner.parameters.values() if p.grad is not None]
     watched = block.update(block.forward(images()), aim, step=0).watch()
     torch.testing.assert_close(watched["gradient_norm"], torch.cat(gradients).norm())
-    assert "gradient_norm" not in block.score(block.infer(images()), aim).watch(), "a test has no gradients"
+    alpha = block.infer(images())
+    assert "gradient_norm" not in block.score(alpha, block.scores(alpha), aim).watch(), "a test has no gradients"
 
 
 def test_what_is_normalised_for_the_kl_is_normalised_for_the_feedback() -> None:
@@ -73,6 +76,43 @@ def test_what_is_normalised_for_the_kl_is_normalised_for_the_feedback() -> None:
     torch.testing.assert_close(sums_KC.sum(dim=0), message_BC.sum(dim=0).detach(), atol=1e-5, rtol=0)
     kl = block.losses(alpha, aim)[0]["kl"]
     torch.testing.assert_close(kl, posterior_kl(Gaussian(), message_BC, aim.beta_BC, aim.known_B))
+
+
+class Means(TorchDispatchMode):
+    """Counts how often means over the positions of maps are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        self.number += func is torch.ops.aten.mean.dim and args[0].dim() == 4
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("keep_weight", [0.0, 0.1])
+def test_channel_means_are_computed_once_a_step(keep_weight: float) -> None:
+    """For the statistics; the loss and the figures of a line have them from there."""
+    block, aim = make(replace(CONFIG, objective=ObjectiveConfig(keep_weight=keep_weight))), target(6, 8)
+    alpha = block.forward(images())
+    with Means() as means:
+        block.stats(alpha, aim.label_B)
+        block.update(alpha, aim, step=0).watch()
+    assert means.number == 1
+
+
+@pytest.mark.parametrize("keep_weight", [0.0, 0.1])
+def test_a_step_has_the_same_bits_with_statistics_and_without(keep_weight: float) -> None:
+    config = replace(CONFIG, objective=ObjectiveConfig(keep_weight=keep_weight))
+    first, second, aim = make(config), make(config), target(6, 8)
+    for step in range(3):
+        for block in (first, second):
+            alpha = block.forward(images())
+            if block is first:
+                block.stats(alpha, aim.label_B)
+            block.update(alpha, aim, step)
+    state, other = first.learner.state(), second.learner.state()
+    assert [name for name in state if not torch.equal(state[name], other[name])] == []
 
 
 def test_the_step_is_gradient_descent_on_that_loss() -> None:
@@ -197,7 +237,7 @@ def test_bf16_computes_in_bf16_and_learns_in_fp32() -> None:
 def test_heads_read_at_most_the_features_they_may(
     head: str, shape: tuple[int, int, int], at_most: int, pool: int
 ) -> None:
-    module = make_head(shape, 10, ObjectiveConfig(head=head, head_features=at_most))  # type: ignore[arg-type]
+    module = make_head(shape, 10, ObjectiveConfig(head=head, head_features=at_most), 64)  # type: ignore[arg-type]
     assert module.eval()(torch.randn(2, *shape)).shape == (2, 10)
     assert pooled_shape(shape, at_most) == (pool, pool)
 

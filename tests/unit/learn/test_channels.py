@@ -3,13 +3,44 @@
 import pytest
 import torch
 
-from bllpipe.learn.channels import alignment, channel_means, class_statistics, forward_message, num_channels
+from bllpipe.learn.channels import (
+    alignment,
+    channel_means,
+    class_statistics,
+    forward_message,
+    known_means,
+    num_channels,
+)
 
 
 @pytest.mark.parametrize(("shape", "channels"), [((6, 4, 4), 6), ((9, 6), 6), ((6,), 6)])
 def test_channel_means_of_maps_tokens_and_vectors(shape: tuple[int, ...], channels: int) -> None:
     assert channel_means(torch.randn(2, *shape)).shape == (2, channels)
     assert num_channels(shape) == channels
+
+
+FORMATS = [torch.float32, torch.bfloat16]
+SHAPES = [(6, 8, 8, 8), (33, 64, 7, 5), (64, 256, 8, 8), (3, 16, 1, 1), (4, 65, 48), (9, 10)]
+
+
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_means_and_their_gradients_have_the_bits_of_a_mean_of_a_float32_copy(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """However they are computed: without the copy, or not again where they are known."""
+    made = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for alpha in (made, made.contiguous(memory_format=torch.channels_last) if made.dim() == 4 else made):
+        copied, read, known = (alpha.clone().requires_grad_() for _ in range(3))
+        over = tuple(range(2, alpha.dim())) if alpha.dim() == 4 else (1,)
+        expected = copied.float().mean(dim=over) if alpha.dim() > 2 else copied.float()
+        found = [channel_means(read), known_means(known, channel_means(alpha))]
+        gradient_BC = torch.randn(expected.shape)
+        expected.backward(gradient_BC)
+        for each, leaf in zip(found, (read, known), strict=True):
+            each.backward(gradient_BC)
+            assert torch.equal(each, expected) and each.dtype == torch.float32
+            assert copied.grad is not None and leaf.grad is not None and torch.equal(leaf.grad, copied.grad)
 
 
 @pytest.mark.parametrize(("normalization", "over"), [("sample", 1), ("batch", 0)])

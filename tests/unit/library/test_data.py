@@ -14,7 +14,7 @@ import bllpipe
 from bllpipe.config.schema import DataConfig
 from bllpipe.library.data import ItemData, TensorData, given_data
 from bllpipe.ports import Round
-from bllpipe.run.data.sets import load_arrays, load_images, load_labels
+from bllpipe.run.data.registry import load_arrays, load_images, load_labels
 from bllpipe.run.data.source import ImageSource
 
 X, Y = torch.randn(8, 2, 4), torch.arange(8) % 2

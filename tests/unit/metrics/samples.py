@@ -56,7 +56,7 @@ class Loop:
 def make_actor(folder: Path, log_every: int = 2, name: str = "block 1") -> Actor:
     """An actor that has done nothing yet."""
     receiver = TimedReceiver[Any](Wire(queued=2), "alpha 0->1")
-    sender = TimedSender[Any](Wire(queued=1), "alpha 1->2", lambda size: BYTES)
+    sender = TimedSender[Any](Wire(queued=1), "alpha 1->2", lambda size, phase: BYTES)
     watch = Stopwatch([receiver, sender], steady_from=0)
     store: Any = dist.HashStore()
     recorder = Recorder({"rank": 1, "role": name, "actor": name}, RunDirectory(folder), store, watch, log_every)

@@ -7,7 +7,6 @@ import multiprocessing
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from bllpipe.errors import ConfigError
 from bllpipe.plan import neighbours
 from bllpipe.plan.measure import data_spec
 from bllpipe.plan.profile import load_profile, save_profile
+from tests.waiting import PATIENCE, wait_until
 
 SMALL = ["--set", "model.width=4", "--set", "data.batch_size=16", "--set", "device=cpu"]
 
@@ -68,11 +68,9 @@ def test_the_others_end_when_the_one_that_measures_is_killed() -> None:
     assert any("repetition" in line for line in process.stderr), "the other one computes by now"
     children = children_of(process.pid)
     process.kill()
-    process.wait(timeout=20)
-    deadline = time.monotonic() + 20
-    while any(map(is_running, children)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert children and not any(map(is_running, children))
+    process.wait(timeout=PATIENCE)
+    assert children
+    wait_until(lambda: not any(map(is_running, children)))
     process.stderr.close()
 
 

@@ -15,8 +15,8 @@ from bllpipe import cli
 from bllpipe.errors import CheckpointError
 from bllpipe.results.checkpoint_contents import contents
 from bllpipe.results.checkpoints import next_to_resume, survey
-from bllpipe.results.checkpoints_command import age_text, size_text
 from bllpipe.run.checkpoint import find_checkpoint
+from bllpipe.run.units import age_text, size_text
 from tests.ranks import jobs
 from tests.unit.checkpoint.samples import flip_bit, reseal, write_checkpoint
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,6 +59,14 @@ def test_activations_are_rounded_between_blocks_as_on_the_wire(digits: FinishedR
     alpha = blocks[0].infer(x_BCHW).bfloat16().float()
     assert torch.equal(rounded[1], blocks[1].head(blocks[1].infer(alpha)))
     assert not torch.equal(rounded[1], exact[1])
+
+
+@pytest.mark.parametrize(("compute", "read"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_blocks_read_what_they_read_in_the_run(digits: FinishedRun, compute: Any, read: torch.dtype) -> None:
+    run = replace(digits, config=replace(digits.config, precision=PrecisionConfig(compute, "bf16")))
+    blocks = load_blocks(run)
+    exit_scores(run, blocks, next(evaluation_batches(run))[0], run.wire_dtype)
+    assert [block.x.dtype for block in blocks] == [torch.float32, *[read] * (len(blocks) - 1)]
 
 
 @pytest.mark.parametrize("method", ["bp", "fa"])
@@ -118,8 +127,10 @@ def test_leaving_early_by_hand() -> None:
         class_EN=torch.tensor([[1, 1, 2, 3], [0, 1, 2, 0], [0, 0, 0, 0]]),
         confidence_EN=torch.tensor([[0.9, 0.5, 0.75, 0.1], [1.0, 0.75, 0.9, 0.1], [0.1, 0.1, 0.1, 0.1]]),
         label_N=torch.tensor([0, 1, 2, 0]),
+        ensemble_class_EN=torch.tensor([[1, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 0]]),
     )
     assert predictions.accuracy == [0.5, 1.0, 0.5]
+    assert predictions.ensemble_accuracy == [0.5, 0.75, 1.0]
     costs = [BlockCost(10, 2, 1, 1, 0), BlockCost(20, 4, 1, 1, 0), BlockCost(30, 0, 1, 0, 0)]
     early = leave_early(predictions, 0.75, costs)
     assert early.left == [0.5, 0.25, 0.25]
@@ -165,5 +176,6 @@ def test_the_table_shows_every_exit_and_threshold(evaluation: Evaluation) -> Non
     rows = [line.split() for line in lines]
     exits = [row for row in rows if len(row) > 1 and row[1].startswith("layer")]
     assert [row[2] for row in exits] == [f"{100 * each.test_accuracy:.2f}" for each in evaluation.exits]
-    assert [float(row[4]) for row in exits] == [round(each.flops / 1e6, 3) for each in evaluation.exits]
+    assert [row[4] for row in exits] == [f"{100 * each.ensemble_accuracy:.2f}" for each in evaluation.exits]
+    assert [float(row[6]) for row in exits] == [round(each.flops / 1e6, 3) for each in evaluation.exits]
     assert [line.split()[0] for line in lines[-4:-1]] == ["0.000", "0.600", "1.000"]

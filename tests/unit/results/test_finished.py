@@ -14,7 +14,7 @@ from torch import Tensor
 from bllpipe.errors import CheckpointError, ConfigError
 from bllpipe.results.finished import evaluation_batches, load_blocks, open_run
 from bllpipe.run.checkpoint import CheckpointWriter, open_checkpoint
-from bllpipe.run.data.sets import load_labels
+from bllpipe.run.data.registry import load_labels
 from tests.ranks import jobs
 
 

@@ -13,6 +13,7 @@ from bllpipe.errors import WireError
 from bllpipe.ports import Round
 from bllpipe.run.ending import Ending
 from bllpipe.run.itinerary import Plan
+from tests.waiting import PATIENCE
 
 # 7 training images in batches of 3 (2 steps an epoch), 4 test images
 PLAN = Plan.of(load_config(None, ["data.batch_size=3", "epochs=3", "checkpoint.every_steps=3"]), 7, 4)
@@ -78,6 +79,17 @@ def test_a_stop_behind_a_checkpoint_writes_no_second_one() -> None:
     assert list(resumed.follow("block", PLAN.rounds(3), saved=True)) == []
 
 
+def test_a_run_without_checkpoints_stops_without_one() -> None:
+    """All stop at the same place all the same, and a last round takes what is on its way."""
+    plan = Plan.of(load_config(None, ["data.batch_size=3", "epochs=3", "checkpoint.every_steps=never"]), 7, 4)
+    ending = Ending(saves=False)
+    actor = ending.follow("block", plan.rounds(), saved=False)
+    taken(actor, 2)
+    ending.decide(ending.freeze("SIGTERM at rank 0"))
+    assert list(actor) == [Round("end", 2, tested=False)]
+    assert ending.stopped == Round("end", 2, tested=False)
+
+
 def test_what_was_left_of_a_step_is_done_first() -> None:
     assert list(PLAN.rounds(2, tested=False)) == [*ROUNDS[2:5], *ROUNDS[5:]]
     assert list(PLAN.rounds(6, tested=False)) == ROUNDS[-4:]
@@ -94,7 +106,7 @@ def test_nobody_begins_a_round_before_all_agree() -> None:
     thread.join(0.1)
     assert thread.is_alive() and rest == []
     ending.decide(4)
-    thread.join(5)
+    thread.join(PATIENCE)
     assert rest == [*ROUNDS[2:4], Round("save", 2, tested=False)]
 
 

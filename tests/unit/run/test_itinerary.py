@@ -46,6 +46,15 @@ def test_steps_may_end_in_the_middle_of_an_epoch() -> None:
     assert [entry.step for entry in rounds if entry.phase == "save"] == [2, 3], "after the epoch, and at the end"
 
 
+def test_never_is_not_at_the_end_either() -> None:
+    """The last round is there so that nothing stays on its way; 0 means at the end."""
+    rounds = list(plan("evaluate.every_epochs=never", "checkpoint.every_steps=never").rounds())
+    assert [entry.phase for entry in rounds] == ["train"] * 4 + ["end"]
+    assert rounds[-1] == Round("end", 4, epoch=1)
+    assert [entry.phase for entry in plan("checkpoint.every_steps=never").rounds()].count("score") == 2
+    assert [entry.phase for entry in plan("evaluate.every_epochs=never").rounds()] == ["train"] * 4 + ["save"]
+
+
 @pytest.mark.parametrize("start", range(4))
 def test_a_later_start_is_the_tail_of_the_whole(start: int) -> None:
     """What lies between the checkpoint of ``start`` and the next training step was done before it was written."""
@@ -64,6 +73,15 @@ def test_a_batch_that_cannot_be_filled() -> None:
         match=r"data.batch_size is 8, but digits has only 7 training images; use --set data.batch_size=7 or less",
     ):
         plan("data.batch_size=8")
+
+
+def test_a_warm_up_longer_than_all_epochs() -> None:
+    """Two epochs of two steps; how many there are only the data tell."""
+    with pytest.raises(
+        ConfigError, match=r"warmup_steps is 5, but the run has only 4 steps .*; use --set schedule.warm"
+    ):
+        plan("schedule.name=cosine", "schedule.warmup_steps=5")
+    assert plan("schedule.name=cosine", "schedule.warmup_steps=4").total_steps == 4
 
 
 @pytest.mark.parametrize(

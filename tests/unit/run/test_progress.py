@@ -11,6 +11,7 @@ import pytest
 import torch.distributed as dist
 
 from bllpipe.run.progress import Progress
+from tests.waiting import PATIENCE
 
 FIGURES = [
     {"step": 60, "loss": 0.5, "test_accuracy": 0.9, "images_per_second": 10.0},
@@ -60,7 +61,7 @@ def test_a_log_gets_plain_lines_once_all_blocks_have_figures() -> None:
     with progress(out, store):
         assert not out.written.wait(0.1)
         store.set("progress/block 1", json.dumps(FIGURES[1]))
-        assert out.written.wait(5)
+        assert out.written.wait(PATIENCE)
     assert out.getvalue().startswith("step 50/100  1234 images/s") and "\r" not in out.getvalue()
 
 
@@ -69,6 +70,6 @@ def test_a_terminal_gets_one_line_that_changes(monkeypatch: pytest.MonkeyPatch) 
     for block, figures in enumerate(FIGURES):
         store.set(f"progress/block {block}", json.dumps(figures))
     with progress(out, store):
-        assert out.written.wait(5)
+        assert out.written.wait(PATIENCE)
     assert out.getvalue().startswith("\r\x1b[2Kstep 50/100") and out.getvalue().endswith("\n")
     assert out.getvalue().count("\n") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from bllpipe.ports import Round
 from bllpipe.run.directory import RunDirectory
 from bllpipe.run.recorder import Means, Recorder
 from bllpipe.run.timing import Stopwatch
+from tests.unit.engines.test_no_waiting import Asked, Methods, Operations
 
 
 def outcome(kl: float, pred: float, correct: int, lr: float = 0.5) -> Outcome:
@@ -75,6 +77,38 @@ def test_a_closer_look_is_taken_at_the_last_batch_before_a_line_and_at_every_tes
     assert [line["alignment"] for line in books.lines()] == [0.5, 0.25]
 
 
+def test_what_a_graph_writes_anew_in_every_step_is_counted_once_a_step(books: Books) -> None:
+    hits = torch.tensor(0)
+    for step, correct in enumerate((3, 5)):
+        hits.fill_(correct)
+        books.recorder.record(Round("train", step, size=10), replace(outcome(0.0, 0.0, 0), correct=hits))
+    assert [line["accuracy"] for line in books.lines()] == [(3 + 5) / 20]
+
+
+def test_the_device_is_asked_once_a_line(books: Books) -> None:
+    asked = Asked()
+    with Operations(asked), Methods(asked):
+        for step in range(2):
+            asked.round = entry = Round("train", step, size=10)
+            watched = replace(outcome(1.0, 2.0, 5), watch=lambda: {"alignment": torch.tensor(0.5)})
+            books.recorder.record(entry, watched)
+    assert asked.found == [(1, "tolist")]
+
+
+def test_every_line_is_looked_at_before_it_is_written(books: Books) -> None:
+    def refuse(terms: Mapping[str, float]) -> None:
+        raise ValueError(f"{terms}")
+
+    books.recorder.look = refuse
+    books.recorder.record(Round("train", 0, size=10), outcome(float("inf"), 2.0, 5))
+    with pytest.raises(ValueError, match=r"{'kl': inf, 'pred': 2.0}"):
+        books.recorder.record(Round("train", 1, size=10), outcome(1.0, 2.0, 5))
+    books.recorder.record(Round("evaluate", 2, size=10), outcome(3.0, 2.0, 5))
+    with pytest.raises(ValueError, match=r"{'kl': 3.0, 'pred': 2.0}"):
+        books.recorder.record(Round("score", 2), None)
+    assert books.lines() == []
+
+
 def test_every_line_starts_anew(books: Books) -> None:
     for step in range(4):
         books.recorder.record(Round("train", step, size=10), outcome(float(step), 0.0, step))
@@ -90,6 +124,20 @@ def test_a_test_is_scored_over_all_its_batches(books: Books) -> None:
     assert (line["phase"], line["step"], line["epoch"]) == ("evaluate", 7, 3)
     assert (line["accuracy"], line["kl"]) == (0.75, 2.0)
     assert books.recorder.accuracy == 0.75
+
+
+def test_the_hits_of_all_heads_together_have_a_figure_of_their_own(books: Books) -> None:
+    for size, together in ((30, 24), (10, 1)):
+        one = replace(outcome(1.0, 1.0, 5), ensemble_correct=torch.tensor(together))
+        books.recorder.record(Round("evaluate", 7, size=size), one)
+    books.recorder.record(Round("score", 7), None)
+    (line,) = books.lines()
+    assert (line["accuracy"], line["ensemble_accuracy"]) == (0.25, 0.625)
+    assert (books.recorder.accuracy, books.recorder.ensemble_accuracy) == (0.25, 0.625)
+    books.recorder.record(Round("evaluate", 8, size=10), outcome(1.0, 1.0, 5))
+    books.recorder.record(Round("score", 8), None)
+    assert "ensemble_accuracy" not in books.lines()[-1], "each test is counted by itself"
+    assert books.recorder.ensemble_accuracy is None
 
 
 def test_whoever_asks_gets_the_means_of_the_last_line_and_of_the_last_test(books: Books) -> None:

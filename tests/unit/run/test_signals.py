@@ -12,13 +12,14 @@ import pytest
 
 from bllpipe.run import signals
 from bllpipe.run.signals import STOPPING, StopSignals
+from tests.waiting import PATIENCE, default_action
 
 # The main thread sits in C and does not come back to Python; the other one hears the signal all the same.
 DEAF = """
 import ctypes, os, threading
 from bllpipe.run.signals import StopSignals
 def hear():
-    print(heard.wait(10).name, flush=True)
+    print(heard.wait(120).name, flush=True)
     os._exit(0)
 heard = StopSignals().__enter__()
 threading.Thread(target=hear).start()
@@ -32,18 +33,19 @@ libc.pthread_mutex_lock(lock)
 
 @pytest.mark.parametrize("number", STOPPING)
 def test_a_signal_is_heard_and_ends_nothing(number: signal.Signals) -> None:
-    with StopSignals() as heard:
+    with default_action(number), StopSignals() as heard:
         assert heard.wait(0.01) is None
         os.kill(os.getpid(), number)
-        assert heard.wait(5) == number
+        assert heard.wait(PATIENCE) == number
         assert heard.wait(0.01) is None
 
 
-def test_handlers_are_put_back() -> None:
-    before = [signal.getsignal(number) for number in STOPPING]
-    with StopSignals():
-        assert [signal.getsignal(number) for number in STOPPING] != before
-    assert [signal.getsignal(number) for number in STOPPING] == before
+@pytest.mark.parametrize("number", STOPPING)
+def test_handlers_are_put_back(number: signal.Signals) -> None:
+    with default_action(number):
+        with StopSignals():
+            assert signal.getsignal(number) != signal.SIG_DFL
+        assert signal.getsignal(number) == signal.SIG_DFL
     assert signal.set_wakeup_fd(-1) == -1
 
 
@@ -63,7 +65,7 @@ def test_another_thread_just_waits() -> None:
 
     thread = threading.Thread(target=wait)
     thread.start()
-    thread.join(5)
+    thread.join(PATIENCE)
     assert found == [None]
 
 
@@ -72,5 +74,5 @@ def test_a_main_thread_that_sits_in_c_is_no_hindrance() -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=PATIENCE)
     assert out == "SIGTERM\n"

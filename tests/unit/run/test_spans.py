@@ -14,7 +14,8 @@ import torch.distributed as dist
 
 from bllpipe.ports import Round
 from bllpipe.run.directory import RunDirectory
-from bllpipe.run.spans import TRIPS, Clock, SpanFile, Track, align_clock, machine_id, record, step_of, wrap, wrapped
+from bllpipe.run.instrument import wrap, wrapped
+from bllpipe.run.spans import TRIPS, Clock, SpanFile, Track, align_clock, machine_id, record, step_of
 from tests.ranks import jobs
 
 TINY = (*jobs.SMALL, "data.name=synthetic", "data.synthetic_images=128", "data.image_size=8", "steps=8")

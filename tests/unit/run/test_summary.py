@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch.distributed as dist
 
 from bllpipe.config import Config
+from bllpipe.config.books import EvaluateConfig
 from bllpipe.run.itinerary import Plan
 from bllpipe.run.summary import gather_reports, post_report, summarise, table
 
@@ -25,6 +27,7 @@ def report(role: str, accuracy: float | None, digest: str) -> dict[str, Any]:
         "cpu_seconds": 2.5,
         "images_per_second": 100.0 if accuracy is None else 1000 * accuracy,
         "accuracy": accuracy,
+        "ensemble_accuracy": None,
         "parameters": 12345,
         "peak_memory_bytes": 3 * 2**20,
         "digest": digest,
@@ -66,10 +69,25 @@ def test_the_table_has_a_row_a_rank() -> None:
     assert lines[5] == f"state_sha256 {summary()['state_sha256']}"
 
 
+@pytest.mark.parametrize(("accuracy", "shown"), [(0.9972, "99.72 %"), (None, "-")])
+def test_all_heads_together_have_a_line_beside_the_last_block(accuracy: float | None, shown: str) -> None:
+    config = Config(blocks=2, evaluate=EvaluateConfig(ensemble=True))
+    reports = [REPORTS[0], {**REPORTS[1], "ensemble_accuracy": accuracy}, REPORTS[2]]
+    found = summarise(config, (0, 1), reports, PLAN, seconds=4.0)
+    assert (found["ensemble_accuracy"], found["test_accuracy"]) == (accuracy, 0.75)
+    rows = table(found).splitlines()
+    assert rows[4].split("together")[1].strip() == shown and rows[4].startswith("all heads together ")
+    assert rows[5].startswith("test accuracy 75.00 % ")
+    assert rows[4].rindex(shown) + len(shown) == rows[1].index("50.00 %") + len("50.00 %"), "in the same column"
+    assert "ensemble_accuracy" not in summary() and "together" not in table(summary())
+
+
 def test_a_run_without_a_test_has_no_accuracy() -> None:
     found = summary([{**one, "accuracy": None} for one in REPORTS])
-    assert found["test_accuracy"] is None
-    assert "test accuracy - after 30 steps" in table(found)
+    assert (found["test_accuracy"], found["block_accuracy"]) == (None, [])
+    lines = table(found).splitlines()
+    assert lines[1].split()[:4] == ["0", "block", "0", "-"]
+    assert lines[4] == "30 steps without a test (1.5 epochs) in 4.0 s; 750 images/s in steady state"
 
 
 def test_a_run_that_was_stopped_early_has_no_rate() -> None:

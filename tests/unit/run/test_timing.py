@@ -51,7 +51,7 @@ def train(step: int) -> Round:
 
 
 def test_ports_add_up_what_is_spent_in_them(clock: Clock) -> None:
-    sender = TimedSender[Any](Slow(clock, 0.25), "alpha 0->1", lambda size: 100 + 8 * size)
+    sender = TimedSender[Any](Slow(clock, 0.25), "alpha 0->1", lambda size, phase: 100 + 8 * size)
     receiver = TimedReceiver[Any](Slow(clock, 0.5), "target 4->0")
     sender.send(Alpha(train(0), torch.empty(10)))
     sender.send(Alpha(train(1), torch.empty(10)))
@@ -61,7 +61,7 @@ def test_ports_add_up_what_is_spent_in_them(clock: Clock) -> None:
 
 
 def test_what_is_sent_in_a_test_does_not_count(clock: Clock) -> None:
-    port = TimedSender[Any](Slow(clock, 0.25), "alpha 0->1", lambda size: size)
+    port = TimedSender[Any](Slow(clock, 0.25), "alpha 0->1", lambda size, phase: size)
     watch = Stopwatch([port], steady_from=0)
     for entry in (train(0), Round("evaluate", 1, size=10), train(1)):
         watch.begin()
@@ -83,7 +83,7 @@ def test_a_port_tells_how_many_messages_lie_there_if_its_wire_knows(clock: Clock
 
     for wire, queued in ((Counting(clock, 0), 3), (Slow(clock, 0), None)):
         assert TimedReceiver[Any](wire, "target 4->0").queued == queued
-        assert TimedSender[Any](wire, "alpha 0->1", lambda size: size).queued == queued
+        assert TimedSender[Any](wire, "alpha 0->1", lambda size, phase: size).queued == queued
 
 
 def test_computing_is_what_is_not_waiting(clock: Clock) -> None:

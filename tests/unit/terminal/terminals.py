@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -17,6 +18,14 @@ from pathlib import Path
 from typing import TextIO
 
 import pyte
+
+from tests.waiting import PATIENCE
+
+
+def _own_the_terminal() -> None:
+    """In a child: its standard output is its terminal, and it hears when that is closed, also under nohup."""
+    fcntl.ioctl(1, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 class Terminal:
@@ -45,7 +54,7 @@ class Terminal:
             stderr=theirs,
             env={**os.environ, "TERM": "xterm-256color", **variables},
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(1, termios.TIOCSCTTY, 0),
+            preexec_fn=_own_the_terminal,
         )
         self.out.close()
         return process
@@ -62,7 +71,7 @@ class Terminal:
             seconds = 0.0
         return True
 
-    def look_until(self, there: Callable[[list[str]], bool], seconds: float = 60.0) -> None:
+    def look_until(self, there: Callable[[list[str]], bool], seconds: float = PATIENCE) -> None:
         """Looks on until the screen is as it should be."""
         deadline = time.monotonic() + seconds
         while not there(self.shown()):
@@ -70,7 +79,7 @@ class Terminal:
             assert open_still or there(self.shown()), self.shown()
             assert time.monotonic() < deadline, self.shown()
 
-    def look_to_the_end(self, seconds: float = 60.0) -> None:
+    def look_to_the_end(self, seconds: float = PATIENCE) -> None:
         """Looks until all programs that had it open are gone."""
         deadline = time.monotonic() + seconds
         while self.look(0.1):

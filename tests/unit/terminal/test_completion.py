@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bllpipe import cli
+from tests.waiting import PATIENCE
 
 
 def test_bash_completes_commands_options_and_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,5 +30,5 @@ def test_bash_completes_commands_options_and_keys(tmp_path: Path, capsys: pytest
             "function=$(complete -p bllpipe | sed 's/.*-F \\([^ ]*\\).*/\\1/'); $function bllpipe "
             f"{words[-1]} x; printf '%s\\n' \"${{COMPREPLY[@]}}\""
         )
-        done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=20)
+        done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=PATIENCE)
         assert wanted in done.stdout.split(), (line, done.stderr)

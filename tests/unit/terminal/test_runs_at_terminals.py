@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.terminal.terminals import Terminal, training
+from tests.waiting import PATIENCE, wait_until
 
 LONG = "steps=100000"
 
@@ -21,6 +22,19 @@ def terminal() -> Iterator[Terminal]:
     terminal = Terminal()
     yield terminal
     terminal.close()
+
+
+def test_a_program_at_a_terminal_hears_it_hang_up(terminal: Terminal) -> None:
+    """Also where the tests do not, which nohup has ignore it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        program = terminal.start([sys.executable, "-c", "import time; print('on', flush=True); time.sleep(3600)"])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    terminal.look_until(lambda shown: shown[0] == "on")
+    terminal.close()
+    terminal.ours = os.open(os.devnull, os.O_RDONLY)
+    assert program.wait(PATIENCE) == -signal.SIGHUP
 
 
 def status(folder: Path) -> str:
@@ -39,7 +53,6 @@ def in_order(terminal: Terminal) -> bool:
 
 
 @pytest.mark.ranks
-@pytest.mark.timeout(90)
 def test_ctrl_c_ends_the_view_and_shows_the_summary(terminal: Terminal, tmp_path: Path) -> None:
     run = terminal.start(training(tmp_path / "run", LONG))
     try:
@@ -49,7 +62,7 @@ def test_ctrl_c_ends_the_view_and_shows_the_summary(terminal: Terminal, tmp_path
         assert "\n".join(terminal.shown()).count("waits for") == 1
         os.write(terminal.ours, b"\x03")
         terminal.look_to_the_end()
-        assert run.wait(20) == 130
+        assert run.wait(PATIENCE) == 130
     finally:
         run.kill()
     assert status(tmp_path / "run") == "preempted"
@@ -60,13 +73,12 @@ def test_ctrl_c_ends_the_view_and_shows_the_summary(terminal: Terminal, tmp_path
 
 
 @pytest.mark.ranks
-@pytest.mark.timeout(90)
 def test_a_terminal_that_is_closed_stops_the_run_in_order(terminal: Terminal, tmp_path: Path) -> None:
     run = terminal.start(training(tmp_path / "run", LONG))
     try:
         terminal.look_until(is_drawn)
         terminal.close()
-        assert run.wait(30) == 129
+        assert run.wait(PATIENCE) == 129
     finally:
         run.kill()
         terminal.ours = os.open(os.devnull, os.O_RDONLY)
@@ -74,26 +86,20 @@ def test_a_terminal_that_is_closed_stops_the_run_in_order(terminal: Terminal, tm
 
 
 @pytest.mark.ranks
-@pytest.mark.timeout(90)
 def test_a_terminal_that_nobody_reads_does_not_stop_training(terminal: Terminal, tmp_path: Path) -> None:
     terminal.fill()
     run = terminal.start(training(tmp_path / "run", "steps=40"))
     try:
-        seconds = 0
-        while not (tmp_path / "run" / "status.json").exists() or status(tmp_path / "run") != "completed":
-            with pytest.raises(subprocess.TimeoutExpired):
-                run.wait(0.5)
-            seconds += 1
-            assert seconds < 80
+        wait_until(lambda: (tmp_path / "run" / "status.json").exists() and status(tmp_path / "run") == "completed")
+        assert run.poll() is None, "its last words are not read yet"
         terminal.look_to_the_end()
-        assert run.wait(20) == 0
+        assert run.wait(PATIENCE) == 0
     finally:
         run.kill()
     assert "test accuracy" in "\n".join(terminal.shown())
 
 
 @pytest.mark.ranks
-@pytest.mark.timeout(90)
 def test_a_rank_that_is_killed_leaves_a_terminal_in_order(terminal: Terminal, tmp_path: Path) -> None:
     """Under torchrun, which knows of no view: the ranks that are left give all rows back."""
     words = training(tmp_path / "run", LONG, engine="ranks")
@@ -103,7 +109,7 @@ def test_a_rank_that_is_killed_leaves_a_terminal_in_order(terminal: Terminal, tm
     try:
         terminal.look_until(is_drawn)
         terminal.look_to_the_end()
-        assert run.wait(20) == 1
+        assert run.wait(PATIENCE) == 1
     finally:
         run.terminate()
     assert in_order(terminal)

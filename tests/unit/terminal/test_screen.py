@@ -11,6 +11,7 @@ import pytest
 
 from bllpipe.terminal.screen import Screen, can_draw, release
 from tests.unit.terminal.terminals import Terminal
+from tests.waiting import PATIENCE
 
 VIEW = ["run  running", "   role     step", "0  block 0    20"]
 
@@ -124,8 +125,8 @@ def test_a_terminal_that_blocks_holds_the_drawing_alone(terminal: Terminal) -> N
     assert drawing.is_alive()
     others = threading.Thread(target=terminal.out.write, args=("not flushed",))
     others.start()
-    others.join(5)
+    others.join(PATIENCE)
     assert not others.is_alive()
     while drawing.is_alive():
         terminal.look(0.1)
-    drawing.join(5)
+    drawing.join(PATIENCE)

@@ -12,6 +12,7 @@ import pytest
 
 from bllpipe.wire.agent import follow_agent
 from bllpipe.wire.environment import RankEnvironment
+from tests.waiting import PATIENCE
 
 REPOSITORY = Path(__file__).parents[3]
 STARTS = """
@@ -51,7 +52,7 @@ def test_torchrun_is_ended_when_a_restart_is_pointless(
     rank = FAILS.format(code=code, left=left, agent=agent)
     variables = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-c", STARTS, rank, starter]
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=PATIENCE)
     assert (done.stdout, done.stderr) == ("ended\n" if ends else "", "")
 
 

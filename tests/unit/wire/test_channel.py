@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from bllpipe.wire.channel import Channel
+from tests.waiting import PATIENCE
 
 
 def test_first_in_first_out() -> None:
@@ -48,7 +49,7 @@ def test_closing_wakes_a_waiting_reader_with_the_error() -> None:
     first = ValueError("first")
     channel.close(first)
     channel.close(ValueError("second"))
-    reader.join(timeout=5)
+    reader.join(timeout=PATIENCE)
     assert caught == [first]
 
 

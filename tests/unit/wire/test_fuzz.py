@@ -20,6 +20,7 @@ FIELDS = st.builds(
     st.sampled_from(DTYPES),
     st.lists(st.integers(0, 5), max_size=4).map(tuple),
     st.booleans(),
+    st.sampled_from([None, "train", "evaluate"]),
 )
 LAYOUTS = st.builds(
     Layout,
@@ -66,12 +67,12 @@ def test_a_message_of_another_round_is_another_message(layout: Layout, one: Roun
 def test_what_is_put_into_a_payload_is_what_is_found_there(layout: Layout, entry: Round) -> None:
     tensors = [
         torch.arange(float(torch.Size(shape).numel())).to(dtype).reshape(shape)
-        for dtype, shape in layout.shapes(entry.size)
+        for dtype, shape in layout.shapes(entry.size, entry.phase)
     ]
     header = layout.header(entry, tensors)
     layout.check(header, header[:CLOSING_BYTES], entry)
-    payload = torch.zeros(layout.payload_bytes(entry.size), dtype=torch.uint8)
-    for view, tensor in zip(layout.views(payload, entry.size), tensors, strict=True):
+    payload = torch.zeros(layout.payload_bytes(entry.size, entry.phase), dtype=torch.uint8)
+    for view, tensor in zip(layout.views(payload, entry.size, entry.phase), tensors, strict=True):
         view.copy_(tensor)
-    found = layout.views(payload.clone(), entry.size)
+    found = layout.views(payload.clone(), entry.size, entry.phase)
     assert all(torch.equal(one, two) and one.dtype == two.dtype for one, two in zip(found, tensors, strict=True))

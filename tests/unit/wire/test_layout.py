@@ -1,6 +1,7 @@
 """Headers and payloads, byte by byte, and the links inside one process."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,6 +24,9 @@ from bllpipe.wire.layout import (
 )
 from bllpipe.wire.local import LocalWires
 from bllpipe.wire.packet import Packet
+from bllpipe.wire.ring import Ring
+from bllpipe.wire.streams import HostStreams
+from tests.waiting import PATIENCE
 
 CPU = torch.device("cpu")
 ROLES = ("block 0", "block 1")
@@ -35,8 +39,10 @@ def alpha_layout(dtype: torch.dtype = torch.float32) -> Layout:
 
 def payload_of(message: Message, layout: Layout) -> Tensor:
     """The message in a buffer of its size."""
-    payload = torch.empty(layout.payload_bytes(message.round.size), dtype=torch.uint8)
-    for part, room in zip(parts_of(message), layout.views(payload, message.round.size), strict=True):
+    payload = torch.empty(layout.payload_bytes(message.round.size, message.round.phase), dtype=torch.uint8)
+    for part, room in zip(
+        parts_of(message), layout.views(payload, message.round.size, message.round.phase), strict=True
+    ):
         put(part, room)
     return payload
 
@@ -45,17 +51,17 @@ def test_a_message_survives_packing() -> None:
     layout = Layout(Edge("target", 4, 1), ROLES, target_fields(7), max_batch=4, ring=2)
     target = Target(STEP, torch.randn(3, 7), torch.ones(3), torch.tensor([1, 2, 3]))
     payload = payload_of(target, layout)
-    assert payload.numel() == layout.payload_bytes(3) and payload.numel() % ALIGNMENT == 0
-    found = message_of(STEP, layout.views(payload, 3), layout, CPU)
+    assert payload.numel() == layout.payload_bytes(3, "train") and payload.numel() % ALIGNMENT == 0
+    found = message_of(STEP, layout.views(payload, 3, "train"), layout, CPU)
     assert isinstance(found, Target)
     assert torch.equal(found.beta_BC, target.beta_BC) and torch.equal(found.label_B, target.label_B)
 
 
 def test_statistics_have_one_size_whatever_the_batch() -> None:
     layout = Layout(Edge("stats", 1, 4), ROLES, stats_fields(10, 6), max_batch=4, ring=2)
-    assert layout.payload_bytes(1) == layout.payload_bytes(4)
+    assert layout.payload_bytes(1, "train") == layout.payload_bytes(4, "evaluate")
     stats = Stats(STEP, torch.randn(10, 6), torch.ones(10))
-    found = message_of(STEP, layout.views(payload_of(stats, layout), 3), layout, CPU)
+    found = message_of(STEP, layout.views(payload_of(stats, layout), 3, "train"), layout, CPU)
     assert isinstance(found, Stats) and torch.equal(found.sums_KC, stats.sums_KC)
 
 
@@ -63,7 +69,8 @@ def test_a_message_is_written_into_a_packet_for_the_largest_one() -> None:
     layout, alpha = alpha_layout(torch.bfloat16), torch.randn(3, 4, 4, 2, requires_grad=True).permute(0, 3, 1, 2)
     packet = Packet(layout)
     whole = packet.write(Alpha(STEP, alpha))
-    assert whole.data_ptr() == packet.whole(4).data_ptr() and whole.numel() == layout.message_bytes(3)
+    assert whole.data_ptr() == packet.whole(Round("train", 5, size=4)).data_ptr()
+    assert whole.numel() == layout.message_bytes(3, "train")
     assert bytes(whole[:HEADER_BYTES].numpy()) == layout.expected_header(STEP)
     packet.check(STEP)
     found = packet.read(STEP, CPU)
@@ -96,6 +103,42 @@ def test_the_right_header_passes() -> None:
     header = layout.header(STEP, [torch.zeros(3, 2, 4, 4)])
     assert len(header) == HEADER_BYTES
     layout.check(header, header[:CLOSING_BYTES], STEP)
+
+
+def voting_layout() -> Layout:
+    fields = alpha_fields((2, 4, 4), torch.bfloat16, voted_classes=10)
+    return Layout(Edge("alpha", 0, 1), ROLES, fields, max_batch=4, ring=2)
+
+
+def test_votes_cost_four_bytes_a_class_and_image_and_only_in_tests() -> None:
+    voting, plain = voting_layout(), alpha_layout(torch.bfloat16)
+    assert voting.message_bytes(4, "train") == plain.message_bytes(4, "train") == plain.message_bytes(4, "evaluate")
+    assert voting.expected_header(STEP) == plain.expected_header(STEP)
+    assert voting.payload_bytes(16, "evaluate") - voting.payload_bytes(16, "train") == 16 * 4 * 10
+    with pytest.raises(
+        WireError, match=r"expected .* bfloat16\[4, 2, 4, 4\], but .* bfloat16\[4, 2, 4, 4\] float32\[4, 10"
+    ):
+        plain.compare(voting.largest(), plain.largest())
+
+
+@pytest.mark.parametrize("size", [4, 3, 1])
+def test_votes_stay_float32_beside_activations_in_bfloat16(size: int) -> None:
+    """Through a packet of gloo, which is used again for messages of other sizes and phases, and inside a process."""
+    layout, test = voting_layout(), Round("evaluate", 5, size=size)
+    alpha, votes = torch.randn(size, 2, 4, 4), torch.rand(size, 10)
+    packet, wires = Packet(layout), LocalWires(CPU, timeout=1)
+    rounds = [Round("train", 4, size=4), test, Round("train", 5, size=4)]
+    sender, receiver = wires.sender(layout), wires.receiver(layout, iter(rounds))
+    for entry in rounds:
+        sent = Alpha(entry, alpha, votes) if entry is test else Alpha(entry, torch.zeros(4, 2, 4, 4))
+        assert packet.write(sent).numel() == layout.message_bytes(entry.size, entry.phase)
+        packet.check(entry)
+        sender.send(sent)
+        for found in (packet.read(entry, CPU), receiver.recv()):
+            assert isinstance(found, Alpha)
+            assert torch.equal(found.alpha_BCHW, sent.alpha_BCHW.bfloat16().float())
+            assert (found.votes_BK is None) is (entry is not test)
+            assert found.votes_BK is None or torch.equal(found.votes_BK, votes)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +192,7 @@ def test_random_headers_never_crash_the_description() -> None:
 
 
 def test_local_links_give_what_the_wire_would() -> None:
-    wires = LocalWires(CPU, timeout=1)
+    wires = LocalWires(CPU, timeout=PATIENCE)
     layout = alpha_layout(torch.bfloat16)
     sender, receiver = wires.sender(layout), wires.receiver(layout, iter([STEP]))
     alpha = torch.randn(3, 2, 4, 4)
@@ -160,7 +203,7 @@ def test_local_links_give_what_the_wire_would() -> None:
 
 
 def test_local_links_check_the_round() -> None:
-    wires = LocalWires(CPU, timeout=1)
+    wires = LocalWires(CPU, timeout=PATIENCE)
     layout = alpha_layout()
     sender, receiver = wires.sender(layout), wires.receiver(layout, iter([Round("train", 6, size=3)]))
     sender.send(Alpha(STEP, torch.zeros(3, 2, 4, 4)))
@@ -180,8 +223,24 @@ def test_local_links_time_out_in_words() -> None:
 
 
 def test_closed_wires_end_every_wait() -> None:
-    wires = LocalWires(CPU, timeout=5)
+    wires = LocalWires(CPU, timeout=PATIENCE)
     receiver = wires.receiver(alpha_layout(), iter([STEP]))
     wires.close(WireError("block 3 failed"))
     with pytest.raises(WireError, match="block 3 failed"):
         receiver.recv()
+
+
+@pytest.mark.parametrize("received", [torch.bfloat16, torch.float32], ids=str)
+def test_slots_in_the_format_of_their_reader_are_read_where_they_lie(received: torch.dtype) -> None:
+    """Anything else is a copy, at another place every time."""
+    ring = Ring(replace(alpha_layout(torch.bfloat16), received=received), 2, HostStreams(), CPU)
+    (slot, _), places = ring._slots, []
+    for step in range(4):
+        entry, sent = Round("train", step, size=4), torch.randn(4, 2, 4, 4)
+        ring.fill(Alpha(entry, sent))
+        found = ring.take(entry)
+        assert isinstance(found, Alpha) and found.alpha_BCHW.dtype == received
+        assert torch.equal(found.alpha_BCHW.float(), sent.bfloat16().float())
+        places.append(found.alpha_BCHW.data_ptr())
+    in_first_slot = [place == slot.tensors[0].data_ptr() for place in places]
+    assert in_first_slot == ([True, False] * 2 if received == torch.bfloat16 else [False] * 4)

@@ -1,0 +1,161 @@
+"""The runs of the accuracy benchmark: what each side learns with, and what a worker does for one of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.gpu_cases import BLL
+from benchmarks.gpu_runs import complete, read_lines, start_afresh
+from bllpipe.config import load_config
+from bllpipe.errors import ConfigError
+from bllpipe.run.memory import peak_memory_bytes
+
+# With a strided head, which ends in no linear layer on thousands of features, BLL bears the rate of BP.
+STRIDED = ("objective.head=strided", "objective.kl_weight=0.01")
+STRIDED_LR = 0.2
+# A linear head is stable below about 3.8 / (0.1 lambda) under SGD with momentum, lambda growing with its features:
+# 4096 features bear 0.010, 1024 bear 0.043, 256 bear 0.18.
+LINEAR = ("objective.head=linear", "objective.head_features=256", "objective.kl_weight=0.01")
+LINEAR_LR = 0.15
+PROBE_LINES = 3
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one side learns with: its peak rate and its own settings; ``note`` says it in words."""
+
+    side: str
+    note: str
+    lr: float
+    settings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run."""
+
+    model: str
+    recipe: Recipe
+    blocks: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        blocks = "" if self.recipe.side == "bp" else f" {self.blocks} blocks"
+        return f"{self.model} {self.recipe.side}{blocks} s{self.seed}"
+
+    def settings(self, capture: str) -> tuple[str, ...]:
+        own = (f"model.name={self.model}", f"blocks={self.blocks}", f"seed={self.seed}", f"gpu.capture={capture}")
+        return (*own, *self.recipe.settings, f"optimizer.lr={self.recipe.lr}")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a short run has shown: the way to capture that works, and seconds of a step, of a test, and before both."""
+
+    capture: str
+    step_seconds: float
+    test_seconds: float
+    begin_seconds: float
+
+
+def bll_recipe(more: tuple[str, ...] = ()) -> Recipe:
+    """BLL with a strided head where the config knows it, else with a linear one at a rate that it bears. ``more``
+    settings come last; a rate among them is the peak rate."""
+    has_strided = is_known("objective.head=strided")
+    head, lr = (STRIDED, STRIDED_LR) if has_strided else (LINEAR, LINEAR_LR)
+    lr = next((float(each.partition("=")[2]) for each in more if each.startswith("optimizer.lr=")), lr)
+    settings = (*BLL, *head, *more)
+    return Recipe("bll", f"{' '.join((*head, *more))} and a peak rate of {lr:g}", lr, settings)
+
+
+def is_known(setting: str) -> bool:
+    """Whether the config has this key and value."""
+    try:
+        load_config(None, [setting])
+    except ConfigError:
+        return False
+    return True
+
+
+def sizes_of(path: Path) -> dict[str, int]:
+    """How many images and labels an .npz holds, by split."""
+    with np.load(path) as archive:
+        return {name: len(archive[name]) for name in archive.files}
+
+
+def small_copy(path: Path, out: Path, most: int) -> Path:
+    """``out``, with at most ``most`` images of each split of the .npz ``path``."""
+    with np.load(path) as archive:
+        np.savez(out, allow_pickle=False, **{name: archive[name][:most] for name in archive.files})
+    return out
+
+
+def probe(settings: Sequence[str], steps: int, folder: Path) -> dict[str, float]:
+    """A run of ``steps`` steps and a test: the fields of a Probe but the way to capture."""
+    start_afresh()
+    began, run_dir = time.perf_counter(), folder / f"probe-{time.monotonic_ns()}"
+    every = max(1, steps // PROBE_LINES)
+    length = (f"steps={steps}", f"log.every_steps={every}", "evaluate.every_epochs=0")
+    complete([*settings, *length], run_dir)
+    whole = time.perf_counter() - began
+    lines = [line for line in read_lines(run_dir) if line.get("actor", "").startswith("block")]
+    batch = load_config(None, list(settings)).data.batch_size
+    laps = [batch / line["images_per_second"] for line in lines if line["phase"] == "train" and line["step"] > every]
+    step = median(laps)
+    # a test costs no more than the forward passes of as many images; the rest was there before
+    test = tested_images(settings) / batch * step
+    return {
+        "step_seconds": step,
+        "test_seconds": test,
+        "begin_seconds": max(0.0, whole - steps * step - test),
+    }
+
+
+def tested_images(settings: Sequence[str]) -> int:
+    """How many images a test has."""
+    return sizes_of(Path(str(load_config(None, list(settings)).data.path)))["test_y"]
+
+
+def train(settings: Sequence[str], run_dir: Path) -> dict[str, Any]:
+    """A whole run: what its summary says, and its tests."""
+    start_afresh()
+    summary = complete(settings, run_dir)
+    kept = ("test_accuracy", "block_accuracy", "seconds", "images_per_second", "steps", "state_sha256")
+    return {
+        **{name: summary[name] for name in kept},
+        "peak_memory_bytes": peak_memory_bytes(),
+        "tests": accuracies_of(run_dir),
+    }
+
+
+def accuracies_of(run_dir: Path) -> list[dict[str, Any]]:
+    """Every test that all blocks have finished: after which step, and the accuracy of each block."""
+    lines = [line for line in read_lines(run_dir) if line["phase"] == "evaluate"]
+    steps = sorted({line["step"] for line in lines})
+    of_step = {
+        step: sorted((line["actor"], line["accuracy"]) for line in lines if line["step"] == step) for step in steps
+    }
+    most = max(map(len, of_step.values()), default=0)
+    return [
+        {"step": step, "block_accuracy": [accuracy for _, accuracy in found]}
+        for step, found in of_step.items()
+        if len(found) == most
+    ]
+
+
+def cut_short(run_dir: Path) -> dict[str, Any]:
+    """What is known of a run that did not reach its end: the accuracy of its last block in its last test."""
+    tests, lines = accuracies_of(run_dir), read_lines(run_dir)
+    return {
+        "test_accuracy": tests[-1]["block_accuracy"][-1] if tests else None,
+        "tests": tests,
+        "steps": max((line["step"] for line in lines), default=0),
+    }

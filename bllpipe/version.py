@@ -1,0 +1,3 @@
+"""The version of bllpipe."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,75 @@
+"""Weights that version 0.1.0 computed are computed to the same bits today, also from a checkpoint that it wrote.
+
+Floating point differs between processors, so these runs use the oldest instructions that torch, oneDNN and MKL have: on
+those x86-64 processors agree. The digests hold for one minor version of torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.ranks import jobs
+
+TORCH = "2.14."
+OLDEST = {
+    "ATEN_CPU_CAPABILITY": "default",
+    "ONEDNN_MAX_CPU_ISA": "SSE41",
+    "MKL_CBWR": "COMPATIBLE",
+    "OMP_NUM_THREADS": "1",
+}
+SMALL = ("model.width=2", "epochs=2")
+RUN = Path(__file__).parents[1] / "fixtures" / "run-of-0.1.0"  # after 20 of 44 steps, with a lag of 2
+RESUMED = "67d584d8de57a1b2e0ea01b74da5a21f63d0e73ef7473e82f4ac969d08d05366"
+DEFAULT_AFTER_44 = "6eeb43937185aee2d69cdd6cf761a51a1db6cf5fbf9d6f3ad82081b438a9a7b8"
+DIGESTS = {
+    "dgl": ("engine=sequential", "93b3da57465675435119db311e137f82f02a182e83c2c82cd625bed4e8187424"),
+    "predsim": ("engine=sequential", "84ab1e797f5fa2fbb710432e2fa0e6e59a42b690ae764ffff6fc398f8994f8ef"),
+    "bp": ("engine=single", "6d6ddc09c7515370d102ca3b16de57a89b10700bdfcf70caf3e93c9eae991973"),
+    "fa": ("engine=single", "5e77d00a427844ade5b70b29d63fb2519a6f4151e5fe017f873e7952e89bead1"),
+}
+
+pytestmark = [
+    pytest.mark.skipif(not torch.__version__.startswith(TORCH), reason=f"the digests are those of torch {TORCH}x"),
+    pytest.mark.skipif(platform.machine() != "x86_64", reason="the digests are those of x86-64 processors"),
+]
+
+
+def digest(run_dir: Path, *settings: str, options: tuple[str, ...] = ()) -> str:
+    """The state_sha256 of a run in a process with the oldest instructions."""
+    command = [sys.executable, "-m", "bllpipe.launch", *jobs.words(run_dir, *settings, options=options)]
+    subprocess.run(command, check=True, timeout=280, env={**os.environ, **OLDEST}, cwd=jobs.REPOSITORY)
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert isinstance(summary["state_sha256"], str)
+    return summary["state_sha256"]
+
+
+@pytest.mark.parametrize("engine", ["sequential", pytest.param("ranks", marks=pytest.mark.ranks)])
+def test_a_checkpoint_of_0_1_0_is_resumed_to_the_same_bits(tmp_path: Path, engine: str) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(RUN, run_dir)
+    settings = (*SMALL, "feedback.lag=2", f"engine={engine}")
+    assert digest(run_dir, *settings, options=("--resume", "auto")) == RESUMED
+
+
+def test_a_run_of_bll_has_the_bits_of_0_1_0(tmp_path: Path) -> None:
+    assert digest(tmp_path / "run", *SMALL, "feedback.lag=2", "engine=sequential") == RESUMED
+
+
+@pytest.mark.parametrize("method", DIGESTS)
+def test_other_methods_have_the_bits_of_0_1_0(tmp_path: Path, method: str) -> None:
+    engine, expected = DIGESTS[method]
+    assert digest(tmp_path / "run", *SMALL, f"method={method}", engine) == expected
+
+
+def test_the_default_run_begins_with_the_bits_of_0_1_0(tmp_path: Path) -> None:
+    """All of it takes a minute with these instructions; its first two epochs are enough."""
+    assert digest(tmp_path / "run", "engine=sequential", "stop_at=44") == DEFAULT_AFTER_44

@@ -1,0 +1,108 @@
+"""The accuracy benchmark for a GPU: how long its runs may be, what they learn with, and what is known of each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu_first, gpu_second
+from benchmarks.gpu_accuracy import Probe, accuracies_of, bll_recipe, cut_short, is_known
+from benchmarks.gpu_first import best_setting, outcomes, went_well
+from benchmarks.gpu_second import BP, COMMON, OF_SET, affordable, cost_of, runs
+from bllpipe.config import load_config
+
+
+def test_the_most_telling_runs_come_first_and_all_can_be_launched() -> None:
+    found = runs(bll_recipe())
+    assert [run.name for run in found] == [
+        "resnet18 bp s0",
+        "resnet18 bll 4 blocks s0",
+        "resnet18 bp s1",
+        "resnet18 bll 4 blocks s1",
+        "resnet18 bll 8 blocks s0",
+        "resnet50 bp s0",
+        "resnet50 bll 4 blocks s0",
+    ]
+    for run in found:
+        for of_set in OF_SET.values():
+            data = ("data.path=some.npz", "device=cpu")
+            config = load_config(None, [*COMMON, *of_set, *data, *run.settings("true")])
+            assert config.optimizer.lr == run.recipe.lr and config.seed == run.seed
+            assert config.schedule.name == "onecycle" and config.schedule.warmup_steps == 0, "no epoch of warm-up"
+
+
+def test_epochs_are_those_that_all_runs_can_have() -> None:
+    found = Probe("true", step_seconds=0.01, test_seconds=1.0, begin_seconds=5.0)
+    assert cost_of(found, 195) == pytest.approx(1.95 + 0.5)
+    assert affordable(100.0, [(2.0, 5.0), (3.0, 5.0)]) == 18
+    assert affordable(9.0, [(2.0, 5.0), (3.0, 5.0)]) == 0
+
+
+@pytest.mark.parametrize(("more", "lr"), [((), None), (("optimizer.lr=0.07",), 0.07)])
+def test_bll_has_a_head_that_bears_its_rate(more: tuple[str, ...], lr: float | None) -> None:
+    recipe = bll_recipe(more)
+    head = "strided" if is_known("objective.head=strided") else "linear"
+    assert f"objective.head={head}" in recipe.settings and f"objective.head={head}" in recipe.note
+    assert recipe.lr == (lr or {"strided": 0.2, "linear": 0.15}[head]) and BP.lr == 0.2
+    config = load_config(None, list(recipe.settings))
+    assert head == "strided" or (recipe.lr <= 0.18 and config.objective.head_features <= 256)
+
+
+def test_unknown_settings_are_known_to_be_so() -> None:
+    assert is_known("objective.head=mlp") and not is_known("objective.head=odd") and not is_known("odd.key=1")
+
+
+def line(step: int, actor: str, accuracy: float | None = None) -> str:
+    phase = {"phase": "train"} if accuracy is None else {"phase": "evaluate", "accuracy": accuracy}
+    return json.dumps({"step": step, "actor": actor, **phase}) + "\n"
+
+
+def test_a_run_that_was_cut_short_has_its_last_whole_test(tmp_path: Path) -> None:
+    tests = line(20, "block 1", 0.5) + line(20, "block 0", 0.4) + line(40, "block 0", 0.6)
+    (tmp_path / "metrics.jsonl").write_text(line(10, "block 0") + tests + line(50, "block 0") + '{"step": 60, "pha')
+    assert accuracies_of(tmp_path) == [{"step": 20, "block_accuracy": [0.4, 0.5]}]
+    assert cut_short(tmp_path) == {"test_accuracy": 0.5, "tests": accuracies_of(tmp_path), "steps": 50}
+    assert cut_short(tmp_path / "nothing") == {"test_accuracy": None, "tests": [], "steps": 0}
+
+
+@pytest.mark.parametrize(
+    ("works", "setting"),
+    [
+        ({"false": True, "blocks": True, "true": True}, "gpu.capture=true"),
+        ({"false": True, "blocks": True, "true": False}, "gpu.capture=blocks"),
+        ({"false": True, "blocks": False}, "gpu.capture=false"),
+        ({"error": True}, "gpu.capture=false"),
+    ],
+)
+def test_the_best_setting_is_the_most_captured_that_works(works: dict[str, bool], setting: str) -> None:
+    assert best_setting({name: {"works": each} for name, each in works.items()}) == setting
+
+
+def test_outcomes_are_counted_of_tests_that_were_interrupted_too() -> None:
+    text = (
+        "[gw0] [  2%] PASSED tests/gpu/test_a.py::test_one \n"
+        "[gw1] [  4%] FAILED tests/gpu/test_a.py::test_two[x] \n"
+        "[gw1] [ 6%] PASSED tests/gpu/test_b.py::test_three \n!!! KeyboardInterrupt !!!\n"
+    )
+    assert outcomes(text) == {"passed": 2, "failed": 1, "names": ["tests/gpu/test_a.py::test_two[x]"]}
+
+
+def test_every_part_says_whether_it_went_well() -> None:
+    known = {
+        "versions": {"torch": "2.11"},
+        "smoke": {"true": {"works": True}, "blocks": {"works": False}},
+        "tests": {"exit_code": 0},
+        "compiled": {"works": True},
+        "rates": {"error": "RuntimeError: odd"},
+    }
+    expected = {"versions": True, "smoke": False, "tests": True, "compiled": True, "rates": False}
+    assert went_well(known) == expected
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_both_say_how_to_rehearse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_first.main([str(tmp_path)]) == 2 and gpu_second.main([str(tmp_path), "cifar10"]) == 2
+    assert capsys.readouterr().err.count("there is no GPU; rehearse with --device cpu --quick") == 2
