@@ -82,11 +82,11 @@ class Assembly:
         is_last = rank == job.topology.num_blocks - 1
         sizes = job.spec.num_classes, job.plan.total_steps
         block = make_block(segment, *shapes, job.config, *sizes, is_last, width_for_heads(job))
+        if rank == 0 and isinstance(block.objective, nn.Module):
+            warn_of_draws(dict(block.objective.named_children()), "the objective")
         if self.beside_nccl and block.channels_last and not job.config.gpu.compile:  # a compiler has kernels of its own
             for part in (block.segment, block.local):
                 without_cudnn(part)
-        if rank == 0 and isinstance(block.objective, nn.Module):
-            warn_of_draws(dict(block.objective.named_children()), "the objective")
         return speed_up(block, job.config)
 
     def _ports(self) -> ActorPorts:

@@ -30,6 +30,7 @@ RECORD_FIELDS = frozenset(
         "loss",
         "accuracy",
         "test_accuracy",
+        "ensemble_accuracy",
         "lr",
         "alignment",
         "gradient_norm",

@@ -112,7 +112,8 @@ def test_a_term_cannot_have_the_name_of_a_field(name: str) -> None:
 
 
 def test_the_fields_are_those_that_a_run_writes() -> None:
-    run = trained(towards_class)
+    settings = {**SMALL, "evaluate.ensemble": True}
+    run = bllpipe.train(seeded_network(), DATA, blocks=2, epochs=2, objective=towards_class, settings=settings)
     lines = [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
     written = {name for line in lines for name in line} - {"near", "pred"}
     assert written == RECORD_FIELDS - {"test_accuracy"}, "which the progress line adds"
