@@ -43,7 +43,7 @@ lint: $(READY) ## style, formatting and types
 	@if command -v shellcheck >/dev/null; then shellcheck -x $(SHELL_SCRIPTS); else echo "no shellcheck here"; fi
 
 docs: $(READY) ## write the tables of keys in docs/configuration.md, and configs/digits.yaml, anew from the code
-	$(BIN)/python -m bllpipe.config.reference docs/configuration.md configs/digits.yaml
+	$(BIN)/python -m scripts.config_reference docs/configuration.md configs/digits.yaml
 
 bench: $(READY) ## time the messages between two processes; ARGS="--json FILE"
 	$(BIN)/python -m benchmarks.messages $(ARGS)

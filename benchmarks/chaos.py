@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.chaos_trials import BLOCKS, Outcome, Trial, carry_out, undisturbed
 from benchmarks.report import table, write
-from bllpipe.run.bar import Bar
+from bllpipe.utils.console import Bar
 
 MOST_KILLS = 4  # a trial
 

@@ -26,7 +26,7 @@ from benchmarks.chaos_hostile import (
     unharmed,
 )
 from benchmarks.chaos_tensors import pickle_by_torch, pickle_in_a_zip
-from bllpipe.run.data.npz import read_arrays
+from bllpipe.data.registry import read_arrays
 
 ARRAYS = {
     "train_x": np.zeros((4, 2, 2), np.uint8),

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from benchmarks.chaos_cases import BrokenPromise, Case, Families, MakeCase
 from benchmarks.chaos_damage import DAMAGES, Damage
+from bllpipe.checkpoint import Checkpoint, find_checkpoint
+from bllpipe.checkpoint.format import MANIFEST, DirectoryName
+from bllpipe.checkpoint.reader import misnamed_checkpoints, newest_first
 from bllpipe.errors import CheckpointError
-from bllpipe.results.checkpoints import survey
-from bllpipe.run.checkpoint import Checkpoint, find_checkpoint
-from bllpipe.run.checkpoint.names import MANIFEST, DirectoryName
-from bllpipe.run.checkpoint.reading import misnamed_checkpoints, newest_first
-from bllpipe.run.digest import part_digest
+from bllpipe.tools.analysis.checkpoint_inspection import survey
+from bllpipe.utils.tensors import part_digest
 
 STEPS = (2, 4, 6)
 SETTINGS = (

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bllpipe.run.checkpoint.names import MANIFEST
-from bllpipe.run.checkpoint.records import render
+from bllpipe.checkpoint.format import MANIFEST
+from bllpipe.utils.files import render
 
 Damage = Callable[[random.Random, Path], str]  # to a directory of checkpoints; says what it did
 

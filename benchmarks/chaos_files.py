@@ -25,7 +25,7 @@ from benchmarks.chaos_images import image_families
 from benchmarks.chaos_tensors import tensor_families
 from benchmarks.chaos_texts import text_families
 from benchmarks.report import table, write
-from bllpipe.run.bar import Bar
+from bllpipe.utils.console import Bar
 
 TOGETHER = "several at once"
 HOSTILE = (

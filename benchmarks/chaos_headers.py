@@ -10,9 +10,7 @@ import torch
 
 from benchmarks.chaos_cases import Case, Families
 from benchmarks.chaos_hostile import refused
-from bllpipe.ports import Round
-from bllpipe.topology import Edge
-from bllpipe.wire.layout import (
+from bllpipe.distributed.message_format import (
     CLOSING_BYTES,
     HEADER_BYTES,
     MAGIC,
@@ -21,6 +19,8 @@ from bllpipe.wire.layout import (
     stats_fields,
     target_fields,
 )
+from bllpipe.messages import Round
+from bllpipe.topology import Edge
 
 ROLES = ("block 0", "block 1")
 LAYOUTS = [

@@ -29,7 +29,7 @@ from benchmarks.chaos_hostile import (
 from benchmarks.chaos_tensors import pickle_by_torch, pickle_in_a_zip
 from benchmarks.chaos_texts import written
 from bllpipe.config.schema import DataConfig
-from bllpipe.run.data.folders import FORMATS, MAX_BYTES, FolderImages
+from bllpipe.data.image_folder import FORMATS, MAX_BYTES, FolderImages
 
 OTHERS = ("TGA", "PCX", "SGI", "PDF", "EPS", "DDS", "IM", "ICO")  # what else Pillow writes and reads
 MAGICS = (

@@ -29,12 +29,11 @@ from benchmarks.chaos_hostile import (
     sparse,
     unharmed,
 )
-from bllpipe.learn.saved import restore
-from bllpipe.results.network_file import load_network, whole_network
-from bllpipe.run.checkpoint import open_checkpoint
-from bllpipe.run.checkpoint.manifest import FileEntry, Manifest
-from bllpipe.run.checkpoint.names import MANIFEST, DirectoryName, facts_file, tensor_file
-from bllpipe.run.checkpoint.records import render
+from bllpipe.checkpoint import open_checkpoint
+from bllpipe.checkpoint.format import MANIFEST, DirectoryName, FileEntry, Manifest, facts_file, tensor_file
+from bllpipe.tools.analysis.network_file import load_network, whole_network
+from bllpipe.utils.files import render
+from bllpipe.utils.tensors import restore
 
 RESNET = {"model": "resnet18", "stem": "cifar", "width": "1", "image_shape": "[1, 8, 8]", "num_classes": "2"}
 SMALL = 1 << 20  # files that are read to their end are no larger

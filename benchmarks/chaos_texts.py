@@ -10,12 +10,11 @@ from typing import Any
 
 from benchmarks.chaos_cases import Case, Families, MakeCase
 from benchmarks.chaos_hostile import Write, file_case, mutated, no_file, noise, of_kinds, refused, sparse
+from bllpipe.checkpoint import Checkpoint
+from bllpipe.checkpoint.format import MANIFEST, Manifest, facts_file
+from bllpipe.checkpoint.resume import flat
 from bllpipe.config import Config, load_config, to_yaml
-from bllpipe.run.checkpoint import Checkpoint
-from bllpipe.run.checkpoint.manifest import Manifest
-from bllpipe.run.checkpoint.names import MANIFEST, facts_file
-from bllpipe.run.checkpoint.records import MAX_BYTES, render
-from bllpipe.run.differences import flat
+from bllpipe.utils.files import MAX_BYTES, render
 
 Text = Callable[[random.Random], str | bytes]
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from bllpipe.results.sameness import digest, learned
+from tests.support.same_bits import digest, learned
 
 BLOCKS = (2, 4)
 STEPS, SAVE_EVERY = 60, 5

@@ -14,9 +14,9 @@ from benchmarks import report
 from benchmarks.records import Record, Sample, alike, merge, read
 from benchmarks.trial_options import add_run_options, finish, run
 from benchmarks.trials import Trial
-from bllpipe.config.strict_yaml import read_yaml
+from bllpipe.checkpoint.resume import flat
+from bllpipe.config.loader import read_yaml
 from bllpipe.errors import ConfigError
-from bllpipe.run.differences import flat
 
 SECTIONS = ("config", "common", "variants")
 

@@ -15,7 +15,7 @@ from benchmarks.gpu_cases import BLL
 from benchmarks.gpu_runs import complete, read_lines, start_afresh
 from bllpipe.config import load_config
 from bllpipe.errors import ConfigError
-from bllpipe.run.memory import peak_memory_bytes
+from bllpipe.utils.process import peak_memory_bytes
 
 # With a strided head, which ends in no linear layer on thousands of features, BLL bears the rate of BP.
 STRIDED = ("objective.head=strided", "objective.kl_weight=0.01")

@@ -30,7 +30,7 @@ from benchmarks.gpu_cases import Case, Group, Scale, make_case
 from benchmarks.gpu_report import Ledger
 from benchmarks.gpu_runs import measure, surroundings
 from benchmarks.gpu_worker import Worker
-from bllpipe.run.output import write_whole
+from bllpipe.utils.files import write_whole
 
 # Seconds. What a part does not take is left for the rates, which come last.
 WHOLE, VERSIONS, SMOKE, TESTS, CASE, COMPILED_CASE = 290.0, 60.0, 30.0, 100.0, 45.0, 100.0

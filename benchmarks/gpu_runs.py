@@ -20,9 +20,9 @@ from benchmarks.gpu_cases import WARM_UP_LAPS, Case
 from benchmarks.gpu_meters import EnergyMeter, kernel_share, kernels
 from bllpipe.config import load_config
 from bllpipe.engines import Options, engine
-from bllpipe.engines.compiled import forget_compiled
-from bllpipe.run.directory import environment
-from bllpipe.run.memory import peak_memory_bytes
+from bllpipe.learn.compiled import forget_compiled
+from bllpipe.training.run_directory import environment
+from bllpipe.utils.process import peak_memory_bytes
 
 Lines = list[dict[str, Any]]  # of metrics.jsonl
 

@@ -20,7 +20,7 @@ from multiprocessing.context import SpawnProcess
 from types import TracebackType
 from typing import Any
 
-from bllpipe.orphans import end_with_parent
+from bllpipe.utils.process import end_with_parent
 
 DETAIL_LINES = 30
 

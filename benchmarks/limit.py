@@ -15,16 +15,17 @@ import torch
 
 from benchmarks.report import Timing, table, write
 from bllpipe.config import Config, load_config
-from bllpipe.engines.gpu import set_up, speed_up
+from bllpipe.distributed.cuda_streams import streams_on
+from bllpipe.engines.devices import set_up
 from bllpipe.learn.block import Block, alpha_shape, make_block
-from bllpipe.learn.channels import num_channels
-from bllpipe.learn.cuts import cut
-from bllpipe.learn.networks import last_width, network_units
-from bllpipe.learn.placing import place
-from bllpipe.learn.units import Segment
-from bllpipe.ports import Round, Target
-from bllpipe.run.memory import keep_freed_memory
-from bllpipe.wire.streams import streams_on
+from bllpipe.learn.cuda_graphs import speed_up
+from bllpipe.learn.distributions import num_channels
+from bllpipe.learn.memory_format import place
+from bllpipe.messages import Round, Target
+from bllpipe.models.partition import cut
+from bllpipe.models.registry import last_width, network_units
+from bllpipe.models.units import Segment
+from bllpipe.utils.process import keep_freed_memory
 
 CPU = torch.device("cpu")
 IMAGE, CLASSES = (3, 32, 32), 10

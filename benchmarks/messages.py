@@ -21,11 +21,11 @@ import torch.distributed as dist
 
 from benchmarks.report import Timing, table, write
 from bllpipe.config.schema import BackendConfig
-from bllpipe.ports import Alpha, Round
+from bllpipe.distributed.message_format import Layout, alpha_fields
+from bllpipe.distributed.process_group import FOR_EVER, open_edges
+from bllpipe.distributed.process_links import ProcessWires
+from bllpipe.messages import Alpha, Round
 from bllpipe.topology import Edge
-from bllpipe.wire.layout import Layout, alpha_fields
-from bllpipe.wire.processes import ProcessWires
-from bllpipe.wire.world import FOR_EVER, open_edges
 
 CPU = torch.device("cpu")
 EDGES = (Edge("alpha", 0, 1), Edge("alpha", 1, 0))

@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from bllpipe.checkpoint.resume import HARMLESS, HARMLESS_SECTIONS
 from bllpipe.errors import ConfigError
-from bllpipe.run.differences import HARMLESS, HARMLESS_SECTIONS
 
 Record = Mapping[str, Any]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from bllpipe.run.directory import environment
-from bllpipe.run.output import write_whole
+from bllpipe.training.run_directory import environment
+from bllpipe.utils.files import write_whole
 
 
 @dataclass(frozen=True)

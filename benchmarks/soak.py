@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 
 from benchmarks.report import table, write
-from bllpipe.run.bar import Bar
+from bllpipe.utils.console import Bar
 
 ENDLESS = ("model.width=4", "data.batch_size=32", "blocks=2", "epochs=100000", "evaluate.every_epochs=0")
 SAMPLE_SECONDS = 5.0

@@ -20,9 +20,9 @@ import torch
 
 from benchmarks.report import Timing, table, write
 from bllpipe.config import Config
-from bllpipe.ports import Round
-from bllpipe.run.instrument import wrapped
-from bllpipe.run.spans import Track
+from bllpipe.messages import Round
+from bllpipe.training.instrument import wrapped
+from bllpipe.training.tracing import Track
 
 LIMIT = 0.01  # of a step
 ALONE = 20_000  # calls that are timed together

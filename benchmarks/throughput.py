@@ -25,7 +25,7 @@ from benchmarks import limit
 from benchmarks.report import Spread, table, write
 from benchmarks.throughput_cases import ENGINES, Case, Plan, cases, real_settings
 from bllpipe.config import load_config
-from bllpipe.run.bar import Bar
+from bllpipe.utils.console import Bar
 
 TIMEOUT = 600  # seconds a job
 LIMIT_STEPS, LIMIT_WARMUP = 20, 5

@@ -12,8 +12,8 @@ from typing import Any
 
 from bllpipe.config import load_config
 from bllpipe.errors import ConfigError
-from bllpipe.plan.costs import Link, UnitCost
-from bllpipe.plan.predict import SCHEDULES, Setting, predict_local, predict_pipeline
+from bllpipe.models.partition import Link, UnitCost
+from bllpipe.tools.planning.predict import SCHEDULES, Setting, predict_local, predict_pipeline
 
 ONE_STAGE = ("gpipe", "1f1b", "deepspeed")
 TWO_STAGES = ("interleaved", "zbv", "dualpipev")  # a rank

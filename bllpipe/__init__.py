@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 from bllpipe.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from bllpipe.api.models import cut
+    from bllpipe.api.plan import CutPlan, make_plan
+    from bllpipe.api.train import Run, train
     from bllpipe.errors import BllpipeError, CheckpointError, ConfigError, DataError
-    from bllpipe.learn.channels import channel_means
-    from bllpipe.library.models import cut
-    from bllpipe.library.planning import CutPlan, make_plan
-    from bllpipe.library.results import Run
-    from bllpipe.library.training import train
-    from bllpipe.ports import Target
+    from bllpipe.learn.distributions import channel_means
+    from bllpipe.messages import Target
+    from bllpipe.tools.analysis.network_file import load_ensemble, load_network
 
 __all__ = [
     "BllpipeError",
@@ -25,6 +25,8 @@ __all__ = [
     "Target",
     "channel_means",
     "cut",
+    "load_ensemble",
+    "load_network",
     "make_plan",
     "train",
 ]
@@ -34,14 +36,16 @@ _HOMES = {
     "BllpipeError": "errors",
     "CheckpointError": "errors",
     "ConfigError": "errors",
-    "CutPlan": "library.planning",
+    "CutPlan": "api.plan",
     "DataError": "errors",
-    "Run": "library.results",
-    "Target": "ports",
-    "channel_means": "learn.channels",
-    "cut": "library.models",
-    "make_plan": "library.planning",
-    "train": "library.training",
+    "Run": "api.train",
+    "Target": "messages",
+    "channel_means": "learn.distributions",
+    "cut": "api.models",
+    "load_ensemble": "tools.analysis.network_file",
+    "load_network": "tools.analysis.network_file",
+    "make_plan": "api.plan",
+    "train": "api.train",
 }
 
 

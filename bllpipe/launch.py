@@ -7,17 +7,19 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import get_args
 
 from bllpipe.config import Config, load_config
-from bllpipe.config.schema import SYNCHRONOUS
-from bllpipe.elastic import run_ranks
+from bllpipe.config.schema import PIPELINES, SYNCHRONOUS, residual_units, unit_name
+from bllpipe.data.catalog import DEFAULT_PATH, DOWNLOADS, PUBLISHED, check_given, check_obtainable, split_folders
+from bllpipe.distributed.torchrun import RankEnvironment, end_torchrun, follow_agent, speaks_for_all
 from bllpipe.engines import Options, Output, engine, topology
-from bllpipe.engines.preflight import check_data, check_installed, check_plan
+from bllpipe.engines.launcher import run_ranks
 from bllpipe.errors import BllpipeError, ConfigError
-from bllpipe.terminal.screen import release
-from bllpipe.wire.agent import end_torchrun, follow_agent
-from bllpipe.wire.environment import RankEnvironment, speaks_for_all
+from bllpipe.models.partition import bounds
+from bllpipe.tools.monitoring.live_table import release
+from bllpipe.training.run_schedule import Plan
 
 # A rank that fails before it has a store leaves the word to rank 0, and stays until rank 0 has spoken.
 SILENT_SECONDS = 5.0
@@ -179,6 +181,47 @@ def fail_before_the_store(error: BllpipeError, environment: RankEnvironment | No
     if environment is not None and environment.local_rank == 0:
         end_torchrun(environment, error.exit_code)
     return error.exit_code
+
+
+def check_plan(config: Config) -> None:
+    """Raises ConfigError for a cut that the network does not allow or a batch that well-known data cannot fill."""
+    if ":" not in config.model.name:
+        is_cut = config.engine in PIPELINES or not config.is_end_to_end
+        cuts = config.balanced or config.blocks if is_cut else 1
+        bounds([unit_name(*unit) for unit in residual_units(config.model.name)], cuts)
+    if config.data.name in PUBLISHED:
+        Plan.of(config, PUBLISHED[config.data.name].num_train, PUBLISHED[config.data.name].num_test)
+    if config.data.name == "synthetic":
+        Plan.of(config, config.data.synthetic_images, num_test=1)
+
+
+def check_installed(config: Config) -> None:
+    """Raises ConfigError for an engine of a package that an ordinary installation does not bring. Only where the run
+    takes place."""
+    if config.engine == "deepspeed" and find_spec("deepspeed") is None:
+        raise ConfigError(
+            "engine deepspeed needs the package deepspeed, which is not installed; use pip install 'bllpipe[deepspeed]'"
+        )
+
+
+def check_data(config: Config) -> None:
+    """Raises DataError for files that are not there or hold what cannot be trained on. Only for a process on the
+    machine that has the data."""
+    check_given(config.data)
+    if config.data.name == "npz":
+        _check_archive(config)
+    if config.data.name in DOWNLOADS:
+        check_obtainable(config.data.name, config.data.path or DEFAULT_PATH)
+    if config.data.name == "imagefolder":
+        split_folders(str(config.data.path))
+
+
+def _check_archive(config: Config) -> None:
+    from bllpipe.data.npz import open_archive  # NumPy, which few runs need here
+
+    archive = open_archive(str(config.data.path))
+    Plan.of(config, archive.spec.num_train, archive.spec.num_test)
+    archive.check_floats()
 
 
 if __name__ == "__main__":

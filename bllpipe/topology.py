@@ -15,7 +15,6 @@ from typing import Literal
 from bllpipe.errors import ConfigError
 
 EdgeKind = Literal["alpha", "target", "stats"]
-
 # What the ranks of a job hold: a block each, which learns by itself; of a synchronous pipeline with P ranks stage r,
 # or stages r and r + P (a loop), or r and 2P - 1 - r (a V); or the whole network each.
 Placement = Literal["block", "stage", "loop", "v", "replica"]

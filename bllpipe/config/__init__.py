@@ -1,6 +1,6 @@
 """What a YAML file may say about a run: strict, and with errors that help."""
 
-from bllpipe.config.reading import load_config, parse_config, to_mapping, to_yaml
+from bllpipe.config.loader import load_config, parse_config, to_mapping, to_yaml
 from bllpipe.config.schema import Config
 
 __all__ = ["Config", "load_config", "parse_config", "to_mapping", "to_yaml"]

@@ -1,4 +1,4 @@
-"""Every key of a run's configuration, with its default and its meaning.
+"""Every key of a run's configuration, with its default, its range and its meaning.
 
 The defaults are the embedded run: scikit-learn's handwritten digits, a small ResNet in four blocks, gloo on CPUs.
 """
@@ -8,15 +8,35 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from bllpipe.config.books import CheckpointConfig, EvaluateConfig, LogConfig, MetricsConfig, TraceConfig
-from bllpipe.config.keys import given_object, key
-
 END_TO_END = ("bp", "fa", "usf", "dfa")
 TWO_STAGES = ("interleaved", "zbv", "dualpipev")  # pipelines in which every rank holds two stages
 TORCH_PIPELINES = ("gpipe", "1f1b", *TWO_STAGES)
 PIPELINES = (*TORCH_PIPELINES, "deepspeed")
 SYNCHRONOUS = (*PIPELINES, "ddp")
 DEFAULT_BALANCED = 4  # blocks of ``balanced`` without a number
+NEVER = "never"  # the value of keys that say how often something is done
+GIVEN = "given"  # in the metadata of a field that is no key
+DEPTHS: dict[str, tuple[int, int, int, int]] = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+    "resnet152": (3, 8, 36, 3),
+}
+LAST_STAGE = 8  # times as wide as the first: each of four stages doubles
+
+
+def given_object() -> Any:
+    """Where a script's own object stands in place of a name. It is no key: no file says it, and none keeps it."""
+    return field(default=None, repr=False, compare=False, metadata={GIVEN: True})
+
+
+def key(default: Any, doc: str, *, least: float | None = None, most: float | None = None) -> Any:
+    """A config key: its default, its meaning in one line, and the closed range it may take."""
+    metadata = {"doc": doc, "least": least, "most": most}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -59,7 +79,7 @@ class DataConfig:
     synthetic_images: int = key(1024, "synthetic: training images; a quarter as many again for the test", least=1)
     synthetic_classes: int = key(10, "synthetic: number of classes", least=2)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    given: Any = given_object()  # bllpipe.run.data.sets.GivenData
+    given: Any = given_object()  # bllpipe.data.base.GivenData
 
 
 @dataclass(frozen=True)
@@ -194,6 +214,70 @@ class GpuConfig:
 
 
 @dataclass(frozen=True)
+class CheckpointConfig:
+    """checkpoints/step-N in the run directory."""
+
+    every_steps: int | Literal["never"] | None = key(
+        200,
+        "steps between checkpoints; null: once an epoch; 0: only at the end; never: none, not even when a signal stops "
+        "the run, which then cannot go on",
+        least=0,
+    )
+    keep: int = key(2, "newest checkpoints to keep", least=1)
+    if_unwritable: Literal["fail", "go_on"] = key(
+        "fail", "a checkpoint that the disk refuses: fail, or go_on to the next one; without the last one a run fails"
+    )
+    tries: int = key(3, "failed attempts from one checkpoint after which the launcher restarts no more", least=1)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """The test set goes through the same pipeline."""
+
+    every_epochs: int | Literal["never"] = key(
+        1, "evaluate after every so many epochs; 0: only at the end; never: not at the end either", least=0
+    )
+    ensemble: bool = key(
+        False, "also test all heads together (mean class probabilities); tests then send 4 bytes a class and image more"
+    )
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """metrics.jsonl and progress."""
+
+    every_steps: int = key(20, "steps between two lines of metrics.jsonl a rank", least=1)
+    plain_seconds: float = key(10.0, "seconds between progress lines when the output is not a terminal", least=0.1)
+    if_unwritable: Literal["fail", "go_on"] = key(
+        "go_on", "metrics or spans that the disk refuses: go_on without them and say so, or fail"
+    )
+
+
+@dataclass(frozen=True)
+class MetricsConfig:
+    """What a rank tells Prometheus of itself."""
+
+    port: int | None = key(
+        None, "rank r tells its figures at this port + r; 0: at any free one; null: off", least=0, most=65535
+    )
+    host: str = key("127.0.0.1", "address that the ports listen at; 0.0.0.0: every address of the machine")
+    discovery: str | None = key(
+        None, "directory for a copy of the run's prometheus.json, by which Prometheus finds all runs; null: none"
+    )
+    textfile: str | None = key(
+        None, "directory of node-exporter's textfile collector, for figures without a port; null: off"
+    )
+
+
+@dataclass(frozen=True)
+class TraceConfig:
+    """spans/rank-N.jsonl in the run directory: who did what when, for bllpipe timeline."""
+
+    first_step: int = key(0, "first step that is traced", least=0)
+    num_steps: int = key(0, "steps that are traced, with the tests and checkpoints behind them; 0: off", least=0)
+
+
+@dataclass(frozen=True)
 class Config:
     """One run."""
 
@@ -278,3 +362,13 @@ class Config:
     @property
     def num_blocks(self) -> int:
         return 1 if self.is_end_to_end else self.num_parts
+
+
+def residual_units(name: str) -> list[tuple[int, int]]:
+    """(stage, index in the stage) of every residual unit, both from 0: what a cut never divides."""
+    return [(stage, index) for stage, depth in enumerate(DEPTHS[name]) for index in range(depth)]
+
+
+def unit_name(stage: int, index: int) -> str:
+    """What torchvision, and with it a cut, calls a residual unit."""
+    return f"layer{stage + 1}.{index}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bllpipe.config import Config
-from bllpipe.config.reading import check_keys
+from bllpipe.config.loader import check_keys
 from bllpipe.config.schema import SYNCHRONOUS, TORCH_PIPELINES, TWO_STAGES
 from bllpipe.errors import ConfigError
 from bllpipe.topology import Placement, Topology
@@ -42,6 +42,13 @@ class Options:
 
 Engine = Callable[[Config, Options], int]  # returns the exit code of the process
 NAMES = ("ranks", "threads", "sequential", "streams", "single", *SYNCHRONOUS)
+# The module of an engine and its function, where these are not ``run`` in a module of the same name.
+MODULES = {
+    "sequential": ("in_process", "run_sequential"),
+    "threads": ("in_process", "run_threads"),
+    "single": ("in_process", "run_single"),
+    **dict.fromkeys(TORCH_PIPELINES, ("torch_pipeline", "run")),
+}
 PLACEMENTS: dict[str, Placement] = {
     "gpipe": "stage",
     "1f1b": "stage",
@@ -66,8 +73,8 @@ def engine(name: str) -> Engine:
     """The engine called ``name``; its module, and torch with it, is imported only now. It computes with torch's
     defaults, whatever the process has switched on around it."""
     assert name in NAMES, "the config admits no other"
-    from bllpipe.torch_state import torch_defaults
+    from bllpipe.utils.torch_state import torch_defaults
 
-    module = "pipeline" if name in TORCH_PIPELINES else name
-    run: Engine = importlib.import_module(f"bllpipe.engines.{module}").run
+    module, function = MODULES.get(name, (name, "run"))
+    run: Engine = getattr(importlib.import_module(f"bllpipe.engines.{module}"), function)
     return torch_defaults()(run)

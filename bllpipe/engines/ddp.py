@@ -14,19 +14,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bllpipe.config import Config
+from bllpipe.data.loader import LabelSource
+from bllpipe.data.registry import load_images, load_labels
+from bllpipe.distributed.process_group import wait_for_all
 from bllpipe.engines import Options
-from bllpipe.engines.edges import image_port
-from bllpipe.engines.job import build_segment
-from bllpipe.engines.share import Share
-from bllpipe.engines.synchronous import Seat, run_synchronous
+from bllpipe.engines.build import build_segment
+from bllpipe.engines.ports import image_port
+from bllpipe.engines.synchronous import Seat, Share, run_synchronous
 from bllpipe.learn.block import Outcome
-from bllpipe.learn.units import Segment
-from bllpipe.ports import Alpha, Phase, Receiver, Round, Target
-from bllpipe.run.data.registry import load_images, load_labels
-from bllpipe.run.data.source import LabelSource
-from bllpipe.run.loops import Loop
-from bllpipe.run.timing import Meter, Metered
-from bllpipe.wire.world import wait_for_all
+from bllpipe.messages import Alpha, Phase, Receiver, Round, Target
+from bllpipe.models.units import Segment
+from bllpipe.training.loops import Loop
+from bllpipe.training.timing import Meter, Metered
 
 
 def run(config: Config, options: Options) -> int:

@@ -18,12 +18,10 @@ from torch import Tensor
 
 from bllpipe.config import Config
 from bllpipe.engines import Options
-from bllpipe.engines.share import Share
-from bllpipe.engines.staged import build_stage_loop, microbatch_size
-from bllpipe.engines.stages import Schedule, StageModule
-from bllpipe.engines.synchronous import Seat, run_synchronous
-from bllpipe.run.loops import Loop
-from bllpipe.run.timing import Metered
+from bllpipe.engines.pipeline_stages import Schedule, StageModule, build_stage_loop, microbatch_size
+from bllpipe.engines.synchronous import Seat, Share, run_synchronous
+from bllpipe.training.loops import Loop
+from bllpipe.training.timing import Metered
 
 SHARED_MEMORY_OP = "deepspeed_shm_comm"
 Loss = Callable[[Tensor, Tensor], Tensor]

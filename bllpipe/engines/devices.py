@@ -1,17 +1,42 @@
-"""Which device each rank computes on, and which placements cannot work."""
+"""The device of each rank, the backend of each kind of message, and the settings of the process that computes there,
+which are put back when the run ends: a script may start many.
+
+All ranks choose the backends together, as their machines may have different GPUs: every rank takes part in opening the
+group of every edge, so a rank that chose by what it sees itself might wait for ever for one that sees something else.
+
+torch has the precision of fp32 products and convolutions twice: by its old switches (``allow_tf32``) and by names
+(``fp32_precision``). Setting an old switch sets the names too, but not the other way round, and whatever reads an old
+switch that does not fit raises RuntimeError: ``cudnn.flags()``, ``torch.get_float32_matmul_precision()``, and the
+compiler by way of these. So both are set, the old switches first.
+
+Blocks, captured steps and their graphs refer to each other in circles, so only the garbage collector can free them,
+and it does not look at what ``freeze_garbage`` has frozen.
+"""
 
 from __future__ import annotations
 
+import gc
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from bllpipe.config import Config
+from bllpipe.distributed.process_links import chosen_backends
+from bllpipe.distributed.torchrun import RankEnvironment, allow_deterministic_products
 from bllpipe.errors import ConfigError
+from bllpipe.learn.compiled import forget_compiled, never_in_python
+from bllpipe.messages import Store
 from bllpipe.topology import Topology
-from bllpipe.wire.environment import RankEnvironment
+from bllpipe.utils.console import warn
+from bllpipe.utils.process import thaw_garbage
 
 CPU = torch.device("cpu")
+PRODUCTS: Any = torch.backends.cuda.matmul
+CONVOLUTIONS: Any = torch.backends.cudnn  # an object in place of a module: torch's types do not know all of it
 
 
 @dataclass(frozen=True)
@@ -109,3 +134,118 @@ def _use_gpus(config: Config, machine: Machine) -> bool:
     if config.device == "cuda" and not machine.gpus:
         raise ConfigError("device is cuda, but there is no GPU; use --set device=cpu")
     return config.device != "cpu" and machine.gpus > 0
+
+
+def agreed_backends(
+    config: Config, topology: Topology, environment: RankEnvironment, machine: Machine, store: Store
+) -> dict[str, str]:
+    """The backend of every kind of message, the same in every rank: NCCL by itself only if no block of any machine
+    shares a GPU or lacks one. Waits for all blocks to say what they have."""
+    rank, blocks = environment.rank, list(topology.block_ranks)
+    if rank in blocks:
+        store.set(f"own gpu/{rank}", str(int(distinct_gpus(config, topology, environment, machine))))
+    without = [block for block in blocks if not int(store.get(f"own gpu/{block}"))]
+    if rank == 0 and config.backend.alpha == "auto" and 0 < len(without) < len(blocks):
+        warn(
+            f"the machines of ranks {', '.join(map(str, without))} have no GPU for each of their blocks: activations "
+            f"go over gloo between all ranks; NCCL needs a GPU for every block"
+        )
+    return chosen_backends(config.backend, distinct_gpus=not without)
+
+
+def compare_devices(rank: int, device: str, store: Store) -> None:
+    """Raises ConfigError unless this rank computes on the same kind of ``device`` (cpu, cuda) as the first one, where
+    all talk to all."""
+    if rank == 0:
+        store.set("device of the first", device)
+    first = store.get("device of the first").decode()
+    if first != device:
+        raise ConfigError(
+            f"rank 0 computes on {first}, this rank on {device}, and no backend carries messages between the two; "
+            f"use --set device=cpu, or machines that all have GPUs"
+        )
+
+
+def set_up(config: Config, device: torch.device) -> None:
+    """Chooses the kernels of this process, before the first one runs."""
+    if device.type != "cuda":
+        return
+    torch.cuda.set_device(device)  # or graphs and pinned memory would be those of the first GPU
+    set_precision(config.gpu.tf32)
+    torch.backends.cudnn.benchmark = not config.gpu.deterministic  # shapes stay the same, so trying pays
+    if config.gpu.deterministic:
+        allow_deterministic_products()
+        torch.backends.cudnn.deterministic = True
+        # what a network of a user's own does may have no such kernel, which is warned of
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def set_precision(tf32: bool) -> None:
+    """TF32 or IEEE for both; torch's own choice differs between the two. The CPU's are left alone."""
+    name = "tf32" if tf32 else "ieee"
+    _set(tf32, tf32, name, name)
+
+
+def precision_now() -> Callable[[], None]:
+    """What sets the precision to what it is now, if it is another one then."""
+    before = _now()
+
+    def restore() -> None:
+        if _now() != before:
+            _set(*before)
+
+    return restore
+
+
+def _now() -> tuple[bool, bool, str, str]:
+    products, convolutions = PRODUCTS.fp32_precision, CONVOLUTIONS.conv.fp32_precision
+    return _switch(PRODUCTS, products), _switch(CONVOLUTIONS, convolutions), products, convolutions
+
+
+def _switch(owner: Any, name: str) -> bool:
+    """The old switch; where a script has used the names alone, what fits to them."""
+    try:
+        with _quiet():
+            return bool(owner.allow_tf32)
+    except RuntimeError:
+        return name == "tf32"
+
+
+def _set(products: bool, convolutions: bool, name_of_products: str, name_of_convolutions: str) -> None:
+    with _quiet():
+        PRODUCTS.allow_tf32, CONVOLUTIONS.allow_tf32 = products, convolutions
+    PRODUCTS.fp32_precision, CONVOLUTIONS.conv.fp32_precision = name_of_products, name_of_convolutions
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch warns of the old switches, whose readers are its own."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*TF32.*")
+        yield
+
+
+@contextmanager
+def put_back(config: Config) -> Iterator[None]:
+    """Around a whole run: inside, its process computes as the run wants it; behind it, it is as it was before, and has
+    its memory back. An error that is still on its way keeps what it has seen until it is caught."""
+    has_gpu = config.device != "cpu" and torch.cuda.is_available()
+    with ExitStack() as inside:
+        inside.callback(free_memory, had_frozen=gc.get_freeze_count() > 0)
+        inside.callback(precision_now())
+        if has_gpu and config.gpu.compile:
+            inside.callback(forget_compiled)
+            inside.enter_context(never_in_python())
+        if torch.cuda.is_initialized():  # the peak of this run is not that of one before
+            for index in range(torch.cuda.device_count()):
+                torch.cuda.reset_peak_memory_stats(index)
+        yield
+
+
+def free_memory(had_frozen: bool) -> None:
+    """Frees what nobody refers to any more, on the GPU too; a script that ``had_frozen`` garbage itself keeps that."""
+    if not had_frozen:
+        thaw_garbage()
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

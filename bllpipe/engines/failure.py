@@ -14,17 +14,16 @@ from typing import NoReturn
 
 from torch.distributed import DistStoreError
 
+from bllpipe.distributed.process_group import World, open_store
+from bllpipe.distributed.torchrun import RankEnvironment, end_torchrun
 from bllpipe.errors import BllpipeError, OutputError, WireError
-from bllpipe.metrics.discovery import mark_failed
-from bllpipe.ports import Store
-from bllpipe.run.directory import RunDirectory
-from bllpipe.run.notices import warn
-from bllpipe.run.rank import RoundError
-from bllpipe.run.sightings import Sightings
-from bllpipe.terminal.screen import release
-from bllpipe.wire.agent import end_torchrun
-from bllpipe.wire.environment import RankEnvironment
-from bllpipe.wire.world import World, open_store
+from bllpipe.messages import Store
+from bllpipe.tools.monitoring.exporter import mark_failed
+from bllpipe.tools.monitoring.live_table import release
+from bllpipe.training.run_directory import RunDirectory
+from bllpipe.training.watchdog import Sightings
+from bllpipe.training.worker import RoundError
+from bllpipe.utils.console import warn
 
 SILENT_SECONDS = 5.0  # that a rank gives the one that failed first to speak
 

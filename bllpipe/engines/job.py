@@ -1,42 +1,39 @@
-"""What all ranks of a job agree on before the first step: the data's sizes, the plan, the shapes, where to go on."""
+"""What all ranks of a job agree on before the first step: the data's sizes, the schedule, the shapes, where to resume.
+
+Rank 0 posts its version and configuration to the store, and every other rank compares its own with them before anything
+else is sent. A job that fails at the same step again and again is not started once more.
+"""
 
 from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
-from torch import nn
 
-from bllpipe.config import Config
-from bllpipe.config.schema import PIPELINES
+from bllpipe.checkpoint import Checkpoint, open_checkpoint, remove_unfinished
+from bllpipe.checkpoint.resume import Change, changes, changes_since, checkpoint_to_resume, choose_directory
+from bllpipe.config import Config, to_mapping
+from bllpipe.data.catalog import DataSpec
+from bllpipe.distributed.message_format import VERSION
+from bllpipe.distributed.torchrun import fault_text
 from bllpipe.engines import Options, Output, topology
-from bllpipe.engines.faults import Fault, parse_faults
-from bllpipe.engines.peers import compare_with_first, introduce
-from bllpipe.engines.stuck import check_progress
-from bllpipe.errors import ConfigError
-from bllpipe.learn.block import alpha_shape
-from bllpipe.learn.cuts import cut
-from bllpipe.learn.network_checks import batch_norms_seen, check_batches, check_has_values, drawing
-from bllpipe.learn.networks import last_width, network_units
-from bllpipe.learn.placing import place
-from bllpipe.learn.propagation import propagate
-from bllpipe.learn.units import Segment, Unit
-from bllpipe.ports import Phase, Round, Store
-from bllpipe.run.checkpoint import Checkpoint, open_checkpoint, remove_unfinished
-from bllpipe.run.data.spec import DataSpec
-from bllpipe.run.differences import Change
-from bllpipe.run.directory import RunDirectory
-from bllpipe.run.ending import Ending
-from bllpipe.run.itinerary import Plan
-from bllpipe.run.notices import say, warn
-from bllpipe.run.resuming import changes_since, checkpoint_to_resume, choose_directory
+from bllpipe.errors import ConfigError, NoProgressError
+from bllpipe.messages import Phase, Round, Store
+from bllpipe.tools.fault_injection import Fault, parse_faults
 from bllpipe.topology import Topology
-from bllpipe.wire.environment import fault_text, speaks_for_all
+from bllpipe.training.run_directory import RunDirectory
+from bllpipe.training.run_schedule import Ending, Plan
+from bllpipe.utils.console import say, warn
+from bllpipe.version import __version__
+
+# Keys that a rank reads for itself alone, so that another value does no harm.
+OWN_KEYS = ("name", "data.path", "data.workers", "feedback.device")
+OWN_SECTIONS = ("log.",)
 
 
 @dataclass(frozen=True)
@@ -194,65 +191,9 @@ def _with_cuts(config: Config, spec: DataSpec) -> Config:
     """``config`` with the cuts that ``blocks: balanced`` asks for, written out."""
     if config.balanced is None:
         return config
-    from bllpipe.plan.balanced import resolved  # torch's counters, which few runs need
+    from bllpipe.learn.balance import resolved  # torch's counters, which few runs need
 
     return resolved(config, spec.image_shape, spec.num_classes)
-
-
-def build_segment(job: Job, number: int, device: torch.device, kind: Literal["block", "stage"] = "block") -> Segment:
-    """Block ``number``, or that stage of what learns end to end, on its device; tells the others the shape of its
-    alpha. A network that is not cut is block 0, of every replica."""
-    config, num_classes = job.config, job.spec.num_classes
-    units, name = _units(job), f"{kind} {number}"
-    parts = cut(units, config.cuts if kind == "block" else config.blocks)
-    segment = Segment(parts[number], config.seed)
-    if number == 0:  # units that come with bllpipe draw nothing
-        warn_of_draws({unit.name: unit.layers[0].make() for unit in units if unit.is_built}, "the model")
-    if device.type != "meta":
-        check_has_values(segment, name)
-    propagate(segment, config.method, num_classes, config.seed)
-    segment = place(segment, config, device)  # only now, so that weights for the way back lie as the others do
-    with batch_norms_seen(segment) as norms:
-        shape = _output_shape(segment, input_shape(job, number), device, name)
-    check_batches(norms, *_smallest_batches(job), name)
-    if number == len(parts) - 1 and shape != (num_classes,):
-        raise ConfigError(
-            f"the last {kind} gives {list(shape)} for each image; needed are {num_classes} class scores: "
-            f"let the network end with a layer that gives them"
-        )
-    job.store.set(f"shape/{number}", json.dumps(shape))
-    return segment
-
-
-def warn_of_draws(modules: Mapping[str, nn.Module], owner: str) -> None:
-    """Names the modules of ``owner``, the user's own, in which a layer draws random numbers."""
-    if (names := drawing(modules)) and speaks_for_all():
-        warn(
-            f"{', '.join(names)} of {owner} draws random numbers in training, which engines do in different orders: "
-            f"another engine, or a run that goes on from a checkpoint, ends in other bits"
-        )
-
-
-def _smallest_batches(job: Job) -> tuple[int, int]:
-    """Images of the smallest batch that goes through a network at once, in training and in the test."""
-    config, num_test = job.config, job.spec.num_test
-    size = config.data.batch_size
-    parts = config.pipeline.microbatches if config.engine in PIPELINES else 1
-    if config.engine == "ddp":
-        parts = job.topology.num_blocks
-    return size // parts, num_test % size or min(size, num_test)
-
-
-def _output_shape(segment: Segment, given: tuple[int, ...], device: torch.device, name: str) -> tuple[int, ...]:
-    try:
-        return alpha_shape(segment, given, device)
-    except ConfigError:
-        raise
-    except Exception as error:  # whatever a user's module may raise
-        raise ConfigError(
-            f"{name} ({segment.last_unit} last) cannot take {list(given)} from what is before it: {error}; "
-            f"cut somewhere else, or change the network"
-        ) from error
 
 
 def input_shape(job: Job, number: int) -> tuple[int, ...]:
@@ -265,15 +206,82 @@ def shape_of(job: Job, number: int) -> tuple[int, ...]:
     return tuple(json.loads(job.store.get(f"shape/{number}")))
 
 
-def unit_names(job: Job) -> list[str]:
-    """The last unit of every block: what heads and lanes are called after."""
-    return [block[-1].name for block in cut(_units(job), job.config.cuts)]
+def introduce(config: Config, store: Store) -> None:
+    """Says what the first rank is."""
+    store.set("first", json.dumps({**_versions(), "config": to_mapping(config), "given": _given(config)}))
 
 
-def width_for_heads(job: Job) -> int | None:
-    """How many channels the network ends with, where a local head has to know."""
-    return last_width(job.config, _units(job)) if job.config.objective.head == "strided" else None
+def compare_with_first(config: Config, store: Store) -> None:
+    """Raises ConfigError, naming both sides, unless this rank is what the first one is."""
+    first: dict[str, Any] = json.loads(store.get("first"))
+    theirs, ours = {key: first.get(key) for key in _versions()}, _versions()
+    if theirs != ours:
+        raise ConfigError(
+            f"rank 0 speaks {_described(theirs)}, this rank {_described(ours)}; "
+            f"install the same bllpipe on all machines"
+        )
+    differing = [change for change in changes(first["config"], to_mapping(config)) if not _is_own(change.key)]
+    if differing:
+        raise ConfigError(
+            f"rank 0 has another configuration than this rank:{_lines(differing)}\n"
+            f"start all ranks with the same config file and the same words"
+        )
+    _compare_given(first.get("given", {}), _given(config))
 
 
-def _units(job: Job) -> list[Unit]:
-    return network_units(job.config.model, job.spec.image_shape[0], job.spec.num_classes, job.config.seed)
+def _given(config: Config) -> dict[str, str]:
+    """Digests of what a script has passed as objects; of a function there is none."""
+    given = {"model": config.model.given, "data": config.data.given}
+    return {name: thing.digest() for name, thing in given.items() if hasattr(thing, "digest")}
+
+
+def _compare_given(theirs: dict[str, str], ours: dict[str, str]) -> None:
+    differing = [name for name in ("model", "data") if theirs.get(name) != ours.get(name)]
+    if differing:
+        raise ConfigError(
+            f"rank 0 was given another {' and other '.join(differing)} than this rank: every rank runs the script, and "
+            f"what it draws at random differs; begin it with torch.manual_seed(0), or pass a function that builds the "
+            f"model"
+        )
+
+
+def _versions() -> dict[str, Any]:
+    return {"messages": VERSION, "bllpipe": __version__}
+
+
+def _described(versions: dict[str, Any]) -> str:
+    return f"version {versions['messages']} of the messages (bllpipe {versions['bllpipe']})"
+
+
+def _lines(differing: Sequence[Change]) -> str:
+    return "".join(f"\n  {change.key}: {change.then} in rank 0, {change.now} here" for change in differing)
+
+
+def _is_own(key: str) -> bool:
+    return key in OWN_KEYS or key.startswith(OWN_SECTIONS)
+
+
+def check_progress(job_store: Store, attempt: int, start: int, tries: int, directory: RunDirectory) -> None:
+    """Notes that ``attempt`` begins at step ``start``; NoProgressError when the last ``tries`` attempts did so too.
+
+    They have failed, or this one would not be. One that failed before it came here got no further either.
+    """
+    starts: dict[str, int] = json.loads(job_store.get("starts")) if job_store.check(["starts"]) else {}
+    last = [starts.get(str(number), start) for number in range(attempt - tries, attempt)]
+    if attempt >= tries and all(step == start for step in last):
+        raise NoProgressError(
+            f"the last {tries} attempts all began at step {start} and failed before the next checkpoint, so this one "
+            f"is not begun; the last failure was: {last_failure(directory)}\n"
+            f"mend it and go on with --run-dir {directory.path} --resume auto; or save more often with "
+            f"checkpoint.every_steps, or allow more attempts with checkpoint.tries"
+        )
+    job_store.set("starts", json.dumps({**starts, str(attempt): start}))
+
+
+def last_failure(directory: RunDirectory) -> str:
+    """What status.json says of it; of a traceback the last line."""
+    status = directory.read_status()
+    if status.get("status") != "failed":
+        return "its ranks were killed before they could say why"
+    reason = str(status.get("reason")).strip().splitlines()
+    return f"rank {status.get('rank')} ({status.get('role')}): {reason[-1] if reason else 'no reason'}"

@@ -1,32 +1,39 @@
-"""Engine ``ranks``: a process for every block and one for the feedback, started by torchrun."""
+"""Engine ``ranks``: a process for every block and one for the feedback, started by torchrun.
+
+Also the process itself, for every engine of several: its place in the world, its watchdog, and its end.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import NoReturn
 
 import torch
 
 from bllpipe.config import Config
+from bllpipe.config.schema import NEVER
+from bllpipe.data.registry import load_images, load_labels
+from bllpipe.distributed.process_group import World, close_group, open_edges, open_group
+from bllpipe.distributed.process_links import ProcessWires
+from bllpipe.distributed.torchrun import RankEnvironment
 from bllpipe.engines import Options, topology
-from bllpipe.engines.assembly import Assembly
-from bllpipe.engines.backends import agreed_backends
-from bllpipe.engines.devices import Machine, check_wires, rank_device, sharing
-from bllpipe.engines.edges import Dress, rounds_of, undressed
-from bllpipe.engines.finish import nothing_left, say_nothing_left, train
-from bllpipe.engines.gpu import set_up
-from bllpipe.engines.job import Job, agree, build_segment
-from bllpipe.engines.process import take_part
-from bllpipe.engines.watcher import Watcher
-from bllpipe.run.data.registry import load_images, load_labels
-from bllpipe.run.notices import warn
+from bllpipe.engines.build import Assembly, build_segment
+from bllpipe.engines.devices import Machine, agreed_backends, check_wires, put_back, rank_device, set_up, sharing
+from bllpipe.engines.failure import enter, fail, leave
+from bllpipe.engines.job import Job, agree
+from bllpipe.engines.ports import Dress, rounds_of, undressed
+from bllpipe.engines.runner import nothing_left, prepare_process, say_nothing_left, train
 from bllpipe.topology import Topology
-from bllpipe.wire.environment import RankEnvironment
-from bllpipe.wire.processes import ProcessWires
-from bllpipe.wire.world import World, close_group, open_edges, open_group
+from bllpipe.training.run_schedule import Ending
+from bllpipe.training.watchdog import Watcher
+from bllpipe.utils.console import warn
 
 # Who waits for a rank that hangs leaves it so much time to be found by those that know it is the one.
 GRACE_SECONDS = 5.0
+# This rank's part of a job, from its data to its summary.
+Part = Callable[[World, Watcher], None]
 
 
 def run(config: Config, options: Options, dress: Dress = undressed) -> int:
@@ -80,3 +87,37 @@ def open_wires(job: Job, world: World, device: torch.device) -> ProcessWires:
     patience = job.config.backend.timeout_seconds + GRACE_SECONDS
     settings = replace(job.config.backend, timeout_seconds=patience)
     return ProcessWires(groups, backends, settings, device, world.store)
+
+
+def take_part(config: Config, options: Options, part: Part) -> int:
+    """Carries out ``part``. It returns to a script alone: tearing torch down takes longer than leaving."""
+    environment = RankEnvironment.read()
+    assert environment is not None, "the launcher starts this engine under torchrun only"
+    with put_back(config):
+        _take_part(config, options, part, environment)
+    return 0
+
+
+def _take_part(config: Config, options: Options, part: Part, environment: RankEnvironment) -> None:
+    prepare_process(config, environment.rank)
+    world = enter(environment, config.backend.timeout_seconds, options.number)
+    try:
+        with watcher(config, world) as watching:
+            part(world, watching)
+    except BaseException as error:
+        fail(error, world, environment.rank, topology(config).role(environment.rank))
+    if options.on_agreed is None:
+        leave(0)
+
+
+def watcher(config: Config, world: World) -> Watcher:
+    """The watcher of this rank, with a connection to the store for itself."""
+    layout, beside = topology(config), world.another_connection()
+    roles = [layout.role(rank) for rank in range(layout.world_size)]
+
+    def fail_because(error: BaseException, rank: int) -> NoReturn:
+        fail(error, beside, rank, roles[rank])
+
+    timeout = config.backend.timeout_seconds
+    ending = Ending(saves=config.checkpoint.every_steps != NEVER)
+    return Watcher(beside.store, world.environment.rank, roles, ending, timeout, fail_because, leave)

@@ -21,7 +21,7 @@ The lag is fixed, so these are all dependencies that there are, beside one: a sl
 read. The host queues column by column, the rearmost first, and so has queued every reading of a slot before it queues
 the next filling. It waits for the device nowhere but where a line of metrics or a checkpoint is written.
 
-With ``gpu.capture`` most ticks are one launch: ``whole_ticks.py``.
+With ``gpu.capture`` most ticks are one launch: engines/streams_graph.py.
 """
 
 from __future__ import annotations
@@ -34,16 +34,14 @@ from typing import TypeVar
 import torch
 
 from bllpipe.config import Config
+from bllpipe.distributed.cuda_streams import OpenStreams, RingWires, Streams, streams_on
 from bllpipe.engines import Options
-from bllpipe.engines.gpu import graphs_of_ticks
+from bllpipe.engines.in_process import run_together
 from bllpipe.engines.job import Job
-from bllpipe.engines.together import run_together
-from bllpipe.engines.whole_ticks import Columns, Place, Tick, WholeTicks
-from bllpipe.learn.capture import Graphs
-from bllpipe.learn.placing import lies_channels_last
-from bllpipe.run.rank import RankPart
-from bllpipe.wire.ring import RingWires
-from bllpipe.wire.streams import OpenStreams, Streams, streams_on
+from bllpipe.engines.ports import ring_wires
+from bllpipe.engines.streams_graph import Columns, Place, Tick, WholeTicks
+from bllpipe.learn.cuda_graphs import Graphs, graphs_of_ticks
+from bllpipe.training.worker import RankPart
 
 Entry = TypeVar("Entry")
 OpenGraphs = Callable[[Config, torch.device], Graphs | None]
@@ -54,12 +52,6 @@ def run(
 ) -> int:
     """Trains ``config`` in this thread, on the streams of its device."""
     return run_together(config, options, partial(in_wavefront, open_graphs), partial(ring_wires, open_streams))
-
-
-def ring_wires(open_streams: OpenStreams, job: Job, device: torch.device) -> RingWires:
-    """A ring an edge, between the streams of ``device``."""
-    channels_last = lies_channels_last(job.config, device)
-    return RingWires(open_streams(device), device, job.config.feedback.lag, channels_last)
 
 
 def ticks(columns: Sequence[Iterator[Entry]]) -> Iterator[list[tuple[int, Entry]]]:

@@ -1,31 +1,37 @@
-"""A rank of a synchronous engine, from its data to the summary: what pipelines and data parallelism have in common."""
+"""A rank of a synchronous engine, from its data to the summary, and the part of the network that it trains: what
+pipelines and data parallelism have in common.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from bllpipe.config import Config
+from bllpipe.data.base import ImageSet
+from bllpipe.data.registry import load_images
+from bllpipe.distributed.process_group import World, close_group, open_group
+from bllpipe.distributed.torchrun import RankEnvironment
 from bllpipe.engines import Options, topology
-from bllpipe.engines.backends import compare_devices
-from bllpipe.engines.books import make_actor, make_part
-from bllpipe.engines.devices import Machine, distinct_gpus, rank_device
-from bllpipe.engines.finish import NETWORK, nothing_left, say_nothing_left, train
-from bllpipe.engines.gpu import set_up
+from bllpipe.engines.build import make_actor, make_part
+from bllpipe.engines.devices import Machine, compare_devices, distinct_gpus, rank_device, set_up
 from bllpipe.engines.job import Job, agree
-from bllpipe.engines.process import take_part
-from bllpipe.engines.watcher import Watcher
+from bllpipe.engines.ranks import take_part
+from bllpipe.engines.runner import NETWORK, nothing_left, say_nothing_left, train
 from bllpipe.errors import ConfigError
-from bllpipe.run.data.registry import load_images
-from bllpipe.run.data.sets import ImageSet
-from bllpipe.run.loops import Loop
-from bllpipe.run.rank import RankPart
-from bllpipe.run.timing import Metered
+from bllpipe.learn.block import Outcome
+from bllpipe.learn.memory_format import as_channels_last, lies_channels_last
+from bllpipe.learn.optimizer import Learner
+from bllpipe.models.units import Segment
 from bllpipe.topology import Topology
-from bllpipe.wire.environment import RankEnvironment
-from bllpipe.wire.world import World, close_group, open_group
+from bllpipe.training.loops import Loop
+from bllpipe.training.timing import Metered
+from bllpipe.training.watchdog import Watcher
+from bllpipe.training.worker import RankPart
 
 
 @dataclass(frozen=True)
@@ -82,3 +88,57 @@ def make_rank(seat: Seat, build: Build) -> RankPart:
     loop, waits = build(seat)
     shown = NETWORK if seat.rank in job.topology.tested_ranks else role
     return make_part(job, seat.rank, [make_actor(job, seat.rank, shown, shown, loop, waits, seat.device)])
+
+
+class Share:
+    """Segments that learn together. Names are those of the whole network under ``model.``, as blocks have them, so that
+    a checkpoint fits every engine.
+
+    ``add_up`` sums a scalar over the ranks that hold the other parameters: what is clipped is the gradient norm of the
+    whole network.
+    """
+
+    def __init__(
+        self, segments: Sequence[Segment], config: Config, total_steps: int, add_up: Callable[[Tensor], Tensor]
+    ) -> None:
+        for segment in segments:
+            if not list(segment.parameters()):
+                raise ConfigError(f"the stage that ends with {segment.last_unit} has no parameters; cut somewhere else")
+            if not any(parameter.requires_grad for parameter in segment.parameters()):
+                raise ConfigError(
+                    f"the stage that ends with {segment.last_unit} has nothing to train: all of its parameters are "
+                    f"frozen; let some of them require gradients, or cut somewhere else"
+                )
+
+        def norm(gradients: Sequence[Tensor]) -> Tensor:
+            return add_up(nn.utils.get_total_norm(gradients).square()).sqrt()
+
+        self.segments, self.config = segments, config
+        self.learner = Learner([("model", segment) for segment in segments], config, total_steps, norm)
+        self.channels_last = lies_channels_last(config, self.learner.device)
+
+    def mode(self, train: bool) -> None:
+        """Training or evaluation mode, for all segments."""
+        for segment in self.segments:
+            segment.train(train)
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        """Images or activations as the convolutions of this run want them in memory."""
+        return as_channels_last(x) if self.channels_last else x
+
+    def zero_grad(self) -> None:
+        """Forgets the gradients of the step before."""
+        self.learner.optimizer.zero_grad()
+
+    def step(self, step: int) -> float:
+        """Training step ``step`` with the gradients at hand; returns the learning rate."""
+        return self.learner.step(step)
+
+    def loss(self, scores_BK: Tensor, label_B: Tensor) -> Tensor:
+        """Cross-entropy, nats, mean over what it is given: a batch, a microbatch or a replica's share."""
+        return cross_entropy(scores_BK.float(), label_B, label_smoothing=self.config.objective.label_smoothing)
+
+    @torch.no_grad()
+    def outcome(self, scores_BK: Tensor, label_B: Tensor, loss: Tensor, lr: float = 0.0) -> Outcome:
+        """The books of a batch."""
+        return Outcome({"pred": loss.detach()}, (scores_BK.argmax(dim=1) == label_B).sum(), lr)

@@ -12,19 +12,17 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from bllpipe.config.schema import Config
+from bllpipe.config.schema import Config, ObjectiveConfig
 from bllpipe.errors import ConfigError
-from bllpipe.learn.channels import NORMALIZATIONS, alignment, channel_means
+from bllpipe.learn.distributions import FAMILIES, NORMALIZATIONS, alignment, channel_means, class_statistics
 from bllpipe.learn.heads import make_head
-from bllpipe.learn.learner import Learner
-from bllpipe.learn.local import Objective
-from bllpipe.learn.network_checks import check_complete, trial_size
-from bllpipe.learn.objectives import last_block, make_objective
-from bllpipe.learn.placing import as_channels_last, lies_channels_last, place
-from bllpipe.learn.regions import LocalLoss, Statistics
-from bllpipe.learn.units import Segment
-from bllpipe.ports import Target
-from bllpipe.randomness import derived_seed
+from bllpipe.learn.losses import Objective, last_block, make_objective, takes_means
+from bllpipe.learn.memory_format import as_channels_last, lies_channels_last, place
+from bllpipe.learn.optimizer import Learner
+from bllpipe.messages import Target
+from bllpipe.models.checks import check_complete, trial_size
+from bllpipe.models.units import Segment
+from bllpipe.utils.tensors import derived_seed
 
 AGAIN = "backward through the graph a second time"  # in what torch says of a graph that is gone
 
@@ -264,3 +262,40 @@ def alpha_shape(segment: Segment, input_shape: Sequence[int], device: torch.devi
 def _form(alpha: Tensor) -> str:
     """``int64 [1, 2, 3]``."""
     return f"{str(alpha.dtype).removeprefix('torch.')} {list(alpha.shape)}"
+
+
+class Statistics(nn.Module):
+    """What a block tells its lane about a batch: class sums [K, C] and counts [K] of what alpha expects."""
+
+    def __init__(self, config: ObjectiveConfig, num_classes: int) -> None:
+        super().__init__()
+        self.config, self.num_classes = config, num_classes
+
+    def forward(self, alpha: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The sums, the counts, and the channel means [B, C] that they were made of."""
+        means_BC = channel_means(alpha.detach())
+        message_BC = NORMALIZATIONS[self.config.normalize](means_BC)
+        statistic_BC = FAMILIES[self.config.family].statistic(message_BC)
+        return (*class_statistics(statistic_BC, label_B, self.num_classes), means_BC)
+
+
+class LocalLoss(nn.Module):
+    """Head and objective, from alpha to the terms of the loss and the hits."""
+
+    def __init__(self, head: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.head, self.objective = head, objective
+
+    def forward(
+        self, alpha: Tensor, target: Target, x: Tensor, means_BC: Tensor | None, scores_BK: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """The terms, the head's scores [B, K], and how many images it got right. ``means_BC`` of alpha, and the
+        scores, are computed unless they are given."""
+        if scores_BK is None:
+            scores_BK = self.head(alpha)
+        if means_BC is not None and takes_means(self.objective):
+            terms = self.objective(alpha, scores_BK, target, x, means_BC)
+        else:
+            terms = self.objective(alpha, scores_BK, target, x)
+        hits = (scores_BK.detach().argmax(dim=1) == target.label_B).sum()
+        return terms, scores_BK, hits

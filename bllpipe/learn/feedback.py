@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from bllpipe.config.schema import FeedbackConfig, OptimizerConfig
-from bllpipe.learn.families import FAMILIES, Family, negative_log_likelihood
-from bllpipe.learn.optimizers import Optimizer
-from bllpipe.randomness import derived_seed
+from bllpipe.learn.distributions import FAMILIES, Family, negative_log_likelihood
+from bllpipe.learn.optimizer import Optimizer
+from bllpipe.utils.tensors import derived_seed
 
 
 class Feedback(Protocol):

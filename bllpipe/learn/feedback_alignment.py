@@ -1,17 +1,19 @@
-"""Feedback alignment: the errors of an end-to-end network travel back through weights that are not those of the way
-forth, so that no synapse has to know another one's weight.
+"""Feedback alignment: the backward pass of an end-to-end network through weights that are not those of its forward
+pass.
 
   fa    fixed random weights, uniform Kaiming (Lillicrap et al. 2014; section 3 of the paper)
   usf   the signs of the true weights, all of one size (Liao, Leibo & Poggio 2016: uniform sign-concordant feedback)
-  dfa   the output's error e goes to every unit directly, through a fixed random matrix (Nokland 2016)
+  dfa   the gradient of the class scores goes to every unit directly, through a fixed random matrix (Nokland 2016);
+        within a unit it is backpropagated
 
-In all of them the gradient of a weight is exact for the error that arrives, and normalisations are left alone.
+In all of them the gradient of a weight is exact for the incoming gradient, and normalisations are left alone.
 
 Shapes: B images, C channels, O outputs, I inputs, F features of a unit's output, K classes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod, sqrt
 from typing import Any
 
@@ -20,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear
 
 from bllpipe.errors import ConfigError
-from bllpipe.learn.units import Segment
-from bllpipe.randomness import stream
+from bllpipe.models.units import Segment
+from bllpipe.utils.tensors import stream
 
 
 class ConvolveAligned(torch.autograd.Function):
@@ -140,3 +142,83 @@ def fixed_random(segment: Segment, num_classes: int, seed: int) -> None:
 def sign_symmetric(segment: Segment, num_classes: int, seed: int) -> None:
     """usf: nothing to remember."""
     _align_layers(segment, seed, random=False)
+
+
+class OutputError:
+    """e = dL / d scores [B, K] of the batch whose backward pass is under way."""
+
+    def __init__(self) -> None:
+        self.error_BK: Tensor | None = None
+
+
+class Tap(torch.autograd.Function):
+    """The identity; keeps the error that passes."""
+
+    @staticmethod
+    def forward(ctx: Any, scores_BK: Tensor, output: OutputError) -> Tensor:
+        ctx.output = output
+        return scores_BK.view_as(scores_BK)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        ctx.output.error_BK = gradients[0]
+        return gradients[0], None
+
+
+class Detour(torch.autograd.Function):
+    """The identity; what comes back is e B, not the error that arrives."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, feedback_weight_KF: Tensor, output: OutputError) -> Tensor:
+        ctx.save_for_backward(feedback_weight_KF)
+        ctx.output = output
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (arriving,), (feedback_weight_KF,) = gradients, ctx.saved_tensors
+        assert ctx.output.error_BK is not None, "the class scores come last, and so first on the way back"
+        error = ctx.output.error_BK.to(feedback_weight_KF.dtype) @ feedback_weight_KF
+        return error.view_as(arriving).to(arriving.dtype), None, None
+
+
+def direct(segment: Segment, num_classes: int, seed: int) -> None:
+    """dfa: a ``feedback_weight`` for every unit but the last, drawn when the first batch shows how large it must be."""
+    output = OutputError()
+    *units, last = segment.unit_ends
+    for path in units:
+        segment.get_submodule(path).register_forward_hook(
+            _detour(stream(seed, "feedback weights", path), num_classes, output)
+        )
+    segment.get_submodule(last).register_forward_hook(lambda module, inputs, scores_BK: _tap(scores_BK, output))
+
+
+def _tap(scores_BK: Tensor, output: OutputError) -> Tensor:
+    return Tap.apply(scores_BK, output)  # type: ignore[no-any-return, no-untyped-call]  # untyped in torch
+
+
+def _detour(draws: torch.Generator, num_classes: int, output: OutputError) -> Any:
+    def hook(module: nn.Module, inputs: Any, x: Tensor) -> Tensor:
+        if not hasattr(module, "feedback_weight"):
+            features = prod(x.shape[1:])
+            drawn = kaiming_uniform(torch.Size([num_classes, features]), features, draws)
+            module.register_buffer("feedback_weight", drawn.to(x.device))
+        return Detour.apply(x, module.feedback_weight, output)  # type: ignore[no-any-return, no-untyped-call]
+
+    return hook
+
+
+def backpropagation(segment: Segment, num_classes: int, seed: int) -> None:
+    """bp, and every block that learns from its own loss: through the true weights, as autograd has it."""
+
+
+PROPAGATIONS: dict[str, Callable[[Segment, int, int], None]] = {
+    "fa": fixed_random,
+    "usf": sign_symmetric,
+    "dfa": direct,
+}
+
+
+def propagate(segment: Segment, method: str, num_classes: int, seed: int) -> None:
+    """Changes the way back through ``segment`` as ``method`` has it; to be called before its first batch."""
+    PROPAGATIONS.get(method, backpropagation)(segment, num_classes, seed)

@@ -1,5 +1,6 @@
 """``python -m bllpipe.slurm NODES GPUS ARGUMENTS``: what a job script asks before it starts ranks, which is how many
-they are, and where the run's files go."""
+they are, and where the run's files go.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +9,9 @@ import sys
 from collections.abc import Sequence
 
 from bllpipe.config import load_config
-from bllpipe.engines.preflight import check_plan
 from bllpipe.errors import BllpipeError, ConfigError
-from bllpipe.launch import add_arguments
-from bllpipe.slurm.fit import check_fit, num_ranks
+from bllpipe.launch import add_arguments, check_plan
+from bllpipe.slurm.job_script import check_fit, num_ranks
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -19,9 +19,9 @@ from unittest import mock
 from torch.distributed.run import get_args_parser
 
 from bllpipe.config import Config, load_config
+from bllpipe.distributed.torchrun import fault_text
 from bllpipe.engines import topology
-from bllpipe.engines.faults import parse_faults
-from bllpipe.wire.environment import fault_text
+from bllpipe.tools.fault_injection import parse_faults
 from tests.docs.pages import REPOSITORY
 from tests.docs.shell import FAULTS, Call, calls
 from tests.waiting import PATIENCE

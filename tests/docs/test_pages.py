@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from bllpipe.config import parse_config
-from bllpipe.config.reading import known_keys
+from bllpipe.config.loader import known_keys
 from bllpipe.config.schema import Config
-from bllpipe.config.values import field_types
+from bllpipe.config.validation import field_types
 from tests.docs.commands import check, check_mention
 from tests.docs.pages import OURS_AT_TOP, REPOSITORY, Page, all_pages, broken_links
 from tests.docs.shell import calls, make_place

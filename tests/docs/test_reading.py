@@ -104,11 +104,11 @@ def test_what_a_sentence_names_must_exist_too(mention: str, place: Path) -> None
     [
         ("tests/ranks/test_full_disk.py", True),
         ("tests/ranks/test_full_disks.py", False),
-        ("bllpipe.results.export.load_networks", True),
-        ("bllpipe.results.export.load_network(FILE)", False),
+        ("bllpipe.load_networks", True),
+        ("bllpipe.load_network(FILE)", False),
         ("benchmarks.emulated:stages", False),
         ("launch/slurm_*.sh", False),
-        ("learn/keeping.py", False),
+        ("learn/losses.py", False),
         ("my/own.py", False),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bllpipe.wire.environment import allow_deterministic_products
+from bllpipe.distributed.torchrun import allow_deterministic_products
 
 allow_deterministic_products()  # before the first product of this process
 

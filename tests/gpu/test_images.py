@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from bllpipe.config.schema import AugmentConfig, DataConfig
-from bllpipe.run.data.residence import DrawnAhead
-from bllpipe.run.data.sets import MemoryImages
-from bllpipe.run.data.source import ImageSource, LabelSource
-from bllpipe.run.itinerary import messages
+from bllpipe.data.base import MemoryImages
+from bllpipe.data.loader import DrawnAhead, ImageSource, LabelSource
+from bllpipe.messages import messages
 from tests.gpu.machines import needs_gpus
 from tests.unit.data.test_source import LABELS, PLAN, arrays
 

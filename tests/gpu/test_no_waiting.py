@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bllpipe.engines.whole_ticks import Tick, WholeTicks
-from bllpipe.ports import Round
-from bllpipe.run.rank import Actor
+from bllpipe.engines.streams_graph import Tick, WholeTicks
+from bllpipe.messages import Round
+from bllpipe.training.worker import Actor
 from tests.gpu.machines import needs_gpus
 from tests.ranks import jobs
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bllpipe.engines.whole_ticks import Tick, WholeTicks
+from bllpipe.engines.streams_graph import Tick, WholeTicks
 from tests.gpu.machines import needs_gpus
 from tests.ranks import jobs
 

@@ -16,13 +16,12 @@ import torch
 import torch.distributed as dist
 
 from bllpipe.config import load_config
+from bllpipe.distributed.process_group import open_store
+from bllpipe.distributed.torchrun import RankEnvironment
 from bllpipe.engines import Options
-from bllpipe.engines.process import watcher
-from bllpipe.engines.ranks import run_in_world
-from bllpipe.ports import Message
+from bllpipe.engines.ranks import run_in_world, watcher
+from bllpipe.messages import Message
 from bllpipe.topology import Edge
-from bllpipe.wire.environment import RankEnvironment
-from bllpipe.wire.world import open_store
 
 
 @dataclass

@@ -6,7 +6,7 @@ import os
 import sys
 
 from bllpipe import launch
-from bllpipe.engines import peers
+from bllpipe.engines import job as peers
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ from bllpipe.config import load_config
 from bllpipe.engines import Options
 from bllpipe.engines.ranks import run
 from bllpipe.learn.block import Block
-from bllpipe.run.loops import LaneLoop
+from bllpipe.training.loops import LaneLoop
 from tests.waiting import wait_until
 
 EVENTS: list[tuple[str, int, float]] = []

@@ -25,7 +25,7 @@ from tests.waiting import PATIENCE
 Task = Callable[..., Any]
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(
-    ["bllpipe.launch", "bllpipe.engines.sequential", "bllpipe.engines.ranks", "torchvision"]
+    ["bllpipe.launch", "bllpipe.engines.in_process", "bllpipe.engines.ranks", "torchvision"]
 )
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from bllpipe import launch
-from bllpipe.results.evaluation import evaluate_run, exit_scores
-from bllpipe.results.finished import evaluation_batches, load_blocks, open_run
+from bllpipe.tools.analysis.evaluation import evaluate_run, exit_scores
+from bllpipe.tools.analysis.finished_run import evaluation_batches, load_blocks, open_run
 from tests.ranks import jobs
 
 # two tests, behind steps 44 and 46, of 355 images each: the last batch has three; activations are rounded on the wire

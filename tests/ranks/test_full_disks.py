@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from bllpipe import launch
+from bllpipe.checkpoint import open_checkpoint
 from bllpipe.errors import OutputError
-from bllpipe.run.checkpoint import open_checkpoint
 from tests.disks import small_disk
 from tests.ranks import jobs
 

@@ -10,13 +10,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from bllpipe.distributed.gloo import GlooReceiver, GlooSender, Packet
+from bllpipe.distributed.message_format import VERSION, Field, Layout, alpha_fields, target_fields
+from bllpipe.distributed.process_links import Handshake
 from bllpipe.errors import WireError
-from bllpipe.ports import Alpha, Round, Target
+from bllpipe.messages import Alpha, Round, Target
 from bllpipe.topology import Edge
-from bllpipe.wire.gloo import GlooReceiver, GlooSender
-from bllpipe.wire.handshake import Handshake
-from bllpipe.wire.layout import VERSION, Field, Layout, alpha_fields, target_fields
-from bllpipe.wire.packet import Packet
 from tests.ranks.spawning import run_ranks
 from tests.waiting import PATIENCE
 

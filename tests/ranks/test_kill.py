@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bllpipe.results.sameness import digest, learned
 from tests.ranks import jobs
 from tests.ranks.spawning import launch_in_a_process
+from tests.support.same_bits import digest, learned
 from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.ranks

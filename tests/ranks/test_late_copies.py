@@ -13,10 +13,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from bllpipe.ports import Message
-from bllpipe.wire.gloo import GlooReceiver, GlooSender
-from bllpipe.wire.packet import Packet
-from bllpipe.wire.streams import HostStreams
+from bllpipe.distributed.cuda_streams import HostStreams
+from bllpipe.distributed.gloo import GlooReceiver, GlooSender, Packet
+from bllpipe.messages import Message
 from tests.ranks.spawning import run_ranks
 from tests.ranks.test_gloo_links import CPU, ROUNDS, alpha, layout
 from tests.waiting import PATIENCE

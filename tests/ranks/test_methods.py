@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from bllpipe.run.checkpoint import find_checkpoint
+from bllpipe.checkpoint import find_checkpoint
 from tests.ranks import jobs
 from tests.ranks.spawning import FORKSERVER
 

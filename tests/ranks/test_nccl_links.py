@@ -10,9 +10,9 @@ import pytest
 import torch.distributed as dist
 
 from bllpipe.config.schema import BackendConfig
-from bllpipe.wire.layout import Layout
-from bllpipe.wire.nccl import NcclReceiver, NcclSender
-from bllpipe.wire.processes import ProcessWires
+from bllpipe.distributed.message_format import Layout
+from bllpipe.distributed.nccl import NcclReceiver, NcclSender
+from bllpipe.distributed.process_links import ProcessWires
 from tests.ranks.spawning import run_ranks
 from tests.ranks.test_gloo_links import CPU, EDGE, ROUNDS, alpha, layout
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import bllpipe
-from bllpipe.wire.layout import VERSION
+from bllpipe.distributed.message_format import VERSION
 from tests.ranks import jobs
 
 pytestmark = pytest.mark.ranks

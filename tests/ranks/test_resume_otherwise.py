@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bllpipe import launch
-from bllpipe.run.checkpoint import open_checkpoint
+from bllpipe.checkpoint import open_checkpoint
 from tests.ranks import jobs
 
 # A test that waits for ever is a test that fails soon.

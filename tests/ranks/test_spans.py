@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bllpipe.results.timeline import Timeline, read_timeline
-from bllpipe.results.timeline_trace import messages
+from bllpipe.tools.analysis.timeline import Timeline, messages, read_timeline
 from tests.ranks import jobs
 
 SETTINGS = (*jobs.SMALL, "steps=40")

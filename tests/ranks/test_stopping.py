@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bllpipe.results.sameness import digest, learned
 from tests.ranks import jobs
+from tests.support.same_bits import digest, learned
 from tests.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.ranks

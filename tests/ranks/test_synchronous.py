@@ -16,20 +16,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bllpipe import cli
+from bllpipe.checkpoint import find_checkpoint
 from bllpipe.config import Config, load_config
 from bllpipe.config.schema import SYNCHRONOUS, TWO_STAGES
+from bllpipe.data.loader import ImageSource, label_batches
+from bllpipe.data.registry import load_images, load_labels
 from bllpipe.engines import Options, ddp, deepspeed
-from bllpipe.engines.actors import follow
 from bllpipe.engines.job import agree
+from bllpipe.engines.runner import follow
 from bllpipe.engines.synchronous import Build, Seat, make_rank
-from bllpipe.learn.networks import network_units
-from bllpipe.learn.optimizers import Optimizer
-from bllpipe.learn.placing import as_channels_last, lies_channels_last, place
-from bllpipe.learn.units import Segment
-from bllpipe.ports import Round
-from bllpipe.run.checkpoint import find_checkpoint
-from bllpipe.run.data.registry import load_images, load_labels
-from bllpipe.run.data.source import ImageSource, label_batches
+from bllpipe.learn.memory_format import as_channels_last, lies_channels_last, place
+from bllpipe.learn.optimizer import Optimizer
+from bllpipe.messages import Round
+from bllpipe.models.registry import network_units
+from bllpipe.models.units import Segment
 from tests.ranks import jobs
 from tests.ranks.spawning import run_ranks
 
@@ -73,14 +73,14 @@ def carry_out(rank: int, config: Config, folder: str, resume: str = "never") -> 
     """All rounds of a run, checkpoints included; the weights in the end, and the accuracy if this rank knows it."""
     import torch.distributed as dist
 
-    from bllpipe.engines import pipeline
+    from bllpipe.engines import torch_pipeline
 
     store: Any = dist.FileStore(f"{folder}-{config.stop_at}-{resume}.store", 2)
     images = load_images(config.data, config.seed) if rank == 0 else None
     options = Options(resume, folder)
     job = agree(config, options, store, store, images.spec if images else None, attempt=0)
     builds: dict[str, Build] = {"ddp": ddp.build_loop, "deepspeed": deepspeed.build_loop}
-    build = builds.get(config.engine, pipeline.build_loop)
+    build = builds.get(config.engine, torch_pipeline.build_loop)
     part = make_rank(Seat(job, rank, CPU, images), build)
     follow(job, part, part.actors[0])
     part.checkpoints.wait_committed(job.plan.last_step)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bllpipe.results.report import write_report
+from bllpipe.tools.analysis.report import write_report
 from tests.ranks import jobs
 from tests.report.browser import CONTRAST, CUT_OFF, SMALLEST, TOO_WIDE, Shown, chromium, needs_browser, shown
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from bllpipe.cli import main
-from bllpipe.results.sameness import digest, learned
 from tests.ranks import jobs
 from tests.slurm.cluster import Cluster, missing, running_cluster
+from tests.support.same_bits import digest, learned
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 STEPS = 300

@@ -20,7 +20,7 @@ from benchmarks.gpu_meters import EnergyMeter, kernel_share, operations_per_imag
 from benchmarks.gpu_report import Ledger
 from benchmarks.gpu_worker import Answer
 from bllpipe.config import Config, load_config
-from bllpipe.run.itinerary import Plan
+from bllpipe.training.run_schedule import Plan
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPTS = sorted((REPOSITORY / "benchmarks").glob("*.sh"))

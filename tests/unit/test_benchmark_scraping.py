@@ -10,8 +10,7 @@ import pytest
 
 from benchmarks import scraping
 from benchmarks.throughput_cases import EMULATED_BATCH
-from bllpipe.metrics.collector import registry
-from bllpipe.metrics.serving import Listener
+from bllpipe.tools.monitoring.exporter import Listener, registry
 from tests.unit.metrics.samples import make_source
 from tests.waiting import wait_until
 

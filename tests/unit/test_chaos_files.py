@@ -90,5 +90,5 @@ def test_a_reader_that_finds_nothing_would_be_found(
 def test_a_reader_that_trusts_everything_would_be_found(
     corruptions: Corruptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bllpipe.run.checkpoint.manifest.FileEntry.verify", lambda entry, path: None)
+    monkeypatch.setattr("bllpipe.checkpoint.format.FileEntry.verify", lambda entry, path: None)
     assert broken(corruptions, tmp_path).startswith(("took Checkpoint(", "bllpipe ckpt verify calls "))

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bllpipe.checkpoint.resume import flat
 from bllpipe.config import Config, load_config
-from bllpipe.config.reading import known_keys
-from bllpipe.engines.preflight import check_plan
-from bllpipe.run.differences import flat
+from bllpipe.config.loader import known_keys
+from bllpipe.launch import check_plan
 
 FOLDER = Path(__file__).parents[2] / "configs"
 FILES = sorted(FOLDER.glob("*.yaml"))

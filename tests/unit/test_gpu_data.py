@@ -16,8 +16,8 @@ from PIL import Image
 from benchmarks import gpu_data
 from benchmarks.gpu_data import IDX_DIGESTS, data_of_package, keep, main, make
 from bllpipe.config import load_config
+from bllpipe.data.registry import load_images
 from bllpipe.errors import ConfigError
-from bllpipe.run.data.registry import load_images
 
 SIZES = {"train": 6, "t10k": 4}
 

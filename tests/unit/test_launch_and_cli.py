@@ -13,8 +13,8 @@ import pytest
 
 import bllpipe
 from bllpipe import cli, launch
+from bllpipe.distributed.torchrun import RankEnvironment, launching, speaks_for_all
 from bllpipe.errors import ConfigError
-from bllpipe.wire.environment import RankEnvironment, launching, speaks_for_all
 
 REPOSITORY = Path(__file__).parents[2]
 TORCHRUN = {

@@ -15,7 +15,9 @@ from tests.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs prctl and /proc")
 REPOSITORY = Path(__file__).parents[2]
-CHILD = "import time; from bllpipe.orphans import end_with_parent; end_with_parent({}); print('on', flush=True); {}"
+CHILD = (
+    "import time; from bllpipe.utils.process import end_with_parent; end_with_parent({}); print('on', flush=True); {}"
+)
 PARENT = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {!r}]).wait())"
 
 

@@ -14,7 +14,7 @@ from bllpipe import cli
 from bllpipe.config import load_config
 from bllpipe.errors import ConfigError
 from bllpipe.slurm.__main__ import main
-from bllpipe.slurm.fit import check_fit, num_ranks, ranks_of_nodes
+from bllpipe.slurm.job_script import check_fit, num_ranks, ranks_of_nodes
 from tests.waiting import PATIENCE
 
 REPOSITORY = Path(__file__).parents[2]
@@ -165,7 +165,7 @@ def test_what_cannot_be_written(words: list[str], message: str, capsys: pytest.C
 
 
 def test_neither_writing_nor_asking_imports_torch() -> None:
-    code = "import sys, bllpipe.slurm.command, bllpipe.slurm.__main__; sys.exit('torch' in sys.modules)"
+    code = "import sys, bllpipe.slurm.job_script, bllpipe.slurm.__main__; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=REPOSITORY)
 
 

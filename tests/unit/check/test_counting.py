@@ -12,15 +12,13 @@ import pytest
 import torch
 
 from bllpipe import launch
-from bllpipe.check.counting import Uncountable, count
-from bllpipe.check.figures import Figures, Memory
-from bllpipe.check.known import known_spec
-from bllpipe.check.synchronous import held_microbatches
-from bllpipe.check.table import figures_table
+from bllpipe.cli.check import figures_table, known_spec
 from bllpipe.config import load_config
+from bllpipe.data.catalog import PUBLISHED, DataSpec
 from bllpipe.engines import topology
 from bllpipe.errors import ConfigError, DataError
-from bllpipe.run.data.spec import PUBLISHED, DataSpec
+from bllpipe.tools.planning.dry_run import Uncountable, count, held_microbatches
+from bllpipe.tools.planning.estimates import Figures, Memory
 
 SMALL = ("model.name=tests.unit.check.networks:small", "blocks=2", "data.batch_size=16")
 
@@ -72,8 +70,7 @@ def test_tensors_with_contents_take_the_memory_that_was_counted(
     overrides: Sequence[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted = figures_of(*overrides, "model.width=4")
-    for module in ("counted", "blocks", "synchronous"):
-        monkeypatch.setattr(f"bllpipe.check.{module}.SHAPES_ONLY", torch.device("cpu"))
+    monkeypatch.setattr("bllpipe.tools.planning.dry_run.SHAPES_ONLY", torch.device("cpu"))
     assert figures_of(*overrides, "model.width=4") == counted
 
 

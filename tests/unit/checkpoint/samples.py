@@ -11,9 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bllpipe.run.checkpoint import CheckpointWriter, open_checkpoint
-from bllpipe.run.checkpoint.manifest import FileEntry, Manifest
-from bllpipe.run.checkpoint.names import MANIFEST, file_names
+from bllpipe.checkpoint import CheckpointWriter, open_checkpoint
+from bllpipe.checkpoint.format import MANIFEST, FileEntry, Manifest, file_names
 
 NUM_RANKS = 2
 DTYPES = [

@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from bllpipe.checkpoint import Checkpoint, open_checkpoint
+from bllpipe.checkpoint.format import Manifest, file_names
 from bllpipe.errors import CheckpointError
-from bllpipe.run.checkpoint import Checkpoint, open_checkpoint
-from bllpipe.run.checkpoint.manifest import Manifest
-from bllpipe.run.checkpoint.names import file_names
-from bllpipe.run.checkpoint.records import MAX_BYTES
+from bllpipe.utils.files import MAX_BYTES
 from tests.memory import little_memory
 from tests.unit.checkpoint.samples import edit_json, flip_bit, reseal, write_checkpoint
 

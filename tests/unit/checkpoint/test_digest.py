@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bllpipe.run.digest import part_digest, state_sha256
+from bllpipe.utils.tensors import part_digest, state_sha256
 from tests.unit.checkpoint.samples import DTYPES
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from bllpipe.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
+from bllpipe.checkpoint.format import DirectoryName
 from bllpipe.errors import CheckpointError
-from bllpipe.run.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
-from bllpipe.run.checkpoint.names import DirectoryName
 from tests.unit.checkpoint.samples import flip_bit, sample, write_checkpoint
 
 

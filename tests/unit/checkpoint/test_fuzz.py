@@ -12,12 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bllpipe.checkpoint import open_checkpoint
+from bllpipe.checkpoint.format import DirectoryName, Manifest
+from bllpipe.checkpoint.reader import mapped_tensors, tensor_entries
 from bllpipe.errors import CheckpointError
-from bllpipe.run.checkpoint import open_checkpoint
-from bllpipe.run.checkpoint.manifest import Manifest
-from bllpipe.run.checkpoint.names import DirectoryName
-from bllpipe.run.checkpoint.records import read_record, render, write_record
-from bllpipe.run.checkpoint.tensors import mapped_tensors, tensor_entries
+from bllpipe.utils.files import read_record, render, write_record
 from tests.unit.checkpoint.samples import write_checkpoint
 from tests.unit.fuzzing import ODD_TEXT, VALUES, fuzz
 

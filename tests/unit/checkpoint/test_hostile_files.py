@@ -11,14 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from bllpipe.checkpoint import Checkpoint, open_checkpoint, reader
+from bllpipe.checkpoint.format import Manifest, file_names
+from bllpipe.checkpoint.reader import MAX_HEADER_BYTES, TensorEntry, check_header, file_metadata, tensor_entries
 from bllpipe.errors import CheckpointError
-from bllpipe.learn.saved import restore
-from bllpipe.run.checkpoint import Checkpoint, open_checkpoint
-from bllpipe.run.checkpoint import tensors as checkpoint_tensors
-from bllpipe.run.checkpoint.manifest import Manifest
-from bllpipe.run.checkpoint.names import file_names
-from bllpipe.run.checkpoint.records import MAX_DEPTH
-from bllpipe.run.checkpoint.tensors import MAX_HEADER_BYTES, TensorEntry, check_header, file_metadata, tensor_entries
+from bllpipe.utils.files import MAX_DEPTH
+from bllpipe.utils.tensors import restore
 from tests.memory import little_memory
 from tests.unit.checkpoint.samples import DTYPES, edit_json, reseal, write_checkpoint
 
@@ -123,7 +121,7 @@ def test_a_header_that_nobody_needs_is_not_read(path: Path) -> None:
 
 
 def test_what_could_not_be_read_back_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_tensors, "MAX_HEADER_BYTES", 100)
+    monkeypatch.setattr(reader, "MAX_HEADER_BYTES", 100)
     with pytest.raises(CheckpointError, match=r"rank-0.safetensors is not .*: its header would have \d+ bytes"):
         write_checkpoint(tmp_path, 1)
     assert not list(tmp_path.glob("**/*.safetensors"))

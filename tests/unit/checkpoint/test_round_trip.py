@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bllpipe.checkpoint import open_checkpoint
 from bllpipe.errors import CheckpointError
-from bllpipe.run.checkpoint import open_checkpoint
 from tests.unit.checkpoint.samples import DTYPES, bits, reseal, sample, tree, write_checkpoint
 
 

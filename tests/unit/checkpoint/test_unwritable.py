@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from bllpipe.checkpoint import CheckpointWriter, open_checkpoint, remove_unfinished
 from bllpipe.errors import OutputError
-from bllpipe.run.checkpoint import CheckpointWriter, open_checkpoint, remove_unfinished
 from tests.disks import files_of_at_most, small_disk
 from tests.unit.checkpoint.samples import assert_holds, sample, tree, write_checkpoint
 

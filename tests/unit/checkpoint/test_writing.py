@@ -14,9 +14,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from bllpipe.checkpoint import CheckpointWriter, find_checkpoint, open_checkpoint
 from bllpipe.errors import CheckpointError, WireError
-from bllpipe.run.checkpoint import CheckpointWriter, find_checkpoint, open_checkpoint
-from bllpipe.run.checkpoint.records import MAX_BYTES
+from bllpipe.utils.files import MAX_BYTES
 from tests.unit.checkpoint.samples import assert_holds, flip_bit, sample, tree, write_checkpoint
 from tests.waiting import PATIENCE
 

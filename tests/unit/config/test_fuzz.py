@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bllpipe.config import Config, load_config, parse_config, to_mapping, to_yaml
-from bllpipe.config.reading import known_keys
-from bllpipe.config.strict_yaml import dump_yaml, parse_yaml
+from bllpipe.config.loader import dump_yaml, known_keys, parse_yaml
 from bllpipe.errors import ConfigError
 from tests.unit.fuzzing import LEAVES, ODD_TEXT, VALUES, fuzz
 

@@ -10,7 +10,7 @@ import pytest
 
 import bllpipe
 from bllpipe.config import Config, load_config, parse_config, to_mapping, to_yaml
-from bllpipe.config.reading import check_keys, known_keys
+from bllpipe.config.loader import check_keys, known_keys
 from bllpipe.config.schema import DataConfig, ModelConfig, OptimizerConfig
 from bllpipe.errors import ConfigError
 

@@ -9,10 +9,10 @@ import pytest
 
 from bllpipe import errors
 from bllpipe.config import Config
-from bllpipe.config.reading import known_keys
-from bllpipe.config.reference import BEGIN, END, example, main, renewed, sections, tables
+from bllpipe.config.loader import known_keys
 from bllpipe.errors import BllpipeError, ConfigError
 from bllpipe.launch import EXIT_CODES
+from scripts.config_reference import BEGIN, END, example, main, renewed, sections, tables
 
 REPOSITORY = Path(__file__).parents[3]
 PAGE = REPOSITORY / "docs" / "configuration.md"

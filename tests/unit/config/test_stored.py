@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from bllpipe.config import Config, load_config, parse_config, to_mapping
-from bllpipe.config.stored import load_stored_config, with_defaults, with_moved_keys
-from bllpipe.config.strict_yaml import dump_yaml
+from bllpipe.config.loader import dump_yaml, load_stored_config, with_defaults, with_moved_keys
 from bllpipe.errors import ConfigError
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bllpipe.config.strict_yaml import MAX_BYTES, MAX_DEPTH, MAX_NODES, dump_yaml, parse_yaml, read_yaml
+from bllpipe.config.loader import MAX_BYTES, MAX_DEPTH, MAX_NODES, dump_yaml, parse_yaml, read_yaml
 from bllpipe.errors import ConfigError
 
 

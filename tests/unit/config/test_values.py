@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pytest
 
 from bllpipe.config.schema import AugmentConfig, Config, DataConfig
-from bllpipe.config.values import convert, describe, field_types, shown
+from bllpipe.config.validation import convert, describe, field_types, shown
 from bllpipe.errors import ConfigError
 
 Color = Literal["red", "green"]

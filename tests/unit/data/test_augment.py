@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bllpipe.config.schema import AugmentConfig
-from bllpipe.run.data.augment import _crop, _flip, _rotate, augment, normalise
+from bllpipe.data.loader import _crop, _flip, _rotate, augment, normalise
 
 ALL = AugmentConfig(crop_padding=2, flip=True, rotation=20.0)
 SHAPES = [(6, 3, 8, 8), (5, 1, 4, 7), (1, 4, 3, 3)]

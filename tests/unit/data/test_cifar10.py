@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bllpipe.config.schema import DataConfig
-from bllpipe.run.data.folders import FolderImages, folder_labels
-from bllpipe.run.data.npz import read_arrays
-from bllpipe.run.data.sets import MEAN_AND_STD, MemoryImages
+from bllpipe.data.base import MEAN_AND_STD, MemoryImages
+from bllpipe.data.image_folder import FolderImages, folder_labels
+from bllpipe.data.registry import read_arrays
 
 FOLDER = Path(__file__).parents[4] / "shared" / "data" / "cifar10"
 

@@ -13,10 +13,10 @@ from urllib.error import URLError
 import pytest
 from torchvision import datasets
 
+from bllpipe.data import catalog
+from bllpipe.data.catalog import DOWNLOADS, check_obtainable
+from bllpipe.data.registry import fetch, torchvision_set
 from bllpipe.errors import DataError
-from bllpipe.run.data import downloads
-from bllpipe.run.data.downloads import DOWNLOADS, check_obtainable
-from bllpipe.run.data.published import fetch, torchvision_set
 
 
 def advice(name: str, path: Path, failure: str) -> str:
@@ -66,7 +66,7 @@ def served_from(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """CIFAR-10 comes from this port of this machine, whose silence is believed quickly."""
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setitem(DOWNLOADS, "cifar10", replace(DOWNLOADS["cifar10"], url=f"http://127.0.0.1:{port}/"))
-    monkeypatch.setattr(downloads, "SECONDS", 0.2)
+    monkeypatch.setattr(catalog, "SECONDS", 0.2)
 
 
 @pytest.mark.parametrize(("is_open", "failure"), [(False, "<urlopen error"), (True, "timed out")])
@@ -84,7 +84,7 @@ def test_a_server_that_is_not_there_or_says_nothing(
 
 def test_a_server_that_answers_is_enough(tmp_path: Path, refusing_server: int, monkeypatch: pytest.MonkeyPatch) -> None:
     served_from(refusing_server, monkeypatch)
-    monkeypatch.setattr(downloads, "SECONDS", 30.0)
+    monkeypatch.setattr(catalog, "SECONDS", 30.0)
     check_obtainable("cifar10", str(tmp_path))
 
 

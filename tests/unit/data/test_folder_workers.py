@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).parents[3]
 READS = """
 import itertools, signal, sys, torch
 from bllpipe.config.schema import DataConfig
-from bllpipe.run.data.folders import FolderImages
+from bllpipe.data.image_folder import FolderImages
 signal.signal(signal.SIGTERM, lambda *_: None)
 images = FolderImages(DataConfig(name="imagefolder", path=sys.argv[1], image_size=8, workers=2))
 for batch in images.batches(("train", torch.tensor([0, 1])) for _ in itertools.count()):

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from bllpipe.config.schema import DataConfig
-from bllpipe.run.data.generated import synthetic
-from bllpipe.run.data.sets import Arrays
+from bllpipe.data.base import Arrays
+from bllpipe.data.registry import synthetic
 
 
 def generated(seed: int = 0, images: int = 40, classes: int = 5, size: int = 8) -> Arrays:

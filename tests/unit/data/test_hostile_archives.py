@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bllpipe.data import npz as archive
+from bllpipe.data.npz import DIRECTORY_BYTES, HEADER_BYTES, Members, free_bytes, open_archive
+from bllpipe.data.registry import read_arrays, read_labels
 from bllpipe.errors import DataError
-from bllpipe.run.data import archive, members
-from bllpipe.run.data.archive import open_archive
-from bllpipe.run.data.members import DIRECTORY_BYTES, HEADER_BYTES, Members, free_bytes
-from bllpipe.run.data.npz import read_arrays, read_labels
 from tests.memory import little_memory
 
 GIGABYTE = 10**9
@@ -83,7 +82,7 @@ def test_an_archive_that_unfolds_to_more_than_is_free(tmp_path: Path, monkeypatc
 def test_where_nobody_knows_what_is_free_the_sizes_are_believed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(members, "MEMORY", tmp_path / "none")
+    monkeypatch.setattr(archive, "MEMORY", tmp_path / "none")
     assert free_bytes() is None
     assert open_archive(packed(tmp_path)).spec.num_train == 4
     (tmp_path / "none").write_text("MemTotal: 4 kB\nMemAvailable:       2 kB\n")

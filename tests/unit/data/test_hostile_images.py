@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from bllpipe.config.schema import DataConfig
+from bllpipe.data.image_folder import MAX_BYTES, FolderImages, folder_labels
 from bllpipe.errors import DataError
-from bllpipe.run.data.folders import MAX_BYTES, FolderImages, folder_labels
 from tests.memory import little_memory
 
 
@@ -130,7 +130,7 @@ def test_a_folder_that_cannot_be_read(root: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_more_classes_than_any_network_tells_apart(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bllpipe.run.data.spec.MAX_CLASSES", 2)
+    monkeypatch.setattr("bllpipe.data.catalog.MAX_CLASSES", 2)
     assert first(root).dtype == torch.uint8
     (root / "train" / "emu").mkdir()
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(root / "train" / "emu" / "0.png")

@@ -10,10 +10,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from bllpipe.data.catalog import DataSpec
+from bllpipe.data.npz import open_archive
+from bllpipe.data.registry import read_arrays, read_labels
 from bllpipe.errors import DataError
-from bllpipe.run.data.archive import open_archive
-from bllpipe.run.data.npz import read_arrays, read_labels
-from bllpipe.run.data.spec import DataSpec
 
 Content = dict[str, NDArray[Any]]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bllpipe.run.data.order import batch_index, epoch_order
+from bllpipe.data.loader import batch_index, epoch_order
 
 
 @pytest.mark.parametrize("num_train", [1, 2, 10, 257])

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from bllpipe.config.schema import DataConfig
-from bllpipe.run.data.published import _tensors, digits
-from bllpipe.run.data.sets import MEAN_AND_STD, Arrays, MemoryImages
-from bllpipe.run.data.spec import PUBLISHED
+from bllpipe.data.base import MEAN_AND_STD, Arrays, MemoryImages
+from bllpipe.data.catalog import PUBLISHED
+from bllpipe.data.registry import _tensors, digits
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 
 from bllpipe.config.schema import AugmentConfig, DataConfig, GpuConfig
+from bllpipe.data.base import ImageSet, MemoryImages, Split, sent
+from bllpipe.data.catalog import DataSpec
+from bllpipe.data.loader import DrawnAhead, ImageSource, settle, stays_on_device
 from bllpipe.errors import ConfigError, DataError
-from bllpipe.ports import Round
-from bllpipe.run.data.residence import DrawnAhead, settle, stays_on_device
-from bllpipe.run.data.sending import sent
-from bllpipe.run.data.sets import ImageSet, MemoryImages, Split
-from bllpipe.run.data.source import ImageSource
-from bllpipe.run.data.spec import DataSpec
+from bllpipe.messages import Round
 from tests.unit.data.test_source import FULL, PIXELS, PLAN, arrays
 
 CPU = torch.device("cpu")

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from bllpipe.config.schema import DataConfig
+from bllpipe.data.base import MEAN_AND_STD, Arrays, MemoryImages, mean_and_std
+from bllpipe.data.catalog import DataSpec
+from bllpipe.data.registry import load_arrays, load_images, load_labels
 from bllpipe.errors import ConfigError
-from bllpipe.run.data.registry import load_arrays, load_images, load_labels
-from bllpipe.run.data.sets import MEAN_AND_STD, Arrays, MemoryImages, mean_and_std
-from bllpipe.run.data.spec import DataSpec
 
 
 def arrays_of(train_NCHW: Tensor) -> Arrays:

@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 
 from bllpipe.config.schema import AugmentConfig, Config, DataConfig
-from bllpipe.ports import Alpha, Round
-from bllpipe.randomness import stream
-from bllpipe.run.data.augment import augment
-from bllpipe.run.data.order import batch_index, epoch_order
-from bllpipe.run.data.sets import Arrays, LabelSet, MemoryImages, Split
-from bllpipe.run.data.source import ImageSource, label_batches
-from bllpipe.run.itinerary import Plan, messages
+from bllpipe.data.base import Arrays, LabelSet, MemoryImages, Split
+from bllpipe.data.loader import ImageSource, augment, batch_index, epoch_order, label_batches
+from bllpipe.messages import Alpha, Round, messages
+from bllpipe.training.run_schedule import Plan
+from bllpipe.utils.tensors import stream
 
 NUM_TRAIN, NUM_TEST, BATCH = 23, 10, 4
 PIXELS = DataConfig(name="npz", batch_size=BATCH, mean=[0.0], std=[1 / 255])  # normalised images are the pixels

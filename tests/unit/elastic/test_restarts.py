@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bllpipe import errors
-from bllpipe.elastic.restarts import code_after_signal, culprit, verdict
+from bllpipe.engines.launcher import code_after_signal, culprit, verdict
 from bllpipe.errors import POINTLESS, BllpipeError
 from bllpipe.launch import EXIT_CODES
 from bllpipe.topology import Topology

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from bllpipe.elastic.stopping import Stopping
+from bllpipe.engines.launcher import Stopping
 from tests.waiting import PATIENCE, default_action
 
 WILLING = "import time; print('on', flush=True); time.sleep(3600)"

@@ -10,11 +10,10 @@ import pytest
 import torch.distributed as dist
 
 from bllpipe.config import load_config
-from bllpipe.engines.backends import agreed_backends, compare_devices
-from bllpipe.engines.devices import Machine, check_wires
+from bllpipe.distributed.torchrun import RankEnvironment
+from bllpipe.engines.devices import Machine, agreed_backends, check_wires, compare_devices
 from bllpipe.errors import ConfigError
 from bllpipe.topology import Topology
-from bllpipe.wire.environment import RankEnvironment
 
 FOUR = Topology(4)
 

@@ -15,15 +15,15 @@ from torch._dynamo import graph_break
 from torch._dynamo.utils import counters
 
 from bllpipe.config import load_config
-from bllpipe.engines import compiled
-from bllpipe.engines.compiled import MOST_AGAIN, compile_part, forget_compiled
-from bllpipe.engines.gpu import compile_parts
 from bllpipe.errors import ConfigError
+from bllpipe.learn import compiled
 from bllpipe.learn.block import Block, alpha_shape, make_block
-from bllpipe.learn.cuts import cut
-from bllpipe.learn.resnet import resnet_units
-from bllpipe.learn.units import Segment
-from bllpipe.ports import Round, Target
+from bllpipe.learn.compiled import MOST_AGAIN, compile_part, forget_compiled
+from bllpipe.learn.cuda_graphs import compile_parts
+from bllpipe.messages import Round, Target
+from bllpipe.models.partition import cut
+from bllpipe.models.resnet import resnet_units
+from bllpipe.models.units import Segment
 
 CPU, CLASSES = torch.device("cpu"), 10
 FULL, LAST = 6, 3  # images of a batch, and of the last one of a test

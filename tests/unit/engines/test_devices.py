@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from bllpipe.config import load_config
+from bllpipe.distributed.process_links import chosen_backends
+from bllpipe.distributed.torchrun import RankEnvironment
 from bllpipe.engines.devices import Machine, check_wires, distinct_gpus, one_device, rank_device, sharing
 from bllpipe.engines.ranks import placed
 from bllpipe.errors import ConfigError
 from bllpipe.topology import Topology
-from bllpipe.wire.environment import RankEnvironment
-from bllpipe.wire.processes import chosen_backends
 
 FOUR = Topology(4)
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bllpipe.engines.edges import Ahead, layout_of
+from bllpipe.data.loader import Ahead
+from bllpipe.engines.ports import layout_of
 from bllpipe.errors import DataError
-from bllpipe.ports import Alpha, Round
+from bllpipe.messages import Alpha, Round
 from tests.unit.engines.test_job import job_of
 from tests.waiting import PATIENCE
 

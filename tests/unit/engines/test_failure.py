@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
+from bllpipe.distributed.torchrun import RankEnvironment
 from bllpipe.engines.failure import cause_of, enter, exit_code, explain, report_failure
 from bllpipe.errors import BllpipeError, CheckpointError, ConfigError, DataError, NonFiniteError, OutputError, WireError
-from bllpipe.ports import Round
-from bllpipe.run.rank import RoundError
-from bllpipe.wire.environment import RankEnvironment
+from bllpipe.messages import Round
+from bllpipe.training.worker import RoundError
 from tests.waiting import PATIENCE
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from bllpipe.engines.arming import act
-from bllpipe.engines.faults import Fault, parse_faults
+from bllpipe.distributed.torchrun import fault_text
 from bllpipe.errors import ConfigError
-from bllpipe.wire.environment import fault_text
+from bllpipe.tools.fault_injection import Fault, act, parse_faults
 
 
 def test_several_faults() -> None:

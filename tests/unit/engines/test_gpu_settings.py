@@ -11,14 +11,14 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import BatchNorm2d
 
 from bllpipe.config import load_config
-from bllpipe.engines.assembly import Assembly
-from bllpipe.engines.gpu import compile_parts, set_up, speed_up
-from bllpipe.engines.job import build_segment
-from bllpipe.engines.sequential import wires_in_turn
+from bllpipe.distributed.local_links import LocalWires
+from bllpipe.distributed.torchrun import allow_deterministic_products
+from bllpipe.engines.build import Assembly, build_segment
+from bllpipe.engines.devices import set_up
+from bllpipe.engines.in_process import wires_in_turn
 from bllpipe.learn import block
-from bllpipe.learn.placing import as_channels_last, lies_channels_last, place
-from bllpipe.wire.environment import allow_deterministic_products
-from bllpipe.wire.local import LocalWires
+from bllpipe.learn.cuda_graphs import compile_parts, speed_up
+from bllpipe.learn.memory_format import as_channels_last, lies_channels_last, place
 from tests.unit.engines.test_job import job_of
 from tests.unit.learn.test_capture import SETTINGS, images, make, step_of
 

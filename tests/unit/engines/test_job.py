@@ -10,10 +10,11 @@ import torch
 import torch.distributed as dist
 
 from bllpipe.config import load_config
+from bllpipe.data.catalog import PUBLISHED
 from bllpipe.engines import Options
-from bllpipe.engines.job import Job, agree, build_segment, shape_of
+from bllpipe.engines.build import build_segment
+from bllpipe.engines.job import Job, agree, shape_of
 from bllpipe.errors import ConfigError
-from bllpipe.run.data.spec import PUBLISHED
 
 CPU = torch.device("cpu")
 FEATURES, MISFIT = (f"model.name=tests.unit.engines.networks:{name}" for name in ("features", "misfit"))

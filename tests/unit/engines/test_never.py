@@ -10,7 +10,7 @@ import pytest
 import bllpipe
 from bllpipe import cli
 from bllpipe.errors import CheckpointError, ConfigError
-from bllpipe.results.finished import open_run
+from bllpipe.tools.analysis.finished_run import open_run
 from tests.ranks import jobs
 
 # a lag of 3: the statistics of the last three steps are on their way when the run ends

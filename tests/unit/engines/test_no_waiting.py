@@ -15,11 +15,11 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bllpipe.engines import books
-from bllpipe.learn.learner import Learner
-from bllpipe.ports import Round
-from bllpipe.run.instrument import guard
-from bllpipe.run.rank import Actor
+from bllpipe.engines import build
+from bllpipe.learn.optimizer import Learner
+from bllpipe.messages import Round
+from bllpipe.training.instrument import guard
+from bllpipe.training.worker import Actor
 from tests.ranks import jobs
 from tests.unit.learn.tape import ASKS_THE_DEVICE
 
@@ -84,7 +84,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
         found.round = None
 
     monkeypatch.setattr(Actor, "carry_out", noted)
-    monkeypatch.setattr(books, "guard", lambda actor, at_lines: guard(actor, at_lines=True))
+    monkeypatch.setattr(build, "guard", lambda actor, at_lines: guard(actor, at_lines=True))
     return found
 
 

@@ -10,9 +10,9 @@ import torch.distributed as dist
 
 import bllpipe
 from bllpipe.config import load_config, to_mapping
-from bllpipe.engines.peers import compare_with_first, introduce
+from bllpipe.distributed.message_format import VERSION
+from bllpipe.engines.job import compare_with_first, introduce
 from bllpipe.errors import ConfigError
-from bllpipe.wire.layout import VERSION
 
 
 def compare(ours: list[str], first: list[str]) -> None:

@@ -12,9 +12,8 @@ import torch
 from torch import nn
 
 from bllpipe.config import load_config
-from bllpipe.engines.compiled import compile_part, forget_compiled
-from bllpipe.engines.precision import precision_now, set_precision
-from bllpipe.engines.putting_back import put_back
+from bllpipe.engines.devices import precision_now, put_back, set_precision
+from bllpipe.learn.compiled import compile_part, forget_compiled
 
 PRODUCTS: Any = torch.backends.cuda.matmul
 CUDNN: Any = torch.backends.cudnn

@@ -12,10 +12,10 @@ import pytest
 
 from bllpipe import launch
 from bllpipe.config import load_config
-from bllpipe.engines.preflight import check_data, check_installed, check_plan
+from bllpipe.data.catalog import PUBLISHED
+from bllpipe.data.registry import digits
 from bllpipe.errors import ConfigError, DataError
-from bllpipe.run.data.published import digits
-from bllpipe.run.data.spec import PUBLISHED
+from bllpipe.launch import check_data, check_installed, check_plan
 
 
 @pytest.mark.parametrize(
@@ -74,9 +74,9 @@ def test_digits_need_no_files() -> None:
     check_data(load_config(None))
 
 
-@pytest.mark.parametrize("module", ["bllpipe.launch", "bllpipe.cli", "bllpipe.engines.preflight"])
+@pytest.mark.parametrize("module", ["bllpipe.launch", "bllpipe.cli", "bllpipe.launch"])
 def test_it_needs_no_torch(module: str) -> None:
-    program = f"import sys, {module}, bllpipe.run.data.archive; sys.exit('torch' in sys.modules)"
+    program = f"import sys, {module}, bllpipe.data.npz; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
 
 

@@ -15,12 +15,12 @@ import torch
 
 from bllpipe import launch
 from bllpipe.config import load_config
-from bllpipe.engines import assembly
-from bllpipe.engines.putting_back import put_back
+from bllpipe.engines import build
+from bllpipe.engines.devices import put_back
 from bllpipe.learn import block as block_module
 from bllpipe.learn.block import Block
-from bllpipe.learn.capture import CapturedStep
-from bllpipe.run.memory import freeze_garbage
+from bllpipe.learn.cuda_graphs import CapturedStep
+from bllpipe.utils.process import freeze_garbage
 from tests.ranks import jobs
 from tests.unit.learn.tape import TapeGraphs
 from tests.unit.learn.test_capture import images, make, step_of
@@ -41,7 +41,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Block]]:
         found.append(weakref.ref(block))
         return block
 
-    monkeypatch.setattr(assembly, "make_block", noted)
+    monkeypatch.setattr(build, "make_block", noted)
     return found
 
 

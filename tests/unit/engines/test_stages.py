@@ -11,16 +11,14 @@ from torch import Tensor, nn
 
 from bllpipe import launch
 from bllpipe.config import Config, load_config
+from bllpipe.distributed.torchrun import RankEnvironment
 from bllpipe.engines import topology
-from bllpipe.engines.bubbles import TimedSchedule
-from bllpipe.engines.share import Share
-from bllpipe.engines.stages import Hop, StageLoop, StageModule
-from bllpipe.engines.synchronous import own_device
+from bllpipe.engines.pipeline_stages import Hop, StageLoop, StageModule, TimedSchedule
+from bllpipe.engines.synchronous import Share, own_device
 from bllpipe.errors import ConfigError
 from bllpipe.learn.block import Outcome
-from bllpipe.learn.units import Segment, units_from_modules
-from bllpipe.ports import Alpha, Round, Target
-from bllpipe.wire.environment import RankEnvironment
+from bllpipe.messages import Alpha, Round, Target
+from bllpipe.models.units import Segment, units_from_modules
 
 CLASSES, BATCH = 3, 8
 

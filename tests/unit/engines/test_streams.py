@@ -12,15 +12,14 @@ import pytest
 import torch
 
 from bllpipe.config import load_config
+from bllpipe.distributed.cuda_streams import HostStreams, Ring, RingWires, streams_on
 from bllpipe.engines import Options, streams
+from bllpipe.engines.in_process import run_together, take_turns
 from bllpipe.engines.job import Job
-from bllpipe.engines.sequential import take_turns
-from bllpipe.engines.streams import places, ring_wires, ticks
-from bllpipe.engines.together import run_together
-from bllpipe.engines.whole_ticks import Place
-from bllpipe.run.rank import RankPart
-from bllpipe.wire.ring import Ring, RingWires
-from bllpipe.wire.streams import HostStreams, streams_on
+from bllpipe.engines.ports import ring_wires
+from bllpipe.engines.streams import places, ticks
+from bllpipe.engines.streams_graph import Place
+from bllpipe.training.worker import RankPart
 from tests.ranks import jobs
 from tests.unit.engines.watched_streams import RaceDetector, WatchedStream, WatchedStreams, on_watched
 

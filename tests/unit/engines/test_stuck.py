@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from bllpipe.engines.stuck import check_progress, last_failure
+from bllpipe.engines.job import check_progress, last_failure
 from bllpipe.errors import NoProgressError
-from bllpipe.run.directory import RunDirectory
+from bllpipe.training.run_directory import RunDirectory
 
 KILLED = "its ranks were killed before they could say why"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bllpipe.engines.taking_up import check_whole, fitting, in_groups
+from bllpipe.engines.build import check_whole, fitting, in_groups
 from bllpipe.errors import CheckpointError
 
 

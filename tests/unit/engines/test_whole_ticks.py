@@ -13,15 +13,14 @@ import pytest
 import torch
 
 from bllpipe.config import Config, load_config
-from bllpipe.engines import Options, assembly, books, streams
-from bllpipe.engines.gpu import graphs_of_ticks
-from bllpipe.engines.whole_ticks import Tick, WholeTicks
+from bllpipe.distributed.cuda_streams import Ring, RingWires
+from bllpipe.engines import Options, build, streams
+from bllpipe.engines.streams_graph import Tick, WholeTicks
 from bllpipe.errors import ConfigError, NonFiniteError
-from bllpipe.learn import learner
+from bllpipe.learn import optimizer as learner
 from bllpipe.learn.block import Block
-from bllpipe.learn.capture import CapturedStep, Graphs
-from bllpipe.run.instrument import guard
-from bllpipe.wire.ring import Ring, RingWires
+from bllpipe.learn.cuda_graphs import CapturedStep, Graphs, graphs_of_ticks
+from bllpipe.training.instrument import guard
 from tests.ranks import jobs
 from tests.unit.engines.test_no_waiting import Asked, Methods, Operations
 from tests.unit.engines.watched_graphs import StreamTape, WatchedGraphs
@@ -57,7 +56,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
             CapturedStep(block, TapeGraphs())
         return block
 
-    monkeypatch.setattr(assembly, "speed_up", prepared)
+    monkeypatch.setattr(build, "speed_up", prepared)
 
 
 class Twin:
@@ -166,7 +165,7 @@ def test_a_whole_tick_asks_the_device_for_nothing(tmp_path: Path, monkeypatch: p
 
 def test_a_loss_that_is_not_finite_is_found_at_the_next_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it is by blocks that take turns, if they look as seldom as they do on a GPU."""
-    monkeypatch.setattr(books, "guard", lambda actor, at_lines: guard(actor, at_lines=True))
+    monkeypatch.setattr(build, "guard", lambda actor, at_lines: guard(actor, at_lines=True))
     monkeypatch.setattr(learner, "rate_factor", lambda step, *schedule: 1e30 if step >= 8 else 1.0)
     settings = (*QUIET, "log.every_steps=12")
     with pytest.raises(NonFiniteError) as expected:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bllpipe.learn.batch_norms import without_cudnn
-from bllpipe.learn.cuts import cut
-from bllpipe.learn.resnet import resnet_units
-from bllpipe.learn.units import Segment
+from bllpipe.learn.memory_format import without_cudnn
+from bllpipe.models.partition import cut
+from bllpipe.models.resnet import resnet_units
+from bllpipe.models.units import Segment
 
 Seen = list[tuple[str, bool]]
 

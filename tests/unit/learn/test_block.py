@@ -13,15 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bllpipe.config.schema import Config, ObjectiveConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig
 from bllpipe.errors import CheckpointError, ConfigError
 from bllpipe.learn.block import Block, alpha_shape, make_block
-from bllpipe.learn.block_local import posterior_kl
-from bllpipe.learn.channels import channel_means, forward_message
-from bllpipe.learn.cuts import cut
-from bllpipe.learn.families import Gaussian
+from bllpipe.learn.distributions import Gaussian, channel_means, forward_message
 from bllpipe.learn.heads import HEADS, make_head, pooled_shape
-from bllpipe.learn.objectives import last_block
-from bllpipe.learn.resnet import resnet_units
-from bllpipe.learn.units import Segment, units_from_modules
-from bllpipe.ports import Round, Target
+from bllpipe.learn.losses import last_block, posterior_kl
+from bllpipe.messages import Round, Target
+from bllpipe.models.partition import cut
+from bllpipe.models.resnet import resnet_units
+from bllpipe.models.units import Segment, units_from_modules
 
 CPU = torch.device("cpu")
 PLAIN = OptimizerConfig(lr=0.1, momentum=0.0, nesterov=False, weight_decay=0.0)

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from bllpipe.config import Config, load_config
-from bllpipe.learn import capture
+from bllpipe.learn import cuda_graphs
 from bllpipe.learn.block import Block, Outcome, make_block
-from bllpipe.learn.capture import CapturedStep
-from bllpipe.learn.cuts import cut
-from bllpipe.learn.resnet import resnet_units
-from bllpipe.learn.units import Segment
-from bllpipe.ports import Round, Target
+from bllpipe.learn.cuda_graphs import CapturedStep
+from bllpipe.messages import Round, Target
+from bllpipe.models.partition import cut
+from bllpipe.models.resnet import resnet_units
+from bllpipe.models.units import Segment
 from tests.unit.learn.tape import TapeGraphs
 
 SIZE, CHANNELS, CLASSES, STEPS = 6, 8, 10, 9
@@ -112,10 +112,10 @@ def test_a_step_that_asks_the_device_is_not_captured() -> None:
     objective: Any = block.objective
     del block.local.objective  # a module makes way for nothing but another one
     block.local.objective = lambda *given: {"kl": objective(*given)["kl"] * float(given[0].detach().mean())}
-    for step in range(capture.ORDINARY_STEPS):
+    for step in range(cuda_graphs.ORDINARY_STEPS):
         step_of(block, images(0), step)
     with pytest.raises(AssertionError, match="_local_scalar_dense cannot be captured"):
-        step_of(block, images(0), capture.ORDINARY_STEPS)
+        step_of(block, images(0), cuda_graphs.ORDINARY_STEPS)
 
 
 def test_the_rate_on_the_device_is_that_of_the_schedule() -> None:
@@ -140,12 +140,12 @@ def test_no_way_back_stays_behind_a_recorded_step() -> None:
     """Leaves that are kept belong to the stream of the recording, and would draw it into any later one."""
     block = make(Config())
     CapturedStep(block, Forgetful())
-    for step in range(capture.ORDINARY_STEPS):
+    for step in range(cuda_graphs.ORDINARY_STEPS):
         step_of(block, images(0), step)
     alpha = block.forward(images(0))
     mark_leaf(block)
     assert "seen" in leaf_of(block).metadata, "while there is a way back its leaves are there too"
-    block.update(alpha, target(0), capture.ORDINARY_STEPS)
+    block.update(alpha, target(0), cuda_graphs.ORDINARY_STEPS)
     del alpha
     assert "seen" not in leaf_of(block).metadata
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bllpipe.learn.channels import (
+from bllpipe.learn.distributions import (
     alignment,
     channel_means,
     class_statistics,

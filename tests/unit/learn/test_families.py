@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from bllpipe.learn.block_local import posterior_kl
-from bllpipe.learn.families import (
+from bllpipe.learn.distributions import (
     FAMILIES,
     Bernoulli,
     Categorical,
@@ -19,6 +18,7 @@ from bllpipe.learn.families import (
     negative_log_likelihood,
     posterior,
 )
+from bllpipe.learn.losses import posterior_kl
 
 torch.manual_seed(0)
 ALPHA_BC = torch.randn(4, 3, dtype=torch.float64)

@@ -5,10 +5,9 @@ import torch
 from torch.nn.functional import one_hot
 
 from bllpipe.config.schema import FeedbackConfig
-from bllpipe.learn.block_local import posterior_kl
-from bllpipe.learn.channels import class_statistics
-from bllpipe.learn.families import Gaussian
+from bllpipe.learn.distributions import Gaussian, class_statistics
 from bllpipe.learn.feedback import ClosedForm, Fixed, Learned, feedback_network, make_feedback
+from bllpipe.learn.losses import posterior_kl
 
 CPU = torch.device("cpu")
 

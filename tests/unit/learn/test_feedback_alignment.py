@@ -9,11 +9,17 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, cross_entropy, linear
 
 from bllpipe.errors import ConfigError
-from bllpipe.learn.cuts import cut
-from bllpipe.learn.feedback_alignment import Aligned, concordant, fixed_random, kaiming_uniform, sign_symmetric
-from bllpipe.learn.propagation import propagate
-from bllpipe.learn.resnet import resnet_units
-from bllpipe.learn.units import Segment, units_from_modules
+from bllpipe.learn.feedback_alignment import (
+    Aligned,
+    concordant,
+    fixed_random,
+    kaiming_uniform,
+    propagate,
+    sign_symmetric,
+)
+from bllpipe.models.partition import cut
+from bllpipe.models.resnet import resnet_units
+from bllpipe.models.units import Segment, units_from_modules
 
 Conv = dict[str, Any]
 CONVOLUTIONS: list[Conv] = [

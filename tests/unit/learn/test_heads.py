@@ -18,11 +18,11 @@ from bllpipe.config import Config, load_config
 from bllpipe.config.schema import ObjectiveConfig, OptimizerConfig
 from bllpipe.errors import ConfigError
 from bllpipe.learn.block import Block, make_block
-from bllpipe.learn.cuts import cut
 from bllpipe.learn.heads import ScaledLinear, make_head
-from bllpipe.learn.networks import last_width, network_units
-from bllpipe.learn.optimizers import Optimizer
-from bllpipe.learn.units import Segment, Unit, units_from_modules
+from bllpipe.learn.optimizer import Optimizer
+from bllpipe.models.partition import cut
+from bllpipe.models.registry import last_width, network_units
+from bllpipe.models.units import Segment, Unit, units_from_modules
 from tests.unit.learn.test_block import CONFIG, images, target
 
 STRIDED = ObjectiveConfig(head="strided")

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from bllpipe.config.schema import Config, ObjectiveConfig
 from bllpipe.errors import ConfigError
-from bllpipe.learn.keeping import Keeping
-from bllpipe.learn.objectives import make_objective
-from bllpipe.ports import Round, Target
+from bllpipe.learn.losses import Keeping, make_objective
+from bllpipe.messages import Round, Target
 
 TARGET = Target(Round("train", 0, size=4), torch.zeros(4, 3), torch.zeros(4), torch.tensor([0, 1, 0, 1]))
 

@@ -5,13 +5,12 @@ import torch
 import torchvision
 from torch import nn
 
-from bllpipe.config.resnets import DEPTHS
-from bllpipe.config.schema import ModelConfig
+from bllpipe.config.schema import DEPTHS, ModelConfig
 from bllpipe.errors import ConfigError
-from bllpipe.learn.cuts import cut
-from bllpipe.learn.networks import network_units
-from bllpipe.learn.resnet import resnet_units
-from bllpipe.learn.units import Segment
+from bllpipe.models.partition import cut
+from bllpipe.models.registry import network_units
+from bllpipe.models.resnet import resnet_units
+from bllpipe.models.units import Segment
 
 
 @pytest.mark.parametrize("name", sorted(DEPTHS))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bllpipe.config import load_config
 from bllpipe.learn.heads import make_head
-from bllpipe.learn.pooling import PoolByProducts, pool_by_products
+from bllpipe.learn.memory_format import PoolByProducts, pool_by_products
 
 
 def there_and_back(pool: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bllpipe.errors import CheckpointError
-from bllpipe.learn.saved import restore
+from bllpipe.utils.tensors import restore
 
 
 def own() -> dict[str, Tensor]:

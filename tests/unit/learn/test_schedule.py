@@ -3,7 +3,7 @@
 import pytest
 
 from bllpipe.config.schema import ScheduleConfig
-from bllpipe.learn.schedule import rate_factor
+from bllpipe.learn.optimizer import rate_factor
 
 
 def rates(config: ScheduleConfig, steps: int = 100) -> list[float]:

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from bllpipe.config.schema import ObjectiveConfig
-from bllpipe.learn.similarity import PredSim, similarity_matrix
-from bllpipe.ports import Round, Target
+from bllpipe.learn.losses import PredSim, similarity_matrix
+from bllpipe.messages import Round, Target
 
 Array = npt.NDArray[np.float64]
 

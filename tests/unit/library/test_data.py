@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 import bllpipe
+from bllpipe.api.datasets import ItemData, TensorData, given_data
 from bllpipe.config.schema import DataConfig
-from bllpipe.library.data import ItemData, TensorData, given_data
-from bllpipe.ports import Round
-from bllpipe.run.data.registry import load_arrays, load_images, load_labels
-from bllpipe.run.data.source import ImageSource
+from bllpipe.data.loader import ImageSource
+from bllpipe.data.registry import load_arrays, load_images, load_labels
+from bllpipe.messages import Round
 
 X, Y = torch.randn(8, 2, 4), torch.arange(8) % 2
 BYTES = torch.randint(0, 256, (8, 1, 4, 4), dtype=torch.uint8)

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import bllpipe
-from bllpipe.library.data import ItemData, TensorData, given_data
-from bllpipe.run.data.archive import open_archive
+from bllpipe.api.datasets import ItemData, TensorData, given_data
+from bllpipe.data.npz import open_archive
 
 X = torch.randn(8, 3, 4).half().float()
 Y = torch.arange(8) % 2

@@ -17,9 +17,8 @@ from torch.nn.functional import cross_entropy
 
 import bllpipe
 from bllpipe import cli
-from bllpipe.learn.keeping import Keeping
-from bllpipe.learn.own import RECORD_FIELDS, Own
-from bllpipe.ports import Round, Target
+from bllpipe.learn.losses import RECORD_FIELDS, Keeping, Own
+from bllpipe.messages import Round, Target
 from tests.unit.library.parts import DATA, seeded_network, towards_class
 
 SMALL = {"data.batch_size": 32, "log.every_steps": 1}

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import bllpipe
+from bllpipe.api.models import GivenModules, given_model
 from bllpipe.config.schema import ModelConfig
-from bllpipe.learn.networks import network_units
-from bllpipe.library.models import GivenModules, given_model
+from bllpipe.models.registry import network_units
 from tests.unit.library.parts import network, seeded_network
 
 

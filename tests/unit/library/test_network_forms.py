@@ -160,8 +160,8 @@ def test_a_frozen_block_keeps_its_weights_and_its_head_learns(frozen: str, setti
 
 def test_a_frozen_stage_of_a_pipeline_is_refused() -> None:
     from bllpipe.config import load_config
-    from bllpipe.engines.share import Share
-    from bllpipe.learn.units import Segment, units_from_modules
+    from bllpipe.engines.synchronous import Share
+    from bllpipe.models.units import Segment, units_from_modules
 
     segment = Segment(units_from_modules({"0": nn.Linear(2, 2).requires_grad_(False)}), seed=0)
     with pytest.raises(bllpipe.ConfigError, match="the stage that ends with 0 has nothing to train: all of its"):

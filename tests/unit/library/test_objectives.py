@@ -13,13 +13,13 @@ from torch.nn.functional import cross_entropy
 
 import bllpipe
 from bllpipe import launch
+from bllpipe.api.models import given_objective
 from bllpipe.config import parse_config
 from bllpipe.config.schema import Config, ObjectiveConfig, OptimizerConfig, ScheduleConfig
 from bllpipe.learn.block import Block, make_block
-from bllpipe.learn.own import Own
-from bllpipe.learn.units import Segment, units_from_modules
-from bllpipe.library.objectives import given_objective
-from bllpipe.ports import Round, Target
+from bllpipe.learn.losses import Own
+from bllpipe.messages import Round, Target
+from bllpipe.models.units import Segment, units_from_modules
 from tests.unit.library.parts import DATA, Scaled, network, towards_class
 
 PLAIN = OptimizerConfig(lr=0.1, momentum=0.0, nesterov=False, weight_decay=0.0)

@@ -12,7 +12,7 @@ from torchvision.ops import DropBlock2d, StochasticDepth
 
 import bllpipe
 from bllpipe import cli, launch
-from bllpipe.learn.network_checks import draws
+from bllpipe.models.checks import draws
 from tests.unit.library.parts import DATA
 
 SMALL = {"data.batch_size": 32}

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 import bllpipe
 from bllpipe import launch
+from bllpipe.api.train import Settings, config_of
 from bllpipe.config import load_config, to_mapping
-from bllpipe.engines.peers import compare_with_first, introduce
-from bllpipe.library.settings import Settings, config_of
-from bllpipe.plan.balanced import resolved
-from bllpipe.run.data.published import digits
+from bllpipe.data.registry import digits
+from bllpipe.engines.job import compare_with_first, introduce
+from bllpipe.learn.balance import resolved
 from tests.unit.library.parts import DATA, network, seeded_network, split, towards_class
 
 SMALL = {"data.batch_size": 32, "optimizer.lr": 0.1}

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 import bllpipe
-from bllpipe.library.settings import Settings, config_of
-from bllpipe.library.values import plain
+from bllpipe.api.arguments import plain
+from bllpipe.api.train import Settings, config_of
 from tests.unit.library.parts import DATA, network, seeded_network
 
 SMALL = {"data.batch_size": 32}

@@ -10,12 +10,12 @@ import torch
 import torch.distributed as dist
 
 from bllpipe.learn.block import Outcome
-from bllpipe.metrics.source import Source
-from bllpipe.ports import Alpha, Message, Round
-from bllpipe.run.directory import RunDirectory
-from bllpipe.run.rank import Actor, RankPart
-from bllpipe.run.recorder import Recorder
-from bllpipe.run.timing import Stopwatch, TimedReceiver, TimedSender
+from bllpipe.messages import Alpha, Message, Round
+from bllpipe.tools.monitoring.metrics import Source
+from bllpipe.training.metrics_logger import Recorder
+from bllpipe.training.run_directory import RunDirectory
+from bllpipe.training.timing import Stopwatch, TimedReceiver, TimedSender
+from bllpipe.training.worker import Actor, RankPart
 
 SIZE = 10
 BYTES = 100  # of a message

@@ -11,10 +11,9 @@ import torch
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from bllpipe.metrics.collector import registry
-from bllpipe.metrics.families import FAMILIES, SETTINGS, VERSIONS
-from bllpipe.metrics.source import Source
-from bllpipe.ports import Round
+from bllpipe.messages import Round
+from bllpipe.tools.monitoring.exporter import registry
+from bllpipe.tools.monitoring.metrics import FAMILIES, SETTINGS, VERSIONS, Source
 from tests.unit.metrics.samples import BYTES, SIZE, make_source, train, work
 
 Told = dict[tuple[str, frozenset[tuple[str, str]]], float]

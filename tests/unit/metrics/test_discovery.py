@@ -13,8 +13,8 @@ import torch.distributed as dist
 from bllpipe.config import load_config, to_yaml
 from bllpipe.engines.failure import report_failure
 from bllpipe.errors import NonFiniteError
-from bllpipe.metrics.discovery import Discovery, address, announce, copy_name, mark_failed
-from bllpipe.run.directory import RunDirectory
+from bllpipe.tools.monitoring.exporter import Discovery, address, announce, copy_name, mark_failed
+from bllpipe.training.run_directory import RunDirectory
 from tests.unit.metrics.samples import make_source
 
 ROLES = ["block 0", "feedback"]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from bllpipe.config.reading import known_keys
-from bllpipe.metrics.families import SECTIONS, Family
+from bllpipe.config.loader import known_keys
+from bllpipe.tools.monitoring.metrics import SECTIONS, Family
 
 REPOSITORY = Path(__file__).parents[3]
 TEXT = (REPOSITORY / "docs" / "monitoring.md").read_text()

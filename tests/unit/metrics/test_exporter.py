@@ -14,11 +14,10 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from bllpipe.config.books import MetricsConfig
-from bllpipe.metrics import exporter
-from bllpipe.metrics.exporter import Exporter
-from bllpipe.metrics.serving import _Quiet
-from bllpipe.run.directory import RunDirectory
+from bllpipe.config.schema import MetricsConfig
+from bllpipe.tools.monitoring import exporter
+from bllpipe.tools.monitoring.exporter import Exporter, _Quiet
+from bllpipe.training.run_directory import RunDirectory
 from tests.unit.metrics.samples import make_source, train, work
 from tests.waiting import PATIENCE, wait_until
 

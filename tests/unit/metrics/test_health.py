@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from bllpipe import cli
-from bllpipe.metrics.health import health_of, newest
-from bllpipe.run.directory import RunDirectory
+from bllpipe.tools.monitoring.run_status import health_of, newest
+from bllpipe.training.run_directory import RunDirectory
 
 
 def a_run(folder: Path, status: str, age: float = 0.0, **facts: object) -> Path:
@@ -79,6 +79,6 @@ def test_the_newest_run_is_asked_for(
 
 def test_it_costs_next_to_nothing(tmp_path: Path) -> None:
     """A container asks every half a minute; torch would take seconds of a core each time."""
-    code = "import sys; from bllpipe.metrics import health; sys.exit('torch' in sys.modules)"
+    code = "import sys; from bllpipe.tools.monitoring import run_status as health; sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], timeout=60, cwd=Path(__file__).parents[3])
     assert done.returncode == 0

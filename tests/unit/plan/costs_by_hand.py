@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bllpipe.plan.costs import UnitCost
+from bllpipe.models.partition import UnitCost
 
 
 def unit(

@@ -12,14 +12,13 @@ import torch.distributed as dist
 
 from bllpipe import launch
 from bllpipe.config import Config, load_config
+from bllpipe.data.catalog import PUBLISHED
 from bllpipe.engines import Options, topology
 from bllpipe.engines.job import agree
-from bllpipe.engines.preflight import check_plan
 from bllpipe.errors import ConfigError
-from bllpipe.learn.cuts import bounds
-from bllpipe.plan.balanced import count_operations, resolved
-from bllpipe.plan.costs import Link, UnitCost, local_cost
-from bllpipe.run.data.spec import PUBLISHED
+from bllpipe.launch import check_plan
+from bllpipe.learn.balance import count_operations, resolved
+from bllpipe.models.partition import Link, UnitCost, bounds, local_cost
 from tests.ranks.jobs import summary
 
 CIFAR, DIGITS = PUBLISHED["cifar10"].image_shape, PUBLISHED["digits"].image_shape
@@ -134,7 +133,7 @@ def test_replicas_are_not_balanced() -> None:
 def test_the_number_of_blocks_is_known_without_torch() -> None:
     program = (
         "import sys; from bllpipe.config import load_config; from bllpipe.engines import topology;"
-        "from bllpipe.engines.preflight import check_plan; config = load_config(None, ['blocks=balanced 8']);"
+        "from bllpipe.launch import check_plan; config = load_config(None, ['blocks=balanced 8']);"
         "check_plan(config); assert topology(config).world_size == 9; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0

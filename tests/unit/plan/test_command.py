@@ -14,9 +14,9 @@ import pytest
 from bllpipe.cli import main
 from bllpipe.config import load_config
 from bllpipe.errors import ConfigError
-from bllpipe.plan import neighbours
-from bllpipe.plan.measure import data_spec
-from bllpipe.plan.profile import load_profile, save_profile
+from bllpipe.tools.planning import profiler
+from bllpipe.tools.planning.profile import load_profile, save_profile
+from bllpipe.tools.planning.profiler import data_spec
 from tests.waiting import PATIENCE, wait_until
 
 SMALL = ["--set", "model.width=4", "--set", "data.batch_size=16", "--set", "device=cpu"]
@@ -172,10 +172,10 @@ def test_a_last_block_without_parameters(profile: str, tmp_path: Path, capsys: p
 
 
 def test_neighbours_that_do_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "TIMEOUT", 0.01)
+    monkeypatch.setattr(profiler, "TIMEOUT", 0.01)
     config = load_config(None, SMALL[1::2])
     with (
         pytest.raises(ConfigError, match="--beside 1: not all of these processes began to compute within 0.01 s"),
-        neighbours.neighbours(config, data_spec(config), 1),
+        profiler.neighbours(config, data_spec(config), 1),
     ):
         pass

@@ -7,8 +7,8 @@ from math import inf
 
 import pytest
 
-from bllpipe.plan.costs import Link, local_cost, local_seconds, memory_bytes, stage_cost, stage_seconds
-from bllpipe.plan.predict import (
+from bllpipe.models.partition import Link, local_cost, local_seconds, memory_bytes, stage_cost, stage_seconds
+from bllpipe.tools.planning.predict import (
     Setting,
     predict_all,
     predict_data_parallel,

@@ -9,7 +9,7 @@ from math import inf
 
 import pytest
 
-from bllpipe.plan.partition import best_cut, largest
+from bllpipe.models.partition import best_cut, largest
 
 
 def all_cuts(num_units: int, num_blocks: int) -> list[list[int]]:

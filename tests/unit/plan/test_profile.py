@@ -9,13 +9,20 @@ import pytest
 import torch
 
 from bllpipe.config import Config, load_config
+from bllpipe.data.catalog import PUBLISHED
 from bllpipe.errors import ConfigError
-from bllpipe.learn.networks import network_units
-from bllpipe.learn.units import Segment
-from bllpipe.plan.measure import Probe, data_spec, measure, present_device
-from bllpipe.plan.memory import head_bytes, kept_storages, unit_bytes
-from bllpipe.plan.profile import Profile, Timing, load_profile, save_profile, settings_of
-from bllpipe.run.data.spec import PUBLISHED
+from bllpipe.models.registry import network_units
+from bllpipe.models.units import Segment
+from bllpipe.tools.planning.profile import Profile, Timing, load_profile, save_profile, settings_of
+from bllpipe.tools.planning.profiler import (
+    Probe,
+    data_spec,
+    head_bytes,
+    kept_storages,
+    measure,
+    present_device,
+    unit_bytes,
+)
 
 SMALL = ["model.width=4", "data.batch_size=8", "device=cpu"]
 OWN = ["model.name=tests.unit.plan.networks:small", "data.name=digits", "data.batch_size=4", "device=cpu"]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bllpipe.plan.schedules import StepOrder, gpipe, local, one_f_one_b, orders_of, zero_bubble
-from bllpipe.plan.simulate import Op, simulate
+from bllpipe.tools.planning.predict import Op, StepOrder, gpipe, local, one_f_one_b, orders_of, simulate, zero_bubble
 
 SIZES = [(1, 1), (2, 2), (2, 8), (3, 5), (4, 4), (4, 16), (8, 8), (16, 32)]
 

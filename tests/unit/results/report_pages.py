@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bllpipe.config import load_config, to_yaml
-from bllpipe.results.report import write_report
+from bllpipe.tools.analysis.report import write_report
 
 VOID = ("meta", "br")
 

@@ -8,9 +8,20 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bllpipe.results.charts import Curve, Point, bar_chart, curve_chart, dot_chart
-from bllpipe.results.charts_axes import is_drawable, nice_ticks, percent, plain, rounded_axis, snug_axis
-from bllpipe.results.charts_svg import dash, element, escape, legend, marker
+from bllpipe.tools.analysis.html_page import dash, element, escape, legend, marker
+from bllpipe.tools.analysis.svg_charts import (
+    Curve,
+    Point,
+    bar_chart,
+    curve_chart,
+    dot_chart,
+    is_drawable,
+    nice_ticks,
+    percent,
+    plain,
+    rounded_axis,
+    snug_axis,
+)
 
 
 def exact(x: float, value: float) -> Point:

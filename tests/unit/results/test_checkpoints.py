@@ -12,11 +12,10 @@ import pytest
 import torch
 
 from bllpipe import cli
+from bllpipe.checkpoint import find_checkpoint
 from bllpipe.errors import CheckpointError
-from bllpipe.results.checkpoint_contents import contents
-from bllpipe.results.checkpoints import next_to_resume, survey
-from bllpipe.run.checkpoint import find_checkpoint
-from bllpipe.run.units import age_text, size_text
+from bllpipe.tools.analysis.checkpoint_inspection import contents, next_to_resume, survey
+from bllpipe.utils.console import age_text, size_text
 from tests.ranks import jobs
 from tests.unit.checkpoint.samples import flip_bit, reseal, write_checkpoint
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bllpipe import cli
-from bllpipe.results.export import load_network
+from bllpipe.tools.analysis.network_file import load_network
 from tests.ranks import jobs
 
 

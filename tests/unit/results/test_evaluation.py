@@ -11,12 +11,21 @@ import pytest
 import torch
 from torch import nn
 
+from bllpipe.cli.results import evaluation_table
 from bllpipe.config.schema import PrecisionConfig
 from bllpipe.errors import ConfigError
-from bllpipe.results.cost import BlockCost, block_costs, counted, share
-from bllpipe.results.evaluation import Evaluation, Predictions, evaluate_run, exit_scores, leave_early
-from bllpipe.results.evaluation_table import evaluation_table
-from bllpipe.results.finished import FinishedRun, evaluation_batches, load_blocks, open_run
+from bllpipe.tools.analysis.evaluation import (
+    BlockCost,
+    Evaluation,
+    Predictions,
+    block_costs,
+    counted,
+    evaluate_run,
+    exit_scores,
+    leave_early,
+    share,
+)
+from bllpipe.tools.analysis.finished_run import FinishedRun, evaluation_batches, load_blocks, open_run
 from tests.ranks import jobs
 
 

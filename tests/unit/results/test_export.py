@@ -15,10 +15,10 @@ from torchvision import models
 
 import bllpipe
 from bllpipe.errors import CheckpointError, ConfigError
-from bllpipe.results.evaluation import exit_scores, predict
-from bllpipe.results.export import check_file, export_run, load_network, whole_network
-from bllpipe.results.finished import FinishedRun, evaluation_batches, load_blocks, open_run
-from bllpipe.results.network_file import network_weights, read_network
+from bllpipe.tools.analysis.evaluation import exit_scores, predict
+from bllpipe.tools.analysis.export import check_file, export_run
+from bllpipe.tools.analysis.finished_run import FinishedRun, evaluation_batches, load_blocks, open_run
+from bllpipe.tools.analysis.network_file import load_network, network_weights, read_network, whole_network
 from tests.ranks import jobs
 
 TORCHVISIONS = ("model.stem=imagenet", "model.width=64", "data.name=synthetic", "data.image_size=32")
@@ -89,7 +89,7 @@ def test_the_accuracy_is_that_of_the_summary_exactly(imagenet: FinishedRun, tmp_
 def test_the_single_module_takes_a_cifar_stem(digits: FinishedRun, tmp_path: Path) -> None:
     said = exported(digits, tmp_path / "model.safetensors")
     assert same_bits(digits, load_network(tmp_path / "model.safetensors"))
-    assert "for bllpipe.results.export.load_network(FILE); the names are torchvision's, but not the network" in said
+    assert "for bllpipe.load_network(FILE); the names are torchvision's, but not the network" in said
     assert "(stem cifar, width 4, image shape [1, 8, 8])" in said
     assert "checked: the file loads strictly into bllpipe's single-module network\n" in said
 
@@ -118,7 +118,7 @@ def test_both_targets_write_the_same(digits: FinishedRun, tmp_path: Path) -> Non
     (theirs, weights), (ours, our_weights) = (read_network(tmp_path / name) for name in ("theirs", "ours"))
     assert theirs == ours and weights.keys() == our_weights.keys()
     assert all(torch.equal(value, our_weights[name]) for name, value in weights.items())
-    assert said.startswith(f"wrote {tmp_path / 'ours'}: 122 tensors for bllpipe.results.export.load_network(FILE)\n")
+    assert said.startswith(f"wrote {tmp_path / 'ours'}: 122 tensors for bllpipe.load_network(FILE)\n")
 
 
 def test_without_a_check_the_accuracy_is_the_recorded_one(digits: FinishedRun, tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from bllpipe.checkpoint import CheckpointWriter, open_checkpoint
+from bllpipe.data.registry import load_labels
 from bllpipe.errors import CheckpointError, ConfigError
-from bllpipe.results.finished import evaluation_batches, load_blocks, open_run
-from bllpipe.run.checkpoint import CheckpointWriter, open_checkpoint
-from bllpipe.run.data.registry import load_labels
+from bllpipe.tools.analysis.finished_run import evaluation_batches, load_blocks, open_run
 from tests.ranks import jobs
 
 

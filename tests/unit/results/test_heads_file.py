@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from bllpipe import cli
 from bllpipe.errors import CheckpointError, ConfigError
-from bllpipe.results.evaluation import exit_scores, predict
-from bllpipe.results.export import export_heads, export_run
-from bllpipe.results.finished import FinishedRun, evaluation_batches, load_blocks, open_run
-from bllpipe.results.heads_file import Ensemble, load_ensemble
-from bllpipe.results.network_file import read_network
+from bllpipe.tools.analysis.evaluation import exit_scores, predict
+from bllpipe.tools.analysis.export import export_heads, export_run
+from bllpipe.tools.analysis.finished_run import FinishedRun, evaluation_batches, load_blocks, open_run
+from bllpipe.tools.analysis.network_file import Ensemble, load_ensemble, read_network
 from tests.memory import little_memory
 from tests.ranks import jobs
 
@@ -73,7 +72,7 @@ def test_it_has_the_accuracy_that_the_run_has_measured(run: FinishedRun, tmp_pat
     assert hits / 355 == recorded != jobs.summary(run.path)["test_accuracy"]
     metadata, weights = read_network(tmp_path / "heads")
     assert float(metadata["ensemble_accuracy"]) == recorded
-    assert f"wrote {tmp_path / 'heads'}: 12 tensors of 3 local heads for bllpipe.results.heads_file.load_ens" in said
+    assert f"wrote {tmp_path / 'heads'}: 12 tensors of 3 local heads for bllpipe.load_ens" in said
     assert said.endswith(f"; test accuracy {100 * recorded:.2f} %")
     names = {name.removeprefix("heads.") for name in run.checkpoint.tensors("heads.")}
     assert weights.keys() == names, "those of the checkpoint"

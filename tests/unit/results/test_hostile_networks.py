@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 from bllpipe.errors import CheckpointError
-from bllpipe.results.finished import open_run, some
-from bllpipe.results.network_file import load_network, read_network, whole_network
-from bllpipe.results.timeline import read_timeline
+from bllpipe.tools.analysis.finished_run import open_run, some
+from bllpipe.tools.analysis.network_file import load_network, read_network, whole_network
+from bllpipe.tools.analysis.timeline import read_timeline
 from tests.memory import little_memory
 from tests.ranks import jobs
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bllpipe.results.report_timeline import MOST_STEPS
+from bllpipe.tools.analysis.report_figures import MOST_STEPS
 from tests.ranks.jobs import SMALL, in_this_process, summary
 from tests.unit.results.report_pages import Page, line, made_by_hand, places, report
 

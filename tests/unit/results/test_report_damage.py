@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bllpipe.errors import ConfigError
-from bllpipe.results.report import write_report
+from bllpipe.tools.analysis.report import write_report
 from tests.ranks.jobs import summary
 from tests.unit.results.report_pages import line, made_by_hand, report
 

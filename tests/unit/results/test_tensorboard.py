@@ -10,7 +10,7 @@ import pytest
 
 from bllpipe import cli
 from bllpipe.errors import ConfigError
-from bllpipe.results.tensorboard import write_events
+from bllpipe.tools.analysis.tensorboard import write_events
 from tests.ranks.jobs import SMALL, in_this_process, metrics, summary
 from tests.unit.results.report_pages import line, made_by_hand
 

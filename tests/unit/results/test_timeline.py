@@ -11,11 +11,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from bllpipe.cli.results import add_timeline, write_png
 from bllpipe.errors import ConfigError
-from bllpipe.results.timeline import Timeline, parse_steps, read_timeline
-from bllpipe.results.timeline_command import add_timeline, write_png
-from bllpipe.results.timeline_picture import LOOKS, picture
-from bllpipe.results.timeline_trace import chrome_trace
+from bllpipe.tools.analysis.timeline import Timeline, chrome_trace, parse_steps, read_timeline
+from bllpipe.tools.analysis.timeline_svg import LOOKS, picture
 
 MS = 1_000_000
 SVG = "{http://www.w3.org/2000/svg}"

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from bllpipe.run import bar
-from bllpipe.run.bar import Bar
+from bllpipe.utils import console
+from bllpipe.utils.console import Bar
 
 REPOSITORY = Path(__file__).parents[3]
 JOB = """
-from bllpipe.run.bar import Bar
+from bllpipe.utils.console import Bar
 with Bar("chaos", 2, quiet={quiet}) as bar:
     bar.advance("run [red]0")
     print("run 0: the same bits")
@@ -41,7 +41,7 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None
     out = io.StringIO()
     with Bar("soak", 3, out) as shown:
         shown.advance("too early")
-        monkeypatch.setattr(bar, "SECONDS_BETWEEN_LINES", 0.0)
+        monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0.0)
         shown.advance("two")
         shown.advance("three")
     lines = out.getvalue().splitlines()
@@ -50,7 +50,7 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_log_on_a_full_disk_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bar, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0.0)
     full = open("/dev/full", "w")  # noqa: SIM115
     Bar("soak", 3, full).advance("one")
     with pytest.raises(OSError, match="No space left"):
@@ -86,7 +86,7 @@ def test_a_terminal_gets_a_bar_and_a_pipe_the_results_alone(quiet: bool) -> None
 
 def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
-    monkeypatch.setattr(bar, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0.0)
     ours, theirs = pty.openpty()
     with open(theirs, "w") as terminal, Bar("chaos", 2, terminal) as shown:
         shown.advance("run 0")

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
+from bllpipe.checkpoint.resume import Change, changes, flat, refuse_others
 from bllpipe.config import Config, to_mapping
 from bllpipe.errors import ConfigError
-from bllpipe.run.differences import Change, changes, flat, refuse_others
 
 
 def test_a_configuration_read_from_json_does_not_differ() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from bllpipe.config import Config, load_config
 from bllpipe.errors import OutputError
-from bllpipe.run.directory import RunDirectory, environment
+from bllpipe.training.run_directory import RunDirectory, environment
 
 
 @pytest.fixture

@@ -10,9 +10,8 @@ import pytest
 
 from bllpipe.config import load_config
 from bllpipe.errors import WireError
-from bllpipe.ports import Round
-from bllpipe.run.ending import Ending
-from bllpipe.run.itinerary import Plan
+from bllpipe.messages import Round
+from bllpipe.training.run_schedule import Ending, Plan
 from tests.waiting import PATIENCE
 
 # 7 training images in batches of 3 (2 steps an epoch), 4 test images

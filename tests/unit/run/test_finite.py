@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from bllpipe.config import load_config
-from bllpipe.engines import Options, books, sequential
+from bllpipe.engines import Options, build, in_process
 from bllpipe.errors import NonFiniteError
-from bllpipe.ports import Target
-from bllpipe.run.finite import describe, is_finite, require_finite
-from bllpipe.run.instrument import guard
+from bllpipe.messages import Target
+from bllpipe.training.instrument import guard
+from bllpipe.utils.tensors import describe, is_finite, require_finite
 
 
 def test_what_is_finite() -> None:
@@ -41,7 +41,7 @@ def test_the_first_of_many_is_named() -> None:
 @pytest.fixture
 def at_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses are looked at as on a GPU."""
-    monkeypatch.setattr(books, "guard", lambda actor, at_lines: guard(actor, at_lines=True))
+    monkeypatch.setattr(build, "guard", lambda actor, at_lines: guard(actor, at_lines=True))
 
 
 def once(alpha: Tensor, scores: Tensor, target: Target, x: Tensor) -> dict[str, Tensor]:
@@ -63,7 +63,7 @@ def found(folder: Path, loss: Any, *settings: str) -> str:
     """What ends a run with this loss."""
     name = f"objective.function={__name__}:{loss.__name__}"
     with pytest.raises(NonFiniteError) as ended:
-        sequential.run(load_config(None, [*SMALL, name, *settings]), Options(run_dir=str(folder)))
+        in_process.run_sequential(load_config(None, [*SMALL, name, *settings]), Options(run_dir=str(folder)))
     return str(ended.value)
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from bllpipe.config import load_config
 from bllpipe.errors import ConfigError
-from bllpipe.ports import Round
-from bllpipe.run.itinerary import Plan, messages
+from bllpipe.messages import Round, messages
+from bllpipe.training.run_schedule import Plan
 
 # 7 training images in batches of 3 (2 steps an epoch), 4 test images
 SETTINGS = ("data.batch_size=3", "epochs=2")

@@ -12,13 +12,13 @@ from torch import Tensor
 from bllpipe.config import Config
 from bllpipe.errors import CheckpointError
 from bllpipe.learn.block import Block, make_block
-from bllpipe.learn.channels import channel_means, class_statistics
-from bllpipe.learn.cuts import cut
+from bllpipe.learn.distributions import channel_means, class_statistics
 from bllpipe.learn.feedback import ClosedForm
-from bllpipe.learn.resnet import resnet_units
-from bllpipe.learn.units import Segment
-from bllpipe.ports import Alpha, Round, Stats, Target
-from bllpipe.run.loops import BlockLoop, LaneLoop
+from bllpipe.messages import Alpha, Round, Stats, Target
+from bllpipe.models.partition import cut
+from bllpipe.models.resnet import resnet_units
+from bllpipe.models.units import Segment
+from bllpipe.training.loops import BlockLoop, LaneLoop
 
 CLASSES, CHANNELS, SIZE = 10, 8, 4
 

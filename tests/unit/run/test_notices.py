@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bllpipe.run.notices import say, warn
-from bllpipe.run.progress import Progress
+from bllpipe.tools.monitoring.progress import Progress
+from bllpipe.utils.console import say, warn
 
 
 def test_words_go_where_they_are_read(capsys: pytest.CaptureFixture[str]) -> None:

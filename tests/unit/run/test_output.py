@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bllpipe.errors import OutputError
-from bllpipe.run.output import Leniency, append_line, write_whole, writing
+from bllpipe.utils.files import Leniency, append_line, write_whole, writing
 from tests.disks import files_of_at_most
 
 FULL = Path("/dev/full")  # takes nothing: as a disk without room

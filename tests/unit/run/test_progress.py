@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from bllpipe.run.progress import Progress
+from bllpipe.tools.monitoring.progress import Progress
 from tests.waiting import PATIENCE
 
 FIGURES = [

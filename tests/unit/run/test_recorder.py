@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 
 from bllpipe.learn.block import Outcome
-from bllpipe.ports import Round
-from bllpipe.run.directory import RunDirectory
-from bllpipe.run.recorder import Means, Recorder
-from bllpipe.run.timing import Stopwatch
+from bllpipe.messages import Round
+from bllpipe.training.metrics_logger import Means, Recorder
+from bllpipe.training.run_directory import RunDirectory
+from bllpipe.training.timing import Stopwatch
 from tests.unit.engines.test_no_waiting import Asked, Methods, Operations
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from bllpipe.checkpoint import CheckpointWriter
+from bllpipe.checkpoint.resume import changes_since, checkpoint_to_resume, choose_directory, default_name
 from bllpipe.config import Config, load_config, to_mapping
 from bllpipe.errors import CheckpointError, ConfigError
-from bllpipe.run.checkpoint import CheckpointWriter
-from bllpipe.run.resuming import changes_since, checkpoint_to_resume, choose_directory, default_name
 from tests.unit.checkpoint.samples import sample, write_checkpoint
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from bllpipe.run.sightings import LEFT, Posting, Sighting, Sightings, Staleness
+from bllpipe.training.watchdog import LEFT, Posting, Sighting, Sightings, Staleness
 
 
 def test_what_was_posted_last_is_seen() -> None:

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from bllpipe.ports import Round
-from bllpipe.run.directory import RunDirectory
-from bllpipe.run.instrument import wrap, wrapped
-from bllpipe.run.spans import TRIPS, Clock, SpanFile, Track, align_clock, machine_id, record, step_of
+from bllpipe.messages import Round
+from bllpipe.training.instrument import wrap, wrapped
+from bllpipe.training.run_directory import RunDirectory
+from bllpipe.training.tracing import TRIPS, Clock, SpanFile, Track, align_clock, machine_id, record, step_of
 from tests.ranks import jobs
 
 TINY = (*jobs.SMALL, "data.name=synthetic", "data.synthetic_images=128", "data.image_size=8", "steps=8")

@@ -8,9 +8,9 @@ import pytest
 import torch.distributed as dist
 
 from bllpipe.config import Config
-from bllpipe.config.books import EvaluateConfig
-from bllpipe.run.itinerary import Plan
-from bllpipe.run.summary import gather_reports, post_report, summarise, table
+from bllpipe.config.schema import EvaluateConfig
+from bllpipe.training.run_directory import gather_reports, post_report, summarise, table
+from bllpipe.training.run_schedule import Plan
 
 KEYS = {
     *("method", "engine", "world_size", "steps", "epochs", "test_accuracy", "block_accuracy", "images_per_second"),

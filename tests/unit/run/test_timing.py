@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from bllpipe.ports import Alpha, Round
-from bllpipe.run.timing import Stopwatch, TimedReceiver, TimedSender
+from bllpipe.messages import Alpha, Round
+from bllpipe.training.timing import Stopwatch, TimedReceiver, TimedSender
 
 
 class Clock:

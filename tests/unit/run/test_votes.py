@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from bllpipe.config import Config
-from bllpipe.config.books import EvaluateConfig
+from bllpipe.config.schema import EvaluateConfig
 from bllpipe.learn.block import Block, Outcome, make_block
-from bllpipe.learn.cuts import cut
-from bllpipe.learn.resnet import resnet_units
-from bllpipe.learn.units import Segment
-from bllpipe.ports import Alpha, Round, Target
-from bllpipe.run.loops import BlockLoop
+from bllpipe.messages import Alpha, Round, Target
+from bllpipe.models.partition import cut
+from bllpipe.models.resnet import resnet_units
+from bllpipe.models.units import Segment
+from bllpipe.training.loops import BlockLoop
 from tests.unit.run.test_loops import CHANNELS, CLASSES, SIZE, Given, Kept, block_loop, images, train
 
 

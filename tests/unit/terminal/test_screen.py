@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bllpipe.terminal.screen import Screen, can_draw, release
+from bllpipe.tools.monitoring.live_table import Screen, can_draw, release
 from tests.unit.terminal.terminals import Terminal
 from tests.waiting import PATIENCE
 

@@ -11,9 +11,9 @@ import pytest
 
 from bllpipe import cli
 from bllpipe.config import load_config, to_yaml
-from bllpipe.terminal.following import Follower
-from bllpipe.terminal.live import snapshot
-from bllpipe.terminal.view import lines
+from bllpipe.tools.monitoring.live_table import lines
+from bllpipe.tools.monitoring.progress import snapshot
+from bllpipe.tools.monitoring.run_status import Follower
 
 
 def line(step: int, rank: int, role: str, waited: float, **figures: float) -> str:

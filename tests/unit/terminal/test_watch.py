@@ -12,8 +12,8 @@ import pytest
 
 from bllpipe import cli
 from bllpipe.config import load_config, to_yaml
-from bllpipe.terminal.following import Follower, Row
-from bllpipe.terminal.view import header, lines
+from bllpipe.tools.monitoring.live_table import header, lines
+from bllpipe.tools.monitoring.run_status import Follower, Row
 
 
 def line(step: int, waited: float, rank: int = 1, role: str = "block 1", actor: str | None = None) -> str:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bllpipe.wire.agent import follow_agent
-from bllpipe.wire.environment import RankEnvironment
+from bllpipe.distributed.torchrun import RankEnvironment, follow_agent
 from tests.waiting import PATIENCE
 
 REPOSITORY = Path(__file__).parents[3]
@@ -21,8 +20,8 @@ signal.signal(signal.SIGTERM, lambda *_: print("ended", flush=True))
 subprocess.run([sys.executable, "-c", sys.argv[1]], start_new_session=sys.argv[2] == "torchrun")
 """
 FAILS = """
-from bllpipe.wire.agent import end_torchrun
-from bllpipe.wire.environment import RankEnvironment
+from bllpipe.distributed.torchrun import end_torchrun
+from bllpipe.distributed.torchrun import RankEnvironment
 environment = RankEnvironment(0, 1, 0, 1, "localhost", 1, True, restarts_left={left}, has_agent={agent})
 end_torchrun(environment, {code})
 """

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
+from bllpipe.distributed.process_group import meet
 from bllpipe.errors import WireError
-from bllpipe.wire.attempt import meet
 
 SECONDS = 20.0
 

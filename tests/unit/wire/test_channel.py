@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from bllpipe.wire.channel import Channel
+from bllpipe.distributed.local_links import Channel
 from tests.waiting import PATIENCE
 
 

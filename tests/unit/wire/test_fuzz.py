@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bllpipe.distributed.message_format import CLOSING_BYTES, DTYPES, HEADER_BYTES, MAGIC, Field, Layout
 from bllpipe.errors import WireError
-from bllpipe.ports import Round
+from bllpipe.messages import Round
 from bllpipe.topology import Edge
-from bllpipe.wire.layout import CLOSING_BYTES, DTYPES, HEADER_BYTES, MAGIC, Field, Layout
 from tests.unit.fuzzing import fuzz
 
 NUMBERS = st.integers(0, 2**62)

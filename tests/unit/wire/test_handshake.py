@@ -11,10 +11,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from bllpipe.distributed.message_format import MAGIC, VERSION, Layout, alpha_fields
+from bllpipe.distributed.process_links import Handshake
 from bllpipe.errors import WireError
 from bllpipe.topology import Edge
-from bllpipe.wire.handshake import Handshake
-from bllpipe.wire.layout import MAGIC, VERSION, Layout, alpha_fields
 
 LAYOUT = Layout(Edge("alpha", 0, 1), ("block 0", "block 1"), alpha_fields((2, 3), torch.float32), max_batch=4, ring=2)
 OTHERS = {

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from bllpipe.errors import WireError
-from bllpipe.ports import Alpha, Message, Round, Stats, Target
-from bllpipe.topology import Edge
-from bllpipe.wire.layout import (
+from bllpipe.distributed.cuda_streams import HostStreams, Ring
+from bllpipe.distributed.gloo import Packet
+from bllpipe.distributed.local_links import LocalWires
+from bllpipe.distributed.message_format import (
     ALIGNMENT,
     CLOSING_BYTES,
     HEADER_BYTES,
@@ -22,10 +22,9 @@ from bllpipe.wire.layout import (
     stats_fields,
     target_fields,
 )
-from bllpipe.wire.local import LocalWires
-from bllpipe.wire.packet import Packet
-from bllpipe.wire.ring import Ring
-from bllpipe.wire.streams import HostStreams
+from bllpipe.errors import WireError
+from bllpipe.messages import Alpha, Message, Round, Stats, Target
+from bllpipe.topology import Edge
 from tests.waiting import PATIENCE
 
 CPU = torch.device("cpu")

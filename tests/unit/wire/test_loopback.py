@@ -10,10 +10,9 @@ import pytest
 import torch.distributed as dist
 
 from benchmarks.family import listening
+from bllpipe.distributed.process_group import loopback_address, loopback_store, open_store
+from bllpipe.distributed.torchrun import RankEnvironment
 from bllpipe.errors import WireError
-from bllpipe.wire.environment import RankEnvironment
-from bllpipe.wire.loopback import loopback_address, loopback_store
-from bllpipe.wire.world import open_store
 
 LOOPBACK = "0100007F"
 

@@ -1,0 +1,1 @@
+"""What ``import bllpipe`` offers to scripts."""

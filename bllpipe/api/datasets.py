@@ -1,0 +1,292 @@
+"""Data as a script has them: tensors, which stay in memory, or torch Datasets, whose items are read as they are needed.
+
+Shapes: N images of a split, B of a batch, C channels, H x W positions.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from bllpipe.config.schema import DataConfig
+from bllpipe.data.arrays import check_finite, check_label_form, label_array, plain_array
+from bllpipe.data.base import Arrays, GivenData, LabelSet, MemoryImages, Split
+from bllpipe.data.catalog import DataSpec, check_labels
+from bllpipe.errors import DataError
+from bllpipe.utils.tensors import part_digest
+
+Array = Tensor | np.ndarray[Any, Any] | Sequence[Any]
+Given = Dataset[Any] | tuple[Array, Array] | Sequence[tuple[Any, int]]  # one split
+Data = tuple[Given, Given] | str
+SPLITS: tuple[Split, Split] = ("train", "test")
+MOST_COMPARED = 64  # items of a split whose labels tell whether two ranks have the same data
+NEEDED = "needed is (train, test), each a pair (images, labels) of tensors or a torch Dataset of (image, label)"
+NUMBER_KINDS = "fiub"  # of NumPy's types, those that images may have
+
+
+def given_data(data: Data) -> tuple[str, GivenData | None]:
+    """``data.name``, and what stands in its place; DataError for what cannot be trained on."""
+    if isinstance(data, str):
+        return data, None
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        raise DataError(f"the data are {_kind(data)}; {NEEDED}")
+    pairs = [_pair(split, name) for split, name in zip(data, SPLITS, strict=True)]
+    if pairs[0] is not None and pairs[1] is not None:
+        return "given", _in_memory(pairs[0], pairs[1])
+    sets = [split if pair is None else TensorDataset(*pair) for split, pair in zip(data, pairs, strict=True)]
+    for split, name in zip(sets, SPLITS, strict=True):
+        _check_set(split, name)
+    return "given", ItemData(*sets)
+
+
+@dataclass(frozen=True)
+class TensorData:
+    """A data set in memory."""
+
+    arrays: Arrays
+
+    @property
+    def is_float(self) -> bool:
+        return self.arrays.train_NCHW.dtype != torch.uint8
+
+    def images(self, data: DataConfig) -> MemoryImages:
+        return MemoryImages(self.arrays, data)
+
+    def labels(self) -> LabelSet:
+        return LabelSet(self.arrays.train_N, self.arrays.test_N, self.arrays.num_classes)
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of all labels."""
+        return part_digest({"train": self.arrays.train_N, "test": self.arrays.test_N})
+
+
+class ItemData:
+    """Two torch Datasets of (float32 tensor, label)."""
+
+    is_float = True
+
+    def __init__(self, train: Any, test: Any) -> None:
+        self._sets: dict[Split, Any] = {"train": train, "test": test}
+
+    def images(self, data: DataConfig) -> ItemImages:
+        num_classes = self._labels.num_classes  # before the first image is read: a set may be empty
+        return ItemImages(self._sets, num_classes)
+
+    def labels(self) -> LabelSet:
+        return self._labels
+
+    @cached_property
+    def _labels(self) -> LabelSet:
+        """Of every item; a set that knows its ``targets``, as those of torchvision, is not read for it."""
+        train_N, test_N = (_targets(self._sets[split], split) for split in SPLITS)
+        return LabelSet(train_N, test_N, check_labels(train_N, test_N, "the data"))
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of the lengths and of some labels."""
+        return part_digest({split: torch.tensor(_some_labels(self._sets[split], split)) for split in SPLITS})
+
+
+class ItemImages:
+    """An ImageSet that reads every item when it is wanted."""
+
+    def __init__(self, sets: dict[Split, Any], num_classes: int) -> None:
+        self._sets = sets
+        self._shape = tuple(_item(sets["train"], "train", 0).shape)
+        self.spec = DataSpec(len(sets["train"]), len(sets["test"]), self._shape, num_classes)
+        self.mean, self.std = list[float](), list[float]()
+
+    def batches(self, wanted: Iterable[tuple[Split, Tensor]]) -> Iterator[Tensor]:
+        for split, index_B in wanted:
+            images = torch.stack([self._read(split, number) for number in index_B.tolist()])
+            if not images.isfinite().all():
+                bad = int(images.isfinite().flatten(1).all(dim=1).logical_not().nonzero()[0])
+                raise DataError(
+                    f"{split} item {int(index_B[bad])} holds values that are NaN or Inf; remove or replace it"
+                )
+            yield images
+
+    def _read(self, split: Split, number: int) -> Tensor:
+        image = _item(self._sets[split], split, number)
+        if tuple(image.shape) != self._shape:
+            raise DataError(
+                f"{split} item {number} has the shape {list(image.shape)}, but the first one {list(self._shape)}; "
+                f"needed is one shape for all: resize in the set's transform"
+            )
+        return image
+
+
+def _parts(dataset: Any, split: Split, number: int) -> Sequence[Any]:
+    """What a set gives for ``number``: image and label, and perhaps more."""
+    item = dataset[number]
+    if not isinstance(item, (tuple, list)) or len(item) < 2:
+        raise DataError(
+            f"{split} item {number}: expected a pair (image, label), got {_kind(item)}; wrap the set in one whose "
+            f"items are such pairs"
+        )
+    return item
+
+
+def _item(dataset: Any, split: Split, number: int) -> Tensor:
+    """The image of one item, float32."""
+    image = _parts(dataset, split, number)[0]
+    if isinstance(image, (Tensor, np.ndarray)):
+        image = image_tensor(image, f"{split} item {number}")
+    if not isinstance(image, Tensor) or not image.is_floating_point():
+        raise DataError(
+            f"{split} item {number} is {_kind(image)}; needed is a float tensor: give the set "
+            f"transform=torchvision.transforms.ToTensor(), or pass uint8 tensors (images, labels)"
+        )
+    return image.float()
+
+
+def _label(dataset: Any, split: Split, number: int) -> int:
+    """The class of one item."""
+    label, what = _parts(dataset, split, number)[1], f"the label of {split} item {number}"
+    if isinstance(label, (Tensor, np.ndarray)) and prod(label.shape) == 1:
+        return int(label_tensor(label.reshape(1), what)[0])
+    if isinstance(label, (int, np.integer)) and not isinstance(label, bool):
+        return int(label)
+    form = _kind(label) if is_array(label) or isinstance(label, Mapping) else repr(label)
+    raise DataError(f"{what}: expected a whole number, the class from 0, got {form:.80}; number the classes in the set")
+
+
+def _targets(dataset: Any, split: Split) -> Tensor:
+    """int64 [N]; what a set calls its targets may be something else, such as boxes or names."""
+    known = getattr(dataset, "targets", None)
+    if is_array(known) and getattr(dataset, "target_transform", None) is None:
+        with suppress(DataError):
+            labels = label_tensor(known, f"the {split} targets")
+            if len(labels) == len(dataset):
+                return labels
+    return torch.tensor([_label(dataset, split, number) for number in range(len(dataset))], dtype=torch.int64)
+
+
+def _some_labels(dataset: Any, split: Split) -> list[int]:
+    numbers = range(0, len(dataset), max(1, len(dataset) // MOST_COMPARED))
+    return [len(dataset), *(_label(dataset, split, number) for number in numbers)]
+
+
+def _pair(split: Any, name: Split) -> tuple[Tensor, Tensor] | None:
+    """Images and labels, if the split is made of them; None for what may be a set of items."""
+    parts = split.tensors if isinstance(split, TensorDataset) else split
+    if not isinstance(parts, (tuple, list)) or len(parts) != 2:
+        return None
+    if isinstance(parts, list) and all(isinstance(part, (tuple, list)) and len(part) == 2 for part in parts):
+        return None  # a list of two items
+    for part, kind in zip(parts, ("images", "labels"), strict=True):
+        if not is_array(part):
+            raise DataError(f"the {name} {kind} are {_kind(part)}; {NEEDED}")
+    return image_tensor(parts[0], f"the {name} images"), label_tensor(parts[1], f"the {name} labels")
+
+
+def _check_set(split: Any, name: Split) -> None:
+    """Raises DataError for what has no items that can be read by number."""
+    hint = ""
+    if isinstance(split, Mapping):
+        hint = f"; use the pair (split[{next(iter(split), 'image')!r}], split[...])"
+    if isinstance(split, IterableDataset):
+        hint = "; use a Dataset whose items are read by number, as their order belongs to the seed"
+    if isinstance(split, DataLoader):
+        hint = "; use its dataset, without batches: data.batch_size makes them"
+    is_set = hasattr(split, "__getitem__") and hasattr(split, "__len__")
+    if hint or not is_set or isinstance(split, (Tensor, np.ndarray, str, bytes)):
+        raise DataError(f"the {name} split is {_kind(split)}; {NEEDED}{hint}")
+
+
+def _in_memory(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> TensorData:
+    (train_x, train_N), (test_x, test_N) = train, test
+    for name, images, labels in (("train", train_x, train_N), ("test", test_x, test_N)):
+        _check_split(name, images, labels)
+    if train_x.shape[1:] != test_x.shape[1:] or (train_x.dtype == torch.uint8) != (test_x.dtype == torch.uint8):
+        raise DataError(f"the train images are {_kind(train_x)}, the test images {_kind(test_x)}; needed is one form")
+    num_classes = check_labels(train_N, test_N, "the data")
+    train_x, test_x = (x if x.dtype == torch.uint8 else x.float() for x in (train_x, test_x))
+    for name, images in (("train", train_x), ("test", test_x)):
+        if images.is_floating_point():
+            check_finite(images.numpy(), f"the {name} images")
+    return TensorData(Arrays(train_x, train_N, test_x, test_N, num_classes))
+
+
+def _check_split(name: str, images: Tensor, labels: Tensor) -> None:
+    if not (images.is_floating_point() and images.dim() >= 2) and not (
+        images.dtype == torch.uint8 and images.dim() == 4
+    ):
+        raise DataError(
+            f"the {name} images are {_kind(images)}; needed are floats [N, ...], which are taken as they are, or uint8 "
+            f"[N, C, H, W], which are normalised; images without channels become such with images.unsqueeze(1)"
+        )
+    if len(images) != len(labels):
+        raise DataError(f"the {name} split has {len(images)} images, but {len(labels)} labels; needed is one for each")
+
+
+def _kind(thing: Any) -> str:
+    """``a tuple of 3``, ``uint8 [10, 28, 28]``, ``a PILImage``, ``a dict with the keys image, label``."""
+    if isinstance(thing, Tensor):
+        return f"{str(thing.dtype).removeprefix('torch.')} {list(thing.shape)}"
+    if isinstance(thing, Mapping):
+        return f"a {type(thing).__name__} with the keys {', '.join(map(str, thing)):.100}"
+    length = f" of {len(thing)}" if isinstance(thing, (tuple, list)) else ""
+    return f"a {type(thing).__name__}{length}"
+
+
+def is_array(values: Any) -> bool:
+    """Whether it holds values of many items at once: a tensor, an array, what knows how to become one, or a list."""
+    return isinstance(values, (Tensor, np.ndarray, list, tuple)) or hasattr(values, "__array__")
+
+
+def image_tensor(values: Any, what: str) -> Tensor:
+    """The values as a plain tensor, without a graph, shared where torch can share them."""
+    if isinstance(values, Tensor):
+        return _plain(values, what)
+    if isinstance(values, (list, tuple)) and values and all(isinstance(value, Tensor) for value in values):
+        return _stacked([_plain(value, what) for value in values], what)
+    array = plain_array(values, what)
+    if array.dtype.kind not in NUMBER_KINDS:
+        raise DataError(f"{what}: expected numbers, got {array.dtype}; use floats, or uint8 [N, C, H, W]")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of arrays that cannot be written: nothing writes into images
+        return torch.from_numpy(array)
+
+
+def label_tensor(values: Any, what: str) -> Tensor:
+    """int64 [N] of a tensor, an array or a list of whole numbers."""
+    if isinstance(values, (list, tuple)) and any(isinstance(value, Tensor) for value in values):
+        values = [value.tolist() if isinstance(value, Tensor) else value for value in values]
+    if isinstance(values, Tensor):
+        values = _plain(values, what)
+        form = f"{str(values.dtype).removeprefix('torch.')} {list(values.shape)}"
+        letter = "f" if values.is_floating_point() else "c" if values.is_complex() else "i"
+        check_label_form("b" if values.dtype == torch.bool else letter, tuple(values.shape), form, what)
+        values = values.numpy()
+    return torch.from_numpy(label_array(values, what))
+
+
+def _plain(values: Tensor, what: str) -> Tensor:
+    """No subclass, no graph, no other device; nor one that only inference mode may use."""
+    if values.layout != torch.strided or values.is_nested or values.is_quantized or values.is_meta:
+        kind = "a nested" if values.is_nested else "a quantized" if values.is_quantized else f"a {values.layout}"
+        found = "a tensor without values (meta)" if values.is_meta else f"{kind} tensor"
+        raise DataError(f"{what}: expected a dense tensor, got {found}; convert it first, for example with .to_dense()")
+    plain = values.detach().as_subclass(Tensor).cpu().resolve_conj().resolve_neg()  # type: ignore[arg-type]  # its own class
+    return plain.clone() if plain.is_inference() else plain
+
+
+def _stacked(values: list[Tensor], what: str) -> Tensor:
+    first = values[0]
+    for number, value in enumerate(values):
+        if (value.shape, value.dtype) != (first.shape, first.dtype):
+            raise DataError(
+                f"{what}: expected items of one form, got {value.dtype} {list(value.shape)} as item {number}, "
+                f"{first.dtype} {list(first.shape)} as the first one; resize or convert them"
+            )
+    return torch.stack(values)

@@ -1,0 +1,121 @@
+"""The network and the local loss of a script: modules in a row, a function, a class, or a name; and what the
+configuration calls them.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from bllpipe.api.arguments import plain
+from bllpipe.errors import ConfigError
+from bllpipe.learn.losses import Objective
+from bllpipe.models.checks import check_has_values, check_network
+from bllpipe.models.partition import bounds
+from bllpipe.models.registry import GIVEN, in_order
+from bllpipe.utils.tensors import part_digest
+
+Modules = nn.Sequential | nn.ModuleList | Sequence[nn.Module]
+Model = Modules | Callable[..., Iterable[nn.Module]] | str
+# Of a class every block makes its own: (config.objective, alpha_shape, num_classes).
+OwnObjective = Objective | type[nn.Module] | str
+
+
+@dataclass(frozen=True)
+class GivenModules:
+    """Modules that a script has built. They keep their weights, and are what is trained."""
+
+    modules: Mapping[str, nn.Module]
+
+    def __call__(self, in_channels: int, num_classes: int, **args: Any) -> nn.Sequential:
+        if args:
+            raise ConfigError(
+                f"model.args are for a function that makes a network, but the model is one already, and {sorted(args)} "
+                f"would change nothing; leave them out"
+            )
+        return nn.Sequential(OrderedDict(self.modules))
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of all weights: equal in all ranks if they were drawn alike."""
+        return part_digest(nn.Sequential(OrderedDict(self.modules)).state_dict())
+
+
+def given_model(model: Model) -> tuple[str, Callable[..., Any] | None]:
+    """``model.name``, and what stands in its place; ConfigError for what is no network that can be cut."""
+    if isinstance(model, str):
+        return model, None
+    if isinstance(model, (nn.Module, list, tuple)):
+        return f"{GIVEN}:network", GivenModules(modules_of(model))
+    if not callable(model):
+        raise ConfigError(
+            f"the model is a {type(model).__name__}; needed is an nn.Sequential, a list of modules, a function "
+            f"(in_channels, num_classes) that returns one, or a name such as resnet18"
+        )
+    name = importable_name(model)
+    return (name, None) if name else (given_name(model), model)
+
+
+def modules_of(model: Modules | nn.Module) -> dict[str, nn.Module]:
+    """The modules of a network by name, all of them ready to be trained alone; ConfigError when they are not, or when
+    there is no saying in which order they compute."""
+    modules = in_order(model, "the model is")
+    check_network(modules, "the model")
+    for name, module in modules.items():
+        check_has_values(module, f"module {name}")
+    return modules
+
+
+def cut(model: Modules, blocks: int | Sequence[int | str]) -> list[nn.Sequential]:
+    """The blocks of a network, which share its modules.
+
+    Args:
+        model: an nn.Sequential, whose children have names, or a list of modules, which are numbered.
+        blocks: how many, of equal numbers of modules; or the cuts: after how many modules, or after the one of which
+            name.
+
+    Raises ConfigError for a network or cuts with which that cannot be done.
+    """
+    modules = modules_of(model)
+    names = list(modules)
+    blocks = plain(blocks)
+    if not isinstance(blocks, (int, list)):
+        raise ConfigError(f"blocks is {blocks!r}; cut takes a number or a list, and bllpipe.make_plan finds even cuts")
+    parts = [names[start:end] for start, end in bounds(names, blocks)]
+    return [nn.Sequential(OrderedDict((name, modules[name]) for name in part)) for part in parts]
+
+
+def importable_name(thing: Any) -> str | None:
+    """package.module:name if any process can import it so; None for what lives in the script itself or in another
+    function."""
+    module, name = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
+    if module in (None, "__main__") or name is None:
+        return None
+    return f"{module}:{name}" if getattr(sys.modules.get(module), name, None) is thing else None
+
+
+def given_name(thing: Any) -> str:
+    """``given:Sequential``, ``given:my_loss``: the name of a function or class, or of the kind of an object."""
+    name = getattr(thing, "__name__", type(thing).__name__)
+    return f"{GIVEN}:{re.sub(r'[^0-9A-Za-z_]', '_', name)}"
+
+
+def given_objective(objective: OwnObjective) -> tuple[dict[str, Any], Any]:
+    """The keys that name it, and what stands in place of the name; ConfigError for what is no local loss."""
+    if isinstance(objective, str):
+        keys = {"method": "own", "objective.function": objective} if ":" in objective else {"method": objective}
+        return keys, None
+    if isinstance(objective, nn.Module) or not callable(objective):
+        raise ConfigError(
+            f"the objective is a {type(objective).__name__}; needed is a function (alpha, scores, target, x) that "
+            f"returns a dict of terms, a class of modules with such a forward, of which every block makes its own, or "
+            f"the name of a method, such as dgl"
+        )
+    name = importable_name(objective)
+    given: Callable[..., Any] | None = None if name else objective
+    return {"method": "own", "objective.function": name or given_name(objective)}, given

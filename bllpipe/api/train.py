@@ -1,0 +1,257 @@
+"""``bllpipe.train``: a script's own network, data and loss, trained as the command line trains named ones. It makes a
+Config of its arguments and returns the run that has ended.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import count
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from bllpipe.api.arguments import path_text, plain
+from bllpipe.api.datasets import Data, given_data
+from bllpipe.api.models import Model, OwnObjective, given_model, given_objective, modules_of
+from bllpipe.checkpoint import find_checkpoint
+from bllpipe.config import Config, parse_config
+from bllpipe.config.loader import put, read_yaml
+from bllpipe.config.schema import END_TO_END
+from bllpipe.distributed.torchrun import RankEnvironment, follow_agent
+from bllpipe.engines import Options, engine, topology
+from bllpipe.engines.job import Job
+from bllpipe.engines.runner import nothing_left
+from bllpipe.errors import BllpipeError, CheckpointError, ConfigError
+from bllpipe.launch import SPREAD, check_start, fail_before_the_store
+from bllpipe.tools.analysis.network_file import fill, network_weights
+from bllpipe.utils.console import warn
+from bllpipe.utils.files import read_record
+from bllpipe.utils.torch_state import torch_defaults
+
+STARTED = count(1)  # runs of this process; every rank of a script counts alike
+PLAIN = {"crop_padding": 0, "flip": False, "rotation": 0.0}  # own images are not changed unless that is asked for
+Network = TypeVar("Network", bound="nn.Module | list[nn.Module]")
+
+
+@torch_defaults()
+def train(
+    model: Model | None = None,
+    data: Data | None = None,
+    *,
+    blocks: int | str | list[int | str] | None = None,
+    objective: OwnObjective | None = None,
+    engine: str | None = None,
+    epochs: int | None = None,
+    config: str | PathLike[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    run_dir: str | PathLike[str] | None = None,
+    resume: str | PathLike[str] = "never",
+    accept: str | Sequence[str] = (),
+) -> Run:
+    """Trains ``model`` in blocks that learn alone; returns what the run has left. The modules are trained in place.
+
+    Args:
+        model: an nn.Sequential, a list of modules, a function (in_channels, num_classes) that returns one, built under
+            the run's seed, or a name such as ``resnet18``; None: that of the config.
+        data: (train, test), each (images, labels) as tensors or a torch Dataset of (image, label); or a name such as
+            ``digits``. Floats [N, ...] are taken as they are; uint8 [N, C, H, W] are normalised, and augmented as
+            ``data.augment`` says. None: those of the config.
+        blocks: how many, or the cuts: after how many modules, or after the one of which name; or ``balanced 4``.
+        objective: a function (alpha, scores, target, x) -> dict of terms, a class of modules with that forward, or
+            ``bll``, ``dgl``, ``predsim``, and ``bp`` for the whole network.
+        engine: ``ranks`` under torchrun; otherwise ``sequential``, ``threads``, or ``streams`` on a GPU.
+        epochs: passes over the training data.
+        config: a YAML file, as for ``--config``.
+        settings: keys with dots and their values, as for ``--set``: ``{"optimizer.lr": 0.1}``.
+        run_dir, resume, accept: as for ``--run-dir``, ``--resume`` and ``--accept``.
+
+    Raises ConfigError, DataError, and every other BllpipeError of the command line; under torchrun an error is said
+    once and ends all ranks, with the command line's exit codes. A signal that stops the run ends the script, too, when
+    the checkpoint is whole.
+    """
+    said = Settings(objective, blocks, engine, epochs, config, settings)
+    environment = RankEnvironment.read()
+    if environment is not None:
+        follow_agent(environment)
+    jobs: list[Job] = []
+    number = next(STARTED)
+    try:
+        place = None if run_dir is None else path_text("run_dir", run_dir, "use a directory, such as run_dir='runs/a'")
+        start = path_text("resume", resume, "use resume='auto', 'never', or the path of a checkpoint")
+        keys = (accept,) if isinstance(accept, str) else tuple(accept)
+        options = Options(start, place, keys, on_agreed=jobs.append, number=number)
+        made = config_of(model, data, said, environment is not None)
+        options.check()
+        _check_ranks(made, environment)
+        check_start(made, environment)
+    except BllpipeError as error:
+        if environment is None:
+            raise
+        raise SystemExit(fail_before_the_store(error, environment)) from error
+    return _carry_out(made, options, jobs, environment)
+
+
+def _check_ranks(config: Config, environment: RankEnvironment | None) -> None:
+    if config.engine in SPREAD and environment is None:
+        number, script = topology(config).world_size, sys.argv[0] or "SCRIPT.py"
+        raise ConfigError(
+            f"engine {config.engine} needs {number} processes that all run this script, but it was started as one; use "
+            f"torchrun --nproc_per_node={number} {script}, or engine='threads'"
+        )
+
+
+def _carry_out(config: Config, options: Options, jobs: list[Job], environment: RankEnvironment | None) -> Run:
+    start: Callable[[Config, Options], int] = engine(config.engine)
+    code = start(config, options)
+    job = jobs[-1]
+    if job.ending.stopped is not None:
+        raise SystemExit(code)
+    if environment is not None and not nothing_left(job):
+        job.store.get("concluded")
+    return Run(job.directory.path, environment.rank if environment else 0)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a script says beside its model and data; ``settings`` are keys with dots, as ``--set`` has them."""
+
+    objective: OwnObjective | None = None
+    blocks: int | str | list[int | str] | None = None
+    engine: str | None = None
+    epochs: int | None = None
+    config: str | PathLike[str] | None = None
+    settings: Mapping[str, Any] | None = None
+
+
+def config_of(model: Model | None, data: Data | None, said: Settings, under_torchrun: bool = False) -> Config:
+    """The checked Config; without a model or data, that of the file. ConfigError or DataError for what cannot be
+    trained."""
+    keys, objective = given_objective(said.objective) if said.objective is not None else ({}, None)
+    keys["model.name"], network = given_model(model) if model is not None else (None, None)
+    keys["data.name"], images = given_data(data) if data is not None else (None, None)
+    mapping = _mapping(said, keys)
+    if images is not None and isinstance(changes := mapping["data"].setdefault("augment", {}), dict):
+        mapping["data"]["augment"] = {**PLAIN, **changes}
+    if "engine" not in mapping:
+        mapping["engine"] = _engine(str(mapping.get("method")), under_torchrun)
+    config = _with_objects(parse_config(mapping), network, images, objective)
+    _check_floats(config)
+    return config
+
+
+def _mapping(said: Settings, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The file; over it the settings; over both ``keys`` and the other arguments, where there are any."""
+    if said.config is not None and not isinstance(said.config, (str, PathLike)):
+        raise ConfigError(
+            f"config is a {type(said.config).__name__}; expected the path of a YAML file; use settings={{...}} for "
+            f"keys and their values"
+        )
+    if said.settings is not None and not isinstance(said.settings, Mapping):
+        raise ConfigError(
+            f"settings is a {type(said.settings).__name__}; expected keys and values; use "
+            f"settings={{'optimizer.lr': 0.1}}"
+        )
+    mapping = read_yaml(fspath(said.config)) if said.config is not None else {}
+    for key, value in (said.settings or {}).items():
+        put(mapping, key, plain(value), "settings")
+    arguments = {**keys, "blocks": said.blocks, "engine": said.engine, "epochs": said.epochs}
+    for key, value in arguments.items():
+        if value is not None:
+            put(mapping, key, plain(value), "the arguments")
+    return mapping
+
+
+def _engine(method: str, under_torchrun: bool) -> str:
+    """Where nobody asks for another one: a process for every block, or the only process that there is."""
+    if under_torchrun:
+        return "ranks"
+    return "single" if method in END_TO_END else "sequential"
+
+
+def _with_objects(config: Config, network: Any, images: Any, objective: Any) -> Config:
+    return replace(
+        config,
+        model=replace(config.model, given=network),
+        data=replace(config.data, given=images),
+        objective=replace(config.objective, given=objective),
+    )
+
+
+def _check_floats(config: Config) -> None:
+    """Settings that would do nothing to images of floats."""
+    data, changes = config.data, config.data.augment
+    idle = {"data.augment": changes.crop_padding or changes.flip or changes.rotation}
+    idle |= {"data.mean": data.mean is not None, "data.std": data.std is not None}
+    asked = [key for key, is_set in idle.items() if is_set]
+    if data.given is not None and data.given.is_float and asked:
+        raise ConfigError(
+            f"{' and '.join(asked)} would change nothing, as float images are taken as they are; leave it out, or "
+            f"pass uint8 images [N, C, H, W]"
+        )
+
+
+class Run:
+    """What a run has left in its ``directory``; ``rank`` is the rank of this process in it."""
+
+    def __init__(self, directory: str | Path, rank: int = 0) -> None:
+        self.directory, self.rank = Path(directory), rank
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.directory)!r}, rank={self.rank})"
+
+    @cached_property
+    def summary(self) -> Mapping[str, Any]:
+        """summary.json; CheckpointError while there is none."""
+        return read_record(self.directory / "summary.json")[0]
+
+    @property
+    def accuracy(self) -> float:
+        """Of the whole network, the last block's scores, on the test split: 0 to 1; ConfigError without a test."""
+        found = self.summary["test_accuracy"]
+        if found is None:
+            raise ConfigError(
+                f"{self.directory} has no test accuracy, as the run was never tested; train without stop_at and "
+                f"without evaluate.every_epochs=never"
+            )
+        return float(found)
+
+    @property
+    def block_accuracy(self) -> list[float]:
+        """Of the head of every block, from front to back; empty if the run was never tested."""
+        return list(self.summary["block_accuracy"])
+
+    @property
+    def ensemble_accuracy(self) -> float | None:
+        """Of all heads together, the mean of their class probabilities; None unless ``evaluate.ensemble`` was true."""
+        return self.summary.get("ensemble_accuracy")
+
+    @property
+    def state_sha256(self) -> str:
+        """The digest of all weights of all ranks: equal for runs that ended in the same bits."""
+        return str(self.summary["state_sha256"])
+
+    def weights(self) -> dict[str, Tensor]:
+        """The whole network's parameters and buffers in the newest checkpoint, by the names of its ``state_dict``."""
+        found = find_checkpoint(self.directory / "checkpoints", warn)
+        if found is None:
+            raise CheckpointError(
+                f"{self.directory} holds no checkpoint; train with this run_dir first, and without "
+                f"checkpoint.every_steps=never"
+            )
+        return network_weights(found)
+
+    def load(self, model: Network) -> Network:
+        """Copies these weights into ``model``, which must be a network of the same form; returns it.
+
+        A rank of several has trained its own block alone: this is how it gets the others. Raises CheckpointError, and
+        copies nothing, when names, shapes or dtypes differ.
+        """
+        whole = nn.Sequential(OrderedDict(modules_of(model)))  # type: ignore[arg-type]  # or it says what is needed
+        fill(whole, self.weights(), str(self.directory))
+        return model

@@ -1,1 +1,0 @@
-"""``bllpipe check``: what a config asks for, counted without starting anything."""

@@ -1,0 +1,61 @@
+"""The ``bllpipe`` command: start a run, look at a config, read a run's results, describe the machine, fetch data."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+import bllpipe
+from bllpipe import launch
+from bllpipe.cli.check import add_check
+from bllpipe.cli.checkpoints import add_checkpoints
+from bllpipe.cli.data import add_data
+from bllpipe.cli.env import add_completion, add_env
+from bllpipe.cli.plan import add_plan
+from bllpipe.cli.results import add_results, add_timeline
+from bllpipe.cli.watch import add_health, add_watch
+from bllpipe.errors import BllpipeError
+from bllpipe.slurm.job_script import add_slurm
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one subcommand; returns the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(given)
+    try:
+        code = int(options.run(options, given[1:]))
+        sys.stdout.flush()
+        return code
+    except BllpipeError as error:
+        print(f"bllpipe: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # whoever read has seen enough, as in ``bllpipe eval RUN | head``
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it ends
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bllpipe", description=bllpipe.__doc__)
+    parser.add_argument("--version", action="version", version=f"bllpipe {bllpipe.__version__}")
+    parser.set_defaults(parser=parser)  # for the command completion
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="start a run; the same as python -m bllpipe.launch")
+    launch.add_arguments(train)
+    train.set_defaults(run=launch.launch)
+
+    add_check(commands)
+    add_results(commands)
+    add_plan(commands)
+    add_timeline(commands)
+    add_checkpoints(commands)
+    add_health(commands)
+    add_slurm(commands)
+    add_watch(commands)
+    add_env(commands)
+    add_data(commands)
+    add_completion(commands)
+
+    return parser

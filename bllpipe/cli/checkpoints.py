@@ -1,0 +1,95 @@
+"""``bllpipe ckpt``: list the checkpoints of a run, verify every byte of them, show what is in one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bllpipe.errors import CheckpointError
+from bllpipe.utils.console import age_text, size_text
+
+if TYPE_CHECKING:
+    from bllpipe.tools.analysis.checkpoint_inspection import Found
+
+
+DAMAGED = CheckpointError.exit_code
+
+
+def add_checkpoints(commands: Any) -> None:
+    """Adds the subcommand to those of ``bllpipe``."""
+    about = "list, verify or show the checkpoints of a run"
+    ckpt = commands.add_parser("ckpt", help=about, description=about).add_subparsers(required=True, metavar="COMMAND")
+
+    listing = ckpt.add_parser("ls", help="step, ranks, size, age and state of each, by the sizes of its files")
+    listing.add_argument("path", metavar="RUN", help="a run directory, such as runs/NAME")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    listing.set_defaults(run=_list)
+
+    verify = ckpt.add_parser("verify", help=f"read every byte; exit code {DAMAGED} when anything is damaged")
+    verify.add_argument("path", metavar="RUN-or-CHECKPOINT", help="a run directory, or one of its checkpoints/step-N")
+    verify.add_argument("--json", action="store_true", help="print JSON")
+    verify.set_defaults(run=_verify)
+
+    show = ckpt.add_parser("show", help="manifest, config and tensors of a checkpoint; no weight is read")
+    show.add_argument("path", metavar="CHECKPOINT", help="checkpoints/step-N, or a run directory: its newest")
+    show.set_defaults(run=_show)
+
+
+def _list(options: argparse.Namespace, words: Sequence[str]) -> int:
+    from bllpipe.tools.analysis.checkpoint_inspection import survey
+
+    found = survey(Path(options.path), sizes_only=True)
+    if options.json:
+        _print_json(found)
+    else:
+        print("\n".join(_rows(found)))
+        print(f"judged by names, manifests and sizes; every byte is read by: bllpipe ckpt verify {options.path}")
+    return 0
+
+
+def _verify(options: argparse.Namespace, words: Sequence[str]) -> int:
+    from bllpipe.tools.analysis.checkpoint_inspection import survey
+
+    found = survey(Path(options.path))
+    if options.json:
+        _print_json(found)
+    else:
+        print("\n".join(_rows(found)))
+        print(_verdict(found))
+    return DAMAGED if any(each.problems for each in found) else 0
+
+
+def _show(options: argparse.Namespace, words: Sequence[str]) -> int:
+    from bllpipe.tools.analysis.checkpoint_inspection import contents
+
+    print("\n".join(contents(Path(options.path))))
+    return 0
+
+
+def _print_json(found: Sequence[Found]) -> None:
+    print(json.dumps([asdict(each) for each in found], indent=1))
+
+
+def _rows(found: Sequence[Found]) -> Iterator[str]:
+    """A table, with what is wrong below the row that it is about."""
+    width = max(len(each.name) for each in found)
+    yield f"{'step':>10} {'ranks':>6} {'size':>10} {'age':>8}  {'directory':<{width}}  state"
+    for each in found:
+        step, ranks = ("-" if number is None else number for number in (each.step, each.num_ranks))
+        size, age = size_text(each.bytes), age_text(each.age_seconds)
+        yield f"{step:>10} {ranks:>6} {size:>10} {age:>8}  {each.name:<{width}}  {each.state}"
+        yield from (f"{'':10} {problem}" for problem in each.problems)
+
+
+def _verdict(found: Sequence[Found]) -> str:
+    from bllpipe.tools.analysis.checkpoint_inspection import next_to_resume
+
+    taken = next_to_resume(found)
+    damaged = sum(bool(each.problems) for each in found)
+    count = f"{damaged} of {len(found)} damaged" if damaged else "every byte is as it was written"
+    goes_on = f"--resume auto goes on from {taken.name}" if taken else "there is none to go on from"
+    return f"{count}; {goes_on}"

@@ -1,0 +1,120 @@
+"""``bllpipe env`` and ``bllpipe completion``: versions, devices and settings, as a bug report needs them, without names
+of users or machines; and a completion script for the shell, which starts no Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from bllpipe.config.loader import known_keys
+from bllpipe.distributed.torchrun import settings
+
+if TYPE_CHECKING:
+    pass
+
+PACKAGES = ("torchvision", "numpy", "pillow", "pyyaml", "scikit-learn", "safetensors", "prometheus-client", "deepspeed")
+SHELLS = ("bash", "zsh", "fish")
+HOW = """bash: bllpipe completion bash > ~/.local/share/bash-completion/completions/bllpipe
+zsh:  bllpipe completion zsh > a folder of $fpath, as _bllpipe
+fish: bllpipe completion fish > ~/.config/fish/completions/bllpipe.fish
+"""
+
+
+def add_env(commands: Any) -> None:
+    """The command ``env``."""
+    env = commands.add_parser("env", help="versions and devices, as a bug report needs them")
+    env.set_defaults(run=_env)
+
+
+def _env(options: argparse.Namespace, words: Sequence[str]) -> int:
+    print(json.dumps(describe(), indent=1))
+    return 0
+
+
+def describe() -> dict[str, Any]:
+    """The facts of ``environment()``, and versions, backends, threads, memory and variables."""
+    import torch
+    import torch.distributed as dist
+
+    from bllpipe.training.run_directory import environment
+
+    return {
+        **environment(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "cuda": torch.version.cuda,
+        "driver": _driver(),
+        "nccl": _nccl(),
+        "gloo": dist.is_available() and dist.is_gloo_available(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "variables": settings(),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _nccl() -> str | None:
+    import torch
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_nccl_available() and torch.cuda.is_available()):
+        return None
+    return ".".join(map(str, torch.cuda.nccl.version()))
+
+
+def _driver() -> str | None:
+    """The driver of the GPUs, as its own tool says it."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.splitlines()[0].strip() if done.stdout.strip() else None
+
+
+def add_completion(commands: Any) -> None:
+    """The command ``completion``, which describes the parser that ``commands`` end up in."""
+    completion = commands.add_parser(
+        "completion",
+        help="print a shell's completion script",
+        epilog=HOW,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    completion.add_argument("shell", choices=SHELLS)
+    completion.set_defaults(run=_completion)
+
+
+def _completion(options: argparse.Namespace, words: Sequence[str]) -> int:
+    import shtab
+
+    _mark_keys(options.parser, _keys())
+    print(shtab.complete(options.parser, options.shell))
+    return 0
+
+
+def _mark_keys(parser: argparse.ArgumentParser, keys: Mapping[str, Any]) -> None:
+    """Tells shtab of every ``--set``, whichever command has it, that it takes a key of a config."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                _mark_keys(command, keys)
+        elif "--set" in action.option_strings:
+            action.complete = keys  # type: ignore[attr-defined]  # as shtab wants it
+
+
+def _keys() -> dict[str, Any]:
+    """How each shell completes a key of a config."""
+    keys = " ".join(known_keys())
+    function = f"_bllpipe_keys() {{ compgen -W '{keys}' -- \"$1\"; }}"
+    return {"bash": "_bllpipe_keys", "zsh": f"({keys})", "fish": keys, "preamble": {"bash": function}}

@@ -1,0 +1,294 @@
+"""From YAML and command-line overrides to a Config, and back.
+
+The YAML is strict: no duplicate keys, no aliases, no tags, no ``on`` that is True, and ``1e-3`` is a number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from bllpipe.config.schema import Config
+from bllpipe.config.validation import check, convert, field_types, shown
+from bllpipe.errors import ConfigError
+
+# Keys of earlier versions, and what to type instead. Files that a run wrote are read by stored.py, which moves them.
+RENAMED = {
+    "gpu.channels_last": "channels_last, a key of its own that CPUs obey too; use channels_last: auto (on GPUs only), "
+    "true or false",
+}
+# Where a key went, and what its old value is there. ``gpu.channels_last: true`` had no effect on a CPU.
+MOVED: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "gpu.channels_last": ("channels_last", lambda value: "auto" if value is True else value),
+}
+MAX_BYTES = 1 << 18  # the parser takes a second for so much
+MAX_DEPTH = 20
+MAX_NODES = 10_000  # keys and values
+# The scalars of YAML 1.2's core schema; whatever else has no quotes is a string.
+_SCALARS = {
+    "null": re.compile(r"^(?:~|null|Null|NULL|)$"),
+    "bool": re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"),
+    "int": re.compile(r"^[-+]?[0-9]+$"),
+    "float": re.compile(
+        r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.nan$"
+    ),
+}
+
+
+def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
+    """Reads ``path`` (None: all defaults) and applies overrides of the form ``key.path=value``."""
+    mapping = read_yaml(path) if path is not None else {}
+    for override in overrides:
+        _apply(mapping, override)
+    return parse_config(mapping)
+
+
+def parse_config(mapping: Mapping[str, Any]) -> Config:
+    """A checked Config; ConfigError for whatever is unknown, mistyped or impossible."""
+    config: Config = _section(Config, mapping, "")
+    check(config)
+    return config
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """The config as plain nested dicts, which ``parse_config`` turns into an equal one, without a script's objects."""
+    values = {name: getattr(config, name) for name in _keys_of(config)}
+    return {
+        name: to_mapping(value) if dataclasses.is_dataclass(value) else deepcopy(value)
+        for name, value in values.items()
+    }
+
+
+def _keys_of(section: Any) -> list[str]:
+    kind: type = type(section)
+    return list(field_types(kind))
+
+
+def to_yaml(config: Config) -> str:
+    """The config as a YAML file that ``load_config`` reads."""
+    return dump_yaml(to_mapping(config))
+
+
+def known_keys(section: Any = Config, prefix: str = "") -> list[str]:
+    """Every dotted key that a config may have."""
+    keys: list[str] = []
+    for name, kind in field_types(section).items():
+        keys += known_keys(kind, f"{prefix}{name}.") if dataclasses.is_dataclass(kind) else [f"{prefix}{name}"]
+    return keys
+
+
+def check_keys(names: Sequence[str]) -> None:
+    """Raises ConfigError for the first name that is neither a key nor a section of keys; suggests one that is."""
+    keys = known_keys()
+    sections = sorted({key.rpartition(".")[0] for key in keys if "." in key})
+    for name in names:
+        if name not in (*keys, *sections) and not name.startswith("model.args."):
+            raise _unknown(name, sections)
+
+
+def _section(section: type, mapping: Any, prefix: str) -> Any:
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(
+            f"{prefix.rstrip('.') or 'the config'} is {shown(mapping)}; needed are keys under it, such as "
+            f"{_example(prefix)}"
+        )
+    types = field_types(section)
+    for name in mapping:
+        if name not in types:
+            raise _unknown(f"{prefix}{name}")
+    limits = {field.name: field.metadata for field in dataclasses.fields(section)}
+    values = {}
+    for name, value in mapping.items():
+        kind, key = types[name], f"{prefix}{name}"
+        is_section = dataclasses.is_dataclass(kind)
+        values[name] = _section(kind, value, f"{key}.") if is_section else convert(value, kind, key, limits[name])
+    return section(**values)
+
+
+def _apply(mapping: dict[str, Any], override: str) -> None:
+    """Writes one ``key.path=value`` into the nested mapping."""
+    key, equals, text = (part.strip() for part in override.partition("="))
+    if not equals or not key.rpartition(".")[2] or key.count(".") > MAX_DEPTH:
+        raise ConfigError(f"--set {override:.200}: needed is key.path=value, for example --set optimizer.lr=0.1")
+    source = f"--set {override:.200}"
+    put(mapping, key, parse_yaml(text, source), source)
+
+
+def put(mapping: dict[str, Any], key: str, value: Any, source: str) -> None:
+    """Writes ``value`` under a dotted key into the nested mapping; ConfigError, which names ``source``, where a value
+    stands instead of keys."""
+    if key not in known_keys() and not key.startswith("model.args."):
+        raise _unknown(key)
+    *parents, leaf = key.split(".")
+    node = mapping
+    for name in parents:
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"{source}: {name} is {shown(node)} already; needed are keys under it")
+    node[leaf] = value
+
+
+def _unknown(key: str, sections: Sequence[str] = ()) -> ConfigError:
+    """Suggests a key that looks alike, or the same last name in another section; a section where that is possible."""
+    if key in RENAMED:
+        return ConfigError(f"{key} is now {RENAMED[key]}")
+    keys = known_keys()
+    same_leaf = [known for known in keys if known.rpartition(".")[2] == key.rpartition(".")[2]]
+    inside = [known for known in keys if known.startswith(f"{key}.")]
+    close = (
+        same_leaf
+        or inside
+        or _close_leaves(key, keys)
+        or difflib.get_close_matches(key, [*sections, *keys], n=2, cutoff=0.7)
+    )
+    hint = f"did you mean {' or '.join(repr(known) for known in close[:3])}?" if close else "see configs/digits.yaml"
+    return ConfigError(f"unknown key {shown(key)}; {hint}")
+
+
+def _close_leaves(key: str, keys: Sequence[str]) -> list[str]:
+    """Keys of the same section whose last name looks like that of ``key``, or is made of its initials."""
+    section, _, leaf = key.rpartition(".")
+    leaves = {known.rpartition(".")[2]: known for known in keys if known.rpartition(".")[0] == section}
+    initials = "".join(word[:1] for word in leaf.split("_"))
+    alike = difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.6)
+    return [leaves[name] for name in ([initials] if initials in leaves else alike)]
+
+
+def _example(prefix: str) -> str:
+    return next((key for key in known_keys() if key.startswith(prefix)), "key: value")
+
+
+def load_stored_config(path: str) -> Config:
+    """The configuration in the ``config.yaml`` of a run directory, whichever version wrote it."""
+    return parse_config(stored_mapping(path))
+
+
+def stored_mapping(path: str) -> dict[str, Any]:
+    """The same as nested dicts, with the keys of today."""
+    return with_moved_keys(read_yaml(path))
+
+
+def with_moved_keys(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """``mapping`` with every moved key in its new place, unless something stands there already."""
+    found = deepcopy(dict(mapping))
+    for old, (new, value_of) in MOVED.items():
+        section, _, leaf = old.rpartition(".")
+        keys = found.get(section)
+        if isinstance(keys, dict) and leaf in keys:
+            found.setdefault(new, value_of(keys.pop(leaf)))
+    return found
+
+
+def with_defaults(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """``mapping`` with moved keys in their new places, and with the defaults of the keys that it lacks: every new key
+    has a default that changes nothing in what runs before it computed."""
+    return _filled(with_moved_keys(mapping), to_mapping(Config()))
+
+
+def _filled(mapping: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    found = dict(mapping)
+    for name, default in defaults.items():
+        if name not in found:
+            found[name] = default
+        elif isinstance(default, Mapping) and isinstance(found[name], Mapping):
+            found[name] = _filled(found[name], default)
+    return found
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with the scalars above and without aliases, tags and duplicate keys."""
+
+    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}  # type: ignore[misc]  # the stubs call it an instance variable
+    _depth = 0
+    _nodes = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()  # type: ignore[no-untyped-call]  # untyped in the stubs
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise yaml.MarkedYAMLError(problem="anchors and aliases are not allowed", problem_mark=event.start_mark)
+        if getattr(event, "tag", None):
+            raise yaml.MarkedYAMLError(problem=f"tags are not allowed ({event.tag:.80})", problem_mark=event.start_mark)
+        self._nodes += 1
+        if self._nodes > MAX_NODES:
+            raise yaml.MarkedYAMLError(problem=f"more than {MAX_NODES:,} values", problem_mark=event.start_mark)
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem=f"nested deeper than {MAX_DEPTH} levels", problem_mark=event.start_mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key must be a word", problem_mark=key.start_mark)
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"duplicate key {key.value!r:.80}", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: Any) -> int:
+        """``010`` is ten."""
+        return int(node.value)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts quotes round what ``_Loader`` would not read as text."""
+
+    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}  # type: ignore[misc]  # the stubs call it an instance variable
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+for _name, _pattern in _SCALARS.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", _pattern, None)
+    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", _pattern, None)
+
+
+def dump_yaml(value: Any) -> str:
+    """``value`` as text that ``parse_yaml`` reads back."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False)  # type: ignore[no-any-return]  # the stubs say Any
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """The value of one YAML document; ConfigError with ``source``, line and column otherwise."""
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{source}, line {mark.line + 1}, column {mark.column + 1}" if mark else source
+        raise ConfigError(f"{where}: {error.problem or error.context}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{source}: {error!s:.300}") from error
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """The mapping in a YAML file; an empty file is an empty mapping."""
+    value = parse_yaml(_text(Path(path)), path)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} holds a {type(value).__name__}; needed are lines of the form key: value")
+    return value
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.exists() and not path.is_file():  # every rank reads it, and nobody waits for a pipe
+            raise ConfigError(f"{path} cannot be read: it is a directory, a pipe or a device; needed is a YAML file")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ConfigError(f"{path} has {path.stat().st_size:,} bytes; a config has at most {MAX_BYTES:,}")
+        return content.decode()
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; examples are in configs/") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error!s:.200}") from error

@@ -1,0 +1,124 @@
+"""A data set: labels of both splits, images in memory or elsewhere, their normalisation, and copies to a device.
+
+All random draws are made on the CPU and follow the images to their device; the host does not wait for the copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from copy import copy
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from bllpipe.config.schema import DataConfig
+from bllpipe.data.catalog import DataSpec
+from bllpipe.errors import ConfigError
+
+Split = Literal["train", "test"]
+# Over the training pixels in 0..1, a value a channel.
+MEAN_AND_STD: dict[str, tuple[list[float], list[float]]] = {
+    "digits": ([0.3050], [0.3763]),
+    "fashion_mnist": ([0.2860], [0.3530]),
+    "cifar10": ([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]),
+    "cifar100": ([0.5071, 0.4865, 0.4409], [0.2673, 0.2564, 0.2762]),
+    "imagefolder": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),  # ImageNet's
+}
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """The labels of both splits, int64 [N]."""
+
+    train_N: Tensor
+    test_N: Tensor
+    num_classes: int
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A whole data set in memory: images [N, C, H, W], uint8, or float32 [N, ...] that are taken as they are, and int64
+    labels [N] of both splits."""
+
+    train_NCHW: Tensor
+    train_N: Tensor
+    test_NCHW: Tensor
+    test_N: Tensor
+    num_classes: int
+
+
+class ImageSet(Protocol):
+    """What the first block needs of a data set."""
+
+    spec: DataSpec
+    mean: list[float]
+    std: list[float]
+
+    def batches(self, wanted: Iterable[tuple[Split, Tensor]]) -> Iterator[Tensor]:
+        """uint8 images [B, C, H, W] for every (split, index_B) in ``wanted``, in that order; or float32 [B, ...], which
+        nobody augments or normalises."""
+
+
+class GivenData(Protocol):
+    """A script's own data, in ``data.given``."""
+
+    def images(self, data: DataConfig) -> ImageSet: ...
+
+    def labels(self) -> LabelSet: ...
+
+
+class MemoryImages:
+    """An ImageSet over arrays."""
+
+    def __init__(self, arrays: Arrays, data: DataConfig) -> None:
+        self._splits = {"train": arrays.train_NCHW, "test": arrays.test_NCHW}
+        shape, sizes = tuple(arrays.train_NCHW.shape[1:]), (len(arrays.train_N), len(arrays.test_N))
+        self.spec = DataSpec(*sizes, shape, arrays.num_classes)
+        self.mean, self.std = list[float](), list[float]()
+        if arrays.train_NCHW.dtype == torch.uint8:
+            self.mean, self.std = mean_and_std(data, shape[0], arrays.train_NCHW)
+
+    def batches(self, wanted: Iterable[tuple[Split, Tensor]]) -> Iterator[Tensor]:
+        return (self._splits[split][sent(index_B, self._splits[split].device)] for split, index_B in wanted)
+
+    def on(self, device: torch.device) -> MemoryImages:
+        """The same images in the memory of ``device``, from where their batches come."""
+        moved = copy(self)
+        moved._splits = {split: images.to(device) for split, images in self._splits.items()}
+        return moved
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(images.nbytes for images in self._splits.values())
+
+
+def mean_and_std(data: DataConfig, channels: int, train_NCHW: Tensor | None) -> tuple[list[float], list[float]]:
+    """What images are normalised with: as configured, as known for the set, or as measured on the training images."""
+    known = MEAN_AND_STD.get(data.name)
+    if known is None and train_NCHW is not None and (data.mean is None or data.std is None):
+        known = _measured(train_NCHW)
+    assert known is not None or (data.mean is not None and data.std is not None), "one of the three is there"
+    mean = known[0] if data.mean is None and known else data.mean or []
+    std = known[1] if data.std is None and known else data.std or []
+    for key, values in (("data.mean", mean), ("data.std", std)):
+        if len(values) != channels:
+            raise ConfigError(f"{key} has {len(values)} values, but the images have {channels} channels; give one each")
+    if not all(value > 0 for value in std):
+        raise ConfigError(f"data.std is {std}; needed are numbers above 0")
+    return mean, std
+
+
+def _measured(train_NCHW: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and deviation over at most the first 5,000 images; a channel without variation is divided by 1."""
+    pixels = train_NCHW[:5000].to(torch.float64) / 255
+    std = [value if value > 0 else 1.0 for value in pixels.std(dim=(0, 2, 3), correction=0).tolist()]
+    return pixels.mean(dim=(0, 2, 3)).tolist(), std
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on ``device``, behind what is queued there. torch keeps pinned memory until it is copied."""
+    if tensor.device == device:
+        return tensor
+    return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)

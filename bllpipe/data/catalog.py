@@ -1,0 +1,179 @@
+"""What is known of a data set without loading it: its sizes, where it is downloaded from, which files a folder holds.
+
+A folder holds PATH/train/CLASS/* and PATH/test/CLASS/* (or PATH/val). The two may be links to anywhere; links inside
+them must not leave the data set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from bllpipe.config.schema import DataConfig
+from bllpipe.errors import DataError
+
+MAX_CLASSES = 100_000  # a last layer of 512 channels has 200 MB then
+DEFAULT_PATH = "data"
+SECONDS = 4.0  # a server that says nothing for so long is not there
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff")
+Sample = tuple[str, Path]
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Sizes of a data set: image counts of both splits, the shape of one image, [C, H, W] unless a script gives others,
+    and the number of classes."""
+
+    num_train: int
+    num_test: int
+    image_shape: tuple[int, ...]
+    num_classes: int
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> DataSpec:
+        fields = json.loads(text)
+        return cls(**{**fields, "image_shape": tuple(fields["image_shape"])})
+
+
+PUBLISHED = {
+    "digits": DataSpec(1442, 355, (1, 8, 8), 10),
+    "fashion_mnist": DataSpec(60_000, 10_000, (1, 28, 28), 10),
+    "cifar10": DataSpec(50_000, 10_000, (3, 32, 32), 10),
+    "cifar100": DataSpec(50_000, 10_000, (3, 32, 32), 100),
+}
+
+
+def check_given(data: DataConfig) -> None:
+    """Raises DataError for data that a script passed as an object, where the script is not."""
+    if data.name == "given" and data.given is None:
+        raise DataError(
+            "data.name is given: what a script passed to bllpipe.train as an object, and only that script has it; run "
+            "the script, or name a set of your own with --set data.name=npz or imagefolder, and --set data.path=PATH"
+        )
+
+
+def check_labels(train_N: Any, test_N: Any, source: str) -> int:
+    """The number of classes; DataError when there are no labels, negative ones, too many classes, or test labels beyond
+    the training's.
+
+    The labels may be arrays or tensors of whole numbers, [N].
+    """
+    for split, labels_N in (("train", train_N), ("test", test_N)):
+        if len(labels_N) == 0:
+            raise DataError(f"{source}: the {split} split has no images; needed is at least one")
+        if int(labels_N.min()) < 0:
+            raise DataError(f"{source}: {split} label {int(labels_N.min())}; needed are classes numbered from 0")
+    classes = int(train_N.max()) + 1
+    if classes > MAX_CLASSES:
+        raise DataError(
+            f"{source}: training label {classes - 1}; needed are classes numbered from 0, at most {MAX_CLASSES:,}"
+        )
+    if int(test_N.max()) >= classes:
+        raise DataError(
+            f"{source}: test label {int(test_N.max())}, but training labels only go up to {classes - 1}; "
+            f"needed are the same classes in both"
+        )
+    if classes < 2:
+        raise DataError(f"{source}: only one class; needed are at least 2")
+    return classes
+
+
+@dataclass(frozen=True)
+class Download:
+    """``kind`` is torchvision's class; one of ``traces`` lies in the folder once the set has been there."""
+
+    kind: str
+    traces: tuple[str, ...]
+    url: str
+
+
+DOWNLOADS = {
+    "cifar10": Download(
+        "CIFAR10",
+        ("cifar-10-batches-py", "cifar-10-python.tar.gz"),
+        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    ),
+    "cifar100": Download(
+        "CIFAR100",
+        ("cifar-100-python", "cifar-100-python.tar.gz"),
+        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+    ),
+    "fashion_mnist": Download(
+        "FashionMNIST",
+        ("FashionMNIST",),
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/train-labels-idx1-ubyte.gz",
+    ),
+}
+
+
+def check_obtainable(name: str, path: str) -> None:
+    """Raises DataError when ``name`` is not in the folder ``path`` and its server does not answer."""
+    if any((Path(path) / trace).exists() for trace in DOWNLOADS[name].traces):
+        return
+    try:
+        urlopen(Request(DOWNLOADS[name].url, method="HEAD"), timeout=SECONDS).close()  # noqa: S310  # one of the above
+    except HTTPError:
+        return  # it is there; the download itself will say what it minds
+    except OSError as error:
+        raise missing(name, path, error) from error
+
+
+def missing(name: str, path: str, error: Exception) -> DataError:
+    """What to type when a set is neither here nor to be had."""
+    return DataError(
+        f"{name} is not in {path} and could not be downloaded ({error}); on a machine with a network type\n"
+        f"  bllpipe data fetch {name} --path {path}\n"
+        f"and copy that folder here, or name its place with --set data.path=FOLDER; delete it first if it is damaged"
+    )
+
+
+def listing(path: str) -> dict[str, list[Sample]]:
+    """(class, file) of every image of the splits ``train`` and ``test``, sorted by class and name."""
+    root = Path(path)
+    return {split: _samples(folder, root) for split, folder in split_folders(path).items()}
+
+
+def split_folders(path: str) -> dict[str, Path]:
+    """The folders of both splits; DataError when there is none."""
+    root = Path(path)
+    folders = {"train": root / "train", "test": root / "test" if (root / "test").is_dir() else root / "val"}
+    for folder in folders.values():
+        if not folder.is_dir():
+            raise DataError(f"{folder} does not exist; needed are {root}/train/CLASS/*.png and {root}/test/CLASS/*.png")
+    return folders
+
+
+def _samples(folder: Path, root: Path) -> list[Sample]:
+    samples = []
+    for group in (path for path in _entries(folder) if path.is_dir()):
+        _check_inside(group, root)
+        for file in (path for path in _entries(group) if path.suffix.lower() in SUFFIXES):
+            _check_inside(file, root)
+            samples.append((group.name, file))
+    if not samples:
+        raise DataError(f"{folder} holds no images; needed are {folder}/CLASS/*.png")
+    return samples
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {error.strerror}; needed is a folder of images") from error
+
+
+def _check_inside(path: Path, root: Path) -> None:
+    """Raises DataError for a link that leaves the data set."""
+    if not path.is_symlink():
+        return
+    target = Path(os.path.realpath(path))  # which, unlike Path.resolve, knows what to do with links in a circle
+    if Path(os.path.realpath(root)) not in target.parents:
+        raise DataError(f"{path} is a link to {target}, outside of {root}; copy the images instead")

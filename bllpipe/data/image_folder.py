@@ -1,0 +1,126 @@
+"""Image folders, decoded batch by batch; damaged and oversized images are refused by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from bllpipe.config.schema import DataConfig
+from bllpipe.data.base import LabelSet, Split, mean_and_std
+from bllpipe.data.catalog import DataSpec, Sample, check_labels, listing
+from bllpipe.errors import DataError
+from bllpipe.utils.process import end_with_parent
+
+MAX_PIXELS = 64_000_000  # as stored and as resized
+MAX_BYTES = 256_000_000  # so many pixels without any compression
+# What the names in listing.SUFFIXES promise. Pillow goes by the content, and for some formats it starts a program.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "GIF", "TIFF")
+
+
+class FolderImages:
+    """An ImageSet that decodes in a DataLoader: short side to ``image_size``, centre crop, RGB."""
+
+    def __init__(self, data: DataConfig) -> None:
+        self._listing = listing(str(data.path))
+        labels = _labels(self._listing, str(data.path))
+        self._size, self._workers = data.image_size, data.workers
+        sizes = (len(self._listing["train"]), len(self._listing["test"]))
+        self.spec = DataSpec(*sizes, (3, data.image_size, data.image_size), labels.num_classes)
+        self.mean, self.std = mean_and_std(data, 3, None)
+
+    def batches(self, wanted: Iterable[tuple[Split, Tensor]]) -> Iterator[Tensor]:
+        paths = ([str(self._listing[split][i][1]) for i in index_B.tolist()] for split, index_B in wanted)
+        decoder = _Decoder(self._size)
+        loader = DataLoader(
+            decoder,
+            batch_sampler=_Listed(paths),
+            num_workers=self._workers,
+            collate_fn=torch.stack,
+            worker_init_fn=_follow_rank,
+        )
+        return iter(loader)
+
+
+def _follow_rank(number: int) -> None:
+    """In a decoding process: it ends when its rank does, however that one ends, and not before. Signals to the process
+    group, as torchrun sends them, are for the rank alone, which still needs images until it stops."""
+    os.setpgid(0, 0)
+    end_with_parent()
+
+
+class _Listed:
+    """A batch sampler over paths instead of numbers."""
+
+    def __init__(self, batches: Iterator[list[str]]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[list[str]]:
+        return self._batches
+
+
+class _Decoder(Dataset[Tensor]):
+    """From a path to uint8 [3, size, size]."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def __getitem__(self, path: str) -> Tensor:
+        try:
+            _check_file(Path(path))
+            with Image.open(path, formats=FORMATS) as image:
+                return self._decode(image, path)
+        except DataError:
+            raise
+        except Exception as error:  # a hostile file can provoke nearly any of them
+            raise DataError(f"{path} cannot be read as an image: {error!s:.200}; remove or replace it") from error
+
+    def _decode(self, image: Image.Image, path: str) -> Tensor:
+        scale = self._size / min(image.size)
+        width, height = (max(self._size, round(side * scale)) for side in image.size)
+        if max(image.width * image.height, width * height) > MAX_PIXELS:
+            raise DataError(f"{path} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are decoded")
+        if image.mode.startswith(("I", "F")):
+            raise DataError(f"{path} has pixels of mode {image.mode}; save it with 8 bits a channel")
+        rgb = image.convert("RGB")
+        if rgb.size != (width, height):
+            rgb = rgb.resize((width, height), Image.Resampling.BILINEAR)
+        left, top = (width - self._size) // 2, (height - self._size) // 2
+        cropped = rgb.crop((left, top, left + self._size, top + self._size))
+        return torch.from_numpy(np.array(cropped)).permute(2, 0, 1).contiguous()
+
+
+def _check_file(path: Path) -> None:
+    """Raises DataError for what would be waited for, or would fill the memory before it turns out to be no image."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} cannot be read as an image: it is a folder, a pipe or a device; remove or replace it")
+    if path.stat().st_size > MAX_BYTES:
+        raise DataError(f"{path} has {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are read; make it smaller")
+
+
+def image(path: str, size: int) -> Tensor:
+    """uint8 [3, size, size] of one file; DataError names it when it cannot be read."""
+    return _Decoder(size)[path]
+
+
+def folder_labels(data: DataConfig) -> LabelSet:
+    """The labels of both splits from the names of the folders alone."""
+    return _labels(listing(str(data.path)), str(data.path))
+
+
+def _labels(samples: dict[str, list[Sample]], path: str) -> LabelSet:
+    classes = sorted({name for name, _ in samples["train"]})
+    unknown = sorted({name for name, _ in samples["test"]} - set(classes))
+    if unknown:
+        raise DataError(f"{path}: the test folder has classes that the train folder lacks: {', '.join(unknown[:9])}")
+    number = {name: label for label, name in enumerate(classes)}
+    train_N, test_N = (
+        torch.tensor([number[name] for name, _ in samples[split]], dtype=torch.int64) for split in ("train", "test")
+    )
+    return LabelSet(train_N, test_N, check_labels(train_N, test_N, path))

@@ -1,0 +1,229 @@
+"""Batches in the order of the run schedule: shuffled by seed and epoch, augmented, prefetched, and on their device.
+
+Images wait on the GPU as bytes or on the CPU, drawn ahead into pinned memory. Augmentation is batched tensor code
+without state, and all of its draws come from one CPU generator, so any device makes the same choices.
+
+Shapes: B images, C channels, H x W.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
+from math import pi
+from queue import Queue
+
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample, pad
+
+from bllpipe.config.schema import AugmentConfig, GpuConfig
+from bllpipe.data.base import ImageSet, LabelSet, MemoryImages, Split, sent
+from bllpipe.data.catalog import DataSpec
+from bllpipe.distributed.local_links import Channel
+from bllpipe.errors import ConfigError
+from bllpipe.messages import Alpha, Receiver, Round, Target, messages
+from bllpipe.utils.tensors import stream
+
+CPU = torch.device("cpu")
+LARGEST_SHARE = 4  # the part of a GPU's memory that images take by themselves: one in so many
+DEPTH = 2  # batches that are drawn ahead
+
+
+class ImageSource:
+    """A receiver whose messages are the batches of images: augmented in training, as they are in the test. They go to
+    ``device`` as bytes, and are augmented there; what a script gives as float32 stays as it is."""
+
+    def __init__(
+        self,
+        images: ImageSet,
+        rounds: Iterator[Round],
+        seed: int,
+        config: AugmentConfig,
+        device: torch.device = CPU,
+    ) -> None:
+        self._images, self._seed, self._config, self._device = images, seed, config, device
+        self._entries: list[Round] = []
+        self._batches = images.batches(self._wanted(messages(rounds)))
+
+    def recv(self) -> Alpha:
+        images_BCHW = sent(next(self._batches), self._device)
+        entry = self._entries.pop(0)
+        if images_BCHW.dtype != torch.uint8:
+            return Alpha(entry, images_BCHW)
+        if entry.phase == "train":
+            draws = stream(self._seed, "augment", entry.epoch, entry.batch)
+            images_BCHW = augment(images_BCHW, self._config, draws)
+        return Alpha(entry, normalise(images_BCHW, self._images.mean, self._images.std))
+
+    def _wanted(self, rounds: Iterator[Round]) -> Iterator[tuple[Split, Tensor]]:
+        """Which images each round needs; a loader may ask for several rounds ahead."""
+        for entry, split, index_B in _indices(rounds, self._images.spec.num_train, self._seed):
+            self._entries.append(entry)
+            yield split, index_B
+
+
+class LabelSource:
+    """A receiver whose messages are targets of labels alone: for a network that learns end to end there is no beta."""
+
+    def __init__(self, labels: LabelSet, rounds: Iterator[Round], seed: int, device: torch.device) -> None:
+        self._batches = label_batches(labels, rounds, seed, device)
+        self._num_classes, self._device = labels.num_classes, device
+
+    def recv(self) -> Target:
+        entry, label_B = next(self._batches)
+        beta_BK = torch.zeros(len(label_B), self._num_classes, device=self._device)
+        known_B = torch.zeros(len(label_B), device=self._device)
+        return Target(entry, beta_BK, known_B, label_B)
+
+
+def label_batches(
+    labels: LabelSet, rounds: Iterator[Round], seed: int, device: torch.device = CPU
+) -> Iterator[tuple[Round, Tensor]]:
+    """The labels of exactly the images that ``ImageSource`` gives, int64 [B] a round, on ``device``."""
+    splits = {"train": labels.train_N, "test": labels.test_N}
+    for entry, split, index_B in _indices(messages(rounds), len(labels.train_N), seed):
+        yield entry, sent(splits[split][index_B], device)
+
+
+def _indices(rounds: Iterator[Round], num_train: int, seed: int) -> Iterator[tuple[Round, Split, Tensor]]:
+    order = lru_cache(maxsize=1)(lambda epoch: epoch_order(seed, epoch, num_train))
+    first = 0  # of the next test batch
+    for entry in rounds:
+        if entry.phase == "train":
+            yield entry, "train", batch_index(order(entry.epoch), entry.batch, entry.size)
+        else:
+            first = 0 if entry.batch == 0 else first
+            yield entry, "test", torch.arange(first, first + entry.size)
+            first += entry.size
+
+
+def settle(images: ImageSet, config: GpuConfig, device: torch.device) -> ImageSet:
+    """The images where ``gpu.images`` wants them; those of a CPU stay."""
+    if device.type == "cpu":
+        return images
+    if stays_on_device(images, config, torch.cuda.mem_get_info(device)[1]):
+        assert isinstance(images, MemoryImages), "checked just now"
+        return images.on(device)
+    return DrawnAhead(images, Tensor.pin_memory)
+
+
+def stays_on_device(images: ImageSet, config: GpuConfig, memory_bytes: int) -> bool:
+    """Whether all images go to a GPU with so much memory. ConfigError when they shall, but are decoded one by one."""
+    if not isinstance(images, MemoryImages):
+        if config.images == "device":
+            raise ConfigError(
+                "gpu.images is device, but the images of a folder are decoded as they are needed; "
+                "use --set gpu.images=host"
+            )
+        return False
+    fits = images.num_bytes * LARGEST_SHARE <= memory_bytes
+    return config.images == "device" or (config.images == "auto" and fits)
+
+
+class DrawnAhead:
+    """An ImageSet whose batches a thread draws, or decodes, while the device is at those before them; ``pin`` puts them
+    into memory from which a GPU copies by itself."""
+
+    def __init__(self, images: ImageSet, pin: Callable[[Tensor], Tensor]) -> None:
+        self._images, self._pin = images, pin
+        self.spec: DataSpec = images.spec
+        self.mean, self.std = images.mean, images.std
+
+    def batches(self, wanted: Iterable[tuple[Split, Tensor]]) -> Iterator[Tensor]:
+        ready: Queue[Tensor | BaseException | None] = Queue(DEPTH)
+        threading.Thread(target=self._draw, args=(wanted, ready), name="images", daemon=True).start()
+        while (drawn := ready.get()) is not None:
+            if isinstance(drawn, BaseException):
+                raise drawn
+            yield drawn
+
+    def _draw(self, wanted: Iterable[tuple[Split, Tensor]], ready: Queue[Tensor | BaseException | None]) -> None:
+        try:
+            for images_BCHW in self._images.batches(wanted):
+                ready.put(self._pin(images_BCHW))
+            ready.put(None)
+        except BaseException as error:  # raised where the batch is asked for
+            ready.put(error)
+
+
+def epoch_order(seed: int, epoch: int, num_train: int) -> Tensor:
+    """A permutation of the training images, int64 [num_train]."""
+    return torch.randperm(num_train, generator=stream(seed, "order", epoch))
+
+
+def batch_index(order: Tensor, batch: int, batch_size: int) -> Tensor:
+    """The images of mini-batch ``batch``, int64 [batch_size]. An incomplete last batch is never asked for."""
+    return order[batch * batch_size : (batch + 1) * batch_size]
+
+
+def augment(images_BCHW: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    """Cropped, mirrored and rotated uint8 images of the same shape, as ``config`` asks."""
+    if config.crop_padding:
+        images_BCHW = _crop(images_BCHW, config.crop_padding, generator)
+    if config.flip:
+        images_BCHW = _flip(images_BCHW, generator)
+    if config.rotation:
+        images_BCHW = _rotate(images_BCHW, config.rotation, generator)
+    return images_BCHW
+
+
+def normalise(images_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """float32 images: pixels in 0..1, less ``mean``, divided by ``std``, a value a channel."""
+    mean_C, std_C = torch.tensor(mean), torch.tensor(std)
+    scale_C, shift_C = 1 / (255 * std_C), -mean_C / std_C
+    scaled = images_BCHW.to(torch.float32).mul_(sent(scale_C, images_BCHW.device).view(-1, 1, 1))
+    return scaled.add_(sent(shift_C, images_BCHW.device).view(-1, 1, 1)).contiguous()
+
+
+def _crop(images_BCHW: Tensor, padding: int, generator: torch.Generator) -> Tensor:
+    """A window of the original size somewhere in the zero-padded image: one gather for the whole batch."""
+    batch, _, height, width = images_BCHW.shape
+    corners = torch.stack([torch.arange(batch), *torch.randint(0, 2 * padding + 1, (2, batch), generator=generator)])
+    number_B, top_B, left_B = sent(corners, images_BCHW.device)
+    windows = pad(images_BCHW, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # [B, C, top, left, H, W]
+    return windows[number_B, :, top_B, left_B]
+
+
+def _flip(images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+    """Every second image, on average, mirrored left and right."""
+    mirrored_B = torch.rand(len(images_BCHW), generator=generator) < 0.5
+    return torch.where(sent(mirrored_B, images_BCHW.device).view(-1, 1, 1, 1), images_BCHW.flip(3), images_BCHW)
+
+
+def _rotate(images_BCHW: Tensor, degrees: float, generator: torch.Generator) -> Tensor:
+    """Each image turned by its own angle, bilinear, zeros from outside.
+
+    The grid's coordinates go from -1 to 1 along both sides, so the sines carry the ratio of the sides.
+    """
+    height, width = images_BCHW.shape[2:]
+    angle_B = (2 * torch.rand(len(images_BCHW), generator=generator) - 1) * degrees * pi / 180
+    cos_B, sin_B, zero_B = angle_B.cos(), angle_B.sin(), torch.zeros_like(angle_B)
+    rows = [
+        torch.stack([cos_B, -sin_B * height / width, zero_B], 1),
+        torch.stack([sin_B * width / height, cos_B, zero_B], 1),
+    ]
+    turns = sent(torch.stack(rows, 1), images_BCHW.device)
+    grid = affine_grid(turns, list(images_BCHW.shape), align_corners=False)
+    turned = grid_sample(images_BCHW.to(torch.float32), grid, align_corners=False)
+    return turned.round_().clamp_(0, 255).to(torch.uint8)
+
+
+class Ahead:
+    """Images that a thread draws and augments while the block before which they wait computes on those before them."""
+
+    def __init__(self, images: Receiver[Alpha], cpu_threads: int, depth: int = 2) -> None:
+        self._images, self._ready = images, Channel[Alpha](depth)
+        threading.Thread(target=self._draw, args=(cpu_threads,), name="images", daemon=True).start()
+
+    def recv(self) -> Alpha:
+        return self._ready.get()
+
+    def _draw(self, cpu_threads: int) -> None:
+        torch.set_num_threads(cpu_threads)  # OpenMP counts threads per thread
+        try:
+            while True:
+                self._ready.put(self._images.recv())
+        except BaseException as error:  # StopIteration too: nobody asks for more than there is
+            self._ready.close(error)

@@ -1,0 +1,212 @@
+"""Data sets in a NumPy archive with the arrays train_x, train_y, test_x and test_y.
+
+The file is not trusted: a zip file of a few kilobytes can unfold to gigabytes, so the size of every array is checked
+before it is read, and nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+import zipfile
+from dataclasses import dataclass
+from io import BytesIO, FileIO
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+from bllpipe.data.arrays import array_form, check_finite, check_label_form, label_array
+from bllpipe.data.catalog import DataSpec, check_labels
+from bllpipe.errors import DataError
+
+NAMES = ("train_x", "train_y", "test_x", "test_y")
+MAGIC = b"\x93NUMPY"  # of a single array
+HEADER_BYTES = 1 << 14  # NumPy's own have some hundreds
+DIRECTORY_BYTES = 1 << 20  # the list of contents of an archive has some hundreds too
+HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others unfold without a limit
+MEMORY = Path("/proc/meminfo")
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An archive whose labels and sizes are right; its images are read when they are asked for."""
+
+    path: str
+    members: Members
+    train_N: Any
+    test_N: Any
+    spec: DataSpec
+
+    def images(self, name: str) -> Any:
+        """uint8 [N, H, W] or [N, H, W, C]; floats must be in 0..1 and are scaled."""
+        array = self.members.array(name)
+        return _from_floats(array, f"{self.path}: {name}") if array.dtype.kind == "f" else array
+
+    def check_floats(self) -> None:
+        """Raises DataError for NaN, Inf and floats beyond 0..1; integers are what they have to be by their type."""
+        for name in ("train_x", "test_x"):
+            if self.members.member(name).dtype.kind == "f":
+                self.images(name)
+
+
+def open_archive(path: str) -> Archive:
+    """Checks labels, shapes, types, and that memory can hold it all; DataError says which array is wrong and how."""
+    members = _open(path)
+    _check_memory(members)
+    train, test = (_image_shape(members, name) for name in ("train_x", "test_x"))
+    train_N, test_N = _labels(members, "train_y"), _labels(members, "test_y")
+    classes = check_labels(train_N, test_N, path)
+    for split, shape, labels_N in (("train", train, train_N), ("test", test, test_N)):
+        if shape[0] != len(labels_N):
+            raise DataError(f"{path}: {split}_x has {shape[0]} images, but {split}_y {len(labels_N)} labels")
+    if train[1:] != test[1:]:
+        raise DataError(
+            f"{path}: training images are {list(train[1:])}, test images {list(test[1:])} "
+            f"(channels, height, width); needed is one shape"
+        )
+    return Archive(path, members, train_N, test_N, DataSpec(train[0], test[0], train[1:], classes))
+
+
+def _open(path: str) -> Members:
+    if not Path(path).is_file():
+        kind = "is a folder" if Path(path).is_dir() else "is a pipe or a device"
+        found = kind if Path(path).exists() else "does not exist"
+        raise DataError(f"{path} {found}; needed is a NumPy archive with {', '.join(NAMES)}")
+    if _starts_as_array(path):
+        raise DataError(f"{path} holds a single array; needed is an archive with {', '.join(NAMES)}")
+    members = Members(path)
+    missing = [name for name in NAMES if name not in members.names]
+    if missing:
+        found = ", ".join(members.names[:9]) or "nothing"
+        raise DataError(f"{path} lacks {', '.join(missing)}; it has {found:.300}")
+    return members
+
+
+def _starts_as_array(path: str) -> bool:
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; needed is a NumPy archive") from error
+
+
+def _check_memory(members: Members) -> None:
+    """Raises DataError when the arrays would not fit into what is free now."""
+    needed, free = sum(members.member(name).bytes for name in NAMES), free_bytes()
+    if free is not None and needed > free:
+        raise DataError(
+            f"{members.path} unfolds to {needed:,} bytes, but only {free:,} of memory are free; needed is an archive "
+            f"that fits, or data.name=imagefolder, which reads a batch at a time"
+        )
+
+
+def _labels(members: Members, name: str) -> Any:
+    """int64 [N]."""
+    found, what = members.member(name), f"{members.path}: {name}"
+    check_label_form(found.dtype.kind, found.shape, array_form(found), what)
+    return label_array(members.array(name), what)
+
+
+def _image_shape(members: Members, name: str) -> tuple[int, int, int, int]:
+    """(N, C, H, W)."""
+    found = members.member(name)
+    shape, dtype = found.shape, found.dtype
+    if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3, 4)) or 0 in shape[1:]:
+        raise DataError(
+            f"{members.path}: {name} is {list(shape)}; needed is [N, H, W] or [N, H, W, C] with 1, 3 or 4 channels"
+        )
+    if dtype != np.uint8 and dtype.kind != "f":
+        raise DataError(f"{members.path}: {name} is {dtype}; needed is uint8, or floats from 0 to 1")
+    count, height, width, channels = (*shape, 1)[:4]
+    return count, channels, height, width
+
+
+def _from_floats(array: Any, what: str) -> Any:
+    """Floats in 0..1 as uint8."""
+    check_finite(array, what)
+    if array.size and (array.min() < 0 or array.max() > 1):
+        raise DataError(f"{what} has floats from {array.min():g} to {array.max():g}; needed are 0 to 1, or uint8")
+    return np.rint(array * 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Member:
+    """Shape and type of one array, as its header and the archive agree on them."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Any
+
+    @property
+    def bytes(self) -> int:
+        return prod(self.shape) * int(self.dtype.itemsize)
+
+
+class Members:
+    """The arrays in the archive at ``path``; DataError says what is wrong with it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        file: _Sparing | None = None
+        try:
+            file = _Sparing(path)
+            self._zip = zipfile.ZipFile(file)
+        except Exception as error:  # a hostile file can provoke nearly any of them
+            if file is not None:
+                file.close()
+            raise DataError(f"{path} is no NumPy archive: {error!s:.200}; write one with numpy.savez") from error
+        weakref.finalize(self, file.close)  # ZipFile closes only what it has opened itself
+        self.names = [name.removesuffix(".npy") for name in self._zip.namelist() if name.endswith(".npy")]
+
+    def member(self, name: str) -> Member:
+        """Reads the header alone. Raises DataError when it does not fit what is stored, or holds Python objects."""
+        try:
+            info = self._zip.getinfo(f"{name}.npy")
+            if info.compress_type not in PACKED:
+                raise ValueError(f"it is packed in a way that NumPy does not use ({info.compress_type})")
+            with self._zip.open(info) as stream:
+                start = BytesIO(stream.read(HEADER_BYTES))
+            shape, _, dtype = HEADERS[npy.read_magic(start)](start)
+        except Exception as error:
+            raise DataError(f"{self.path}: {name} cannot be read: {error!s:.200}") from error
+        found = Member(name, shape, dtype)
+        if dtype.hasobject:
+            raise DataError(f"{self.path}: {name} holds Python objects, which are never loaded; save plain numbers")
+        if min(shape, default=0) < 0 or start.tell() + found.bytes != info.file_size:
+            raise DataError(
+                f"{self.path}: {name} is damaged: its header tells of {list(shape)} {dtype} ({found.bytes:,} bytes), "
+                f"but {info.file_size - start.tell():,} bytes are stored"
+            )
+        return found
+
+    def array(self, name: str) -> Any:
+        """The whole array, if it has the size that ``member`` says."""
+        self.member(name)
+        try:
+            with self._zip.open(f"{name}.npy") as stream:
+                return npy.read_array(stream, allow_pickle=False)
+        except Exception as error:
+            raise DataError(f"{self.path}: {name} cannot be read: {error!s:.200}") from error
+
+
+class _Sparing(FileIO):
+    """A file of which nobody takes much at once: not even who believes that its list of contents is that long."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(os.fstat(self.fileno()).st_size - self.tell(), 0)
+        wanted = left if size is None or size < 0 else min(size, left)
+        if wanted > DIRECTORY_BYTES:
+            raise ValueError(f"{wanted:,} bytes at once are too many")
+        return super().read(wanted)
+
+
+def free_bytes() -> int | None:
+    """Memory that can still be had; None where the system does not tell."""
+    if not MEMORY.exists():
+        return None
+    lines = dict(line.split(":", 1) for line in MEMORY.read_text().splitlines() if ":" in line)
+    return int(lines["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in lines else None

@@ -1,0 +1,174 @@
+"""Data sets by name: scikit-learn's digits, CIFAR and Fashion-MNIST through torchvision, NumPy archives, image folders
+and synthetic images. The first block gets images; the feedback rank loads labels alone.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from bllpipe.config.schema import DataConfig
+from bllpipe.data.base import Arrays, ImageSet, LabelSet, MemoryImages
+from bllpipe.data.catalog import DEFAULT_PATH, DOWNLOADS, SECONDS, DataSpec, check_given, missing
+from bllpipe.data.npz import Archive, open_archive
+from bllpipe.errors import DataError
+from bllpipe.utils.tensors import stream
+
+
+def digits() -> Arrays:
+    """1,797 handwritten digits of 8x8 pixels; a fixed fifth of every class is the test set, whatever the seed."""
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # scikit-learn has no types
+
+    raw = load_digits()
+    images_NCHW = torch.from_numpy(np.rint(raw.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
+    labels_N = torch.from_numpy(raw.target.astype(np.int64))
+    shuffled = torch.randperm(len(labels_N), generator=stream(0, "digits"))
+    is_test = torch.zeros(len(labels_N), dtype=torch.bool)
+    for label in range(10):
+        of_class = shuffled[labels_N[shuffled] == label]
+        is_test[of_class[: len(of_class) // 5]] = True
+    return Arrays(images_NCHW[~is_test], labels_N[~is_test], images_NCHW[is_test], labels_N[is_test], num_classes=10)
+
+
+def torchvision_set(name: str, path: str) -> Arrays:
+    """CIFAR-10, CIFAR-100 or Fashion-MNIST from the folder ``path``; downloads what is missing."""
+    train, test = (_open(name, path, is_train) for is_train in (True, False))
+    (train_NCHW, train_N), (test_NCHW, test_N) = _tensors(train), _tensors(test)
+    return Arrays(train_NCHW, train_N, test_NCHW, test_N, num_classes=len(train.classes))
+
+
+def _open(name: str, path: str, is_train: bool) -> Any:
+    """torchvision's data set. Missing files are downloaded if there is a network; torchvision checks their digests."""
+    from torchvision import datasets
+
+    kind = getattr(datasets, DOWNLOADS[name].kind)
+    with suppress(RuntimeError):  # not there, or damaged
+        return kind(path, train=is_train, download=False)
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SECONDS)  # torchvision sets none
+    try:
+        return kind(path, train=is_train, download=True)
+    except (OSError, RuntimeError) as error:
+        raise missing(name, path, error) from error
+    finally:
+        socket.setdefaulttimeout(patience)
+
+
+def stored(name: str, path: str) -> DataSpec:
+    """The sizes of a set that lies in the folder ``path``, nothing of which is downloaded; DataError when a file is not
+    there or has another digest than the published one."""
+    from torchvision import datasets
+
+    try:
+        train, test = (
+            getattr(datasets, DOWNLOADS[name].kind)(path, train=which, download=False) for which in (True, False)
+        )
+    except (OSError, RuntimeError, ValueError, EOFError) as error:
+        raise DataError(
+            f"{name} in {path} is missing or damaged ({error}); delete it there, and use "
+            f"bllpipe data fetch {name} --path {path}"
+        ) from error
+    (train_NCHW, train_N), (_, test_N) = _tensors(train), _tensors(test)
+    channels, height, width = train_NCHW.shape[1:]
+    return DataSpec(len(train_N), len(test_N), (channels, height, width), len(train.classes))
+
+
+def _tensors(dataset: Any) -> tuple[Tensor, Tensor]:
+    """uint8 [N, C, H, W] and int64 [N]."""
+    images, labels = torch.as_tensor(dataset.data), torch.as_tensor(dataset.targets, dtype=torch.int64)
+    images_NCHW = images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2)
+    return images_NCHW.contiguous(), labels
+
+
+def fetch(name: str, path: str) -> None:
+    """Downloads a torchvision set into ``path`` and checks it."""
+    for is_train in (True, False):
+        _open(name, path, is_train)
+
+
+def synthetic(data: DataConfig, seed: int) -> Arrays:
+    """``synthetic_images`` RGB images and a quarter as many for the test, a pure function of ``seed``."""
+    coarse = torch.rand(data.synthetic_classes, 3, 4, 4, generator=stream(seed, "templates"))
+    templates_KCHW = interpolate(coarse, size=(data.image_size, data.image_size), mode="nearest")
+    train = _split(templates_KCHW, data.synthetic_images, stream(seed, "synthetic", "train"))
+    test = _split(templates_KCHW, max(data.synthetic_images // 4, 1), stream(seed, "synthetic", "test"))
+    return Arrays(*train, *test, num_classes=data.synthetic_classes)
+
+
+def _split(templates_KCHW: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    label_N = torch.randint(0, len(templates_KCHW), (count,), generator=generator)
+    noise = torch.randn(count, *templates_KCHW.shape[1:], generator=generator)
+    pixels = (templates_KCHW[label_N] + 0.3 * noise).clamp_(0, 1).mul_(255).round_()
+    return pixels.to(torch.uint8), label_N
+
+
+def read_arrays(path: str) -> Arrays:
+    """Images and labels of both splits."""
+    archive = open_archive(path)
+    labels = _labels(archive)
+    train_NCHW, test_NCHW = _images(archive, "train_x"), _images(archive, "test_x")
+    return Arrays(train_NCHW, labels.train_N, test_NCHW, labels.test_N, labels.num_classes)
+
+
+def read_labels(path: str) -> LabelSet:
+    """The labels alone; the images stay on disk."""
+    return _labels(open_archive(path))
+
+
+def _labels(archive: Archive) -> LabelSet:
+    return LabelSet(torch.from_numpy(archive.train_N), torch.from_numpy(archive.test_N), archive.spec.num_classes)
+
+
+def _images(archive: Archive, name: str) -> Tensor:
+    """uint8 [N, C, H, W]."""
+    images = torch.from_numpy(np.ascontiguousarray(archive.images(name)))
+    return (images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2)).contiguous()
+
+
+def load_images(data: DataConfig, seed: int) -> ImageSet:
+    """The images of ``data.name``; DataError when they are missing or not what they have to be."""
+    if data.given is not None:
+        images: ImageSet = data.given.images(data)
+        return images
+    if data.name == "imagefolder":
+        from bllpipe.data.image_folder import FolderImages
+
+        return FolderImages(data)
+    return MemoryImages(load_arrays(data, seed), data)
+
+
+def load_labels(data: DataConfig, seed: int) -> LabelSet:
+    """The labels of ``data.name``, without keeping any image."""
+    if data.given is not None:
+        labels: LabelSet = data.given.labels()
+        return labels
+    if data.name == "imagefolder":
+        from bllpipe.data.image_folder import folder_labels
+
+        return folder_labels(data)
+    if data.name == "npz":
+        return read_labels(str(data.path))
+    arrays = load_arrays(data, seed)
+    return LabelSet(arrays.train_N, arrays.test_N, arrays.num_classes)
+
+
+def load_arrays(data: DataConfig, seed: int) -> Arrays:
+    """A set that fits into memory."""
+    check_given(data)
+    return _loader(data.name)(data, seed)
+
+
+def _loader(name: str) -> Callable[[DataConfig, int], Arrays]:
+    loaders: dict[str, Callable[[DataConfig, int], Arrays]] = {
+        "digits": lambda data, seed: digits(),
+        "synthetic": synthetic,
+        "npz": lambda data, seed: read_arrays(str(data.path)),
+    }
+    return loaders.get(name, lambda data, seed: torchvision_set(name, data.path or DEFAULT_PATH))

@@ -1,0 +1,1 @@
+"""Process groups, streams, and the links that carry messages; nothing here knows a layer."""

@@ -1,0 +1,238 @@
+"""What travels on an edge: messages, each a header, a payload and a closing in one.
+
+    header   256 bytes: magic, edge, round, and dtype and shape of every tensor
+    payload  the tensors, each at a multiple of 64 bytes
+    closing  the first 64 bytes of the header again: a message that was cut short does not end so
+
+Both ends know the itinerary, so the receiver knows the next header to the byte, and where the closing must stand;
+anything else is an error. Some tensors travel in the messages of one phase alone. A message that is longer than its
+receive would kill the receiver. So before the first one travels the two ends compare over the store what the largest
+one is; receives are as long as that, whatever is expected; and senders check the shapes of what they send.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+
+import torch
+from torch import Tensor
+
+from bllpipe.errors import WireError
+from bllpipe.messages import Alpha, Message, Phase, Round, Stats, Target
+from bllpipe.topology import Edge
+
+VERSION = 3  # of this format
+NAME = b"BLLPIPE"
+MAGIC = NAME + bytes([VERSION])
+HEADER_BYTES = 256
+CLOSING_BYTES = 64  # magic, edge and round
+ALIGNMENT = 64
+KINDS = ("alpha", "target", "stats")
+LIMIT = "at most"  # in place of a phase: no message, but the largest one
+PHASES = ("train", "evaluate", LIMIT)
+DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.float16)
+MAX_DIMS = 5
+_NUMBERS = struct.Struct("<29q")
+Place = tuple[str, int, int, int]  # phase, step, batch and size of a round
+
+
+@dataclass(frozen=True)
+class Field:
+    """One tensor of a message; ``batched`` ones have the number of images in front of ``shape``. Only messages of the
+    phase ``only`` have it, if there is one; such fields come last."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    batched: bool = True
+    only: Phase | None = None
+
+    def full_shape(self, size: int) -> tuple[int, ...]:
+        return (size, *self.shape) if self.batched else self.shape
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The messages of one edge: who talks to whom, in what shapes, for at most ``max_batch`` images; up to ``ring``
+    of them wait at the receiver, who gets floats as ``received``."""
+
+    edge: Edge
+    roles: tuple[str, str]
+    fields: tuple[Field, ...]
+    max_batch: int
+    ring: int
+    received: torch.dtype = torch.float32
+
+    def __str__(self) -> str:
+        return f"edge {self.edge} ({self.roles[0]} to {self.roles[1]})"
+
+    def fields_in(self, phase: str) -> list[Field]:
+        """The tensors in a message of ``phase``; for LIMIT those in the largest message."""
+        return [field for field in self.fields if field.only is None or phase in (field.only, LIMIT)]
+
+    def shapes(self, size: int, phase: str) -> list[tuple[torch.dtype, tuple[int, ...]]]:
+        """dtype and shape of every tensor in a message of ``phase`` about ``size`` images."""
+        return [(field.dtype, field.full_shape(size)) for field in self.fields_in(phase)]
+
+    def largest(self) -> bytes:
+        """The header of the largest message, of no round: what both ends of the edge must agree on."""
+        return _header(self.edge, (LIMIT, 0, 0, self.max_batch), self.shapes(self.max_batch, LIMIT))
+
+    def expected_header(self, entry: Round) -> bytes:
+        """The header that the message of this round must have."""
+        return _header(self.edge, _place(entry), self.shapes(entry.size, entry.phase))
+
+    def header(self, entry: Round, tensors: list[Tensor]) -> bytes:
+        """The header that describes ``tensors`` as they are."""
+        return _header(self.edge, _place(entry), [(tensor.dtype, tuple(tensor.shape)) for tensor in tensors])
+
+    def check(self, header: bytes, closing: bytes, entry: Round) -> None:
+        """Raises WireError, naming both sides and the edge, unless these are of the message of this round, whole."""
+        expected = self.expected_header(entry)
+        self.compare(header, expected)
+        if closing != expected[:CLOSING_BYTES]:
+            raise WireError(
+                f"{self}: {self.roles[1]} got a message for {entry} that is not whole: {self.roles[0]} has sent less "
+                f"than its {self.message_bytes(entry.size, entry.phase)} bytes"
+            )
+
+    def compare(self, sent: bytes, expected: bytes) -> None:
+        """Raises WireError, naming both sides and the edge, unless the two headers are the same."""
+        if sent != expected:
+            raise WireError(
+                f"{self}: {self.roles[1]} expected {_describe(expected)}, but {self.roles[0]} sends {_describe(sent)}"
+            )
+
+    def check_shapes(self, message: Message) -> None:
+        """Raises WireError, naming both sides and the edge, unless the message has the shapes of the layout."""
+        entry = message.round
+        for part, (_, shape) in zip(parts_of(message), self.shapes(entry.size, entry.phase), strict=True):
+            if tuple(part.shape) != shape:
+                raise WireError(
+                    f"{self}: at {entry} {self.roles[0]} has {list(part.shape)} to send, but {self.roles[1]} expects "
+                    f"{list(shape)}; a block must give the same shape in every step"
+                )
+
+    def payload_bytes(self, size: int, phase: str) -> int:
+        return sum(_aligned(_num_bytes(dtype, shape)) for dtype, shape in self.shapes(size, phase))
+
+    def message_bytes(self, size: int, phase: str) -> int:
+        """Header, payload and closing."""
+        return HEADER_BYTES + self.payload_bytes(size, phase) + CLOSING_BYTES
+
+    def views(self, payload: Tensor, size: int, phase: str) -> list[Tensor]:
+        """The tensors of a message of ``phase`` about ``size`` images as views into its uint8 ``payload``."""
+        views, offset = [], 0
+        for dtype, shape in self.shapes(size, phase):
+            length = _num_bytes(dtype, shape)
+            views.append(payload[offset : offset + length].view(dtype).view(shape))
+            offset += _aligned(length)
+        return views
+
+
+def alpha_fields(shape: tuple[int, ...], dtype: torch.dtype, voted_classes: int = 0) -> tuple[Field, ...]:
+    """Activations of ``shape`` (without the batch) in the wire's ``dtype``; in tests, if there are ``voted_classes``,
+    the sums of their probabilities too, which are float32 whatever the activations are."""
+    alpha = Field(dtype, shape)
+    return (alpha, Field(torch.float32, (voted_classes,), only="evaluate")) if voted_classes else (alpha,)
+
+
+def target_fields(channels: int) -> tuple[Field, ...]:
+    """label, beta, known."""
+    return Field(torch.int64, ()), Field(torch.float32, (channels,)), Field(torch.float32, ())
+
+
+def stats_fields(num_classes: int, channels: int) -> tuple[Field, ...]:
+    """sums, counts: the same size for any batch."""
+    sums = Field(torch.float32, (num_classes, channels), batched=False)
+    return sums, Field(torch.float32, (num_classes,), batched=False)
+
+
+def parts_of(message: Message) -> list[Tensor]:
+    """The message's tensors in the order of its layout."""
+    match message:
+        case Alpha(_, alpha_BCHW, votes_BK):
+            return [alpha_BCHW] if votes_BK is None else [alpha_BCHW, votes_BK]
+        case Target():
+            return [message.label_B, message.beta_BC, message.known_B]
+        case Stats():
+            return [message.sums_KC, message.counts_K]
+
+
+def put(part: Tensor, room: Tensor) -> None:
+    """Queues the copy of a message's tensor into ``room``, in its format. Between a GPU and pinned memory only what has
+    the same format on both sides is copied without the host, so the GPU converts first."""
+    leaves_gpu = part.is_cuda and not room.is_cuda
+    room.copy_(part.detach().to(room.dtype) if leaves_gpu else part.detach(), non_blocking=True)
+
+
+def tensors_of(message: Message, layout: Layout, device: torch.device) -> list[Tensor]:
+    """The message's tensors as they go on the wire: detached, contiguous, in the layout's dtypes, on ``device``."""
+    pairs = zip(parts_of(message), layout.fields_in(message.round.phase), strict=True)
+    return [part.detach().to(device, field.dtype).contiguous() for part, field in pairs]
+
+
+def message_of(entry: Round, tensors: list[Tensor], layout: Layout, device: torch.device) -> Message:
+    """The message as its receiver sees it: on ``device``, floats in the format that the layout says."""
+    there = [part.to(device, non_blocking=True) for part in tensors]
+    parts = [part.to(layout.received if part.is_floating_point() else part.dtype) for part in there]
+    match layout.edge.kind:
+        case "alpha":
+            return Alpha(entry, *parts)
+        case "target":
+            return Target(entry, beta_BC=parts[1], known_B=parts[2], label_B=parts[0])
+        case "stats":
+            return Stats(entry, *parts)
+
+
+def _place(entry: Round) -> Place:
+    return entry.phase, entry.step, entry.batch, entry.size
+
+
+def _header(edge: Edge, place: Place, shapes: Sequence[tuple[torch.dtype, tuple[int, ...]]]) -> bytes:
+    phase, *rest = place
+    numbers = (KINDS.index(edge.kind), edge.src, edge.dst, PHASES.index(phase), *rest, len(shapes))
+    return (MAGIC + _NUMBERS.pack(*numbers, *_shape_numbers(tuple(shapes)))).ljust(HEADER_BYTES, b"\0")
+
+
+@lru_cache(maxsize=256)  # the same few shapes in every step
+def _shape_numbers(shapes: tuple[tuple[torch.dtype, tuple[int, ...]], ...]) -> tuple[int, ...]:
+    """Three tensors' dtype, number of dimensions and dimensions, zeros where there are fewer."""
+    numbers = [0] * 21
+    for position, (dtype, shape) in enumerate(shapes):
+        numbers[7 * position : 7 * position + 2 + len(shape)] = [DTYPES.index(dtype), len(shape), *shape]
+    return tuple(numbers)
+
+
+def _describe(header: bytes) -> str:
+    """A header in words, as far as it is one of ours."""
+    header = header[:HEADER_BYTES].ljust(HEADER_BYTES, b"\0")
+    if header[: len(NAME)] != NAME:
+        return f"bytes that are no bllpipe header ({header[:12].hex(' ')} ...)"
+    if header[: len(MAGIC)] != MAGIC:
+        return f"a header of version {header[len(NAME)]}, which is not {VERSION}"
+    kind, src, dst, phase, step, batch, size, count, *rest = _NUMBERS.unpack_from(header, len(MAGIC))
+    tensors = [_describe_tensor(rest[i * 7 : i * 7 + 7]) for i in range(min(max(count, 0), 3))]
+    when = f"{_name(PHASES, phase)} step {step} batch {batch} of" if phase != PHASES.index(LIMIT) else LIMIT
+    return f"{_name(KINDS, kind)} {src}->{dst}, {when} {size} images, {' '.join(tensors)}"
+
+
+def _describe_tensor(numbers: list[int]) -> str:
+    dtype, dims, *shape = numbers
+    name = str(DTYPES[dtype]).removeprefix("torch.") if 0 <= dtype < len(DTYPES) else f"dtype {dtype}"
+    return f"{name}{shape[: max(0, min(dims, MAX_DIMS))]}"
+
+
+def _name(names: tuple[str, ...], index: int) -> str:
+    return names[index] if 0 <= index < len(names) else f"number {index}"
+
+
+def _num_bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    return prod(shape) * dtype.itemsize
+
+
+def _aligned(length: int) -> int:
+    return -(-length // ALIGNMENT) * ALIGNMENT

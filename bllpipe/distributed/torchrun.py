@@ -1,0 +1,170 @@
+"""What torchrun or our own launcher tells a process: rank, world size and addresses, and the elastic agent behind it.
+
+The one place that reads these environment variables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from bllpipe.errors import POINTLESS, ConfigError
+from bllpipe.utils.process import end_with_parent
+
+LAUNCHER = "BLLPIPE_LAUNCHER"  # what our own launcher adds
+SETTINGS = {
+    "CUDA_VISIBLE_DEVICES",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "SLURM_NNODES",
+    "SLURM_NTASKS",
+    "SLURM_CPUS_PER_TASK",
+    "SLURM_GPUS_ON_NODE",
+}
+PROBE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class RankEnvironment:
+    """One process of a job. ``restarts_left`` is how often torchrun would start it again, ``node`` the number of its
+    machine. ``has_agent`` says that torchrun or our launcher is its parent; ``launcher`` is the process id of our
+    launcher, and None under torchrun."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    master_addr: str
+    master_port: int
+    agent_hosts_store: bool
+    restarts_left: int = 0
+    node: int = 0
+    has_agent: bool = False
+    launcher: int | None = None
+
+    @property
+    def on_one_machine(self) -> bool:
+        return self.local_world_size == self.world_size
+
+    @classmethod
+    def read(cls, variables: Mapping[str, str] = os.environ) -> RankEnvironment | None:
+        """None outside torchrun; ConfigError when only a part of its variables is there."""
+        if "RANK" not in variables or "WORLD_SIZE" not in variables:
+            return None
+        try:
+            return cls._parse(variables)
+        except (KeyError, ValueError) as error:
+            raise ConfigError(
+                f"RANK and WORLD_SIZE are set, but {error} is missing or no number; start with torchrun, "
+                f"or unset RANK and WORLD_SIZE"
+            ) from error
+
+    @classmethod
+    def _parse(cls, variables: Mapping[str, str]) -> RankEnvironment:
+        restarts = int(variables.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        return cls(
+            rank=int(variables["RANK"]),
+            world_size=int(variables["WORLD_SIZE"]),
+            local_rank=int(variables["LOCAL_RANK"]),
+            local_world_size=int(variables["LOCAL_WORLD_SIZE"]),
+            master_addr=variables["MASTER_ADDR"],
+            master_port=int(variables["MASTER_PORT"]),
+            agent_hosts_store=variables.get("TORCHELASTIC_USE_AGENT_STORE", "False") == "True",
+            restarts_left=int(variables.get("TORCHELASTIC_MAX_RESTARTS", "0")) - restarts,
+            node=int(variables.get("GROUP_RANK", "0")),
+            has_agent="TORCHELASTIC_RUN_ID" in variables,
+            launcher=int(variables[LAUNCHER]) if LAUNCHER in variables else None,
+        )
+
+
+def fault_text(variables: Mapping[str, str] = os.environ) -> str:
+    """The faults on purpose that are asked for, mostly none; ConfigError when nobody has allowed them."""
+    text = variables.get("BLLPIPE_FAULT", "")
+    if text and variables.get("BLLPIPE_ALLOW_FAULTS") != "1":
+        raise ConfigError(
+            f"BLLPIPE_FAULT is {text!r}, but faults are not allowed; unset it, or set BLLPIPE_ALLOW_FAULTS=1"
+        )
+    return text
+
+
+def settings(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables that change how a run computes and communicates; none that names a user or a machine."""
+    families = ("NCCL_", "GLOO_", "OMP_", "MKL_", "TORCH_NCCL_")
+    chosen = {name for name in variables if name.startswith(families)} | (SETTINGS & variables.keys())
+    return {name: variables[name] for name in sorted(chosen)}
+
+
+def speaks_for_all(variables: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is the one that prints what all ranks found alike."""
+    return variables.get("RANK", "0") == "0"
+
+
+@contextmanager
+def launching(cpu_threads: int) -> Iterator[None]:
+    """What processes that our launcher starts meanwhile find in their environment, beside what the elastic agent says.
+
+    The agent itself finds that it has no signals to handle: they are the launcher's.
+    """
+    own = {
+        LAUNCHER: str(os.getpid()),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cpu_threads)),
+        "TORCHELASTIC_SIGNALS_TO_HANDLE": "",
+    }
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def allow_deterministic_products(variables: MutableMapping[str, str] = os.environ) -> None:
+    """Gives cuBLAS workspaces of a fixed size, without which its products may differ from run to run; to be called
+    before the first one. Who has set it otherwise keeps that."""
+    variables.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def follow_agent(environment: RankEnvironment) -> None:
+    """From now on this rank ends with its agent, even if that is killed; at once if it is gone already.
+
+    Between a rank's birth and this call its agent may die, and who has adopted the rank since is no proof: in a
+    container torchrun itself is what adopts orphans elsewhere. But nobody answers where the agent's store was.
+    """
+    if not environment.has_agent:
+        return
+    end_with_parent(environment.launcher)
+    if environment.on_one_machine and environment.agent_hosts_store and _refused(environment):
+        os._exit(1)
+
+
+def _refused(environment: RankEnvironment) -> bool:
+    try:
+        socket.create_connection((environment.master_addr, environment.master_port), PROBE_SECONDS).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:  # what it means, opening the store will tell
+        return False
+    return False
+
+
+def end_torchrun(environment: RankEnvironment, exit_code: int) -> None:
+    """Ends the torchrun that started this rank, if it would start it again and that would be pointless.
+
+    It starts ranks again whatever their exit codes say, and a signal is the one thing that it listens to: at SIGTERM it
+    ends, with the ranks that are left and with an exit code that is not 0. One rank of a machine may do so, as a second
+    signal would interrupt torchrun while it ends the others. A rank that a script of the user's started leaves it.
+    """
+    started_by_torchrun = environment.has_agent and os.getsid(0) == os.getpid()  # torchrun gives each rank a session
+    if exit_code in POINTLESS and environment.restarts_left > 0 and started_by_torchrun:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(os.getppid(), signal.SIGTERM)

@@ -1,0 +1,306 @@
+"""Building a rank: its segments and loops with their ports, its metrics, its checkpoints, and its state when it
+resumes.
+
+Tensors are found by the names of the whole network's units, whichever rank wrote them, so another cut or another engine
+finds what it needs. A new end of a block has a head, a feedback loop and optimizer state that no checkpoint holds yet;
+what starts fresh, and what is left over, is named.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from bllpipe.checkpoint import CheckpointWriter
+from bllpipe.config import to_mapping
+from bllpipe.config.schema import PIPELINES
+from bllpipe.data.base import ImageSet, LabelSet
+from bllpipe.data.loader import LabelSource, label_batches
+from bllpipe.distributed.torchrun import speaks_for_all
+from bllpipe.engines.job import Job, input_shape, shape_of
+from bllpipe.engines.ports import ActorPorts, Dress, Nowhere, Wires, image_port, rounds_of, undressed
+from bllpipe.errors import CheckpointError, ConfigError
+from bllpipe.learn.block import Block, alpha_shape, make_block
+from bllpipe.learn.cuda_graphs import speed_up
+from bllpipe.learn.distributions import FAMILIES, num_channels
+from bllpipe.learn.feedback import make_feedback
+from bllpipe.learn.feedback_alignment import propagate
+from bllpipe.learn.memory_format import place, without_cudnn
+from bllpipe.messages import Alpha, Receiver
+from bllpipe.models.checks import batch_norms_seen, check_batches, check_has_values, drawing
+from bllpipe.models.partition import cut
+from bllpipe.models.registry import last_width, network_units
+from bllpipe.models.units import Segment, Unit
+from bllpipe.tools.fault_injection import arm
+from bllpipe.tools.monitoring.exporter import monitored
+from bllpipe.topology import Edge
+from bllpipe.training.instrument import guard, trace
+from bllpipe.training.loops import BlockLoop, LaneLoop, Loop
+from bllpipe.training.metrics_logger import Recorder
+from bllpipe.training.timing import Metered, Stopwatch
+from bllpipe.training.tracing import Clock, SpanFile, align_clock, machine_id
+from bllpipe.training.worker import Actor, RankPart
+from bllpipe.utils.console import warn
+from bllpipe.utils.tensors import dtype_and_shape, is_of_network
+
+STEADY_AFTER = 0.1  # fraction of the steps that rates leave out
+MOST_NAMED = 6
+ANOTHER_NETWORK = "it is of another network; give the keys of model and data their old values, or start a new run"
+
+
+class Assembly:
+    """Builds the parts of a job over the given wires. ``dress`` may wrap every port, to delay messages for example;
+    ``ahead`` gives the images a thread of their own; ``beside_nccl`` says that messages wait on the blocks' GPUs."""
+
+    def __init__(
+        self, job: Job, wires: Wires, dress: Dress = undressed, ahead: bool = False, beside_nccl: bool = False
+    ) -> None:
+        self.job, self.wires, self.dress, self.ahead, self.beside_nccl = job, wires, dress, ahead, beside_nccl
+
+    def block_part(self, rank: int, segment: Segment, device: torch.device, images: ImageSet | None) -> RankPart:
+        """The rank of one block; the first one has the images."""
+        job, ports = self.job, self._ports()
+        loop = BlockLoop(
+            self._block(rank, segment),
+            inputs=image_port(job, images, device, ahead=self.ahead) if images else self._alphas_before(rank, ports),
+            targets=self._receiver(ports, job.topology.target_edge(rank)),
+            alphas=ports.sender(job.topology.alpha_edge(rank)),
+            stats=ports.sender(job.topology.stats_edge(rank)),
+        )
+        return make_part(self.job, rank, [self._actor(rank, f"block {rank}", loop, ports, device)])
+
+    def whole_part(self, segment: Segment, device: torch.device, images: ImageSet, labels: LabelSet) -> RankPart:
+        """The only rank of a network that learns end to end: it has images and labels, and nobody to tell."""
+        rounds, nowhere = self.job.messages("train", "evaluate"), Nowhere()
+        loop = BlockLoop(
+            self._block(0, segment),
+            inputs=image_port(self.job, images, device, ahead=self.ahead),
+            targets=LabelSource(labels, rounds, self.job.config.seed, device),
+            alphas=nowhere,
+            stats=nowhere,
+        )
+        return make_part(self.job, 0, [self._actor(0, "block 0", loop, self._ports(), device)])
+
+    def feedback_part(self, labels: LabelSet, device: torch.device) -> RankPart:
+        """The feedback rank: a lane for every block."""
+        lanes = [self._lane(block, name, labels, device) for block, name in enumerate(unit_names(self.job))]
+        return make_part(self.job, self.job.topology.feedback_rank, lanes)
+
+    def _lane(self, block: int, name: str, labels: LabelSet, device: torch.device) -> Actor:
+        job, ports, config = self.job, self._ports(), self.job.config
+        channels, family = num_channels(shape_of(job, block)), FAMILIES[config.objective.family]
+        loop = LaneLoop(
+            name,
+            make_feedback(config.feedback, job.spec.num_classes, channels, config.seed, name, device, family),
+            labels=(label_B for _, label_B in label_batches(labels, job.rounds(), config.seed, device)),
+            targets=ports.sender(job.topology.target_edge(block)),
+            stats=self._receiver(ports, job.topology.stats_edge(block)),
+            lag=config.feedback.lag,
+        )
+        return self._actor(job.topology.feedback_rank, f"lane {block}", loop, ports, device)
+
+    def _block(self, rank: int, segment: Segment) -> Block:
+        job = self.job
+        shapes = input_shape(job, rank), shape_of(job, rank)
+        is_last = rank == job.topology.num_blocks - 1
+        sizes = job.spec.num_classes, job.plan.total_steps
+        block = make_block(segment, *shapes, job.config, *sizes, is_last, width_for_heads(job))
+        if rank == 0 and isinstance(block.objective, nn.Module):
+            warn_of_draws(dict(block.objective.named_children()), "the objective")
+        if self.beside_nccl and block.channels_last and not job.config.gpu.compile:  # a compiler has kernels of its own
+            for part in (block.segment, block.local):
+                without_cudnn(part)
+        return speed_up(block, job.config)
+
+    def _ports(self) -> ActorPorts:
+        return ActorPorts(self.job, self.wires, self.dress)
+
+    def _alphas_before(self, rank: int, ports: ActorPorts) -> Receiver[Alpha]:
+        edge = self.job.topology.alpha_edge(rank - 1)
+        assert edge is not None, "a block without images has one before it"
+        return self._receiver(ports, edge)
+
+    def _receiver(self, ports: ActorPorts, edge: Edge) -> Receiver[Any]:
+        return ports.receiver(edge, rounds_of(self.job, edge))
+
+    def _actor(self, rank: int, name: str, loop: Loop, ports: ActorPorts, device: torch.device) -> Actor:
+        return make_actor(self.job, rank, self.job.topology.role(rank), name, loop, ports.opened, device)
+
+
+def make_actor(
+    job: Job, rank: int, role: str, name: str, loop: Loop, ports: list[Metered], device: torch.device
+) -> Actor:
+    """``loop`` with stopwatch, recorder, a look at its losses and, if the job asks for them, spans."""
+    log_every = job.config.log.every_steps
+    stopwatch = Stopwatch(ports, int(job.start + STEADY_AFTER * (job.plan.last_step - job.start)))
+    place = {"rank": rank, "role": role, "actor": name}
+    recorder = Recorder(place, job.directory, job.store, stopwatch, log_every)
+    return with_spans(job, guard(Actor(loop, stopwatch, recorder), at_lines=device.type != "cpu"))
+
+
+def make_part(job: Job, rank: int, actors: list[Actor]) -> RankPart:
+    """A rank with its actors, which take up what the checkpoint has of them, and its share of every checkpoint."""
+    take_up(job, rank, actors)
+    settings, num_ranks = job.config.checkpoint, job.topology.world_size
+    writer = CheckpointWriter(
+        job.directory.checkpoints, job.store, num_ranks, job.attempt, settings.keep, settings.if_unwritable
+    )
+    facts = {"config": to_mapping(job.config)}
+    part = monitored(job, RankPart(rank, job.topology.role(rank), actors, writer, facts, span_file(job, rank, actors)))
+    return arm(part, job.faults) if job.faults else part
+
+
+def with_spans(job: Job, actor: Actor) -> Actor:
+    """The actor, traced if the job asks for it."""
+    settings = job.config.trace
+    window = range(settings.first_step, settings.first_step + settings.num_steps)
+    return trace(actor, window) if window else actor
+
+
+def span_file(job: Job, rank: int, actors: Sequence[Actor]) -> SpanFile | None:
+    """Where the spans of a rank go. Ranks in processes of their own agree on a clock: all of them come here."""
+    tracks, clock = [actor.track for actor in actors if actor.track is not None], Clock()
+    if not tracks:
+        return None
+    if dist.is_initialized():
+        clock = align_clock(job.store, rank, job.topology.world_size, machine_id())
+    header = {"rank": rank, "role": job.topology.role(rank), **clock.to_json()}
+    return SpanFile(job.directory, header, tracks)
+
+
+def take_up(job: Job, rank: int, actors: Sequence[Actor]) -> None:
+    """Gives the actors of a rank what the checkpoint has of them, and says what it has not."""
+    if job.checkpoint is None:
+        return
+    found, place = job.checkpoint.mapped(), job.checkpoint.path.name
+    taken, fresh = set[str](), set[str]()
+    for loop, recorder in ((actor.loop, actor.recorder) for actor in actors):
+        taken |= recorder.load(found)
+        check_whole(loop.weights(), found, place)
+        fits = fitting({**loop.weights(), **loop.state()}, found, place)
+        loop.load(fits, job.start)
+        own = loop.state().keys()  # now, with what waits for a lane
+        taken, fresh = taken | (own & fits.keys()), fresh | (own - fits.keys())
+    if fresh:
+        role = job.topology.role(rank)
+        warn(f"rank {rank} ({role}): starts fresh, as {place} holds nothing that fits: {in_groups(fresh)}")
+    job.store.set(f"taken/{rank}", json.dumps(sorted(taken)))
+
+
+def say_untaken(job: Job) -> None:
+    """Names what the checkpoint holds and no rank has taken. One rank does so, when all take up theirs."""
+    if job.checkpoint is None:
+        return
+    ranks = range(job.topology.world_size)
+    taken = {name for rank in ranks for name in json.loads(job.store.get(f"taken/{rank}"))}
+    left = [name for name in job.checkpoint.names() if name not in taken]
+    if left:
+        warn(f"nobody takes from {job.checkpoint.path.name}: {in_groups(left)}")
+
+
+def check_whole(weights: Iterable[str], found: Iterable[str], place: str) -> None:
+    """Raises CheckpointError unless all of ``weights`` that are the network's own are among ``found``."""
+    absent = sorted(filter(is_of_network, set(weights) - set(found)))
+    if absent:
+        raise CheckpointError(f"{place} holds nothing for {in_groups(absent)}, which this run needs: {ANOTHER_NETWORK}")
+
+
+def fitting(own: Mapping[str, Tensor], found: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
+    """``found`` without what has another shape or format than our own tensor of that name; for a part of the network
+    itself that is a CheckpointError."""
+    shared = own.keys() & found.keys()
+    misfits = {name for name in shared if dtype_and_shape(own[name]) != dtype_and_shape(found[name])}
+    for name in sorted(misfits):
+        if name.startswith("model."):
+            held, needed = dtype_and_shape(found[name]), dtype_and_shape(own[name])
+            raise CheckpointError(f"{place} holds {name} as {held}, but this run needs {needed}: {ANOTHER_NETWORK}")
+    return {name: value for name, value in found.items() if name not in misfits}
+
+
+def in_groups(names: Iterable[str]) -> str:
+    """``heads.layer1.1 (2), feedback.layer1.1 (2)``: names by the part of the network that they belong to."""
+    groups = Counter(_group(name) for name in sorted(names))
+    shown = [f"{group} ({number})" for group, number in list(groups.items())[:MOST_NAMED]]
+    left = len(groups) - len(shown)
+    return ", ".join(shown) + (f" and {left} more" if left else "")
+
+
+def _group(name: str) -> str:
+    """The first three words, four with ``optimizer`` in front: as far as the name of a unit goes."""
+    return ".".join(name.split(".")[: 4 if name.startswith("optimizer.") else 3])
+
+
+def build_segment(job: Job, number: int, device: torch.device, kind: Literal["block", "stage"] = "block") -> Segment:
+    """Block ``number``, or that stage of what learns end to end, on its device; tells the others the shape of its
+    alpha. A network that is not cut is block 0, of every replica."""
+    config, num_classes = job.config, job.spec.num_classes
+    units, name = _units(job), f"{kind} {number}"
+    parts = cut(units, config.cuts if kind == "block" else config.blocks)
+    segment = Segment(parts[number], config.seed)
+    if number == 0:  # units that come with bllpipe draw nothing
+        warn_of_draws({unit.name: unit.layers[0].make() for unit in units if unit.is_built}, "the model")
+    if device.type != "meta":
+        check_has_values(segment, name)
+    propagate(segment, config.method, num_classes, config.seed)
+    segment = place(segment, config, device)  # only now, so that weights for the way back lie as the others do
+    with batch_norms_seen(segment) as norms:
+        shape = _output_shape(segment, input_shape(job, number), device, name)
+    check_batches(norms, *_smallest_batches(job), name)
+    if number == len(parts) - 1 and shape != (num_classes,):
+        raise ConfigError(
+            f"the last {kind} gives {list(shape)} for each image; needed are {num_classes} class scores: "
+            f"let the network end with a layer that gives them"
+        )
+    job.store.set(f"shape/{number}", json.dumps(shape))
+    return segment
+
+
+def warn_of_draws(modules: Mapping[str, nn.Module], owner: str) -> None:
+    """Names the modules of ``owner``, the user's own, in which a layer draws random numbers."""
+    if (names := drawing(modules)) and speaks_for_all():
+        warn(
+            f"{', '.join(names)} of {owner} draws random numbers in training, which engines do in different orders: "
+            f"another engine, or a run that goes on from a checkpoint, ends in other bits"
+        )
+
+
+def _smallest_batches(job: Job) -> tuple[int, int]:
+    """Images of the smallest batch that goes through a network at once, in training and in the test."""
+    config, num_test = job.config, job.spec.num_test
+    size = config.data.batch_size
+    parts = config.pipeline.microbatches if config.engine in PIPELINES else 1
+    if config.engine == "ddp":
+        parts = job.topology.num_blocks
+    return size // parts, num_test % size or min(size, num_test)
+
+
+def _output_shape(segment: Segment, given: tuple[int, ...], device: torch.device, name: str) -> tuple[int, ...]:
+    try:
+        return alpha_shape(segment, given, device)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a user's module may raise
+        raise ConfigError(
+            f"{name} ({segment.last_unit} last) cannot take {list(given)} from what is before it: {error}; "
+            f"cut somewhere else, or change the network"
+        ) from error
+
+
+def unit_names(job: Job) -> list[str]:
+    """The last unit of every block: what heads and lanes are called after."""
+    return [block[-1].name for block in cut(_units(job), job.config.cuts)]
+
+
+def width_for_heads(job: Job) -> int | None:
+    """How many channels the network ends with, where a local head has to know."""
+    return last_width(job.config, _units(job)) if job.config.objective.head == "strided" else None
+
+
+def _units(job: Job) -> list[Unit]:
+    return network_units(job.config.model, job.spec.image_shape[0], job.spec.num_classes, job.config.seed)

@@ -1,0 +1,130 @@
+"""Between the shell and the ranks: starts them on this machine, passes signals on, starts them again after a failure.
+
+The first signal asks the ranks to stop at a step that they agree on, a second SIGINT ends them. Nothing here imports
+torch before the signals are handled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
+from typing import Any
+
+from bllpipe.config import Config
+from bllpipe.engines import topology
+from bllpipe.errors import POINTLESS
+from bllpipe.topology import Topology
+from bllpipe.utils.console import warn
+
+PATIENCE_SECONDS = 25.0  # ranks need less than 20 to stop at an agreed step
+POLL_SECONDS = 0.05
+
+
+def run_ranks(config: Config, words: Sequence[str], max_restarts: int) -> int:
+    """Starts a process a rank on this machine, and all of them again after a failure, ``max_restarts`` times at most;
+    returns the exit code of the launcher. ``words`` are those of the command line."""
+    with Stopping(PATIENCE_SECONDS) as stopping:
+        from bllpipe.engines.elastic_agent import Ranks  # and torch, which takes seconds: signals come first
+
+        layout = topology(config)
+        ranks = Ranks(layout.world_size, words, config.cpu_threads)
+        stopping.ranks = ranks.processes
+        failures: dict[int, int] = {}
+        for attempt in range(max_restarts + 1):
+            if attempt > 0:
+                print(f"bllpipe: {culprit(failures, layout)}; restart {attempt} of {max_restarts}", file=sys.stderr)
+            if stopping.signal is None:
+                failures = ranks.run(attempt)
+            if stopping.signal is not None:
+                return code_after_signal(stopping.signal, failures, ranks.status())
+            if not failures or verdict(failures) in POINTLESS:
+                break
+    return verdict(failures)
+
+
+def verdict(failures: Mapping[int, int]) -> int:
+    """One exit code for those of all ranks that failed. A rank ends with the code of the failure that was first, and
+    the agent sends SIGTERM to those that have not noticed."""
+    codes = {code for code in failures.values() if code != -signal.SIGTERM}
+    if codes & POINTLESS:
+        return max(codes & POINTLESS)
+    return 1 if any(code < 0 for code in codes) else min(codes, default=1 if failures else 0)
+
+
+def culprit(failures: Mapping[int, int], layout: Topology) -> str:
+    """What happened, as far as exit codes tell: who was killed. Who failed has said so itself, and took the others
+    with it."""
+    killed = [rank for rank, code in failures.items() if code < 0 and code != -signal.SIGTERM]
+    if not killed:
+        return f"the ranks ended with exit code {verdict(failures)}"
+    number = -failures[killed[0]]
+    return f"rank {killed[0]} ({layout.role(killed[0])}) was killed by signal {number} ({signal.strsignal(number)})"
+
+
+def code_after_signal(received: signal.Signals, failures: Mapping[int, int], status: str | None) -> int:
+    """That of a shell for a process that a signal has ended, unless the run was complete, or broke while it stopped."""
+    if verdict(failures) in POINTLESS:
+        return verdict(failures)
+    return 0 if status == "completed" and not failures else 128 + received
+
+
+class Stopping:
+    """From entering to leaving it, signals are for the ranks: SIGTERM as soon as they are started, and SIGKILL if they
+    are still there ``patience`` seconds later. ``signal`` is the first that came.
+
+    ``ranks`` gives the ids of their processes, which lead groups of their own; there may be none yet.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self.signal: signal.Signals | None = None
+        self.ranks: Callable[[], set[int]] = set
+        self._patience, self._at_once, self._left = patience, False, threading.Event()
+        self._before: dict[signal.Signals, Any] = {}
+        self._thread = threading.Thread(target=self._pass_on, name="stopping", daemon=True)
+
+    def __enter__(self) -> Stopping:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                    self._before[number] = signal.signal(number, self._note)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._left.set()
+        self._thread.join()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        """Takes no lock and prints nothing, as it may have interrupted whoever does."""
+        if self.signal is None:
+            self.signal = signal.Signals(number)
+        elif number == signal.SIGINT:
+            self._at_once = True
+
+    def _pass_on(self) -> None:
+        while self.signal is None:
+            if self._left.wait(POLL_SECONDS):
+                return
+        warn(f"{self.signal.name}: the ranks stop; a second Ctrl-C ends them at once")  # the terminal may be gone
+        deadline, told = time.monotonic() + self._patience, set[int]()
+        while not self._left.wait(POLL_SECONDS):
+            if self._at_once or time.monotonic() > deadline:
+                _send(os.killpg, self.ranks(), signal.SIGKILL)
+            else:
+                ranks = self.ranks() - told
+                _send(os.kill, ranks, signal.SIGTERM)  # a rank that still imports torch ends by it without a word
+                told |= ranks
+
+
+def _send(send: Callable[[int, int], None], processes: set[int], number: signal.Signals) -> None:
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            send(process, number)

@@ -1,0 +1,186 @@
+"""Running a rank through its rounds, with a thread for each of several actors, and ending well: the last checkpoint is
+whole, the summary is written, and one table is printed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+
+from bllpipe.config import Config
+from bllpipe.engines import Output
+from bllpipe.engines.build import say_untaken
+from bllpipe.engines.job import Job
+from bllpipe.tools.monitoring.live_table import can_draw
+from bllpipe.tools.monitoring.progress import Live, Progress, draw, write_json
+from bllpipe.training.run_directory import gather_reports, outcome, post_report, summarise, table
+from bllpipe.training.worker import Actor, RankPart
+from bllpipe.utils.console import say, warn
+from bllpipe.utils.files import read_record
+from bllpipe.utils.process import freeze_garbage, keep_freed_memory
+from bllpipe.utils.tensors import derived_seed
+from bllpipe.utils.torch_state import seed_all
+
+NETWORK = "block 0"  # what learns end to end is one block, wherever its stages or replicas are
+
+
+def progress(job: Job) -> AbstractContextManager[object]:
+    """What is shown of this job while it trains, to be entered by the one process that prints it."""
+    match job.output:
+        case "quiet":
+            return nullcontext()
+        case "json":
+            return Live(job.directory.path, job.plan.last_step, write_json(sys.stdout, job.config.log.plain_seconds))
+        case "live":
+            return Live(job.directory.path, job.plan.last_step, draw(sys.stdout))
+        case "auto" if can_draw(sys.stdout):
+            return Live(job.directory.path, job.plan.last_step, draw(sys.stdout))
+        case _:
+            return _lines(job)
+
+
+def _lines(job: Job) -> Progress:
+    actors = [NETWORK] if job.config.is_end_to_end else [f"block {rank}" for rank in job.topology.block_ranks]
+    out, seconds = sys.stdout, job.config.log.plain_seconds
+    return Progress(job.store, actors, job.start, job.plan.last_step, out, seconds, can_draw(out))
+
+
+def prepare_process(config: Config, rank: int) -> None:
+    """What every process that computes does first."""
+    torch.set_num_threads(config.cpu_threads)
+    seed_all(derived_seed(config.seed, "process", rank))
+    keep_freed_memory()
+
+
+def train(job: Job, part: RankPart, behind_rounds: Callable[[], None] = lambda: None) -> None:
+    """The rounds of this rank; the first rank also prints. ``behind_rounds`` is done before any wait for the others."""
+    freeze_garbage()
+    started = time.perf_counter()
+    if part.rank == 0:
+        say_untaken(job)
+        with progress(job):
+            carry_out(job, part)
+    else:
+        carry_out(job, part)
+    behind_rounds()
+    hand_in(job, part)
+    if part.rank == 0:
+        conclude(job, started)
+
+
+def carry_out(job: Job, part: RankPart) -> None:
+    """A single actor runs in the main thread, several (the lanes) in a thread each."""
+    if len(part.actors) == 1:
+        follow(job, part, part.actors[0])
+    else:
+        follow_all(job, [part], on_error=lambda error: None)
+
+
+def hand_in(job: Job, part: RankPart) -> None:
+    """Posts a rank's report, once the last checkpoint is committed."""
+    if part.last_saved is not None:
+        part.checkpoints.wait_committed(part.last_saved)
+    post_report(job.store, part.rank, part.report())
+    part.on_end()
+
+
+def conclude(job: Job, started: float) -> None:
+    """Gathers all reports, prints the table, writes summary.json and status.json."""
+    reports = gather_reports(job.store, job.topology.world_size)
+    seconds, stopped = time.perf_counter() - started, job.ending.stopped
+    done = stopped.step if stopped else job.plan.last_step
+    summary = summarise(job.config, job.topology.tested_ranks, reports, replace(job.plan, last_step=done), seconds)
+    try:
+        _write(job, summary, done)  # before anything is said: a terminal may block
+    finally:
+        say(_ending(job.output, summary, job.directory.path))  # even if it cannot be written
+
+
+def _write(job: Job, summary: Mapping[str, Any], done: int) -> None:
+    """The files of the end; then scripts in the other ranks may read them."""
+    stopped = job.ending.stopped
+    job.directory.write_summary(summary)
+    if done == job.plan.total_steps and (stopped is None or stopped.tested):
+        job.directory.write_status("completed", step=done)
+    else:
+        reason = job.ending.reason if stopped else f"stop_at={job.config.stop_at}"
+        job.directory.write_status("preempted", step=done, reason=reason)
+    job.store.set("concluded", "yes")
+
+
+def _ending(output: Output, summary: Mapping[str, Any], directory: Path) -> str:
+    """The summary as ``output`` wants it."""
+    if output == "json":
+        return json.dumps({"summary": summary, "directory": str(directory)})
+    return outcome(summary) if output == "quiet" else f"{table(summary)}\nrun directory {directory}"
+
+
+def nothing_left(job: Job) -> bool:
+    """Whether the run that is to go on has ended already; its files are left as they are."""
+    return job.start >= job.plan.last_step and job.tested
+
+
+def say_nothing_left(job: Job) -> None:
+    """Says how a run that has ended can be made longer. Programs get the end that they wait for: its summary."""
+    words = (
+        f"{job.directory.path} is complete: step {job.start} of {job.plan.last_step}; "
+        f"for another run leave out --resume; {_how_to_go_on(job)}"
+    )
+    if job.output == "json":
+        warn(words)
+        summary, _ = read_record(job.directory.path / "summary.json")
+        say(_ending("json", summary, job.directory.path))
+    else:
+        say(words)
+
+
+def _how_to_go_on(job: Job) -> str:
+    if job.plan.last_step < job.plan.total_steps:
+        return "to train on, raise stop_at or leave it out"
+    key = "epochs" if job.config.steps is None else "steps"
+    return f"to train longer, raise {key} and add --accept {key}"
+
+
+def follow(job: Job, part: RankPart, actor: Actor) -> None:
+    """All rounds of one actor, in order."""
+    for entry in job.steps(actor.name):
+        part.carry_out(actor, entry)
+
+
+def follow_all(
+    job: Job, parts: Iterable[RankPart], on_error: Callable[[BaseException], None], patience: float = 0.0
+) -> None:
+    """Every actor of ``parts`` in a thread of its own. The first error is raised after ``on_error`` has seen it; the
+    other threads have ``patience`` seconds to end, and are left to themselves then."""
+    ended: SimpleQueue[BaseException | None] = SimpleQueue()
+
+    def work(part: RankPart, actor: Actor) -> None:
+        torch.set_num_threads(job.config.cpu_threads)  # OpenMP counts threads per thread
+        try:
+            follow(job, part, actor)
+            ended.put(None)
+        except BaseException as error:
+            ended.put(error)
+
+    actors = [(part, actor) for part in parts for actor in part.actors]
+    threads = [threading.Thread(target=work, args=pair, daemon=True) for pair in actors]
+    for thread in threads:
+        thread.start()
+    for _ in actors:
+        error = ended.get()
+        if error is not None:
+            on_error(error)
+            deadline = time.monotonic() + patience
+            for thread in threads:
+                thread.join(max(0.0, deadline - time.monotonic()))
+            raise error

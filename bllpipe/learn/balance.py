@@ -1,0 +1,114 @@
+"""``blocks: balanced``: the cut whose dearest block has the fewest operations, the same on every machine.
+
+Operations are those of convolutions and matrix products in one training step: forward, backward, and the local head
+there and back. They are counted on tensors that have shapes but no contents: nothing is computed or measured.
+What a machine really takes for them is measured by ``bllpipe plan``, which writes its cut out by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from bllpipe.config import Config
+from bllpipe.errors import ConfigError
+from bllpipe.learn.distributions import num_channels
+from bllpipe.learn.heads import make_head
+from bllpipe.learn.losses import make_objective
+from bllpipe.messages import Round, Target
+from bllpipe.models.partition import Link, UnitCost, best_cut, bounds, local_cost, stage_cost
+from bllpipe.models.registry import last_width, network_units
+from bllpipe.models.units import Segment
+
+Result = TypeVar("Result")
+BATCH = 2  # normalisations refuse a batch of one value a channel
+
+
+def resolved(config: Config, image_shape: Sequence[int], num_classes: int) -> Config:
+    """``config`` with the names of the units that ``blocks: balanced`` cuts after; any other as it is.
+
+    Raises ConfigError when the network has too few units, or cannot be counted.
+    """
+    if config.balanced is None or config.engine == "single":
+        return config
+    costs = count_operations(config, image_shape, num_classes)
+    names = list(costs)
+    bounds(names, config.balanced)
+    cost = (stage_cost if config.is_end_to_end else local_cost)(list(costs.values()), Link())
+    positions = best_cut(len(names), config.balanced, cost)
+    if positions is None:
+        raise ConfigError(
+            f"blocks is {config.blocks!r}, but one of them would be without parameters, which cannot be a block; "
+            f"use --set blocks='balanced {config.balanced - 1}' or less"
+        )
+    return replace(config, blocks=[names[position - 1] for position in positions] or 1)
+
+
+def count_operations(config: Config, image_shape: Sequence[int], num_classes: int) -> dict[str, UnitCost]:
+    """Operations of every unit for a batch of two images, by name; ConfigError for a unit that cannot be counted."""
+    costs = {}
+    model = replace(config.model, given=deepcopy(config.model.given))  # a script's own modules stay as they are
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x = torch.empty(BATCH, *image_shape)
+        units = network_units(model, image_shape[0], num_classes, config.seed)
+        for unit in units:
+            segment = Segment([unit], config.seed).train()
+            try:
+                width = None if unit is units[-1] or config.is_end_to_end else last_width(config, units)
+                alpha, costs[unit.name] = _count(segment, x, config, num_classes, unit is units[-1], width)
+            except RuntimeError as error:
+                raise ConfigError(
+                    f"blocks is {config.blocks!r}, but the operations of unit {unit.name} cannot be counted for "
+                    f"{list(x.shape[1:])} each: {error}; use a number, such as --set blocks={config.num_parts}"
+                ) from error
+            x = alpha
+    return costs
+
+
+def _count(
+    segment: Segment, x: Tensor, config: Config, num_classes: int, is_last: bool, width: int | None
+) -> tuple[Tensor, UnitCost]:
+    """What the unit makes of ``x``, and its operations."""
+    parameters = list(segment.parameters())
+    given = x.detach().clone().requires_grad_()
+    alpha, forward = _counted(lambda: segment(given.clone()))
+    both = _way_back(alpha, [given, *parameters])
+    of_input = _way_back(alpha, [given])
+    without_input = _way_back(segment(x.clone()), parameters) if parameters else 0
+    head = 0 if is_last or config.is_end_to_end else _count_head(alpha.detach(), x, config, num_classes, width)
+    size = sum(parameter.numel() for parameter in parameters)
+    return alpha.detach(), UnitCost(forward, both, without_input, of_input, 0, head, size)
+
+
+def _count_head(alpha: Tensor, x: Tensor, config: Config, num_classes: int, width: int | None) -> int:
+    """Local head and objective, there and back as far as alpha."""
+    head = make_head(alpha.shape[1:], num_classes, config.objective, width)
+    objective = make_objective(config, x.shape[1:], alpha.shape[1:], num_classes)
+    beta_BC = torch.zeros(BATCH, num_channels(alpha.shape[1:]))
+    target = Target(Round("train", 0), beta_BC, torch.ones(BATCH), torch.zeros(BATCH, dtype=torch.int64))
+    alpha.requires_grad_()
+
+    def there_and_back() -> None:
+        torch.stack(list(objective(alpha, head(alpha), target, x).values())).sum().backward()
+
+    return _counted(there_and_back)[1]
+
+
+def _way_back(alpha: Tensor, wanted: Sequence[Tensor]) -> int:
+    def back() -> None:
+        torch.autograd.grad(alpha, wanted, torch.empty_like(alpha), retain_graph=True, allow_unused=True)
+
+    return _counted(back)[1]
+
+
+def _counted(function: Callable[[], Result]) -> tuple[Result, int]:
+    with FlopCounterMode(display=False) as counter:
+        result = function()
+    return result, int(counter.get_total_flops())

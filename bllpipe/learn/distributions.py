@@ -1,0 +1,243 @@
+"""The messages alpha and beta as exponential families, p(z) = h(z) exp(<eta, T(z)> - A(eta)), and what follows for any
+of them: the posterior rho = alpha * beta has the natural parameters eta_alpha + eta_beta (paper, eq. 2), and
+
+    KL(rho || alpha) = <eta_beta, mu(eta_rho)> - A(eta_rho) + A(eta_alpha),   mu = dA / d eta.
+
+A block's channel means are the message: a mean for Gaussians, a logit for Bernoulli variables, the logits of one
+categorical variable over the channels.
+
+A feedback that minimised this KL would learn to send nothing (eta_beta = 0) wherever the family has such a message;
+only a Gaussian of fixed variance always sends something. So the feedback is fitted by maximum likelihood: beta gets the
+expected statistics of its class, which for fixed Gaussians is the minimum of the KL as well.
+
+Shapes: B messages or images, C channels, P natural parameters a channel, H x W positions, K classes, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, layer_norm, softplus
+
+SMALLEST = 1e-6  # probabilities that beta may take
+LEAST_DEVIATION = 1e-3  # of a channel over the batch
+
+
+class Family(Protocol):
+    """What bllpipe needs of an exponential family."""
+
+    def natural(self, message_BC: Tensor) -> Tensor:
+        """eta [B, C] or [B, C, P] of a message."""
+
+    def log_partition(self, eta: Tensor) -> Tensor:
+        """A(eta) [B], summed over the channels."""
+
+    def mean(self, eta: Tensor) -> Tensor:
+        """mu = E[T(z)] = dA / d eta, of the shape of eta."""
+
+    def statistic(self, message_BC: Tensor) -> Tensor:
+        """What the feedback averages over a class: E[z], [B, C]."""
+
+    def message(self, statistic_BC: Tensor) -> Tensor:
+        """The message whose statistic that is."""
+
+    def divergence(self, alpha_BC: Tensor, beta_BC: Tensor) -> Tensor:
+        """KL(rho || alpha) [B] in nats, up to a constant that depends on neither message."""
+
+
+def posterior(family: Family, alpha_BC: Tensor, beta_BC: Tensor) -> Tensor:
+    """eta of rho = alpha * beta (paper, eq. 2)."""
+    return family.natural(alpha_BC) + family.natural(beta_BC)
+
+
+def kl_of_posterior(family: Family, alpha_BC: Tensor, beta_BC: Tensor) -> Tensor:
+    """KL(rho || alpha) [B] in nats, summed over the channels (first term of eq. 5)."""
+    eta_beta, eta_rho = family.natural(beta_BC), posterior(family, alpha_BC, beta_BC)
+    inner_B = (eta_beta * family.mean(eta_rho)).flatten(1).sum(dim=1)
+    return inner_B - family.log_partition(eta_rho) + family.log_partition(family.natural(alpha_BC))
+
+
+def negative_log_likelihood(family: Family, beta_BC: Tensor, statistic_BC: Tensor, weight_B: Tensor) -> Tensor:
+    """-log beta(z) of observations z with these statistics, ``weight_B`` of them a row; without what beta leaves alone.
+
+    The statistics are sums: those of the class, not its mean.
+    """
+    eta = family.natural(beta_BC)
+    first_BC = eta if eta.dim() == 2 else eta[..., 0]
+    return (weight_B * family.log_partition(eta)).sum() - (first_BC * statistic_BC).sum()
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Independent Gaussians N(a, s^2) with a known variance, 1 or a value a channel [C]; T(z) = (z, z^2)."""
+
+    variance: Tensor | float = 1.0
+
+    def natural(self, message_BC: Tensor) -> Tensor:
+        given = self.variance
+        # filled on the device itself: a number that is copied there makes the host wait, and cannot be captured
+        precision = 1 / (given if isinstance(given, Tensor) else message_BC.new_full((), given))
+        return torch.stack([message_BC * precision, (-precision / 2).expand_as(message_BC)], dim=-1)
+
+    def log_partition(self, eta: Tensor) -> Tensor:
+        first_BC, second_BC = eta.unbind(dim=-1)
+        return (-first_BC.square() / (4 * second_BC) - (-2 * second_BC).log() / 2).sum(dim=1)
+
+    def mean(self, eta: Tensor) -> Tensor:
+        first_BC, second_BC = eta.unbind(dim=-1)
+        mean_BC, variance_BC = -first_BC / (2 * second_BC), -1 / (2 * second_BC)
+        return torch.stack([mean_BC, mean_BC.square() + variance_BC], dim=-1)
+
+    def statistic(self, message_BC: Tensor) -> Tensor:
+        return message_BC
+
+    def message(self, statistic_BC: Tensor) -> Tensor:
+        return statistic_BC
+
+    def divergence(self, alpha_BC: Tensor, beta_BC: Tensor) -> Tensor:
+        """sum_j (a_j - b_j)^2 / (8 s^2): the general form, less C (log 2 - 1/2) / 2, and without its cancellation.
+
+        rho = N((a + b) / 2, s^2 / 2).
+        """
+        towards_BC = posterior_mean(alpha_BC, beta_BC) - alpha_BC
+        return (towards_BC.square() / self.variance).sum(dim=1) / 2
+
+
+def posterior_mean(alpha_BC: Tensor, beta_BC: Tensor) -> Tensor:
+    """The mean of rho for Gaussians of equal variance (paper, section 2.2)."""
+    return (alpha_BC + beta_BC) / 2
+
+
+@dataclass(frozen=True)
+class Bernoulli:
+    """Independent binary variables with logits a; T(z) = z."""
+
+    def natural(self, message_BC: Tensor) -> Tensor:
+        return message_BC
+
+    def log_partition(self, eta: Tensor) -> Tensor:
+        return softplus(eta).sum(dim=1)
+
+    def mean(self, eta: Tensor) -> Tensor:
+        return eta.sigmoid()
+
+    def statistic(self, message_BC: Tensor) -> Tensor:
+        return message_BC.sigmoid()
+
+    def message(self, statistic_BC: Tensor) -> Tensor:
+        return statistic_BC.logit(eps=SMALLEST)
+
+    def divergence(self, alpha_BC: Tensor, beta_BC: Tensor) -> Tensor:
+        return kl_of_posterior(self, alpha_BC, beta_BC)
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """One variable that takes one of the C channels as its value, with logits a; T(z) = one-hot z."""
+
+    def natural(self, message_BC: Tensor) -> Tensor:
+        return message_BC
+
+    def log_partition(self, eta: Tensor) -> Tensor:
+        return eta.logsumexp(dim=1)
+
+    def mean(self, eta: Tensor) -> Tensor:
+        return eta.softmax(dim=1)
+
+    def statistic(self, message_BC: Tensor) -> Tensor:
+        return message_BC.softmax(dim=1)
+
+    def message(self, statistic_BC: Tensor) -> Tensor:
+        return statistic_BC.clamp(min=SMALLEST).log()
+
+    def divergence(self, alpha_BC: Tensor, beta_BC: Tensor) -> Tensor:
+        return kl_of_posterior(self, alpha_BC, beta_BC)
+
+
+FAMILIES: dict[str, Family] = {
+    "gaussian": Gaussian(),
+    "gaussian_learned": Gaussian(),
+    "bernoulli": Bernoulli(),
+    "categorical": Categorical(),
+}
+
+
+def channel_means(alpha: Tensor) -> Tensor:
+    """The parameters a of the forward message, float32 [B, C]: [B, C, H, W] over positions, [B, T, C] over tokens."""
+    if alpha.dim() == 4:  # added up in float32 as they are read: no copy of alpha in that format
+        return alpha.mean(dim=(2, 3), dtype=torch.float32)
+    return alpha.mean(dim=1, dtype=torch.float32) if alpha.dim() == 3 else alpha.float()
+
+
+def known_means(alpha: Tensor, means_BC: Tensor) -> Tensor:
+    """``channel_means(alpha)`` with their gradients, where the values are known already: alpha is not read."""
+    if alpha.dim() < 3:
+        return alpha.float()
+    return _KnownMeans.apply(alpha, means_BC)  # type: ignore[no-any-return,no-untyped-call]  # torch leaves it untyped
+
+
+class _KnownMeans(torch.autograd.Function):
+    """The gradient of a mean needs no value of what it is the mean of."""
+
+    @staticmethod
+    def forward(ctx: Any, alpha: Tensor, means_BC: Tensor) -> Tensor:
+        ctx.shape, ctx.dtype, ctx.num_positions = alpha.shape, alpha.dtype, alpha.numel() // means_BC.numel()
+        return means_BC.view_as(means_BC)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient_BC,) = gradients
+        one_each = gradient_BC[:, :, None, None] if len(ctx.shape) == 4 else gradient_BC[:, None]
+        return (one_each.expand(ctx.shape) / ctx.num_positions).to(ctx.dtype), None
+
+
+def _over_batch(mean_BC: Tensor) -> Tensor:
+    """Every channel with mean 0 and variance 1 over the batch, tests included."""
+    centred_BC = mean_BC - mean_BC.mean(dim=0)
+    return centred_BC / (centred_BC.square().mean(dim=0) + LEAST_DEVIATION**2).sqrt()
+
+
+NORMALIZATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda mean_BC: mean_BC,
+    "sample": lambda mean_BC: layer_norm(mean_BC, mean_BC.shape[1:]),
+    "batch": _over_batch,
+}
+
+
+def forward_message(alpha: Tensor, normalization: str) -> Tensor:
+    """What is compared with beta, float32 [B, C]: the channel means, as they are or normalised."""
+    return NORMALIZATIONS[normalization](channel_means(alpha))
+
+
+def num_channels(alpha_shape: Sequence[int]) -> int:
+    """How many channel means an alpha of ``alpha_shape`` (without the batch) has."""
+    return alpha_shape[0] if len(alpha_shape) == 3 else alpha_shape[-1]
+
+
+def one_hot(label_B: Tensor, num_classes: int) -> Tensor:
+    """Which class each label is, bool [B, K]. Unlike torch's own it looks at no value, and so waits for no device."""
+    return label_B.unsqueeze(1) == torch.arange(num_classes, device=label_B.device)
+
+
+def class_statistics(statistic_BC: Tensor, label_B: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Per-class sums S [K, C] and counts n [K]: all that a feedback network of labels needs.
+
+    A feedback network sees only the label, so the squared error of Gaussians on a batch is
+    sum_c n_c |g_c|^2 - 2 g_c . S_c and a constant. A matrix product, because it is deterministic on a GPU too.
+    """
+    member_BK = one_hot(label_B, num_classes).to(statistic_BC.dtype)
+    return member_BK.T @ statistic_BC, member_BK.sum(dim=0)
+
+
+def alignment(alpha_BC: Tensor, beta_BC: Tensor, known_B: Tensor) -> Tensor:
+    """How far alpha points where beta points: the cosine between the two, each less its mean over the batch (after a
+    ReLU all means are positive, and any two would look alike), averaged over the samples that have a beta."""
+    num_known = known_B.sum().clamp(min=1)
+    weight_B1 = (known_B / num_known).unsqueeze(1)
+    centred_alpha_BC = alpha_BC - (weight_B1 * alpha_BC).sum(dim=0)
+    centred_beta_BC = beta_BC - (weight_B1 * beta_BC).sum(dim=0)
+    return (cosine_similarity(centred_alpha_BC, centred_beta_BC, dim=1) * known_B).sum() / num_known

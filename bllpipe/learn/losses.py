@@ -1,0 +1,322 @@
+"""Local losses: what a block minimises, as named terms that add up to its loss.
+
+A loss is a function (alpha, scores_BK, target, x) -> terms, or an nn.Module of that form if it has parameters of its
+own. To try another one, write such a function and name it as ``objective.function``. Nothing in it may depend on
+another block: gradients end at the block's input x.
+
+  bll      KL(rho || alpha) (paper, eq. 5 and 6), and a predictive loss for the entropy term. The KL alone is smallest
+           for an output that is constant within a class, so the predictive loss of the local head (Nokland & Eidnes
+           2019, used in section 3 of the paper) is not optional; ``kl_weight`` 0 is the control that shows what the
+           feedback adds
+  predsim  predictive loss and similarity matching (Nokland & Eidnes 2019): images of one class look alike to the block
+  InfoPro  reconstruction (Wang et al. 2021): a greedy block drops whatever its own head does not use, unless it must
+           still be able to tell what came in
+
+Shapes: B images, C channels, H x W positions, F features, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, interpolate, mse_loss, normalize
+
+from bllpipe.config.schema import Config, ObjectiveConfig
+from bllpipe.errors import ConfigError
+from bllpipe.learn.distributions import (
+    FAMILIES,
+    NORMALIZATIONS,
+    Family,
+    Gaussian,
+    channel_means,
+    known_means,
+    num_channels,
+    one_hot,
+)
+from bllpipe.learn.memory_format import without_autocast
+from bllpipe.messages import Target
+from bllpipe.models.registry import imported
+
+# (alpha, scores_BK, target, x) -> named terms that add up to the loss of the block; x is what the block was given.
+Objective = Callable[[Tensor, Tensor, Target, Tensor], dict[str, Tensor]]
+DECAY = 0.99  # of the learned variance, from step to step
+LEAST_VARIANCE = 1e-4
+SMALLEST = 1e-6
+NEEDED = 'needed is a dict of scalar tensors that add up to the loss, such as {"pred": cross_entropy(scores, label)}'
+# What else stands in a line of metrics.jsonl, and what the progress of a run tells beside it.
+RECORD_FIELDS = frozenset(
+    (
+        "phase",
+        "step",
+        "epoch",
+        "rank",
+        "role",
+        "actor",
+        "loss",
+        "accuracy",
+        "test_accuracy",
+        "ensemble_accuracy",
+        "lr",
+        "alignment",
+        "gradient_norm",
+        "images_per_second",
+        "waiting",
+        "resident_bytes",
+        "training_seconds",
+    )
+)
+
+
+def greedy(config: ObjectiveConfig, alpha_shape: Sequence[int], num_classes: int) -> Objective:
+    """Decoupled greedy learning (Belilovsky et al. 2020): the local head's cross-entropy, and no feedback."""
+
+    def terms(alpha: Tensor, scores_BK: Tensor, target: Target, x: Tensor) -> dict[str, Tensor]:
+        return {"pred": config.pred_weight * predictive(config, scores_BK, target)}
+
+    return terms
+
+
+def last_block(config: ObjectiveConfig) -> Objective:
+    """-log p(y | x) of eq. 3: the last block's class scores against the labels, alone."""
+
+    def terms(alpha: Tensor, scores_BK: Tensor, target: Target, x: Tensor) -> dict[str, Tensor]:
+        return {"pred": predictive(config, scores_BK, target)}
+
+    return terms
+
+
+class BlockLocal(nn.Module):
+    """kl_weight * KL + pred_weight * CE(head(alpha), y), with messages of ``config.family``."""
+
+    takes_means = True
+
+    def __init__(self, config: ObjectiveConfig, alpha_shape: Sequence[int], num_classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.learned = LearnedVariance(num_channels(alpha_shape)) if config.family == "gaussian_learned" else None
+
+    def forward(
+        self, alpha: Tensor, scores_BK: Tensor, target: Target, x: Tensor, means_BC: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        found_BC = channel_means(alpha) if means_BC is None else known_means(alpha, means_BC)
+        alpha_BC = NORMALIZATIONS[self.config.normalize](found_BC)
+        kl = posterior_kl(self._family(alpha_BC, target), alpha_BC, target.beta_BC, target.known_B)
+        pred = predictive(self.config, scores_BK, target)
+        return {"kl": self.config.kl_weight * kl, "pred": self.config.pred_weight * pred}
+
+    def _family(self, alpha_BC: Tensor, target: Target) -> Family:
+        if self.learned is None:
+            return FAMILIES[self.config.family]
+        if self.training:
+            self.learned.absorb(alpha_BC.detach() - target.beta_BC, target.known_B)
+        return Gaussian(self.learned.variance_C.clamp(min=LEAST_VARIANCE))
+
+
+class PredSim(nn.Module):
+    """(1 - b) * CE(head(alpha), y) + b * MSE(R(conv3x3(alpha)), R(one-hot y)), b = ``sim_share``.
+
+    R compares all images of the mini-batch with each other, so a batch is never split. Tokens and vectors have no
+    positions: a linear layer takes the place of the convolution.
+    """
+
+    def __init__(self, config: ObjectiveConfig, alpha_shape: Sequence[int], num_classes: int) -> None:
+        super().__init__()
+        self.config, self.num_classes = config, num_classes
+        channels = alpha_shape[0] if len(alpha_shape) == 3 else alpha_shape[-1]
+        on_positions = len(alpha_shape) == 3
+        self.similarity = (
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+            if on_positions
+            else nn.Linear(channels, channels, bias=False)
+        )
+
+    def forward(self, alpha: Tensor, scores_BK: Tensor, target: Target, x: Tensor) -> dict[str, Tensor]:
+        wanted_BB = similarity_matrix(one_hot(target.label_B, self.num_classes))
+        sim = mse_loss(similarity_matrix(self.similarity(alpha)), wanted_BB)
+        pred = predictive(self.config, scores_BK, target)
+        return {"sim": self.config.sim_share * sim, "pred": (1 - self.config.sim_share) * pred}
+
+
+def own_objective(config: ObjectiveConfig, alpha_shape: Sequence[int], num_classes: int) -> Objective:
+    """What ``objective.function`` names, or a script has given: a function (alpha, scores_BK, target, x) -> terms, or a
+    subclass of nn.Module of which every block makes one: (config, alpha_shape, num_classes)."""
+    found: Callable[..., Any] = config.given or imported("objective.function", str(config.function))
+    is_class = isinstance(found, type) and issubclass(found, nn.Module)
+    return Own(found(config, alpha_shape, num_classes) if is_class else found, str(config.function))
+
+
+OBJECTIVES: dict[str, Callable[[ObjectiveConfig, Sequence[int], int], Objective]] = {
+    "bll": BlockLocal,
+    "dgl": greedy,
+    "predsim": PredSim,
+    "own": own_objective,
+}
+
+
+def make_objective(
+    config: Config, input_shape: Sequence[int], alpha_shape: Sequence[int], num_classes: int
+) -> Objective:
+    """The local loss of ``config.method`` for a block that makes ``alpha_shape`` of ``input_shape``."""
+    objective = OBJECTIVES[config.method](config.objective, alpha_shape, num_classes)
+    if not config.objective.keep_weight:
+        return objective
+    return Keeping(objective, input_shape, alpha_shape, config.objective.keep_weight)
+
+
+class TakesMeans(Protocol):
+    """An objective that may also be given the channel means [B, C] of alpha, without their way back, if these are known
+    already."""
+
+    def __call__(
+        self, alpha: Tensor, scores_BK: Tensor, target: Target, x: Tensor, means_BC: Tensor | None = None
+    ) -> dict[str, Tensor]: ...
+
+
+def takes_means(objective: Objective) -> TypeGuard[TakesMeans]:
+    """Whether ``objective`` uses means that it is given."""
+    return bool(getattr(objective, "takes_means", False))
+
+
+def predictive(config: ObjectiveConfig, scores_BK: Tensor, target: Target) -> Tensor:
+    """Cross-entropy of a head's class scores (Nokland & Eidnes 2019), nats, mean over the batch."""
+    return cross_entropy(scores_BK.float(), target.label_B, label_smoothing=config.label_smoothing)
+
+
+def posterior_kl(family: Family, alpha_BC: Tensor, beta_BC: Tensor, known_B: Tensor) -> Tensor:
+    """KL(rho || alpha), nats, summed over the channels, mean over the batch.
+
+    Samples with ``known_B`` 0 have no feedback message yet and contribute nothing.
+    """
+    return (family.divergence(alpha_BC, beta_BC) * known_B).mean()
+
+
+class LearnedVariance(nn.Module):
+    """Gaussians' variance per channel by maximum likelihood: the decayed mean of (a - b)^2.
+
+    No gradient passes: a variance that followed the KL would grow without end.
+    """
+
+    variance_C: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("variance_C", torch.ones(channels))
+
+    @torch.no_grad()
+    def absorb(self, error_BC: Tensor, known_B: Tensor) -> None:
+        """Takes in the distances a - b of one batch."""
+        num_known = known_B.sum()
+        found_C = (error_BC.square() * known_B.unsqueeze(1)).sum(dim=0) / num_known.clamp(min=1)
+        self.variance_C.lerp_(found_C, (1 - DECAY) * (num_known > 0).to(found_C.dtype))
+
+
+def similarity_matrix(features: Tensor) -> Tensor:
+    """R [B, B]: cosines between the samples, from -1 to 1.
+
+    Of [B, C, H, W] the deviation over the positions counts, [B, C]; each sample is then centred over its features.
+    """
+    with without_autocast(features.device):
+        features = features.float()
+        if features.dim() == 4:
+            features = features.flatten(2).std(dim=2)
+        centred_BF = features.flatten(1) - features.flatten(1).mean(dim=1, keepdim=True)
+        unit_BF = normalize(centred_BF, dim=1)
+        return (unit_BF @ unit_BF.T).clamp(-1, 1)
+
+
+class Keeping(nn.Module):
+    """``objective``, and ``weight`` times the share of the input's variance that a decoder cannot tell from alpha.
+
+    The decoder is a 1x1 convolution from alpha's channels to the input's, and bilinear interpolation.
+    """
+
+    def __init__(
+        self, objective: Objective, input_shape: Sequence[int], alpha_shape: Sequence[int], weight: float
+    ) -> None:
+        super().__init__()
+        if len(input_shape) != 3 or len(alpha_shape) != 3:
+            raise ConfigError(
+                f"objective.keep_weight needs blocks between images or feature maps, but one makes "
+                f"{list(alpha_shape)} of {list(input_shape)}; use --set objective.keep_weight=0"
+            )
+        self.objective, self.weight = objective, weight
+        self.takes_means = takes_means(objective)
+        self.decoder = nn.Conv2d(alpha_shape[0], input_shape[0], 1)
+
+    def forward(
+        self, alpha: Tensor, scores_BK: Tensor, target: Target, x: Tensor, means_BC: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        x_BCHW = x.float()
+        told_BCHW = interpolate(self.decoder(alpha).float(), size=x.shape[2:], mode="bilinear", align_corners=False)
+        untold = mse_loss(told_BCHW, x_BCHW) / x_BCHW.var().clamp(min=SMALLEST)
+        if means_BC is not None and takes_means(self.objective):
+            terms = self.objective(alpha, scores_BK, target, x, means_BC)
+        else:
+            terms = self.objective(alpha, scores_BK, target, x)
+        if "keep" in terms:
+            raise ConfigError(
+                "a term of the objective is called 'keep', as the one of objective.keep_weight; use another name, or "
+                "--set objective.keep_weight=0"
+            )
+        return {**terms, "keep": self.weight * untold}
+
+
+class Own(nn.Module):
+    """``terms``, with a look at what it returns."""
+
+    def __init__(self, terms: Objective, name: str) -> None:
+        super().__init__()
+        self.terms, self.name = terms, name
+
+    def forward(self, alpha: Tensor, scores_BK: Tensor, target: Target, x: Tensor) -> dict[str, Tensor]:
+        given = {"alpha": alpha, "scores": scores_BK, "x": x, "target.label_B": target.label_B}
+        given |= {"target.beta_BC": target.beta_BC, "target.known_B": target.known_B}
+        versions = {name: tensor._version for name, tensor in given.items()}
+        terms = self.terms(alpha, scores_BK, target, x)
+        if changed := [name for name, tensor in given.items() if tensor._version != versions[name]]:
+            raise ConfigError(
+                f"objective.function={self.name} changes {' and '.join(changed)} in place, which others read too; use "
+                f"a function that returns a new tensor, such as alpha.relu() for alpha.relu_()"
+            )
+        if not isinstance(terms, Mapping) or not terms:
+            what = "an empty dict" if isinstance(terms, Mapping) else f"a {type(terms).__name__}"
+            raise ConfigError(f"objective.function={self.name} returned {what}; {NEEDED}")
+        for name, term in terms.items():
+            self._check_name(name)
+            self._check(name, term)
+        return dict(terms)
+
+    def _check_name(self, name: object) -> None:
+        """A term is a field of metrics.jsonl."""
+        if not isinstance(name, str) or not name:
+            raise ConfigError(
+                f"objective.function={self.name}: expected text as the name of a term, got {name!r:.40}; use a word, "
+                f"such as 'pred'"
+            )
+        if name in RECORD_FIELDS:
+            raise ConfigError(
+                f"objective.function={self.name}: a term is called {name!r}, but metrics.jsonl has a field of this "
+                f"name; use another one, such as '{name}_term'"
+            )
+
+    def _check(self, name: str, term: object) -> None:
+        if not isinstance(term, Tensor):
+            raise ConfigError(f"objective.function={self.name}: term {name!r} is a {type(term).__name__}; {NEEDED}")
+        if term.dim():
+            raise ConfigError(
+                f"objective.function={self.name}: term {name!r} has the shape {list(term.shape)}; needed is a scalar: "
+                f"take its .mean()"
+            )
+        if term.is_complex():
+            raise ConfigError(
+                f"objective.function={self.name}: term {name!r} is a complex number; expected a real one, such as its "
+                f".abs()"
+            )
+        if self.training and torch.is_grad_enabled() and not term.requires_grad:
+            raise ConfigError(
+                f"objective.function={self.name}: term {name!r} depends on no parameter of the block; needed is a "
+                f"function of alpha or scores, without .detach() or .item()"
+            )

@@ -1,0 +1,254 @@
+"""Modules that are trained together: SGD or AdamW with their state in named tensors, and the learning rate of each
+step.
+
+The arithmetic is torch's own (the functional forms behind torch.optim). Its optimizer classes are left out because
+their first step imports the compiler, which takes seconds in every rank, and because a state by name is what
+checkpoints and other cuts need. The learning rate is a pure function of the step: nothing to save, the same for all
+blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import product
+from math import cos, pi
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
+
+from bllpipe.config.schema import Config, OptimizerConfig, ScheduleConfig
+from bllpipe.utils.tensors import restore
+
+ENTRIES = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq", "step")}
+PREFIX = "optimizer."
+HEADS = "heads."  # how names of local heads' parameters begin
+Norm = Callable[[Sequence[Tensor]], Tensor]  # of gradients, as of one long vector
+
+
+class Optimizer:
+    """One optimiser over named parameters; ``state`` holds its tensors as ``<parameter>.<entry>``.
+
+    Normalisations and biases (fewer than two dimensions) are not decayed unless ``decay_norm_and_bias`` asks for it.
+    Parameters that ``factors`` names learn with the rate times their factor, so AdamW decays them with it too.
+    On a GPU the learning rates lie there too, so that an update can be captured.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        config: OptimizerConfig,
+        factors: Mapping[str, float] | None = None,
+    ) -> None:
+        self.parameters, self.config = dict(parameters), config
+        self.factors = dict.fromkeys(self.parameters, 1.0) | dict(factors or {})
+        self.state = {
+            f"{name}.{entry}": torch.zeros((), device=p.device) if entry == "step" else torch.zeros_like(p.detach())
+            for name, p in self.parameters.items()
+            for entry in ENTRIES[config.name]
+        }
+        self.decayed = [name for name, p in self.parameters.items() if p.dim() > 1 or config.decay_norm_and_bias]
+        self.spared = [name for name in self.parameters if name not in set(self.decayed)]
+        self.rate: float | Tensor = 0.0
+        self.device_rates: dict[float, Tensor] = {}  # by factor, where ``rate`` lies on the device
+        if any(p.is_cuda for p in self.parameters.values()):
+            self.keep_rate_on_device()
+
+    def keep_rate_on_device(self) -> None:
+        """The learning rates become float32 scalars that stay where they are, beside the parameters."""
+        device = next(iter(self.parameters.values())).device
+        self.device_rates = {factor: torch.zeros((), device=device) for factor in {1.0, *self.factors.values()}}
+        lr, self.rate = float(self.rate), self.device_rates[1.0]
+        self.set_rate(lr)
+
+    def set_rate(self, lr: float) -> None:
+        """Updates are made with ``lr`` from now on; the host does not wait."""
+        if isinstance(self.rate, Tensor):
+            for factor, rate in self.device_rates.items():
+                rate.fill_(lr * factor)
+        else:
+            self.rate = lr
+
+    def zero_grad(self) -> None:
+        """Forgets the gradients of the step before."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    def step(self, lr: float) -> None:
+        """One update with learning rate ``lr``."""
+        self.set_rate(lr)
+        self.apply()
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """One update with the rate that was set; parameters without a gradient stay as they are."""
+        update = self._sgd if self.config.name == "sgd" else self._adamw
+        decays = ((self.decayed, self.config.weight_decay), (self.spared, 0.0))
+        for factor, (names, weight_decay) in product(dict.fromkeys(self.factors.values()), decays):
+            learning = [name for name in names if self.factors[name] == factor]
+            moved = [name for name in learning if self.parameters[name].grad is not None]
+            if moved:
+                update(moved, weight_decay, self._rate_times(factor))
+
+    def _rate_times(self, factor: float) -> float | Tensor:
+        return self.device_rates[factor] if isinstance(self.rate, Tensor) else self.rate * factor
+
+    def _sgd(self, names: Sequence[str], weight_decay: float, lr: float | Tensor) -> None:
+        sgd(
+            *self._parameters_and_gradients(names),
+            list(self._entries(names, "momentum_buffer")),
+            fused=True,
+            weight_decay=weight_decay,
+            momentum=self.config.momentum,
+            lr=lr,
+            dampening=0.0,
+            nesterov=self.config.nesterov,
+            maximize=False,
+        )
+
+    def _adamw(self, names: Sequence[str], weight_decay: float, lr: float | Tensor) -> None:
+        adamw(
+            *self._parameters_and_gradients(names),
+            self._entries(names, "exp_avg"),
+            self._entries(names, "exp_avg_sq"),
+            [],
+            self._entries(names, "step"),
+            fused=True,
+            amsgrad=False,
+            beta1=self.config.betas[0],
+            beta2=self.config.betas[1],
+            lr=lr,
+            weight_decay=weight_decay,
+            eps=1e-8,
+            maximize=False,
+        )
+
+    def _parameters_and_gradients(self, names: Sequence[str]) -> tuple[list[Tensor], list[Tensor]]:
+        parameters: list[Tensor] = [self.parameters[name] for name in names]
+        return parameters, [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+    def _entries(self, names: Sequence[str], entry: str) -> list[Tensor]:
+        return [self.state[f"{name}.{entry}"] for name in names]
+
+
+class Learner:
+    """``modules``, each with the prefix of its names, and one optimiser; ``norm`` gives the norm that is clipped."""
+
+    def __init__(
+        self,
+        modules: Sequence[tuple[str, nn.Module]],
+        config: Config,
+        total_steps: int,
+        norm: Norm = nn.utils.get_total_norm,
+    ) -> None:
+        self.modules, self.config, self.total_steps, self.norm = list(modules), config, total_steps, norm
+        self.parameters = {
+            f"{prefix}.{name}": parameter
+            for prefix, module in self.modules
+            for name, parameter in module.named_parameters()
+        }
+        factor = config.objective.head_lr
+        heads = [name for name in self.parameters if name.startswith(HEADS)]
+        self.optimizer = Optimizer(self.parameters, config.optimizer, dict.fromkeys(heads, factor))
+        self._unclipped: Tensor | None = None
+
+    def step(self, step: int) -> float:
+        """Training step ``step`` along the gradients at hand; returns its learning rate."""
+        lr = self.set_rate(step)
+        self.apply()
+        return lr
+
+    def set_rate(self, step: int) -> float:
+        """Learns with the rate of training step ``step`` from now on; returns it."""
+        lr = self.config.optimizer.lr * rate_factor(step, self.total_steps, self.config.schedule)
+        self.optimizer.set_rate(lr)
+        return lr
+
+    def apply(self) -> None:
+        """One update along the gradients at hand; the host is not asked for anything, nor does it ask."""
+        clip_norm = self.config.optimizer.clip_norm
+        if clip_norm is not None:
+            self._unclipped = self.norm(self._gradients())
+            nn.utils.clip_grads_with_norm_(self.parameters.values(), clip_norm, self._unclipped)
+        self.optimizer.apply()
+
+    def gradient_norm(self) -> Tensor:
+        """The norm of the last step's gradients, before they were clipped."""
+        return self.norm(self._gradients()) if self._unclipped is None else self._unclipped
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.parameters.values() if p.grad is not None]
+
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers, the live ones, by the names that a checkpoint gives them."""
+        return {
+            f"{prefix}.{name}": value
+            for prefix, module in self.modules
+            for name, value in module.state_dict(keep_vars=True).items()
+            if isinstance(value, Tensor)
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        """``weights`` and the optimiser's state: everything that a resumed run needs."""
+        return {**self.weights(), **{f"{PREFIX}{name}": value for name, value in self.optimizer.state.items()}}
+
+    def load(self, state: Mapping[str, Tensor]) -> list[str]:
+        """Takes what is its own from ``state``; returns the names of weights that it did not find.
+
+        Raises CheckpointError, and takes nothing, when a tensor has another shape or dtype than its own.
+        """
+        restore(self.state(), state)
+        return sorted(self.weights().keys() - state.keys())
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.parameters.values())).device
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The run's own precision of computing."""
+        if self.config.precision.compute == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+
+def rate_factor(step: int, total_steps: int, config: ScheduleConfig) -> float:
+    """The fraction of the peak learning rate with which training step ``step`` (from 0) is made."""
+    factor = SCHEDULES[config.name](step / max(total_steps, 1), config)
+    if config.name != "onecycle" and step < config.warmup_steps:
+        factor *= (step + 1) / config.warmup_steps
+    return factor
+
+
+def _constant(progress: float, config: ScheduleConfig) -> float:
+    return 1.0
+
+
+def _cosine(progress: float, config: ScheduleConfig) -> float:
+    return _blend(1.0, config.final_fraction, progress)
+
+
+def _one_cycle(progress: float, config: ScheduleConfig) -> float:
+    """Up to the peak and down again, both along half a cosine (Smith & Topin 2018)."""
+    if progress < config.peak_at:
+        return _blend(config.start_fraction, 1.0, progress / config.peak_at)
+    return _blend(1.0, config.final_fraction, (progress - config.peak_at) / max(1 - config.peak_at, 1e-9))
+
+
+def _multistep(progress: float, config: ScheduleConfig) -> float:
+    return config.gamma ** sum(progress >= milestone for milestone in config.milestones)
+
+
+SCHEDULES: dict[str, Callable[[float, ScheduleConfig], float]] = {
+    "constant": _constant,
+    "cosine": _cosine,
+    "onecycle": _one_cycle,
+    "multistep": _multistep,
+}
+
+
+def _blend(start: float, end: float, progress: float) -> float:
+    """Half a cosine from ``start`` to ``end``."""
+    return end + (start - end) * (1 + cos(pi * min(progress, 1.0))) / 2

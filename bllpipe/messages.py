@@ -1,0 +1,118 @@
+"""The messages of the pipeline, and the protocols through which loops send and receive them.
+
+Shapes: B images, C channels (means), H x W positions, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Phase = Literal["train", "evaluate", "score", "save", "end"]
+
+
+@dataclass(frozen=True)
+class Round:
+    """One entry of the itinerary that all ranks follow; it also names the messages that belong to it.
+
+    ``train``: one mini-batch, number ``batch`` of ``epoch``; ``step`` training steps came before it.
+    ``evaluate``: one test batch, number ``batch``; the last one may be smaller.
+    ``score``: the evaluation after ``step`` training steps is complete.
+    ``save``: write the state after ``step`` training steps; ``tested`` unless a stop came before the test of it.
+    ``end``: the same place in a run that writes no checkpoints: nothing may be left on its way.
+    """
+
+    phase: Phase
+    step: int
+    epoch: int = 0
+    batch: int = 0
+    size: int = 0
+    tested: bool = True
+
+    @property
+    def has_messages(self) -> bool:
+        return self.phase in ("train", "evaluate")
+
+    def __str__(self) -> str:
+        return f"step {self.step}" if self.phase == "train" else f"{self.phase} {self.batch} after step {self.step}"
+
+
+@dataclass(frozen=True)
+class Alpha:
+    """Activations of a block (or images): the parameters of its forward message, [B, C, H, W] or [B, K].
+
+    votes_BK: in tests with ``evaluate.ensemble``, the class probabilities of all heads so far, added up; else None.
+    """
+
+    round: Round
+    alpha_BCHW: Tensor
+    votes_BK: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a block is to aim at: label_B int64, beta_BC the feedback message, and known_B,
+    1.0 where beta exists and 0.0 for a class without statistics yet."""
+
+    round: Round
+    beta_BC: Tensor
+    known_B: Tensor
+    label_B: Tensor
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Sufficient statistics of one batch for the feedback: per-class sums of the channel means and counts."""
+
+    round: Round
+    sums_KC: Tensor
+    counts_K: Tensor
+
+
+Message = Alpha | Target | Stats
+SentMessage = TypeVar("SentMessage", bound=Message, contravariant=True)
+ReceivedMessage = TypeVar("ReceivedMessage", bound=Message, covariant=True)
+
+
+class Sender(Protocol[SentMessage]):
+    """The near end of an outgoing edge."""
+
+    def send(self, message: SentMessage) -> None:
+        """Hands the message over; waits only while too many sends are in flight. The tensors must not change after."""
+
+
+class Receiver(Protocol[ReceivedMessage]):
+    """The near end of an incoming edge."""
+
+    def recv(self) -> ReceivedMessage:
+        """The next message of the itinerary. Its tensors stay valid until the next ``recv`` on this port."""
+
+
+class Store(Protocol):
+    """A small key-value store shared by all ranks (torch.distributed's stores satisfy it).
+
+    Ranks tell each other shapes, progress and results through it; no activation ever passes here.
+    """
+
+    def set(self, key: str, value: str) -> None: ...
+
+    def get(self, key: str) -> bytes:
+        """Waits for the key to appear."""
+
+    def add(self, key: str, amount: int) -> int:
+        """Atomically adds, and returns the new value; a new key starts at 0."""
+
+    def check(self, keys: list[str]) -> bool:
+        """Whether all the keys exist, without waiting."""
+
+    def compare_set(self, key: str, expected: str, desired: str) -> bytes:
+        """Writes ``desired`` if the key is absent (with ``expected`` empty); returns the value that stands there."""
+
+
+def messages(rounds: Iterator[Round]) -> Iterator[Round]:
+    """The rounds in which activations and targets travel."""
+    return (entry for entry in rounds if entry.has_messages)

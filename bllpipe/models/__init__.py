@@ -1,0 +1,1 @@
+"""Networks as lists of units, and where they are cut into blocks."""

@@ -1,1 +1,0 @@
-"""What can be read from finished runs: reports and comparisons."""

@@ -1,0 +1,1 @@
+"""What is not needed to train: analysis, planning, monitoring, faults on purpose."""

@@ -1,0 +1,151 @@
+"""A run that has ended or stopped: its directory, its newest valid checkpoint, and its blocks with the weights in it.
+
+Shapes: B images of a batch, C channels, H x W positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bllpipe.checkpoint import Checkpoint, find_checkpoint
+from bllpipe.config import Config
+from bllpipe.config.loader import load_stored_config
+from bllpipe.config.schema import NEVER
+from bllpipe.data.base import ImageSet
+from bllpipe.data.loader import ImageSource, label_batches
+from bllpipe.data.registry import load_images, load_labels
+from bllpipe.errors import CheckpointError
+from bllpipe.learn.block import Block, alpha_shape, make_block
+from bllpipe.learn.memory_format import place
+from bllpipe.messages import Round
+from bllpipe.models.partition import cut
+from bllpipe.models.registry import last_width, network_units
+from bllpipe.models.units import Segment
+from bllpipe.training.run_schedule import Plan
+from bllpipe.utils.files import read_record
+
+WEIGHTS = ("model.", "heads.", "objectives.")  # what blocks have in a checkpoint, beside their optimisers' state
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a run directory holds; ``images`` is the data set that its config names."""
+
+    path: Path
+    config: Config
+    checkpoint: Checkpoint
+    images: ImageSet
+    summary: Mapping[str, Any] | None
+
+    @property
+    def plan(self) -> Plan:
+        """The lengths of the whole run."""
+        return Plan.of(self.config, self.images.spec.num_train, self.images.spec.num_test)
+
+    @property
+    def recorded_accuracy(self) -> float | None:
+        """The test accuracy in summary.json; None when it is not that of this checkpoint, as a run that was stopped
+        on its way has been tested before, if at all."""
+        step = self.checkpoint.step
+        if self.summary is None or self.summary.get("steps") != step or step != self.plan.total_steps:
+            return None
+        accuracy = self.summary.get("test_accuracy")
+        return accuracy if isinstance(accuracy, float) and 0 <= accuracy <= 1 else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where to compute: where the run did, or on the CPU when this machine has no GPU."""
+        return torch.device("cuda" if self.config.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+    @property
+    def wire_dtype(self) -> torch.dtype:
+        """The format in which activations went from block to block."""
+        return torch.bfloat16 if self.config.precision.wire == "bf16" else torch.float32
+
+    def autocast(self) -> torch.autocast:
+        """The run's own precision of computing."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision.compute == "bf16")
+
+
+def open_run(path: Path, warn: Callable[[str], None]) -> FinishedRun:
+    """The run in ``path``, with its data. From now on this process computes with as many threads as a rank of the run
+    did, because results depend on it.
+
+    Raises ConfigError, DataError, or CheckpointError when there is no checkpoint; ``warn`` hears of damaged ones.
+    """
+    config = load_stored_config(str(path / "config.yaml"))
+    checkpoint = find_checkpoint(path / "checkpoints", warn)
+    if checkpoint is None and config.checkpoint.every_steps == NEVER:
+        raise CheckpointError(
+            f"{path} holds no checkpoint, as it was trained with checkpoint.every_steps=never; train it again with "
+            f"--set checkpoint.every_steps=0"
+        )
+    if checkpoint is None:
+        raise CheckpointError(f"{path} holds no checkpoint yet; go on with the run: --run-dir {path} --resume auto")
+    summary = read_record(path / "summary.json")[0] if (path / "summary.json").exists() else None
+    torch.set_num_threads(config.cpu_threads)
+    return FinishedRun(path, config, checkpoint, load_images(config.data, config.seed), summary)
+
+
+def load_blocks(run: FinishedRun) -> list[Block]:
+    """The blocks of ``run`` on its device, with the weights of its checkpoint.
+
+    Raises CheckpointError when weights are missing or are those of another network.
+    """
+    weights = {name: value for prefix in WEIGHTS for name, value in run.checkpoint.mapped(prefix).items()}
+    blocks = _fresh_blocks(run)
+    for block in blocks:
+        _check_shapes(run, block.learner.weights(), weights)
+    if missing := [name for block in blocks for name in block.learner.load(weights)]:
+        raise CheckpointError(
+            f"{run.checkpoint.path} lacks {some(missing)}; needed is a checkpoint of the network that "
+            f"{run.path}/config.yaml describes"
+        )
+    return blocks
+
+
+def evaluation_batches(run: FinishedRun) -> Iterator[tuple[Tensor, Tensor]]:
+    """Normalised images [B, C, H, W] on the run's device and labels [B] of the test set, in the run's own batches."""
+    config, plan = run.config, run.plan
+    sizes = [min(plan.batch_size, plan.num_test - first) for first in range(0, plan.num_test, plan.batch_size)]
+    rounds = [Round("evaluate", run.checkpoint.step, 0, batch, size) for batch, size in enumerate(sizes)]
+    source = ImageSource(run.images, iter(rounds), config.seed, config.data.augment)
+    for _, label_B in label_batches(load_labels(config.data, config.seed), iter(rounds), config.seed):
+        yield source.recv().alpha_BCHW.to(run.device), label_B.to(run.device)
+
+
+def _fresh_blocks(run: FinishedRun) -> list[Block]:
+    """The blocks as they are before the first step."""
+    config, spec, steps = run.config, run.images.spec, run.plan.total_steps
+    units = network_units(config.model, spec.image_shape[0], spec.num_classes, config.seed)
+    parts, width = cut(units, config.cuts), last_width(config, units)
+    blocks: list[Block] = []
+    x_shape: tuple[int, ...] = spec.image_shape
+    for part in parts:
+        segment, is_last = place(Segment(part, config.seed), config, run.device), part is parts[-1]
+        shape = alpha_shape(segment, x_shape, run.device)
+        blocks.append(make_block(segment, x_shape, shape, config, spec.num_classes, steps, is_last, width))
+        x_shape = shape
+    return blocks
+
+
+def _check_shapes(run: FinishedRun, own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    other = [name for name in sorted(own.keys() & found.keys()) if own[name].shape != found[name].shape]
+    if other:
+        name = other[0]
+        raise CheckpointError(
+            f"{run.checkpoint.path} holds {name} as {list(found[name].shape)}, but {run.path}/config.yaml and the data "
+            f"make it {list(own[name].shape)}; give the config and the data back their old values"
+        )
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first few names, and how many more there are; a file may give its tensors names without end."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(name if name.isprintable() else repr(name) for name in names[:most])[:500] + more

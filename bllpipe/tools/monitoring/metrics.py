@@ -1,0 +1,381 @@
+"""Every Prometheus metric of a rank: its name, its kind, its meaning and where it is read. docs/monitoring.md has the
+same table.
+
+Names are in base units and tell them. Counters count from the start of the process, so that a rate is right across
+restarts; a gauge says how far the run is. The labels run, rank and role come on top: from the service discovery, or in
+a text file.
+
+An actor is a block (or stage, or replica), or the feedback of one block. Every reading only looks at numbers that the
+training thread changes meanwhile, one at a time; none looks at a tensor.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from bllpipe.training.metrics_logger import Means
+from bllpipe.training.timing import Metered
+from bllpipe.training.worker import Actor, RankPart
+from bllpipe.utils.process import gpu_bytes, peak_gpu_bytes, resident_bytes
+
+ACTOR, EDGE, BOOK = ("actor",), ("actor", "edge"), ("actor", "phase")
+SETTINGS = ("method", "engine", "model", "data")
+VERSIONS = ("version", "torch", "python")
+# The values of a figure's own labels, and the value; figures that are not known (yet) are left out.
+Sample = tuple[tuple[str, ...], float]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One figure, and the labels by which it comes several times."""
+
+    name: str
+    kind: Literal["counter", "gauge"]
+    doc: str
+    reading: Reading
+    labels: tuple[str, ...] = ()
+
+    def samples(self, source: Source) -> Iterator[Sample]:
+        """What there is of it now."""
+        return self.reading(source)
+
+
+def last_progress(source: Source, actor: Actor) -> float:
+    """When the actor began the round it is in."""
+    return time.time() - (time.perf_counter() - actor.entered) if actor.entered else source.began
+
+
+def of_actors(read: Callable[[Source, Actor], float | None]) -> Reading:
+    """A value for every actor, with the label actor."""
+
+    def reading(source: Source) -> Iterator[Sample]:
+        for actor in source.part.actors:
+            value = read(source, actor)
+            if value is not None:
+                yield (actor.name,), value
+
+    return reading
+
+
+def of_rank(read: Callable[[Source], float | None]) -> Reading:
+    """One value, without labels."""
+
+    def reading(source: Source) -> Iterator[Sample]:
+        value = read(source)
+        if value is not None:
+            yield (), value
+
+    return reading
+
+
+def steps_of_run(source: Source, actor: Actor) -> float:
+    """Training steps of the run that the actor has done, in this process or before."""
+    return max(source.start, actor.entry.step if actor.entry else 0)
+
+
+PROGRESS = (
+    Family("bllpipe_step", "gauge", "Training steps of the run that are done.", of_actors(steps_of_run), ACTOR),
+    Family("bllpipe_planned_steps", "gauge", "Training steps at which the run ends.", of_rank(lambda s: s.last_step)),
+    Family(
+        "bllpipe_epoch",
+        "gauge",
+        "Epoch of the round under way, from 0.",
+        of_actors(lambda s, actor: actor.entry.epoch if actor.entry else None),
+        ACTOR,
+    ),
+    Family(
+        "bllpipe_steps_total",
+        "counter",
+        "Training steps that this process has done.",
+        of_actors(lambda s, actor: steps_of_run(s, actor) - s.start),
+        ACTOR,
+    ),
+    Family(
+        "bllpipe_images_total",
+        "counter",
+        "Images that this process has trained on.",
+        of_actors(lambda s, actor: actor.stopwatch.training.images),
+        ACTOR,
+    ),
+    Family(
+        "bllpipe_last_progress_timestamp_seconds",
+        "gauge",
+        "When the actor began the step, test batch or checkpoint that it is at.",
+        of_actors(last_progress),
+        ACTOR,
+    ),
+    Family("bllpipe_start_timestamp_seconds", "gauge", "When this process began to train.", of_rank(lambda s: s.began)),
+    Family(
+        "bllpipe_restarts_total",
+        "counter",
+        "How often the launcher has restarted the ranks.",
+        of_rank(lambda s: s.restarts),
+    ),
+)
+
+
+def of_edges(read: Callable[[Actor, Metered], float | None]) -> Reading:
+    """A value for every edge of every actor, with the labels actor and edge."""
+
+    def reading(source: Source) -> Iterator[Sample]:
+        for actor in source.part.actors:
+            for port in actor.stopwatch.ports:
+                value = read(actor, port)
+                if value is not None:
+                    yield (actor.name, port.meter.edge), value
+
+    return reading
+
+
+def phase_seconds(source: Source) -> Iterator[Sample]:
+    """Seconds in the rounds of the training, and in those of tests, of every actor."""
+    for actor in source.part.actors:
+        yield (actor.name, "train"), actor.stopwatch.in_rounds
+        yield (actor.name, "evaluate"), actor.stopwatch.in_tests
+
+
+def queued(actor: Actor, port: Metered) -> float | None:
+    """Messages at this end of an edge; None where the wire cannot tell."""
+    return getattr(port, "queued", None)
+
+
+def sent(actor: Actor, port: Metered) -> float | None:
+    """Bytes sent in training; None for an edge that only brings messages."""
+    number = actor.stopwatch.sent.get(port.meter.edge, 0)
+    return number if number or hasattr(port, "send") else None
+
+
+def waiting_now(actor: Actor, port: Metered) -> float:
+    """For how many seconds the actor has been waiting at this edge."""
+    meter = port.meter
+    return max(0.0, time.perf_counter() - meter.began) if meter.is_waiting else 0.0
+
+
+TIME = (
+    Family(
+        "bllpipe_phase_seconds_total",
+        "counter",
+        "Seconds in the rounds of the training (train) and of tests (evaluate), waiting for messages included.",
+        phase_seconds,
+        BOOK,
+    ),
+    Family(
+        "bllpipe_waiting_seconds_total",
+        "counter",
+        "Seconds of the training in which the actor waited at the edge; the rest of its rounds it computed.",
+        of_edges(lambda actor, port: actor.stopwatch.waiting.get(port.meter.edge, 0.0)),
+        EDGE,
+    ),
+    Family(
+        "bllpipe_current_wait_seconds",
+        "gauge",
+        "For how long the actor has been waiting at the edge now; 0 if it is not.",
+        of_edges(waiting_now),
+        EDGE,
+    ),
+    Family(
+        "bllpipe_queued_messages",
+        "gauge",
+        "Messages at this end of the edge: come and not taken yet, or sent and not gone yet. Unknown over NCCL.",
+        of_edges(queued),
+        EDGE,
+    ),
+    Family("bllpipe_sent_bytes_total", "counter", "Bytes sent over the edge in training.", of_edges(sent), EDGE),
+    Family(
+        "bllpipe_cpu_seconds_total",
+        "counter",
+        "Processor time of this process, all threads together.",
+        of_rank(lambda s: time.process_time()),
+    ),
+)
+
+
+def of_books(read: Callable[[Means], Mapping[str, float]]) -> Reading:
+    """Values of the last line and of the last test of every actor that has losses, with the labels actor, phase and
+    what the mapping is by."""
+
+    def reading(source: Source) -> Iterator[Sample]:
+        for actor in source.part.actors:
+            books = {"train": actor.recorder.trained, "test": actor.recorder.tested}
+            for phase, means in books.items():
+                for name, value in (read(means) if means else {}).items():
+                    yield (actor.name, phase, name), value
+
+    return reading
+
+
+def of_lines(read: Callable[[Means], float | None]) -> Reading:
+    """A value of the last line of every actor that has losses, with the label actor."""
+    return of_actors(lambda source, actor: read(actor.recorder.trained) if actor.recorder.trained else None)
+
+
+def unnamed(reading: Reading) -> Reading:
+    """The same without the last label, where there is nothing to tell apart."""
+    return lambda source: ((labels[:-1], value) for labels, value in reading(source))
+
+
+LEARNING = (
+    Family(
+        "bllpipe_loss",
+        "gauge",
+        "Terms of the block's loss; their sum is minimised. Mean since the line before, or over the last test.",
+        of_books(lambda means: means.terms),
+        (*BOOK, "term"),
+    ),
+    Family(
+        "bllpipe_accuracy_ratio",
+        "gauge",
+        "Share of the images that the block's own head gets right, over the same images.",
+        unnamed(of_books(lambda means: {"accuracy": means.accuracy})),
+        BOOK,
+    ),
+    Family(
+        "bllpipe_alignment_ratio",
+        "gauge",
+        "Cosine between alpha and beta, from -1 to 1; of the last batch before a line, or over the last test.",
+        unnamed(of_books(lambda means: {name: value for name, value in means.figures.items() if name == "alignment"})),
+        BOOK,
+    ),
+    Family(
+        "bllpipe_gradient_norm",
+        "gauge",
+        "Norm of the block's gradients in the last step before a line, before clipping.",
+        of_lines(lambda means: means.figures.get("gradient_norm")),
+        ACTOR,
+    ),
+    Family(
+        "bllpipe_learning_rate",
+        "gauge",
+        "Learning rate of the last step before a line.",
+        of_lines(lambda means: means.lr),
+        ACTOR,
+    ),
+)
+CHECKPOINTS = (
+    Family(
+        "bllpipe_checkpoint_step",
+        "gauge",
+        "Step of the last checkpoint: the one of which this rank has written its share, or from which it goes on.",
+        of_rank(lambda s: max(s.start, s.part.saves.step)),
+    ),
+    Family(
+        "bllpipe_checkpoint_interval_steps",
+        "gauge",
+        "Steps between checkpoints; 0: only at the end; missing: never.",
+        of_rank(lambda s: s.save_every),
+    ),
+    Family(
+        "bllpipe_checkpoint_timestamp_seconds",
+        "gauge",
+        "When that checkpoint was written; missing before the first one.",
+        of_rank(lambda s: s.part.saves.written_at or s.resumed_from),
+    ),
+    Family(
+        "bllpipe_checkpoint_duration_seconds",
+        "gauge",
+        "How long this rank took to write its share of the last checkpoint.",
+        of_rank(lambda s: s.part.saves.last_seconds if s.part.saves.number else None),
+    ),
+    Family(
+        "bllpipe_checkpoint_seconds_total",
+        "counter",
+        "Seconds in which this rank wrote checkpoints.",
+        of_rank(lambda s: s.part.saves.seconds),
+    ),
+    Family(
+        "bllpipe_checkpoints_total",
+        "counter",
+        "Checkpoints of which this process has written its share.",
+        of_rank(lambda s: s.part.saves.number),
+    ),
+    Family(
+        "bllpipe_checkpoint_failures_total",
+        "counter",
+        "Checkpoints of which this process could not write its share.",
+        of_rank(lambda s: s.part.saves.failures),
+    ),
+)
+
+
+def constant(labels: Callable[[Source], Mapping[str, str]]) -> Reading:
+    """1, with what is to be told in the labels."""
+    return lambda source: iter([(tuple(labels(source).values()), 1.0)])
+
+
+MACHINE = (
+    Family(
+        "bllpipe_resident_memory_bytes",
+        "gauge",
+        "Resident memory of this process.",
+        of_rank(lambda s: resident_bytes()),
+    ),
+    Family(
+        "bllpipe_gpu_memory_bytes",
+        "gauge",
+        "GPU memory of the process's tensors; 0 without a GPU.",
+        of_rank(lambda s: gpu_bytes()),
+    ),
+    Family(
+        "bllpipe_gpu_memory_peak_bytes",
+        "gauge",
+        "The most that it ever was.",
+        of_rank(lambda s: peak_gpu_bytes()),
+    ),
+    Family("bllpipe_run_info", "gauge", "1; what is trained, and how.", constant(lambda s: s.settings), SETTINGS),
+    Family("bllpipe_build_info", "gauge", "1; versions.", constant(lambda s: s.versions), VERSIONS),
+)
+SECTIONS = {
+    "Progress": PROGRESS,
+    "Time and messages": TIME,
+    "Learning": LEARNING,
+    "Checkpoints": CHECKPOINTS,
+    "Memory and versions": MACHINE,
+}
+FAMILIES = tuple(family for section in SECTIONS.values() for family in section)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A rank of a run.
+
+    ``run_name`` is the name of the run directory, ``attempt`` is new for every start. The run goes from ``start`` to
+    ``last_step`` training steps, with a checkpoint every ``save_every`` (None: never); the one that it goes on
+    from was written at ``resumed_from``. ``settings`` and ``versions`` are labels: names and numbers, no paths.
+    """
+
+    part: RankPart
+    run_name: str
+    attempt: str
+    restarts: int
+    start: int
+    last_step: int
+    save_every: int | None
+    settings: Mapping[str, str]
+    versions: Mapping[str, str]
+    resumed_from: float | None = None
+    began: float = field(default_factory=time.time)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What tells this rank from all others."""
+        return {"run": self.run_name, "rank": str(self.part.rank), "role": self.part.role}
+
+    @property
+    def path(self) -> str:
+        """Where this start of the run is asked for its figures."""
+        return f"/metrics/{self.attempt}"
+
+
+Reading = Callable[[Source], Iterator[Sample]]
+
+
+def file_time(path: Path) -> float | None:
+    """When ``path`` was written last, in seconds since the epoch; None if it is not there."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None

@@ -1,0 +1,203 @@
+"""A run, followed by its files alone: what every rank did last, and whether the run is well. It asks nothing of the
+run's processes, so it works from another terminal, while a run trains and after it, and in a container's health check.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bllpipe.config import Config
+from bllpipe.config.loader import load_stored_config
+from bllpipe.data.catalog import PUBLISHED
+from bllpipe.training.run_schedule import Plan
+
+RUNS = Path("runs")
+WITHIN_SECONDS = 900.0  # longer than backend.timeout_seconds, after which a run that hangs ends itself
+
+
+@dataclass
+class Row:
+    """The newest figures of one block or lane. ``busy`` and ``waiting`` are shares of the time since the last line."""
+
+    rank: int
+    role: str
+    actor: str
+    step: int = 0
+    rate: float | None = None
+    loss: float | None = None
+    accuracy: float | None = None
+    test_accuracy: float | None = None
+    waiting: dict[str, float] = field(default_factory=dict)  # share by edge
+    waited: dict[str, float] = field(default_factory=dict)  # seconds by edge, since the start
+
+    @property
+    def busy(self) -> float | None:
+        return None if self.rate is None else max(0.0, 1 - sum(self.waiting.values()))
+
+    @property
+    def waits_for(self) -> tuple[str, float] | None:
+        """The edge that it waits for most, and its share."""
+        return max(self.waiting.items(), key=lambda item: item[1]) if self.waiting else None
+
+    def take(self, record: Mapping[str, Any], batch_size: int, began: int) -> None:
+        """Takes over one line of metrics.jsonl, of a process that went on from step ``began``: the line counts the
+        seconds of this process alone."""
+        if record.get("phase") == "evaluate":
+            self.test_accuracy = record.get("accuracy")
+            return
+        if began >= self.step:
+            self.step, self.waited = began, {}
+        steps, self.step = record["step"] - self.step, record["step"]
+        self.loss, self.accuracy = record.get("loss"), record.get("accuracy")
+        self.rate, waited = record.get("images_per_second"), dict(record.get("waiting", {}))
+        seconds = steps * batch_size / self.rate if self.rate else 0.0
+        if seconds > 0:
+            grown = {edge: total - self.waited.get(edge, 0.0) for edge, total in waited.items()}
+            self.waiting = {edge: min(1.0, max(0.0, more) / seconds) for edge, more in grown.items()}
+        self.waited = waited
+
+
+class Follower:
+    """Reads what has been added to a run directory since the last look."""
+
+    def __init__(self, directory: Path, last_step: int | None = None) -> None:
+        self.directory = directory
+        self.config: Config = load_stored_config(str(directory / "config.yaml"))
+        self.last_step = last_step or _last_step(self.config)
+        self.rows: dict[str, Row] = {}
+        self.status: dict[str, Any] = {}
+        self.epoch = 0
+        self.written = 0.0  # when the run told something last, in seconds since the epoch
+        self._read, self._rest = 0, b""
+        self._starts = [0]  # steps that processes of this run went on from
+
+    @property
+    def step(self) -> int:
+        """Steps that all have done, as far as their lines tell."""
+        return min((row.step for row in self.rows.values()), default=int(self.status.get("step", 0)))
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the rate of the slowest."""
+        rates = [row.rate for row in self.rows.values() if row.rate]
+        if self.last_step is None or not rates or self.status.get("status") != "running":
+            return None
+        return max(0, self.last_step - self.step) * self.config.data.batch_size / min(rates)
+
+    def look(self) -> None:
+        """Takes in the new lines; begins again where the file has become shorter, as when a run is resumed."""
+        self.status = _record(self._text("status.json"))
+        self.written = last_written(self.directory)
+        lines = self._new_lines()  # before it is asked who wrote them
+        resumes = map(_record, self._text("resumes.jsonl").splitlines())
+        self._starts = [0, *(resume["step"] for resume in resumes if "step" in resume)]
+        for line in lines:
+            record = _record(line)
+            if {"actor", "rank", "role", "step"} <= record.keys():
+                self._take(record)
+
+    def ordered(self) -> list[Row]:
+        """The rows by rank; the lanes of a feedback rank behind each other."""
+        return sorted(self.rows.values(), key=lambda row: (row.rank, row.actor))
+
+    def _take(self, record: Mapping[str, Any]) -> None:
+        actor = f"{record['rank']} {record['actor']}"
+        row = self.rows.setdefault(actor, Row(record["rank"], record["role"], record["actor"]))
+        began = max((step for step in self._starts if step < record["step"]), default=0)
+        row.take(record, self.config.data.batch_size, began)
+        self.epoch = max(self.epoch, int(record.get("epoch", 0)))
+
+    def _new_lines(self) -> list[bytes]:
+        path = self.directory / "metrics.jsonl"
+        try:
+            size = path.stat().st_size
+            if size < self._read:
+                self._read, self._rest, self.rows = 0, b"", {}
+            with path.open("rb") as file:
+                file.seek(self._read)
+                new = file.read(size - self._read)
+        except OSError:
+            return []
+        self._read += len(new)
+        *lines, self._rest = (self._rest + new).split(b"\n")
+        return lines
+
+    def _text(self, name: str) -> bytes:
+        try:
+            return (self.directory / name).read_bytes()
+        except OSError:
+            return b""
+
+
+def _record(text: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _last_step(config: Config) -> int | None:
+    """The last step of the run, where the number of images is known without reading them."""
+    if config.data.name in PUBLISHED:
+        return Plan.of(config, PUBLISHED[config.data.name].num_train, 1).last_step
+    if config.data.name == "synthetic":
+        return Plan.of(config, config.data.synthetic_images, 1).last_step
+    return min(config.steps, config.stop_at or config.steps) if config.steps else None
+
+
+@dataclass(frozen=True)
+class Health:
+    """Whether all is well, and a line that says why."""
+
+    is_well: bool
+    reason: str
+
+
+def newest(runs: Path) -> Path | None:
+    """The run directory in ``runs`` that was written to last."""
+    found = [path.parent for path in runs.glob("*/status.json")]
+    return max(found, key=last_written, default=None)
+
+
+def health_of(directory: Path, within: float) -> Health:
+    """Well is a run that has completed, that was stopped in order, or that runs and has written to its metrics or
+    checkpoints within so many seconds. Its process may be gone all the same: then it does not write any more."""
+    status = _status(directory)
+    if status is None:
+        return Health(False, f"{directory} has no status.json: no run has begun there")
+    if status.get("status") != "running":
+        return Health(status.get("status") in ("completed", "preempted"), f"{directory}: {_ended(status)}")
+    seconds = time.time() - last_written(directory)
+    return Health(seconds <= within, f"{directory}: running, last sign of life {seconds:.0f} s ago")
+
+
+def last_written(directory: Path) -> float:
+    """When the run told something last, in seconds since the epoch; 0 if never."""
+    return max(_times(directory), default=0.0)
+
+
+def _times(directory: Path) -> Iterator[float]:
+    for name in ("status.json", "metrics.jsonl", "checkpoints"):
+        with suppress(OSError):
+            yield (directory / name).stat().st_mtime
+
+
+def _status(directory: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads((directory / "status.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _ended(status: dict[str, Any]) -> str:
+    reason = str(status.get("reason") or "").strip().splitlines()
+    step = f", step {status['step']}" if "step" in status else ""
+    return f"{status.get('status')}{step}" + (f": {reason[0]}" if reason else "")

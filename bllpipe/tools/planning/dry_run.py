@@ -1,0 +1,311 @@
+"""The bytes, parameters and memory of a run, counted on tensors that have shapes but no contents: nothing is computed,
+sent or read.
+
+The network is built as its ranks would do it, by the same functions, each rank after the one before it, and then loses
+its contents: to build it without any would cost the import of torch's compiler.
+
+Shapes: B images, K classes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from bllpipe.config import Config
+from bllpipe.config.schema import TWO_STAGES
+from bllpipe.data.catalog import DataSpec
+from bllpipe.distributed.message_format import LIMIT, Layout
+from bllpipe.engines import topology
+from bllpipe.engines.build import build_segment, unit_names, width_for_heads
+from bllpipe.engines.ddp import gradient_bytes, ring_bytes
+from bllpipe.engines.job import Job, input_shape, shape_of
+from bllpipe.engines.pipeline_stages import microbatch_size, wire_format
+from bllpipe.engines.ports import layout_of
+from bllpipe.engines.synchronous import Share
+from bllpipe.errors import BllpipeError, ConfigError
+from bllpipe.learn.balance import resolved
+from bllpipe.learn.block import Block, make_block
+from bllpipe.learn.distributions import FAMILIES, num_channels
+from bllpipe.learn.feedback import Feedback, make_feedback
+from bllpipe.learn.optimizer import Learner
+from bllpipe.messages import Round, Store, Target
+from bllpipe.models.units import Segment
+from bllpipe.tools.planning.estimates import EdgeFigures, Figures, Memory, RankFigures, TensorFigures
+from bllpipe.tools.planning.profiler import kept_storages, storages
+from bllpipe.topology import Topology
+from bllpipe.training.run_directory import RunDirectory
+from bllpipe.training.run_schedule import Plan
+
+SHAPES_ONLY = torch.device("meta")
+Forward = Callable[[], Iterable[Tensor]]  # returns what lives as long as the backward pass does
+COUNTED = 2  # images: normalisations refuse one with a single position
+
+
+class Uncountable(Exception):
+    """The network cannot be called without values; it may train all the same."""
+
+
+def count(config: Config, spec: DataSpec) -> Figures:
+    """The figures of ``config`` on data of ``spec``; activations as they are without autocast.
+
+    Raises ConfigError for what no run of it could compute, and Uncountable for a network that looks at values.
+    """
+    config = resolved(config, spec.image_shape, spec.num_classes)
+    config = replace(config, precision=replace(config.precision, compute="fp32"))  # autocast needs a real device
+    job = _job_without_ranks(config, spec)
+    with _explained(config):
+        ranks = tuple(_ranks(job))
+        edges = _EDGES.get(job.topology.placement, hop_figures)(job)
+    return Figures(job.plan.total_steps, job.plan.steps_per_epoch, ranks, tuple(edges))
+
+
+def gradient_ring(job: Job) -> Iterator[EdgeFigures]:
+    """The gradients of replicas, which a ring averages: to the next one go two rounds of all shares but one."""
+    num_replicas = job.topology.num_blocks
+    num_bytes = gradient_bytes(build_segment(job, 0, SHAPES_ONLY))
+    share = -(-num_bytes // num_replicas)
+    tensor = TensorFigures("float32", (share // torch.float32.itemsize,))
+    for src in job.topology.block_ranks if num_replicas > 1 else ():
+        to, step_bytes = (src + 1) % num_replicas, ring_bytes(num_bytes, num_replicas)
+        yield EdgeFigures("gradient", src, to, (tensor,), share, 2 * (num_replicas - 1), step_bytes)
+
+
+def wire_figures(job: Job) -> Iterator[EdgeFigures]:
+    """Every edge has one message a training step."""
+    size = job.config.data.batch_size
+    for edge in job.topology.edges():
+        layout = layout_of(job, edge)
+        tensors = tuple(_tensor(dtype, shape) for dtype, shape in layout.shapes(size, "train"))
+        num_bytes, more = layout.message_bytes(size, "train"), layout.message_bytes(size, LIMIT)
+        yield EdgeFigures(edge.kind, edge.src, edge.dst, tensors, num_bytes, 1, num_bytes, more - num_bytes)
+
+
+_EDGES: dict[str, Callable[[Job], Iterable[EdgeFigures]]] = {"block": wire_figures, "replica": gradient_ring}
+
+
+def _job_without_ranks(config: Config, spec: DataSpec) -> Job:
+    """What ranks would agree on, with a store that nobody else sees and a directory that is never written."""
+    store: Store = dist.HashStore()  # type: ignore[assignment]  # satisfies the protocol
+    plan = Plan.of(config, spec.num_train, spec.num_test)
+    return Job(config, topology(config), store, RunDirectory(Path()), "", spec, plan, None)
+
+
+def _ranks(job: Job) -> Iterator[RankFigures]:
+    """Of every rank; stages come in their order along the network, as each needs the shapes before it."""
+    match job.topology.placement:
+        case "block":
+            yield from (block_figures(job, rank) for rank in job.topology.block_ranks)
+        case "replica":
+            yield from replica_figures(job)
+        case _:
+            yield from stage_figures(job)
+    if job.topology.has_feedback:
+        yield feedback_figures(job)
+
+
+@contextmanager
+def _explained(config: Config) -> Iterator[None]:
+    """Tells what no run could compute from what merely cannot be counted."""
+    try:
+        yield
+    except Exception as error:  # whatever a user's module may raise
+        cause = error.__cause__ if isinstance(error, BllpipeError) else error
+        if _wants_values(cause):
+            raise Uncountable(str(cause)) from error
+        if isinstance(error, BllpipeError):
+            raise
+        raise ConfigError(
+            f"model {config.model.name} cannot compute batches of {config.data.batch_size} images: {error}; "
+            f"change the network, or --set data.batch_size"
+        ) from error
+
+
+def _wants_values(error: BaseException | None) -> bool:
+    """Torch has no class of its own for what it says of tensors without contents."""
+    told = r"\b(meta|autocast|scalarType)\b"
+    return isinstance(error, RuntimeError) and re.search(told, str(error), re.IGNORECASE) is not None
+
+
+def rank_memory(learner: Learner, activations: int, messages: int = 0) -> Memory:
+    """The memory of a rank that trains ``learner``."""
+    trained = learner.optimizer
+    return Memory(
+        weights=_sum(storages(learner.weights().values())),
+        gradients=sum(p.nbytes for p in trained.parameters.values() if p.requires_grad),
+        optimizer=sum(value.nbytes for value in trained.state.values()),
+        activations=activations,
+        messages=messages,
+    )
+
+
+def kept_bytes(learner: Learner, forward: Forward) -> int:
+    """What ``forward`` keeps for its backward pass, with what it returns, but without weights."""
+    returned: list[Tensor] = []
+    kept = kept_storages(lambda: returned.extend(forward()))
+    weights = storages(learner.weights().values())
+    return _sum({name: size for name, size in {**kept, **storages(returned)}.items() if name not in weights})
+
+
+def num_parameters(weights: Iterable[Tensor]) -> int:
+    """As summary.json counts them: numbers that training changes, but no counters."""
+    return sum(value.numel() for value in weights if value.is_floating_point())
+
+
+def batch_of(size: int, shape: tuple[int, ...], wants_gradient: bool = False) -> Tensor:
+    """Images or activations, [B, ...]; in a pipeline those of a stage before want a gradient."""
+    return torch.zeros(size, *shape, requires_grad=wants_gradient, device=SHAPES_ONLY)
+
+
+def target_of(size: int, channels: int) -> Target:
+    """A feedback message and labels for ``size`` images."""
+    label_B = torch.zeros(size, dtype=torch.int64, device=SHAPES_ONLY)
+    return Target(Round("train", 0), batch_of(size, (channels,)), batch_of(size, ()), label_B)
+
+
+def _sum(sizes: dict[int, int]) -> int:
+    return sum(sizes.values())
+
+
+def block_figures(job: Job, rank: int) -> RankFigures:
+    """The rank of a block; those before it have been counted."""
+    segment = build_segment(job, rank, SHAPES_ONLY)
+    shapes, is_last = (input_shape(job, rank), shape_of(job, rank)), rank == job.topology.num_blocks - 1
+    sizes = job.spec.num_classes, job.plan.total_steps
+    block = make_block(segment, *shapes, job.config, *sizes, is_last, width_for_heads(job))
+    activations = kept_bytes(block.learner, lambda: _there(job, block, *shapes))
+    memory = rank_memory(block.learner, activations, _buffers(job, rank))
+    parameters, of_head = (num_parameters(part.values()) for part in (block.learner.weights(), block.head.state_dict()))
+    return RankFigures(rank, job.topology.role(rank), parameters, memory, of_head, *_operations(block, shapes[0]))
+
+
+@torch.no_grad()
+def _operations(block: Block, given: tuple[int, ...]) -> tuple[int, int]:
+    """Of one image on its way forth: through block and head, and through the head alone."""
+    x = batch_of(COUNTED, given)
+    with FlopCounterMode(display=False) as of_block:
+        alpha = block.forward(x)
+    with FlopCounterMode(display=False) as of_head:
+        block.head(alpha)
+    whole, head = of_block.get_total_flops() // COUNTED, of_head.get_total_flops() // COUNTED
+    return whole + head, head
+
+
+def _there(job: Job, block: Block, given: tuple[int, ...], made: tuple[int, ...]) -> Iterator[Tensor]:
+    """One batch as far as the losses. The gradient of alpha comes into being when most else is there too."""
+    size = job.config.data.batch_size
+    x = batch_of(size, given)
+    alpha = block.forward(x)
+    terms, scores_BK, _ = block.losses(alpha, target_of(size, num_channels(made)))
+    yield from (x, alpha, scores_BK, torch.empty_like(alpha), *terms.values())
+
+
+def feedback_figures(job: Job) -> RankFigures:
+    """The feedback rank: all lanes."""
+    lanes = [_lane(job, block, name) for block, name in enumerate(unit_names(job))]
+    state = [value for lane in lanes for value in lane.state().values()]
+    rank = job.topology.feedback_rank
+    memory = Memory(sum(value.nbytes for value in state), 0, 0, 0, _buffers(job, rank))
+    return RankFigures(rank, job.topology.role(rank), num_parameters(state), memory)
+
+
+def _lane(job: Job, block: int, name: str) -> Feedback:
+    config, channels = job.config, num_channels(shape_of(job, block))
+    family = FAMILIES[config.objective.family]
+    return make_feedback(config.feedback, job.spec.num_classes, channels, config.seed, name, SHAPES_ONLY, family)
+
+
+def _tensor(dtype: torch.dtype, shape: tuple[int, ...]) -> TensorFigures:
+    return TensorFigures(str(dtype).removeprefix("torch."), shape)
+
+
+def _buffers(job: Job, rank: int) -> int:
+    """What a rank keeps of messages: a ring where they come in and, to another process, those on their way."""
+    layouts = [layout_of(job, edge) for edge in job.topology.edges() if rank in (edge.src, edge.dst)]
+    return sum(_num_kept(job, rank, layout) * layout.message_bytes(layout.max_batch, LIMIT) for layout in layouts)
+
+
+def _num_kept(job: Job, rank: int, layout: Layout) -> int:
+    if layout.edge.dst == rank:
+        return layout.ring
+    return job.config.backend.in_flight if job.config.engine == "ranks" else 0
+
+
+def stage_figures(job: Job) -> Iterator[RankFigures]:
+    """Every rank of a pipeline. The stages of a rank need not be neighbours, so all are built first."""
+    segments = [build_segment(job, number, SHAPES_ONLY, "stage") for number in range(job.topology.num_stages)]
+    for rank in job.topology.block_ranks:
+        numbers = job.topology.stages_of(rank)
+        share = _share(job, [segments[number] for number in numbers])
+        kept = sum(_kept(job, share, segments[number], number, microbatch_size(job)) for number in numbers)
+        memory = rank_memory(share.learner, int(kept * held_microbatches(job.config, job.topology, rank)))
+        parameters = num_parameters(share.learner.weights().values())
+        yield RankFigures(rank, job.topology.role(rank), parameters, memory)
+
+
+def held_microbatches(config: Config, layout: Topology, rank: int) -> float:
+    """How many microbatches a rank holds at most between their ways forth and back, a mean over its stages: all of
+    them in gpipe, in the others as many as fill the stages behind it."""
+    microbatches, ranks = config.pipeline.microbatches, layout.num_blocks
+    if config.engine == "gpipe":
+        return microbatches
+    if config.engine not in TWO_STAGES:
+        return min(microbatches, ranks - rank)
+    passes = 3 * ranks - 2 * rank - 1 if layout.placement == "loop" else 2 * ranks
+    return min(microbatches, passes / 2)
+
+
+def replica_figures(job: Job) -> Iterator[RankFigures]:
+    """Every replica. Beside its gradients each keeps the buckets in which they are averaged; only the first one
+    answers for the statistics of normalisations."""
+    segment = build_segment(job, 0, SHAPES_ONLY)
+    share = _share(job, [segment])
+    size = -(-job.config.data.batch_size // job.topology.num_blocks)
+    memory = rank_memory(share.learner, _kept(job, share, segment, 0, size), gradient_bytes(segment))
+    for rank in job.topology.block_ranks:
+        weights = share.learner.parameters if rank else share.learner.weights()
+        yield RankFigures(rank, job.topology.role(rank), num_parameters(weights.values()), memory)
+
+
+def _share(job: Job, segments: list[Segment]) -> Share:
+    return Share(segments, job.config, job.plan.total_steps, add_up=lambda square: square)
+
+
+def _kept(job: Job, share: Share, segment: Segment, number: int, size: int) -> int:
+    """Bytes that stage ``number`` keeps of ``size`` images."""
+    share.mode(train=True)
+
+    def there() -> Iterator[Tensor]:
+        x = batch_of(size, input_shape(job, number), wants_gradient=number > 0)
+        with share.learner.autocast():
+            alpha: Tensor = segment(x.view_as(x))
+        yield from (x, alpha)
+        if number == job.topology.num_stages - 1:
+            yield share.loss(alpha, target_of(size, 1).label_B)
+
+    return kept_bytes(share.learner, there)
+
+
+def hop_figures(job: Job) -> Iterator[EdgeFigures]:
+    """Activations to the next stage and their gradients back, a message a microbatch, where it is on another rank."""
+    for number in range(job.topology.num_stages - 1):
+        src, dst = job.topology.rank_of(number), job.topology.rank_of(number + 1)
+        if src != dst:
+            yield _hop(job, "alpha", src, dst, number)
+            yield _hop(job, "gradient", dst, src, number)
+
+
+def _hop(job: Job, kind: str, src: int, dst: int, number: int) -> EdgeFigures:
+    size, shape, dtype = microbatch_size(job), shape_of(job, number), wire_format(job, number)
+    num_bytes, microbatches = size * prod(shape) * dtype.itemsize, job.config.pipeline.microbatches
+    tensor = TensorFigures(str(dtype).removeprefix("torch."), (size, *shape))
+    return EdgeFigures(kind, src, dst, (tensor,), num_bytes, microbatches, microbatches * num_bytes)

@@ -1,0 +1,105 @@
+"""What is known of a run before it starts, as plain data: ranks, edges, parameters, bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TensorFigures:
+    """One tensor of a message, with the number of images in front of ``shape``."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}"
+
+
+@dataclass(frozen=True)
+class EdgeFigures:
+    """What goes from rank ``src`` to rank ``dst`` in a training step: ``num_messages`` of ``message_bytes`` each, with
+    header and closing where there are any. ``kind`` is that of an Edge, or ``gradient``. ``ensemble_bytes``: what a
+    message of a test batch has more, with ``evaluate.ensemble``."""
+
+    kind: str
+    src: int
+    dst: int
+    tensors: tuple[TensorFigures, ...]
+    message_bytes: int
+    num_messages: int
+    step_bytes: int
+    ensemble_bytes: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.src}->{self.dst}"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a rank, an estimate. ``activations`` are what its backward passes keep, with their inputs, at the moment
+    when they are most; ``messages`` the buffers that edges keep."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    messages: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.messages
+
+
+@dataclass(frozen=True)
+class RankFigures:
+    """``parameters`` as in summary.json: all numbers that training changes, statistics of normalisations with them.
+
+    Of them ``head_parameters`` are the local head's. ``operations`` are those of a forward pass of one image through
+    block and head (a multiplication and an addition are two), ``head_operations`` those of the head alone.
+    """
+
+    rank: int
+    role: str
+    parameters: int
+    memory: Memory
+    head_parameters: int = 0
+    operations: int = 0
+    head_operations: int = 0
+
+
+@dataclass(frozen=True)
+class Figures:
+    """All ranks and edges of a run of ``steps`` steps, each of a batch."""
+
+    steps: int
+    steps_per_epoch: int
+    ranks: tuple[RankFigures, ...]
+    edges: tuple[EdgeFigures, ...]
+
+    def sent(self, rank: int) -> int:
+        """Bytes that ``rank`` sends in a training step."""
+        return _step_bytes(edge for edge in self.edges if edge.src == rank)
+
+    def received(self, rank: int) -> int:
+        """Bytes that ``rank`` receives in a training step."""
+        return _step_bytes(edge for edge in self.edges if edge.dst == rank)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, and the sums."""
+        ranks = [
+            {
+                **asdict(each),
+                "memory": {**asdict(each.memory), "total": each.memory.total},
+                "sent_bytes": self.sent(each.rank),
+                "received_bytes": self.received(each.rank),
+            }
+            for each in self.ranks
+        ]
+        return {**asdict(self), "ranks": ranks}
+
+
+def _step_bytes(edges: Iterable[EdgeFigures]) -> int:
+    return sum(edge.step_bytes for edge in edges)

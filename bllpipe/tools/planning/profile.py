@@ -1,0 +1,164 @@
+"""A profile: what was measured of every unit of a network, on which machine, and for which config."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from operator import attrgetter
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+from bllpipe.config import Config
+from bllpipe.config.schema import ObjectiveConfig
+from bllpipe.config.validation import field_types
+from bllpipe.errors import ConfigError
+from bllpipe.models.partition import UnitCost
+
+FORMAT = "bllpipe-profile-1"
+# What the figures depend on.
+MODEL = ("model.name", "model.width", "model.stem", "model.args")
+DATA = ("data.name", "data.batch_size")
+REST = ("method", "optimizer.name", "precision.compute", "precision.wire", "cpu_threads", "channels_last")
+SETTINGS = (*MODEL, *DATA, *REST, *(f"objective.{name}" for name in field_types(ObjectiveConfig)))
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds: the median of the repetitions, and the quartiles around it."""
+
+    median: float
+    lower_quartile: float
+    upper_quartile: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Timing:
+        lower, _, upper = quantiles(seconds, n=4, method="inclusive")
+        return cls(median(seconds), lower, upper)
+
+
+@dataclass(frozen=True)
+class UnitProfile:
+    """One unit and one batch; the timings are those of ``UnitCost``. ``memory_bytes`` are parameters, gradients, state
+    of the optimiser, what the backward pass keeps, and the output; ``head_memory_bytes`` the same of a head."""
+
+    name: str
+    forward: Timing
+    backward: Timing
+    backward_without_input: Timing
+    backward_of_input: Timing
+    update: Timing
+    head: Timing
+    parameters: int
+    output_bytes: int
+    memory_bytes: int
+    head_memory_bytes: int
+
+    def cost(self) -> UnitCost:
+        """Medians. A part of the backward pass takes no longer than all of it, whatever the clock said."""
+        backward = self.backward.median
+        return UnitCost(
+            self.forward.median,
+            backward,
+            min(self.backward_without_input.median, backward),
+            min(self.backward_of_input.median, backward),
+            self.update.median,
+            self.head.median,
+            self.parameters,
+            self.output_bytes,
+            self.memory_bytes,
+            self.head_memory_bytes,
+        )
+
+
+@dataclass(frozen=True)
+class Profile:
+    """All units of a network. ``settings`` are the config's keys that the figures depend on; ``beside`` is how many
+    other processes computed too, and ``contention`` how many times longer everything took for that; ``parts`` are the
+    units again with fewer images, by their number."""
+
+    units: tuple[UnitProfile, ...]
+    settings: Mapping[str, Any]
+    device: str
+    warm_up: int
+    repetitions: int
+    steps_per_epoch: int
+    environment: Mapping[str, Any]
+    beside: int = 0
+    parts: Mapping[int, tuple[UnitProfile, ...]] = field(default_factory=dict)
+    contention: float = 1.0
+
+    @property
+    def names(self) -> list[str]:
+        return [unit.name for unit in self.units]
+
+    @property
+    def seconds(self) -> float:
+        """All units there and back, heads included."""
+        return sum(cost.forward + cost.backward + cost.head for cost in self.costs())
+
+    @property
+    def batch_size(self) -> int:
+        return int(self.settings["data.batch_size"])
+
+    @property
+    def is_of_a_processor(self) -> bool:
+        """Rather than of a device that something else carries messages for."""
+        return self.device == "cpu"
+
+    def costs(self) -> list[UnitCost]:
+        return [unit.cost() for unit in self.units]
+
+    def part_costs(self) -> dict[int, list[UnitCost]]:
+        """The same of every size of part that was measured."""
+        return {images: [unit.cost() for unit in units] for images, units in self.parts.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Profile:
+        parts = {int(images): _units(units) for images, units in record.get("parts", {}).items()}
+        rest = {each.name: record[each.name] for each in fields(cls)[1:] if each.name in record}
+        return cls(_units(record["units"]), **{**rest, "parts": parts})
+
+
+def _units(records: Sequence[Mapping[str, Any]]) -> tuple[UnitProfile, ...]:
+    timings = [each.name for each in fields(UnitProfile) if each.type == "Timing"]
+    return tuple(UnitProfile(**{**unit, **{name: Timing(**unit[name]) for name in timings}}) for unit in records)
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """What a profile of ``config`` depends on."""
+    return {key: attrgetter(key)(config) for key in SETTINGS}
+
+
+def save_profile(profile: Profile, file: Path) -> None:
+    file.write_text(json.dumps(profile.to_json(), indent=1) + "\n")
+
+
+def load_profile(file: Path, config: Config) -> Profile:
+    """The profile in ``file``; ConfigError when it is none, or one of another config."""
+    try:
+        record = json.loads(file.read_text())
+        if record["format"] != FORMAT:
+            raise ValueError(f"its format is {record['format']!r}, not {FORMAT!r}")
+        profile = Profile.from_json(record)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{file} is not a profile: {error!r}; needed is a file that bllpipe plan --profile FILE has written: "
+            f"name a new one, and it will be"
+        ) from error
+    now = settings_of(config)
+    changed = [
+        f"\n  {key}: {then!r} then, {now.get(key)!r} now"
+        for key, then in profile.settings.items()
+        if then != now.get(key)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{file} was measured with another configuration:{''.join(changed)}\n"
+            f"give these keys their old values, or name a new file to measure again"
+        )
+    return profile

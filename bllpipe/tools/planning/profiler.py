@@ -1,0 +1,325 @@
+"""Measuring the time and counting the memory of every unit of a network.
+
+A unit is timed as a block of its own, with the arithmetic that a rank has. All units take turns in every repetition, so
+that a machine which is slower for a while is slower for all of them alike. Background processes compute meanwhile, as
+the other ranks of a run on the same machine will: cores that share a memory are slower together than each alone.
+
+Memory is counted, not measured, so that it holds on every device; what the allocator leaves unused and what
+convolutions borrow for a moment comes on top.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import product
+from threading import BrokenBarrierError
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from bllpipe.config import Config
+from bllpipe.data.catalog import PUBLISHED, DataSpec
+from bllpipe.data.registry import load_images
+from bllpipe.errors import ConfigError
+from bllpipe.learn.block import Block, make_block
+from bllpipe.learn.distributions import num_channels
+from bllpipe.learn.memory_format import as_channels_last, lies_channels_last, place
+from bllpipe.learn.optimizer import Optimizer
+from bllpipe.messages import Round, Target
+from bllpipe.models.registry import last_width, network_units
+from bllpipe.models.units import Segment
+from bllpipe.tools.planning.profile import Profile, Timing, UnitProfile, settings_of
+from bllpipe.training.run_directory import environment
+from bllpipe.utils.process import end_with_parent, keep_freed_memory
+from bllpipe.utils.tensors import stream
+
+WARM_UP = 2
+TIMEOUT = 300.0  # seconds until all of them compute
+
+
+class Say(Protocol):
+    """Hears what is measured, and how many parts of how many are done, if that is known yet."""
+
+    def __call__(self, what: str, done: int = 0, total: int | None = None) -> None: ...
+
+
+def unheard(what: str, done: int = 0, total: int | None = None) -> None:
+    """Nobody wants to know."""
+
+
+class Probe:
+    """One unit with its head, and batches of random numbers to time it with. Its weights do not move: the learning rate
+    is 0."""
+
+    def __init__(
+        self,
+        segment: Segment,
+        x: Tensor,
+        config: Config,
+        num_classes: int,
+        is_last: bool,
+        last_width: int | None = None,
+    ) -> None:
+        x = as_channels_last(x) if lies_channels_last(config, x.device) else x
+        self.segment, self.x = segment, x.detach()
+        with torch.no_grad(), _autocast(config, x.device):
+            alpha = segment.train()(self.x.clone())
+        still = replace(config, optimizer=replace(config.optimizer, lr=0.0))
+        trained = dict(segment.named_parameters())
+        if not trained:
+            segment.register_parameter("unused", nn.Parameter(torch.empty(0, device=x.device)))  # Block wants one
+        self.optimizer = Optimizer(trained, still.optimizer)
+        shapes = tuple(x.shape[1:]), tuple(alpha.shape[1:])
+        self.block = make_block(segment, *shapes, still, num_classes, 1, is_last, last_width)
+        self.clip_norm, self.gradient = config.optimizer.clip_norm, torch.randn_like(alpha)
+        self.target = random_target(len(x), num_channels(shapes[1]), num_classes, config.seed, x.device)
+        self.alpha = alpha
+
+    def sample(self) -> dict[str, float]:
+        """Seconds of every part, once."""
+        self._forget()
+        leaf = self.x.clone().requires_grad_(self.x.is_floating_point())
+        x, clock = leaf.clone(), Clock(self.x.device)  # a unit may begin in place
+        alpha = self.block.forward(x)
+        seconds = {"forward": clock.lap()}
+        seconds["backward_of_input"] = self._back(alpha, clock, [leaf])
+        seconds["backward"] = self._back(alpha, clock)
+        clock.lap()
+        self._update()
+        seconds["update"] = clock.lap()
+        self._forget()
+        alpha = self.block.forward(self.x.clone())
+        seconds["backward_without_input"] = self._back(alpha, clock)
+        seconds["head"] = self._end(alpha.detach().requires_grad_(), clock)
+        return seconds
+
+    def _back(self, alpha: Tensor, clock: Clock, wanted: list[Tensor] | None = None) -> float:
+        """Of the gradients that are ``wanted``, or of all."""
+        clock.lap()
+        if alpha.requires_grad:
+            torch.autograd.backward([alpha], [self.gradient], retain_graph=wanted is not None, inputs=wanted)
+        return clock.lap()
+
+    def _update(self) -> None:
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.optimizer.parameters.values(), self.clip_norm)
+        self.optimizer.step(0.0)
+
+    def _end(self, alpha: Tensor, clock: Clock) -> float:
+        """What a block does whose last unit this is, on its way back as far as alpha."""
+        self._forget()
+        clock.lap()
+        self.block.stats(alpha, self.target.label_B)
+        self.block.update(alpha, self.target, step=0)
+        return clock.lap()
+
+    def _forget(self) -> None:
+        for parameter in self.segment.parameters():
+            parameter.grad = None
+
+
+class Clock:
+    """A stopwatch that waits for what the device has been told to do."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._last = self._now()
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        before, self._last = self._last, self._now()
+        return self._last - before
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+def measure(
+    config: Config, spec: DataSpec, repetitions: int, say: Say, beside: int = 0, parts: Sequence[int] = ()
+) -> Profile:
+    """The profile of ``config``'s network for batches of its size, and for parts of so many images, here and now;
+    ``beside`` so many others that compute too. ``say`` hears how far it is.
+
+    From now on this process computes as a rank does.
+    """
+    compute_as_a_rank(config)
+    device = present_device(config)
+    sizes = [config.data.batch_size, *parts]
+    probes = {size: dict(build_probes(config, spec, device, size, say)) for size in sizes}
+    turns = [(size, name, probe) for size in sizes for name, probe in probes[size].items()]
+    samples: dict[tuple[int, str], list[dict[str, float]]] = defaultdict(list)
+    rounds = WARM_UP + repetitions
+    for done, (repetition, (size, name, probe)) in enumerate(product(range(rounds), turns)):
+        say(f"repetition {repetition + 1} of {rounds}, {size} images, {name}", done, rounds * len(turns))
+        samples[size, name].append(probe.sample())
+    whole, *rest = [
+        tuple(_unit_profile(name, probe, samples[size, name][WARM_UP:], config) for name, probe in probes[size].items())
+        for size in sizes
+    ]
+    steps = spec.num_train // config.data.batch_size
+    return Profile(
+        whole,
+        settings_of(config),
+        _named(device),
+        WARM_UP,
+        repetitions,
+        steps,
+        environment(),
+        beside,
+        dict(zip(parts, rest, strict=True)),
+    )
+
+
+def compute_as_a_rank(config: Config) -> None:
+    """With as many threads, and memory that is kept."""
+    torch.set_num_threads(config.cpu_threads)
+    keep_freed_memory()
+
+
+def data_spec(config: Config) -> DataSpec:
+    """The sizes of ``config``'s data, without downloading any that are well known."""
+    return PUBLISHED.get(config.data.name) or load_images(config.data, config.seed).spec
+
+
+def present_device(config: Config) -> torch.device:
+    """Where a block of ``config`` would compute on this machine."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is cuda, but there is no GPU; use --set device=cpu, or --profile with a file of one")
+    return torch.device("cuda", 0) if config.device != "cpu" and torch.cuda.is_available() else torch.device("cpu")
+
+
+def random_target(batch: int, channels: int, num_classes: int, seed: int, device: torch.device) -> Target:
+    """A feedback message and labels as they might be."""
+    draws = stream(seed, "plan")
+    label_B = torch.randint(0, num_classes, (batch,), generator=draws)
+    beta_BC, known_B = torch.randn(batch, channels, generator=draws), torch.ones(batch)
+    return Target(Round("train", 0), beta_BC.to(device), known_B.to(device), label_B.to(device))
+
+
+def build_probes(
+    config: Config, spec: DataSpec, device: torch.device, batch: int, say: Say = unheard
+) -> Iterator[tuple[str, Probe]]:
+    """A probe for every unit, each given what the one before makes of a batch of random images."""
+    units = network_units(config.model, spec.image_shape[0], spec.num_classes, config.seed)
+    x = torch.randn(batch, *spec.image_shape, generator=stream(config.seed, "plan images")).to(device)
+    for unit in units:
+        say(f"building {unit.name} for {batch} images")
+        segment = place(Segment([unit], config.seed), config, device)
+        probe = Probe(segment, x, config, spec.num_classes, unit is units[-1], last_width(config, units))
+        yield unit.name, probe
+        x = probe.alpha
+
+
+def _unit_profile(name: str, probe: Probe, samples: list[dict[str, float]], config: Config) -> UnitProfile:
+    timings = {part: Timing.of([sample[part] for sample in samples]) for part in samples[0]}
+    return UnitProfile(
+        name,
+        **timings,
+        parameters=sum(parameter.numel() for parameter in probe.segment.parameters()),
+        output_bytes=probe.alpha.numel() * (2 if config.precision.wire == "bf16" else 4),
+        memory_bytes=unit_bytes(probe.block, probe.optimizer, probe.x),
+        head_memory_bytes=head_bytes(probe.block, probe.optimizer, probe.alpha, probe.target),
+    )
+
+
+def _autocast(config: Config, device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision.compute == "bf16")
+
+
+def _named(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def unit_bytes(block: Block, optimizer: Optimizer, x: Tensor) -> int:
+    """Parameters, buffers, gradients, the optimiser's state, what backward keeps and the output, but not the input
+    ``x``: that is the output of the unit before."""
+    given = x.clone()
+    output: list[Tensor] = []
+    kept = kept_storages(lambda: output.append(block.forward(given)))
+    kept |= storages(output)
+    weights = storages(block.segment.state_dict(keep_vars=True).values())
+    activations = {pointer: size for pointer, size in kept.items() if pointer not in weights | storages([given])}
+    return sum(activations.values()) + sum(weights.values()) + training_bytes(optimizer)
+
+
+def head_bytes(block: Block, of_unit: Optimizer, alpha: Tensor, target: Target) -> int:
+    """The same for head and objective of ``block``, whose units' optimiser is ``of_unit``."""
+    given = alpha.detach().clone().requires_grad_()
+    modules = [part for part in (block.head, block.objective) if isinstance(part, torch.nn.Module)]
+    weights = storages(value for part in modules for value in part.state_dict(keep_vars=True).values())
+    kept = kept_storages(lambda: block.update(given, target, step=0))
+    kept = {pointer: size for pointer, size in kept.items() if pointer not in weights | storages([given])}
+    # ... and the gradient of alpha, which is there at the same time
+    of_alpha = given.numel() * given.element_size()
+    own = training_bytes(block.learner.optimizer) - training_bytes(of_unit)
+    return sum(kept.values()) + sum(weights.values()) + of_alpha + own
+
+
+def training_bytes(optimizer: Optimizer) -> int:
+    """Gradients and the optimiser's state."""
+    return sum(_bytes(value) for value in (*optimizer.parameters.values(), *optimizer.state.values()))
+
+
+def kept_storages(forward: Callable[[], object]) -> dict[int, int]:
+    """Identity and bytes of every piece of memory that ``forward`` keeps for its backward pass."""
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward()
+    return storages(kept)
+
+
+def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """Views of one piece of memory count once. Tensors without contents have no address, but torch's own identity."""
+    found = [tensor.untyped_storage() for tensor in tensors]
+    return {storage._cdata: storage.nbytes() for storage in found}
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+@contextmanager
+def neighbours(config: Config, spec: DataSpec, number: int) -> Iterator[None]:
+    """``number`` processes that train the units of ``config``'s network, one after another, again and again."""
+    context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads, half of them
+    started = context.Barrier(number + 1)
+    processes = [context.Process(target=_compute, args=(config, spec, started), daemon=True) for _ in range(number)]
+    try:
+        for process in processes:
+            process.start()
+        started.wait(TIMEOUT)
+        yield
+    except BrokenBarrierError:
+        raise ConfigError(
+            f"--beside {number}: not all of these processes began to compute within {TIMEOUT:g} s; use fewer of them"
+        ) from None
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _compute(config: Config, spec: DataSpec, started: Any) -> None:
+    parent = os.getppid()
+    end_with_parent(parent)
+    compute_as_a_rank(config)
+    probes = [probe for _, probe in build_probes(config, spec, present_device(config), config.data.batch_size)]
+    started.wait(TIMEOUT)
+    while parent == os.getppid():  # where the kernel does not see to that
+        for probe in probes:
+            probe.sample()

@@ -1,0 +1,1 @@
+"""The algorithm and what surrounds it on every rank: schedule, worker, metrics, tracing, watchdog."""

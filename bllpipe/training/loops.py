@@ -1,0 +1,166 @@
+"""The algorithm (paper, figure 2): what a block and what a feedback lane do in every round.
+
+A loop knows ports, not wires; it holds no timing, no logging and no device code.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from itertools import count, takewhile
+from typing import Protocol
+
+from torch import Tensor
+
+from bllpipe.errors import CheckpointError
+from bllpipe.learn.block import Block, Outcome
+from bllpipe.learn.feedback import Feedback
+from bllpipe.messages import Alpha, Receiver, Round, Sender, Stats, Target
+from bllpipe.utils.tensors import restore
+
+
+class Loop(Protocol):
+    """One actor of the pipeline. ``run`` carries out its part of one round."""
+
+    def run(self, entry: Round) -> Outcome | None: ...
+
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers: what ``state_sha256`` covers."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds."""
+
+    def load(self, state: Mapping[str, Tensor], step: int) -> None:
+        """Takes what is its own, as it was after ``step`` steps; what ``state`` lacks stays as it is. Once, first."""
+
+
+class BlockLoop:
+    """Block k: alpha_k = f_k(alpha_{k-1}), and one step on its local loss."""
+
+    def __init__(
+        self,
+        block: Block,
+        inputs: Receiver[Alpha],
+        targets: Receiver[Target],
+        alphas: Sender[Alpha],
+        stats: Sender[Stats],
+    ) -> None:
+        self.block, self.inputs, self.targets, self.alphas, self.stats = block, inputs, targets, alphas, stats
+
+    def run(self, entry: Round) -> Outcome | None:
+        match entry.phase:
+            case "train":
+                return self._train(entry)
+            case "evaluate":
+                return self._evaluate(entry)
+            case _:
+                return None
+
+    def _train(self, entry: Round) -> Outcome:
+        alpha_BCHW = self.block.forward(self.inputs.recv().alpha_BCHW)
+        self.alphas.send(Alpha(entry, alpha_BCHW))  # before the update: the next block never waits for our backward
+        target = self.targets.recv()
+        self.stats.send(Stats(entry, *self.block.stats(alpha_BCHW, target.label_B)))  # before it too: they need no step
+        return self.block.update(alpha_BCHW, target, entry.step)
+
+    def _evaluate(self, entry: Round) -> Outcome:
+        received = self.inputs.recv()
+        alpha_BCHW = self.block.infer(received.alpha_BCHW)
+        scores_BK = self.block.scores(alpha_BCHW)
+        votes_BK = self.block.vote(scores_BK, received.votes_BK)  # None without evaluate.ensemble
+        self.alphas.send(Alpha(entry, alpha_BCHW, votes_BK))
+        return self.block.score(alpha_BCHW, scores_BK, self.targets.recv(), votes_BK)
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.block.learner.weights()
+
+    def state(self) -> dict[str, Tensor]:
+        return self.block.learner.state()
+
+    def load(self, state: Mapping[str, Tensor], step: int) -> None:
+        self.block.learner.load(state)
+
+
+class LaneLoop:
+    """Lane k of the feedback rank: beta_k = g_k(y), with a g_k that has seen the statistics of step t - lag.
+
+    A lane talks to one block only, so a slow block delays no other. The lag is fixed, never "whatever has arrived":
+    that is what makes the run reproducible.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        feedback: Feedback,
+        labels: Iterator[Tensor],
+        targets: Sender[Target],
+        stats: Receiver[Stats],
+        lag: int,
+    ) -> None:
+        self.name, self.feedback, self.labels = name, feedback, labels
+        self.targets, self.stats, self.lag = targets, stats, lag
+        self._ahead: deque[tuple[Tensor, Tensor]] = deque()  # received for a checkpoint, not absorbed yet
+        self._next = 0  # the step whose statistics are absorbed next
+
+    def run(self, entry: Round) -> Outcome | None:
+        if entry.phase == "train":
+            self._absorb_until(entry.step - self.lag)
+        if entry.has_messages:
+            self.targets.send(self._target(entry))
+        if entry.phase in ("save", "end"):
+            self._catch_up(entry.step)
+        return None
+
+    def _absorb_until(self, step: int) -> None:
+        """Learns from the statistics up to those of ``step``: of one step each time, but of none in the first steps."""
+        while self._next <= step:
+            self.feedback.absorb(*(self._ahead.popleft() if self._ahead else self._received_stats()))
+            self._next += 1
+
+    def _target(self, entry: Round) -> Target:
+        label_B = next(self.labels)
+        beta_KC, known_K = self.feedback.table()
+        return Target(entry, beta_KC[label_B], known_K[label_B], label_B)
+
+    def _received_stats(self) -> tuple[Tensor, Tensor]:
+        stats = self.stats.recv()
+        return stats.sums_KC, stats.counts_K
+
+    def _catch_up(self, done: int) -> None:
+        """Receives what is still on its way after ``done`` steps, because a checkpoint must hold it, and
+        because at the end its sender waits until it has left."""
+        while self._next + len(self._ahead) < done:
+            sums_KC, counts_K = self._received_stats()
+            self._ahead.append((sums_KC.clone(), counts_K.clone()))
+
+    def weights(self) -> dict[str, Tensor]:
+        return {f"feedback.{self.name}.{key}": value for key, value in self.feedback.state().items()}
+
+    def state(self) -> dict[str, Tensor]:
+        named: dict[str, Tensor] = {}
+        for age, statistics in enumerate(self._ahead):
+            named.update(zip(self._ahead_names(age), statistics, strict=True))
+        return {**self.weights(), **named}
+
+    def load(self, state: Mapping[str, Tensor], step: int) -> None:
+        """The statistics that wait in ``state`` are those of the last steps before ``step``. For a lane that is not
+        all there nothing waits: it starts afresh, and its block sends nothing of the steps before ``step``."""
+        own = self.weights()
+        restore(own, state)
+        if own.keys() <= state.keys():
+            ages = takewhile(lambda age: self._ahead_names(age)[0] in state, count())
+            self._ahead.extend(self._waiting(state, age) for age in ages)
+        self._next = step - len(self._ahead)
+
+    def _ahead_names(self, age: int) -> tuple[str, str]:
+        """What a checkpoint calls the sums and the counts that wait, the oldest first."""
+        return f"ahead.{self.name}.{age}.sums", f"ahead.{self.name}.{age}.counts"
+
+    def _waiting(self, state: Mapping[str, Tensor], age: int) -> tuple[Tensor, Tensor]:
+        """Statistics that were received, but not absorbed; CheckpointError unless they are like this lane's table."""
+        sums, counts = self._ahead_names(age)
+        if counts not in state:
+            raise CheckpointError(f"the checkpoint holds {sums}, but not {counts}; name another checkpoint")
+        beta_KC, known_K = self.feedback.table()
+        restore(own := {sums: beta_KC.clone(), counts: known_K.clone()}, state)
+        return own[sums], own[counts]

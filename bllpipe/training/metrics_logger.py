@@ -1,0 +1,191 @@
+"""What a block or lane tells the world: lines of metrics.jsonl, and its latest figures for the progress line."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bllpipe.learn.block import Outcome
+from bllpipe.messages import Round, Store
+from bllpipe.training.run_directory import RunDirectory
+from bllpipe.training.timing import Stopwatch
+from bllpipe.utils.process import resident_bytes
+
+POST_SECONDS = 0.5
+TERM = "terms."
+
+
+@dataclass(frozen=True)
+class Means:
+    """Means over the images of some batches: of the terms of the loss, of the figures of the batches that were watched,
+    of the hits, and of those of all heads together where they were counted; and the learning rate of the last batch."""
+
+    terms: Mapping[str, float]
+    figures: Mapping[str, float]
+    accuracy: float
+    lr: float = 0.0
+    ensemble_accuracy: float | None = None
+
+    def to_json(self) -> dict[str, float]:
+        """Without the learning rate, which tests have none of; the sum of the terms is ``loss``."""
+        ensemble = {} if self.ensemble_accuracy is None else {"ensemble_accuracy": self.ensemble_accuracy}
+        return {**self.terms, "loss": sum(self.terms.values()), **self.figures, "accuracy": self.accuracy, **ensemble}
+
+
+@dataclass
+class Totals:
+    """Sums over the batches since the last line; tensors stay on their device until they are read."""
+
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    figures: dict[str, Tensor] = field(default_factory=dict)
+    correct: Tensor | None = None
+    ensemble_correct: Tensor | None = None  # only in tests, so no checkpoint holds it
+    images: int = 0
+    watched: int = 0
+    lr: float = 0.0
+
+    def add(self, outcome: Outcome, images: int) -> None:
+        _add(self.terms, outcome.terms, images)
+        hits = outcome.correct  # where a graph writes those of the next step too
+        self.correct = hits.clone() if self.correct is None else self.correct.to(hits) + hits
+        if (more := outcome.ensemble_correct) is not None:
+            self.ensemble_correct = more.clone() if self.ensemble_correct is None else self.ensemble_correct + more
+        self.images += images
+        self.lr = outcome.lr
+
+    def watch(self, outcome: Outcome, images: int) -> None:
+        """Looks closer at a batch, which takes its time."""
+        _add(self.figures, outcome.watch(), images)
+        self.watched += images
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums; what is watched is never open when a checkpoint is written."""
+        if self.correct is None:
+            return {}
+        terms = {f"{TERM}{name}": total for name, total in self.terms.items()}
+        return {**terms, "correct": self.correct, "images": torch.tensor(self.images)}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """The sums of ``state``, if it has any."""
+        if "images" in state:
+            self.terms = {name.removeprefix(TERM): total for name, total in state.items() if name.startswith(TERM)}
+            self.correct, self.images = state["correct"], int(state["images"])
+
+    def read(self) -> Means:
+        """The means of what was added; the device is asked once for all of them."""
+        assert self.correct is not None, "read after at least one batch"
+        ensemble = None if self.ensemble_correct is None else float(self.ensemble_correct) / self.images
+        totals = [*self.terms.values(), *self.figures.values(), self.correct]
+        *sums, correct = torch.stack([total.double() for total in totals]).tolist()  # which is exact
+        terms, figures = sums[: len(self.terms)], sums[len(self.terms) :]
+        return Means(
+            {name: total / self.images for name, total in zip(self.terms, terms, strict=True)},
+            {name: total / self.watched for name, total in zip(self.figures, figures, strict=True)},
+            correct / self.images,
+            self.lr,
+            ensemble,
+        )
+
+
+def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor], images: int) -> None:
+    for name, value in values.items():
+        sums[name] = torch.add(sums[name].to(value), value, alpha=images) if name in sums else value * images
+
+
+class Recorder:
+    """Keeps the books of one block or lane. ``trained`` and ``tested`` are the means of its last lines of each kind.
+    ``look`` is given the terms of every line before it is written."""
+
+    def __init__(
+        self,
+        place: Mapping[str, Any],
+        directory: RunDirectory,
+        store: Store,
+        stopwatch: Stopwatch,
+        log_every: int,
+    ) -> None:
+        self.place, self.directory, self.store, self.stopwatch = place, directory, store, stopwatch
+        self.log_every = log_every
+        self.look: Callable[[Mapping[str, float]], None] = lambda terms: None
+        self.trained: Means | None = None
+        self.tested: Means | None = None
+        self._train, self._test = Totals(), Totals()
+        self._latest: dict[str, Any] = {}
+        self._posted = 0.0
+
+    def record(self, entry: Round, outcome: Outcome | None) -> None:
+        """Takes note of one round; ``outcome`` is None for lanes."""
+        if entry.phase == "train":
+            self._record_step(entry, outcome)
+        elif entry.phase == "evaluate" and outcome is not None:
+            self._test.add(outcome, entry.size)
+            self._test.watch(outcome, entry.size)
+        elif entry.phase == "score" and self._test.images:
+            self._record_score(entry)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Of the last test."""
+        return self.tested.accuracy if self.tested else None
+
+    @property
+    def ensemble_accuracy(self) -> float | None:
+        """Of all heads together in the last test; only the last block knows it, with ``evaluate.ensemble``."""
+        return self.tested.ensemble_accuracy if self.tested else None
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold for the next line to be the same after it: the sums since the last one."""
+        return {f"{self._prefix}{name}": value for name, value in self._train.state().items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> set[str]:
+        """Takes its own from ``state``; the names of what it took."""
+        own = {key: value.clone() for key, value in state.items() if key.startswith(self._prefix)}
+        self._train.load({key.removeprefix(self._prefix): value for key, value in own.items()})
+        return set(own)
+
+    @property
+    def _prefix(self) -> str:
+        return f"books.{self.place['actor']}."
+
+    def _record_step(self, entry: Round, outcome: Outcome | None) -> None:
+        done = entry.step + 1
+        if outcome is not None:
+            self._train.add(outcome, entry.size)
+            if done % self.log_every == 0:
+                self._train.watch(outcome, entry.size)
+        if done % self.log_every == 0:
+            self._write_step(entry, done)
+        elif time.monotonic() - self._posted > POST_SECONDS:
+            self._post({"step": done})
+
+    def _write_step(self, entry: Round, done: int) -> None:
+        figures: dict[str, Any] = {"phase": "train", "step": done, "epoch": entry.epoch, **self.place}
+        if self._train.images:
+            self.trained, self._train = self._train.read(), Totals()
+            self.look(self.trained.terms)
+            figures |= {**self.trained.to_json(), "lr": self.trained.lr}
+        figures["images_per_second"] = round(self.stopwatch.lap(), 2)
+        figures["waiting"] = {edge: round(seconds, 4) for edge, seconds in self.stopwatch.waiting.items()}
+        figures["resident_bytes"] = resident_bytes()
+        self.directory.add_metrics(figures)
+        self._post(figures)
+
+    def _record_score(self, entry: Round) -> None:
+        self.tested, self._test = self._test.read(), Totals()
+        self.look(self.tested.terms)
+        place = {"phase": "evaluate", "step": entry.step, "epoch": entry.epoch, **self.place}
+        place["training_seconds"] = round(self.stopwatch.training.seconds, 3)
+        self.directory.add_metrics({**place, **self.tested.to_json()})
+        self._post({"step": entry.step, "test_accuracy": self.tested.accuracy})
+
+    def _post(self, figures: Mapping[str, Any]) -> None:
+        """The latest of every figure, for the progress line."""
+        self._posted = time.monotonic()
+        self._latest |= figures
+        self.store.set(f"progress/{self.place['actor']}", json.dumps(self._latest))

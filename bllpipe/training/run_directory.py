@@ -1,0 +1,234 @@
+"""The run directory: what a run leaves behind for people and programs to read, and at its end summary.json and a
+table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bllpipe.config import Config, to_yaml
+from bllpipe.errors import CheckpointError
+from bllpipe.messages import Store
+from bllpipe.training.run_schedule import Plan
+from bllpipe.utils.console import warn
+from bllpipe.utils.files import Leniency, Policy, append_line, read_record, write_whole, writing
+from bllpipe.utils.tensors import state_sha256
+from bllpipe.version import __version__
+
+
+class RunDirectory:
+    """Paths and writers of one run's files. Raises OutputError when one cannot be written; lines of metrics, and spans,
+    may be left out instead, as ``log.if_unwritable`` says."""
+
+    def __init__(self, path: Path, if_unwritable: Policy = "fail") -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+        self.targets = path / "prometheus.json"
+        self._metrics_log, self._spans_log = (
+            Leniency(if_unwritable, what, "log.if_unwritable", warn) for what in ("metrics", "spans")
+        )
+
+    def begin(self, config: Config, first_step: int, tests_again: bool = False) -> None:
+        """Writes config.yaml and env.json, and drops the metrics of steps that are about to be done again, and of the
+        test after ``first_step`` if that is."""
+        with writing("the run's files", self.path):
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            write_whole(self.path / "config.yaml", to_yaml(config))
+            write_whole(self.path / "env.json", json.dumps(environment(), indent=1) + "\n")
+            self.targets.unlink(missing_ok=True)  # of those who were here before
+            self._keep_metrics_until(first_step, tests_again)
+
+    def add_resume(self, checkpoint: str, step: int, changes: Mapping[str, Any]) -> None:
+        """Notes in resumes.jsonl that the run goes on after ``step``, and which settings are not those of then."""
+        record = {"time": time.time(), "checkpoint": checkpoint, "step": step, "changes": changes}
+        with writing("what is resumed", self.path / "resumes.jsonl"):
+            append_line(self.path / "resumes.jsonl", json.dumps(record))
+
+    def add_metrics(self, record: Mapping[str, Any]) -> None:
+        """Appends one line to metrics.jsonl."""
+        self._metrics_log.attempt(lambda: self._append_metrics(json.dumps(record)))
+
+    def write_spans(self, name: str, text: str) -> None:
+        """Writes spans/NAME."""
+        self._spans_log.attempt(lambda: self._write_spans(self.path / "spans" / name, text))
+
+    def write_status(self, status: str, **facts: Any) -> None:
+        """status.json: ``running``, ``completed``, ``preempted`` or ``failed``, with step, rank and reason."""
+        record = {"status": status, "time": time.time(), **facts}
+        with writing("the status", self.path / "status.json"):
+            write_whole(self.path / "status.json", json.dumps(record, indent=1) + "\n")
+
+    def read_status(self) -> dict[str, Any]:
+        """What status.json says; nothing if there is none that can be read."""
+        try:
+            record = json.loads((self.path / "status.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return record if isinstance(record, dict) else {}
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        with writing("the summary", self.path / "summary.json"):
+            write_whole(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
+
+    def write_targets(self, groups: Sequence[Mapping[str, Any]], copy: Path | None = None) -> None:
+        """prometheus.json: where the ranks tell their figures, as Prometheus' file_sd reads it. Raises OSError."""
+        for path in filter(None, (self.targets, copy)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, json.dumps(groups, indent=1) + "\n")
+
+    def read_targets(self) -> list[dict[str, Any]]:
+        """What ``write_targets`` has written; empty if there is nothing, or something else."""
+        try:
+            found = json.loads(self.targets.read_text())
+        except (OSError, ValueError):
+            return []
+        return found if isinstance(found, list) else []
+
+    def _append_metrics(self, line: str) -> None:
+        with writing("metrics", self.metrics):
+            append_line(self.metrics, line)
+
+    def _write_spans(self, path: Path, text: str) -> None:
+        with writing("spans", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, text)
+
+    def has_ended(self, step: int) -> bool:
+        """Whether summary and status are there, and of a run that ended well after ``step`` steps."""
+        try:
+            summary, status = (read_record(self.path / f"{name}.json")[0] for name in ("summary", "status"))
+        except CheckpointError:
+            return False
+        return summary.get("steps") == step and status.get("status") in ("completed", "preempted")
+
+    def _keep_metrics_until(self, first_step: int, tests_again: bool) -> None:
+        if self.metrics.is_file():
+            lines = self.metrics.read_text(errors="replace").splitlines(keepends=True)
+            kept = [line for line in lines if _stays(line, first_step, tests_again)]
+            write_whole(self.metrics, "".join(kept) if first_step else "")
+
+
+def _stays(line: str, first_step: int, tests_again: bool) -> bool:
+    """Whether it is a whole line of metrics, of what will not be done again."""
+    try:
+        record = json.loads(line)
+        is_last_test = record["step"] == first_step and record.get("phase") == "evaluate"
+        return line.endswith("\n") and record["step"] <= first_step and not (is_last_test and tests_again)
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
+        return False
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices and the state of the source: what a reader of the figures needs to know."""
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "bllpipe": __version__,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+        "gpus": gpus,
+        "git": _git_revision(),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _git_revision() -> str | None:
+    """The commit of the source tree, ``+changes`` behind it if it was edited; None when it is no checkout."""
+    source = Path(__file__).parents[1]
+    command = ["git", "-C", str(source), "describe", "--always", "--dirty=+changes", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def post_report(store: Store, rank: int, report: Mapping[str, Any]) -> None:
+    """Hands this rank's report to whoever gathers them."""
+    store.set(f"report/{rank}", json.dumps(report))
+
+
+def gather_reports(store: Store, world_size: int) -> list[dict[str, Any]]:
+    """The reports of all ranks, in order; waits for the slowest."""
+    return [json.loads(store.get(f"report/{rank}")) for rank in range(world_size)]
+
+
+def summarise(
+    config: Config, tested_ranks: Sequence[int], reports: Sequence[Mapping[str, Any]], plan: Plan, seconds: float
+) -> dict[str, Any]:
+    """summary.json. Accuracies are fractions of the test set, ``busy`` fractions of the training time; ``waiting``
+    seconds and ``sent_bytes`` bytes of the training, by edge; ``cpu_seconds`` those of all threads, tests included.
+    Lists go by rank, the feedback rank last, but ``block_accuracy`` goes by ``tested_ranks``; of a run without a test
+    it is empty, and ``test_accuracy`` null. ``ensemble_accuracy``, of all heads together, is only there with
+    ``evaluate.ensemble``."""
+    tested = [reports[rank] for rank in tested_ranks]
+    accuracies = [report["accuracy"] for report in tested]
+    ensemble = {"ensemble_accuracy": tested[-1]["ensemble_accuracy"]} if config.evaluate.ensemble else {}
+    return {
+        "method": config.method,
+        "engine": config.engine,
+        "world_size": len(reports),
+        "steps": plan.last_step,
+        "epochs": plan.last_step / plan.steps_per_epoch,
+        "test_accuracy": accuracies[-1],
+        "block_accuracy": [] if all(accuracy is None for accuracy in accuracies) else accuracies,
+        **ensemble,
+        "tested_ranks": list(tested_ranks),
+        "images_per_second": tested[-1]["images_per_second"],
+        "seconds": seconds,
+        "roles": [report["role"] for report in reports],
+        "busy": [report["busy"] for report in reports],
+        "waiting": [report["waiting"] for report in reports],
+        "sent_bytes": [report["sent_bytes"] for report in reports],
+        "cpu_seconds": [report["cpu_seconds"] for report in reports],
+        "peak_memory_bytes": [report["peak_memory_bytes"] for report in reports],
+        "parameters": [report["parameters"] for report in reports],
+        "state_sha256": state_sha256([report["digest"] for report in reports]),
+    }
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """The summary for people: a row a rank, and the figures that matter below."""
+    rows = [f"{'rank':>4}  {'role':<9} {'test accuracy':>13} {'busy':>6} {'parameters':>11} {'peak memory':>12}"]
+    accuracies = dict(zip(summary["tested_ranks"], summary["block_accuracy"], strict=False))
+    for rank, role in enumerate(summary["roles"]):
+        rows.append(
+            f"{rank:>4}  {role:<9} {_percent(accuracies.get(rank)):>13} {_percent(summary['busy'][rank]):>6} "
+            f"{summary['parameters'][rank]:>11,} {summary['peak_memory_bytes'][rank] / 2**20:>8.0f} MiB"
+        )
+    if "ensemble_accuracy" in summary:
+        rows.append(f"all heads together {_percent(summary['ensemble_accuracy']):>10}")
+    return "\n".join([*rows, outcome(summary), f"state_sha256 {summary['state_sha256']}"])
+
+
+def outcome(summary: Mapping[str, Any]) -> str:
+    """The figures that matter, in one line."""
+    rate, accuracy, steps = summary["images_per_second"], summary["test_accuracy"], f"{summary['steps']} steps"
+    return (
+        (f"{steps} without a test " if accuracy is None else f"test accuracy {_percent(accuracy)} after {steps} ")
+        + f"({summary['epochs']:.1f} epochs) in {summary['seconds']:.1f} s; "
+        + (f"{rate:.0f} images/s in steady state" if rate else "it ended before its rate was steady")
+    )
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.2f} %"

@@ -1,0 +1,195 @@
+"""Spans: what every actor did when, kept in memory while it runs and written to spans/rank-N.jsonl afterwards.
+
+Nothing is traced unless ``trace.num_steps`` is set; then methods of the instances at work are wrapped (``trace``).
+Times are those of the host: work that is queued on a GPU ends later than its span, and shows where the host
+waits for it.
+
+A file has a header and a line a span, with start and end in nanoseconds of this rank's own clock; adding the header's
+``clock_offset_ns`` makes them those of rank 0's. ``step`` is a training step; tests and checkpoints have that of the
+step before them, and another ``phase``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bllpipe.messages import Round, Store
+
+if TYPE_CHECKING:
+    from bllpipe.training.run_directory import RunDirectory
+
+
+VERSION = 1
+TRIPS = 16  # round trips to rank 0; the shortest one tells the time
+
+
+class Span(NamedTuple):
+    """From ``start`` to ``end`` (time.perf_counter_ns) an actor did ``kind`` in the round ``entry``."""
+
+    kind: str
+    edge: str
+    entry: Round
+    start: int
+    end: int
+
+
+class Track:
+    """The spans of one actor in the training steps of ``window``. Only the actor's own thread adds to it."""
+
+    def __init__(self, actor: str, window: range) -> None:
+        self.actor, self.window = actor, window
+        self.spans: list[Span] = []
+        self.entry: Round | None = None
+        self.is_open = False  # inside of a span nothing else is recorded, so spans never overlap
+        self.ended = False
+        self.on_end: Callable[[], None] = lambda: None
+
+    def enter(self, entry: Round) -> None:
+        """The round that spans belong to from now on. The first one behind the window ends the track."""
+        self.entry = entry
+        if not self.ended and step_of(entry) >= self.window.stop:
+            self.ended = True
+            self.on_end()
+
+
+class _Recording:
+    """One span under way."""
+
+    __slots__ = ("_edge", "_entry", "_kind", "_start", "_track")
+
+    def __init__(self, track: Track, kind: str, entry: Round, edge: str) -> None:
+        self._track, self._kind, self._entry, self._edge = track, kind, entry, edge
+
+    def __enter__(self) -> None:
+        self._track.is_open = True
+        self._start = time.perf_counter_ns()
+
+    def __exit__(self, *error: object) -> None:
+        end = time.perf_counter_ns()
+        self._track.spans.append(Span(self._kind, self._edge, self._entry, self._start, end))
+        self._track.is_open = False
+
+
+NOTHING = nullcontext()
+
+
+def record(
+    track: Track | None, kind: str, step: int | None = None, batch: int = 0, edge: str = ""
+) -> AbstractContextManager[None]:
+    """Records what happens inside of ``with record(actor.track, "forward", step, microbatch):``.
+
+    For engines with a schedule of their own: ``kind`` is any word (timelines know forward, backward, update, send,
+    receive, wait and some more; the last three count as waiting), ``step`` the training step, by default that of the
+    round under way, and ``batch`` the microbatch. Without a track, outside of the traced steps and inside of another
+    span it does nothing. Call it in the actor's own thread.
+    """
+    if track is None or track.is_open:
+        return NOTHING
+    entry = track.entry if step is None else Round("train", step, batch=batch)
+    if entry is None or step_of(entry) not in track.window:
+        return NOTHING
+    return _Recording(track, kind, entry, edge)
+
+
+def step_of(entry: Round) -> int:
+    """The training step that a round is, or follows."""
+    return entry.step if entry.phase == "train" else entry.step - 1
+
+
+class SpanFile:
+    """The spans of one rank, written once: when all of its actors are behind the traced steps, or when the run ends."""
+
+    def __init__(self, directory: RunDirectory, header: Mapping[str, Any], tracks: Sequence[Track]) -> None:
+        self._directory, self._name = directory, f"rank-{header['rank']}.jsonl"
+        self._header, self._tracks = header, tracks
+        self._lock, self._written = threading.Lock(), False
+        for track in tracks:
+            track.on_end = self._track_ended
+
+    def write(self) -> None:
+        """Writes the file unless it has been, or there is nothing: a resumed run keeps what was traced before."""
+        with self._lock:
+            spans = [(track.actor, span) for track in self._tracks for span in track.spans]
+            if self._written or not spans:
+                return
+            self._written = True
+        lines = [self._first_line(), *(_line(actor, span) for actor, span in sorted(spans, key=_start))]
+        self._directory.write_spans(self._name, "".join(json.dumps(line) + "\n" for line in lines))
+
+    def _track_ended(self) -> None:
+        if all(track.ended for track in self._tracks):
+            self.write()
+
+    def _first_line(self) -> dict[str, Any]:
+        return {"version": VERSION, "unit": "ns", "pid": os.getpid(), **self._header}
+
+
+def _start(pair: tuple[str, Span]) -> int:
+    return pair[1].start
+
+
+def _line(actor: str, span: Span) -> dict[str, Any]:
+    entry = span.entry
+    place = {"phase": entry.phase, "step": step_of(entry), "batch": entry.batch}
+    times = {"start": span.start, "end": span.end, "actor": actor}
+    return {"kind": span.kind, **place, **times, **({"edge": span.edge} if span.edge else {})}
+
+
+@dataclass(frozen=True)
+class Clock:
+    """What to add to this rank's time.perf_counter_ns to get rank 0's, and by how much that may be wrong."""
+
+    clock_offset_ns: int = 0
+    clock_uncertainty_ns: int = 0
+
+    def to_json(self) -> dict[str, int]:
+        return asdict(self)
+
+
+def machine_id() -> str:
+    """The same for all processes of this machine, and another after every boot: they share a monotonic clock."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return boot.read_text().strip() if boot.exists() else platform.node()
+
+
+def align_clock(
+    store: Store, rank: int, world_size: int, machine: str, now: Callable[[], int] = time.perf_counter_ns
+) -> Clock:
+    """This rank's clock against rank 0's, measured once; all ranks call it at the same point.
+
+    On rank 0's machine the clocks are the same. From another one rank 0 is asked for its time again and again through
+    the store; in the shortest round trip its answer lies closest to the middle, off by half of the trip at most.
+    """
+    store.set(f"clock/machine/{rank}", machine)
+    if rank == 0:
+        for other in range(1, world_size):
+            if store.get(f"clock/machine/{other}").decode() != machine:
+                _tell_time(store, other, now)
+        return Clock()
+    if store.get("clock/machine/0").decode() == machine:
+        return Clock()
+    trips = [_ask_time(store, rank, trip, now) for trip in range(TRIPS)]
+    return min(trips, key=lambda clock: clock.clock_uncertainty_ns)
+
+
+def _tell_time(store: Store, other: int, now: Callable[[], int]) -> None:
+    for trip in range(TRIPS):
+        store.get(f"clock/asked/{other}/{trip}")
+        store.set(f"clock/told/{other}/{trip}", str(now()))
+
+
+def _ask_time(store: Store, rank: int, trip: int, now: Callable[[], int]) -> Clock:
+    asked = now()
+    store.set(f"clock/asked/{rank}/{trip}", "now")
+    told = int(store.get(f"clock/told/{rank}/{trip}"))
+    answered = now()
+    return Clock(told - (asked + answered) // 2, (answered - asked + 1) // 2)

@@ -1,0 +1,1 @@
+"""What every layer above uses: files, processes, tensors and the console."""

@@ -1,0 +1,227 @@
+"""Files that are written whole or not at all, and read with bounds: regular files only, and JSON of a limited size and
+depth. A kill or a power cut leaves the old file or the new one; an error names the file and what to do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from bllpipe.errors import CheckpointError, ConfigError, OutputError
+
+Policy = Literal["fail", "go_on"]
+KINDS = {
+    stat.S_IFLNK: "a link",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+MAX_BYTES = 4 << 20  # a manifest of 16,000 ranks; in memory JSON may take thirty times as much
+MAX_DEPTH = 50
+
+
+@contextmanager
+def writing(what: str, path: Path) -> Iterator[None]:
+    """Turns whatever the system has against writing ``what`` to ``path`` into an OutputError."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(refusal(what, path, error)) from error
+
+
+def refusal(what: str, path: Path, error: Exception) -> str:
+    """What could not be written, where, why, and how much room there is."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"cannot write {what} to {path}: {reason}; {_room(path)}"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Readers see the old file or the new one, never a part; what could not be finished is removed."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def append_line(path: Path, line: str) -> None:
+    """One line in one write, as several ranks share the file; of a line that does not fit nothing stays."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        _write_all(descriptor, f"{line}\n".encode())
+    finally:
+        os.close(descriptor)
+
+
+class Leniency:
+    """Lets a run go on without what cannot be written, if its ``policy`` says so: tells ``warn`` when that begins, and
+    when it ends how much is missing."""
+
+    def __init__(self, policy: Policy, what: str, key: str, warn: Callable[[str], None]) -> None:
+        self._policy, self._what, self._key, self._warn = policy, what, key, warn
+        self._missing, self._lock = 0, threading.Lock()
+
+    def attempt(self, write: Callable[[], None]) -> None:
+        """Carries out ``write``; its OutputError is raised or, under ``go_on``, told once."""
+        try:
+            write()
+        except OutputError as error:
+            if self._policy == "fail":
+                raise
+            self._note_failure(error)
+        else:
+            self._note_success()
+
+    def _note_failure(self, error: OutputError) -> None:
+        with self._lock:
+            self._missing += 1
+            if self._missing == 1:
+                self._warn(f"{error.found}; the run goes on without ({self._key}: go_on)")
+
+    def _note_success(self) -> None:
+        with self._lock:
+            if self._missing:
+                self._warn(f"{self._what} can be written again; {self._missing} could not")
+            self._missing = 0
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    left = content
+    try:
+        while left:
+            left = left[os.write(descriptor, left) :]
+    except OSError:
+        if written := len(content) - len(left):
+            with suppress(OSError):  # half a line would spoil the next one
+                os.ftruncate(descriptor, os.lseek(descriptor, 0, os.SEEK_CUR) - written)
+        raise
+
+
+def _room(path: Path) -> str:
+    """How much is free where ``path`` is, or would be."""
+    for place in (path, *path.parents):
+        with suppress(OSError):
+            return f"{shutil.disk_usage(place).free:,} bytes are free there"
+    return "how much is free there is not known"
+
+
+def run_directory(text: str) -> Path:
+    """The run directory called ``text``; ConfigError when it is not one."""
+    path = Path(text)
+    if not path.is_dir():
+        raise ConfigError(f"{path} is not a directory; needed is that of a run, such as runs/digits-resnet18-bll")
+    if not (path / "config.yaml").is_file():
+        raise ConfigError(f"{path} holds no config.yaml, so it is not the directory of a run; name one under runs/")
+    return path
+
+
+def output_file(text: str) -> Path:
+    """The file called ``text``, which need not exist; ConfigError when its folder does not."""
+    path = Path(text)
+    if path.is_dir():
+        raise ConfigError(f"{path} is a directory; needed is the name of a file, such as {path}/FILE")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path} cannot be written: there is no directory {path.parent}; make it, or name another")
+    return path
+
+
+@contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """A temporary name for ``path``. On leaving, the file there is synced and renamed; after an error it is removed."""
+    temporary = path.with_name(f".{path.name}")
+    try:
+        yield temporary
+        with suppress(OSError):  # a file system without modes
+            temporary.chmod(path.parent.stat().st_mode & 0o666)  # as the umask has it: safetensors makes private files
+        sync(temporary)
+        temporary.replace(path)
+    except Exception:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def sync(path: Path) -> None:
+    """Waits until a file's bytes, or a directory's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def ordinary_size(path: Path) -> int:
+    """The size of the file in bytes; CheckpointError when it is missing, or anything but an ordinary file."""
+    try:
+        found = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(f"{path} is missing") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from error
+    if not stat.S_ISREG(found.st_mode):
+        kind = KINDS.get(stat.S_IFMT(found.st_mode), "no file")
+        raise CheckpointError(f"{path} is damaged: it is {kind}; needed is the file that was written there")
+    return found.st_size
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Writes what ``read_record`` reads; raises CheckpointError when that would refuse it for its size."""
+    content = render(record)
+    if len(content) > MAX_BYTES:
+        raise CheckpointError(f"{path} would have {len(content):,} bytes; at most {MAX_BYTES:,} can be read back")
+    with unfinished(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def read_record(path: Path) -> tuple[dict[str, Any], bytes]:
+    """The object in a file, and the bytes that stand there; CheckpointError if it is not one."""
+    content = _read_bounded(path)
+    try:
+        record = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: it is not JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path} is damaged: it is not a JSON object")
+    if _is_deep(record):
+        raise CheckpointError(f"{path} is damaged: it is nested deeper than {MAX_DEPTH} levels")
+    return record, content
+
+
+def render(record: Mapping[str, Any]) -> bytes:
+    """One record has one rendering, so that bytes can be compared."""
+    return (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _read_bounded(path: Path) -> bytes:
+    ordinary_size(path)
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    if len(content) > MAX_BYTES:
+        raise CheckpointError(f"{path} is damaged: it has more than {MAX_BYTES:,} bytes")
+    return content
+
+
+def _is_deep(record: object) -> bool:
+    """Whether whoever walks through ``record`` might run out of stack; looked at level by level."""
+    level: list[Any] = [record]
+    for _ in range(MAX_DEPTH):
+        inner = [list(node.values()) if isinstance(node, dict) else node for node in level]
+        level = [child for children in inner for child in children if isinstance(child, dict | list)]
+        if not level:
+            return False
+    return True
