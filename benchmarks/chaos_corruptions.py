@@ -15,7 +15,7 @@ from bllpipe.checkpoint import Checkpoint, find_checkpoint
 from bllpipe.checkpoint.format import MANIFEST, DirectoryName
 from bllpipe.checkpoint.reader import misnamed_checkpoints, newest_first
 from bllpipe.errors import CheckpointError
-from bllpipe.tools.analysis.checkpoint_inspection import survey
+from bllpipe.tools.analysis.checkpoint_inspection import list_checkpoints
 from bllpipe.utils.tensors import part_digest
 
 STEPS = (2, 4, 6)
@@ -79,7 +79,7 @@ class Corruptions:
         if found is not None:
             digest = part_digest(found.tensors())
             _expect(digest == self._digests[found.step], f"the tensors of {found.path.name} are not those of the run")
-        whole = {each.name for each in survey(checkpoints) if each.can_be_resumed} if candidates else set()
+        whole = {each.name for each in list_checkpoints(checkpoints) if each.can_be_resumed} if candidates else set()
         _expect(whole == {path.name for path in intact}, f"bllpipe ckpt verify calls {sorted(whole)} whole")
 
     def _touched(self, path: Path) -> set[str]:

@@ -44,8 +44,8 @@ def _make(draws: random.Random, folder: Path) -> Case:
             kind, changed = _changed(draws, layout, header)
             return refused(_told(layout, kind, changed), lambda: layout.check(changed, changed[:CLOSING_BYTES], entry))
         case "closing":
-            closing = draws.randbytes(draws.choice([CLOSING_BYTES, CLOSING_BYTES, 0, 1])) or bytes(CLOSING_BYTES)
-            return refused(_told(layout, "the closing", closing), lambda: layout.check(header, closing, entry))
+            trailer = draws.randbytes(draws.choice([CLOSING_BYTES, CLOSING_BYTES, 0, 1])) or bytes(CLOSING_BYTES)
+            return refused(_told(layout, "the closing", trailer), lambda: layout.check(header, trailer, entry))
         case _:
             kind, changed = _changed(draws, layout, layout.largest())
             return refused(_told(layout, kind, changed), lambda: layout.compare(changed, layout.largest()))

@@ -13,7 +13,7 @@ from typing import Any
 from bllpipe.config import load_config
 from bllpipe.errors import ConfigError
 from bllpipe.models.partition import Link, UnitCost
-from bllpipe.tools.planning.predict import SCHEDULES, Setting, predict_local, predict_pipeline
+from bllpipe.tools.planning.predict import SCHEDULES, PredictionInputs, predict_local, predict_pipeline
 
 ONE_STAGE = ("gpipe", "1f1b", "deepspeed")
 TWO_STAGES = ("interleaved", "zbv", "dualpipev")  # a rank
@@ -167,7 +167,7 @@ def predicted_rate(
 ) -> float | None:
     """Images/s of devices that take ``per_rank`` seconds a batch; None for schedules that bllpipe plan cannot play."""
     units = [_unit(T * FORWARD_SHARE, T * (1 - FORWARD_SHARE)) for T in per_rank]
-    setting = Setting(units, EMULATED_BATCH, Link(), overhead)
+    setting = PredictionInputs(units, EMULATED_BATCH, Link(), overhead)
     if engine == "bll":
         found = predict_local(setting, len(units))
     elif engine in SCHEDULES and microbatches:

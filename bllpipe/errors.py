@@ -57,6 +57,6 @@ class NoProgressError(BllpipeError):
 
 
 # Exit codes of what would come back in the same way, since training is deterministic: a restart is of no use.
-POINTLESS = frozenset(
+NOT_RETRYABLE = frozenset(
     error.exit_code for error in (ConfigError, DataError, CheckpointError, NonFiniteError, OutputError, NoProgressError)
 )

@@ -13,13 +13,13 @@ from typing import get_args
 from bllpipe.config import Config, load_config
 from bllpipe.config.schema import PIPELINES, SYNCHRONOUS, residual_units, unit_name
 from bllpipe.data.catalog import DEFAULT_PATH, DOWNLOADS, PUBLISHED, check_given, check_obtainable, split_folders
-from bllpipe.distributed.torchrun import RankEnvironment, end_torchrun, follow_agent, speaks_for_all
+from bllpipe.distributed.torchrun import RankEnvironment, die_with_agent, speaks_for_all, stop_torchrun
 from bllpipe.engines import Options, Output, engine, topology
 from bllpipe.engines.launcher import run_ranks
 from bllpipe.errors import BllpipeError, ConfigError
 from bllpipe.models.partition import bounds
 from bllpipe.tools.monitoring.live_table import release
-from bllpipe.training.run_schedule import Plan
+from bllpipe.training.run_schedule import RunSchedule
 
 # A rank that fails before it has a store leaves the word to rank 0, and stays until rank 0 has spoken.
 SILENT_SECONDS = 5.0
@@ -117,7 +117,7 @@ def _launch(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     try:
         environment = RankEnvironment.read()
         if environment is not None:
-            follow_agent(environment)
+            die_with_agent(environment)
         config = load_config(options.config, options.overrides)
         chosen = Options(options.resume, options.run_dir, tuple(options.accept), options.output)
         chosen.check()
@@ -179,7 +179,7 @@ def fail_before_the_store(error: BllpipeError, environment: RankEnvironment | No
     else:
         threading.Event().wait(SILENT_SECONDS)
     if environment is not None and environment.local_rank == 0:
-        end_torchrun(environment, error.exit_code)
+        stop_torchrun(environment, error.exit_code)
     return error.exit_code
 
 
@@ -190,9 +190,9 @@ def check_plan(config: Config) -> None:
         cuts = config.balanced or config.blocks if is_cut else 1
         bounds([unit_name(*unit) for unit in residual_units(config.model.name)], cuts)
     if config.data.name in PUBLISHED:
-        Plan.of(config, PUBLISHED[config.data.name].num_train, PUBLISHED[config.data.name].num_test)
+        RunSchedule.of(config, PUBLISHED[config.data.name].num_train, PUBLISHED[config.data.name].num_test)
     if config.data.name == "synthetic":
-        Plan.of(config, config.data.synthetic_images, num_test=1)
+        RunSchedule.of(config, config.data.synthetic_images, num_test=1)
 
 
 def check_installed(config: Config) -> None:
@@ -220,7 +220,7 @@ def _check_archive(config: Config) -> None:
     from bllpipe.data.npz import open_archive  # NumPy, which few runs need here
 
     archive = open_archive(str(config.data.path))
-    Plan.of(config, archive.spec.num_train, archive.spec.num_test)
+    RunSchedule.of(config, archive.spec.num_train, archive.spec.num_test)
     archive.check_floats()
 
 

@@ -28,7 +28,7 @@ OwnObjective = Objective | type[nn.Module] | str
 
 
 @dataclass(frozen=True)
-class GivenModules:
+class UserModules:
     """Modules that a script has built. They keep their weights, and are what is trained."""
 
     modules: Mapping[str, nn.Module]
@@ -46,12 +46,12 @@ class GivenModules:
         return part_digest(nn.Sequential(OrderedDict(self.modules)).state_dict())
 
 
-def given_model(model: Model) -> tuple[str, Callable[..., Any] | None]:
+def user_model(model: Model) -> tuple[str, Callable[..., Any] | None]:
     """``model.name``, and what stands in its place; ConfigError for what is no network that can be cut."""
     if isinstance(model, str):
         return model, None
     if isinstance(model, (nn.Module, list, tuple)):
-        return f"{GIVEN}:network", GivenModules(modules_of(model))
+        return f"{GIVEN}:network", UserModules(modules_of(model))
     if not callable(model):
         raise ConfigError(
             f"the model is a {type(model).__name__}; needed is an nn.Sequential, a list of modules, a function "
@@ -105,7 +105,7 @@ def given_name(thing: Any) -> str:
     return f"{GIVEN}:{re.sub(r'[^0-9A-Za-z_]', '_', name)}"
 
 
-def given_objective(objective: OwnObjective) -> tuple[dict[str, Any], Any]:
+def user_objective(objective: OwnObjective) -> tuple[dict[str, Any], Any]:
     """The keys that name it, and what stands in place of the name; ConfigError for what is no local loss."""
     if isinstance(objective, str):
         keys = {"method": "own", "objective.function": objective} if ":" in objective else {"method": objective}

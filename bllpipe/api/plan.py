@@ -13,7 +13,7 @@ import torch
 from bllpipe.api.arguments import whole_number
 from bllpipe.api.datasets import Data
 from bllpipe.api.models import Model
-from bllpipe.api.train import Settings, config_of
+from bllpipe.api.train import TrainArguments, build_config
 from bllpipe.config import Config
 from bllpipe.data.catalog import DataSpec, check_given
 from bllpipe.errors import ConfigError
@@ -21,9 +21,9 @@ from bllpipe.learn.block import alpha_shape
 from bllpipe.models.partition import Link, bounds
 from bllpipe.models.registry import network_units
 from bllpipe.models.units import Segment
-from bllpipe.tools.planning.predict import Prediction, Setting, predict_local
+from bllpipe.tools.planning.predict import Prediction, PredictionInputs, predict_local
 from bllpipe.tools.planning.profile import Profile
-from bllpipe.tools.planning.profiler import data_spec, measure, present_device, unheard
+from bllpipe.tools.planning.profiler import data_spec, measure, no_progress, present_device
 from bllpipe.tools.planning.tables import cut_table, unit_table
 from bllpipe.utils.torch_state import torch_defaults
 
@@ -36,7 +36,7 @@ class CutPlan:
     """The cut whose slowest block is fastest; printed, it is the tables of ``bllpipe plan``."""
 
     profile: Profile
-    setting: Setting
+    setting: PredictionInputs
     best: Prediction
     steps: int
 
@@ -76,18 +76,20 @@ def make_plan(
     repetitions, blocks = whole_number("repetitions", repetitions, 2), whole_number("blocks", blocks, 1)
     if not gigabytes_per_second > 0:
         raise ConfigError(f"gigabytes_per_second is {gigabytes_per_second}; expected a number above 0")
-    made = config_of(model, data, Settings(blocks=blocks, engine="sequential", config=config, settings=settings))
+    made = build_config(
+        model, data, TrainArguments(blocks=blocks, engine="sequential", config=config, settings=settings)
+    )
     check_given(made.data)
     made = replace(made, model=replace(made.model, given=deepcopy(made.model.given)))
     spec = data_spec(made)
     _check_units(made, spec, blocks)
-    profile = measure(made, spec, repetitions, say=unheard)
+    profile = measure(made, spec, repetitions, say=no_progress)
     return _planned(made, profile, blocks, gigabytes_per_second)
 
 
 def _planned(config: Config, profile: Profile, blocks: int, gigabytes_per_second: float) -> CutPlan:
     link = Link(gigabytes_per_second * 1e9, 10e-6, overlaps=not profile.is_of_a_processor)
-    setting = Setting(profile.costs(), profile.batch_size, link, 0.0, {}, 1.0)
+    setting = PredictionInputs(profile.costs(), profile.batch_size, link, 0.0, {}, 1.0)
     best = predict_local(setting, blocks)
     if best is None:
         raise ConfigError(

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 
 from bllpipe.api.arguments import path_text, plain
 from bllpipe.api.datasets import Data, given_data
-from bllpipe.api.models import Model, OwnObjective, given_model, given_objective, modules_of
+from bllpipe.api.models import Model, OwnObjective, modules_of, user_model, user_objective
 from bllpipe.checkpoint import find_checkpoint
 from bllpipe.config import Config, parse_config
 from bllpipe.config.loader import put, read_yaml
 from bllpipe.config.schema import END_TO_END
-from bllpipe.distributed.torchrun import RankEnvironment, follow_agent
+from bllpipe.distributed.torchrun import RankEnvironment, die_with_agent
 from bllpipe.engines import Options, engine, topology
 from bllpipe.engines.job import Job
-from bllpipe.engines.runner import nothing_left
+from bllpipe.engines.runner import is_complete
 from bllpipe.errors import BllpipeError, CheckpointError, ConfigError
 from bllpipe.launch import SPREAD, check_start, fail_before_the_store
 from bllpipe.tools.analysis.network_file import fill, network_weights
@@ -75,10 +75,10 @@ def train(
     once and ends all ranks, with the command line's exit codes. A signal that stops the run ends the script, too, when
     the checkpoint is whole.
     """
-    said = Settings(objective, blocks, engine, epochs, config, settings)
+    said = TrainArguments(objective, blocks, engine, epochs, config, settings)
     environment = RankEnvironment.read()
     if environment is not None:
-        follow_agent(environment)
+        die_with_agent(environment)
     jobs: list[Job] = []
     number = next(STARTED)
     try:
@@ -86,7 +86,7 @@ def train(
         start = path_text("resume", resume, "use resume='auto', 'never', or the path of a checkpoint")
         keys = (accept,) if isinstance(accept, str) else tuple(accept)
         options = Options(start, place, keys, on_agreed=jobs.append, number=number)
-        made = config_of(model, data, said, environment is not None)
+        made = build_config(model, data, said, environment is not None)
         options.check()
         _check_ranks(made, environment)
         check_start(made, environment)
@@ -112,13 +112,13 @@ def _carry_out(config: Config, options: Options, jobs: list[Job], environment: R
     job = jobs[-1]
     if job.ending.stopped is not None:
         raise SystemExit(code)
-    if environment is not None and not nothing_left(job):
+    if environment is not None and not is_complete(job):
         job.store.get("concluded")
     return Run(job.directory.path, environment.rank if environment else 0)
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainArguments:
     """What a script says beside its model and data; ``settings`` are keys with dots, as ``--set`` has them."""
 
     objective: OwnObjective | None = None
@@ -129,11 +129,11 @@ class Settings:
     settings: Mapping[str, Any] | None = None
 
 
-def config_of(model: Model | None, data: Data | None, said: Settings, under_torchrun: bool = False) -> Config:
+def build_config(model: Model | None, data: Data | None, said: TrainArguments, under_torchrun: bool = False) -> Config:
     """The checked Config; without a model or data, that of the file. ConfigError or DataError for what cannot be
     trained."""
-    keys, objective = given_objective(said.objective) if said.objective is not None else ({}, None)
-    keys["model.name"], network = given_model(model) if model is not None else (None, None)
+    keys, objective = user_objective(said.objective) if said.objective is not None else ({}, None)
+    keys["model.name"], network = user_model(model) if model is not None else (None, None)
     keys["data.name"], images = given_data(data) if data is not None else (None, None)
     mapping = _mapping(said, keys)
     if images is not None and isinstance(changes := mapping["data"].setdefault("augment", {}), dict):
@@ -145,7 +145,7 @@ def config_of(model: Model | None, data: Data | None, said: Settings, under_torc
     return config
 
 
-def _mapping(said: Settings, keys: Mapping[str, Any]) -> dict[str, Any]:
+def _mapping(said: TrainArguments, keys: Mapping[str, Any]) -> dict[str, Any]:
     """The file; over it the settings; over both ``keys`` and the other arguments, where there are any."""
     if said.config is not None and not isinstance(said.config, (str, PathLike)):
         raise ConfigError(

@@ -24,7 +24,7 @@ from bllpipe.checkpoint.reader import check_header
 from bllpipe.errors import OutputError, WireError
 from bllpipe.messages import Store
 from bllpipe.utils.console import warn
-from bllpipe.utils.files import Policy, refusal, sync, unfinished, write_record
+from bllpipe.utils.files import IfUnwritable, refusal, sync, unfinished, write_record
 from bllpipe.utils.tensors import plain
 
 COMMITTED = "yes"
@@ -39,7 +39,13 @@ class CheckpointWriter:
     """
 
     def __init__(
-        self, directory: Path, store: Store, world_size: int, attempt: str, keep: int, if_unwritable: Policy = "fail"
+        self,
+        directory: Path,
+        store: Store,
+        world_size: int,
+        attempt: str,
+        keep: int,
+        if_unwritable: IfUnwritable = "fail",
     ) -> None:
         assert DirectoryName.parse(str(DirectoryName(0, "partial", attempt))), f"{attempt!r} cannot be part of a name"
         assert keep >= 1, "the checkpoint just written is always kept"

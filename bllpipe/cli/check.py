@@ -80,11 +80,11 @@ def _figures(config: Config) -> tuple[Figures | None, str | None]:
     """The figures, or why there are none, which is no error of the config."""
     if (spec := known_spec(config.data)) is None:
         return None, NO_DATA.format(name=config.data.name, path=config.data.path)
-    from bllpipe.tools.planning.dry_run import Uncountable, count  # torch
+    from bllpipe.tools.planning.dry_run import NeedsRealTensors, count  # torch
 
     try:
         return count(config, spec), None
-    except Uncountable as error:
+    except NeedsRealTensors as error:
         return None, NEEDS_VALUES.format(reason=error)
 
 

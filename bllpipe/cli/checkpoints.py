@@ -13,7 +13,7 @@ from bllpipe.errors import CheckpointError
 from bllpipe.utils.console import age_text, size_text
 
 if TYPE_CHECKING:
-    from bllpipe.tools.analysis.checkpoint_inspection import Found
+    from bllpipe.tools.analysis.checkpoint_inspection import CheckpointInfo
 
 
 DAMAGED = CheckpointError.exit_code
@@ -40,9 +40,9 @@ def add_checkpoints(commands: Any) -> None:
 
 
 def _list(options: argparse.Namespace, words: Sequence[str]) -> int:
-    from bllpipe.tools.analysis.checkpoint_inspection import survey
+    from bllpipe.tools.analysis.checkpoint_inspection import list_checkpoints
 
-    found = survey(Path(options.path), sizes_only=True)
+    found = list_checkpoints(Path(options.path), sizes_only=True)
     if options.json:
         _print_json(found)
     else:
@@ -52,9 +52,9 @@ def _list(options: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def _verify(options: argparse.Namespace, words: Sequence[str]) -> int:
-    from bllpipe.tools.analysis.checkpoint_inspection import survey
+    from bllpipe.tools.analysis.checkpoint_inspection import list_checkpoints
 
-    found = survey(Path(options.path))
+    found = list_checkpoints(Path(options.path))
     if options.json:
         _print_json(found)
     else:
@@ -64,17 +64,17 @@ def _verify(options: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def _show(options: argparse.Namespace, words: Sequence[str]) -> int:
-    from bllpipe.tools.analysis.checkpoint_inspection import contents
+    from bllpipe.tools.analysis.checkpoint_inspection import describe_checkpoint
 
-    print("\n".join(contents(Path(options.path))))
+    print("\n".join(describe_checkpoint(Path(options.path))))
     return 0
 
 
-def _print_json(found: Sequence[Found]) -> None:
+def _print_json(found: Sequence[CheckpointInfo]) -> None:
     print(json.dumps([asdict(each) for each in found], indent=1))
 
 
-def _rows(found: Sequence[Found]) -> Iterator[str]:
+def _rows(found: Sequence[CheckpointInfo]) -> Iterator[str]:
     """A table, with what is wrong below the row that it is about."""
     width = max(len(each.name) for each in found)
     yield f"{'step':>10} {'ranks':>6} {'size':>10} {'age':>8}  {'directory':<{width}}  state"
@@ -85,7 +85,7 @@ def _rows(found: Sequence[Found]) -> Iterator[str]:
         yield from (f"{'':10} {problem}" for problem in each.problems)
 
 
-def _verdict(found: Sequence[Found]) -> str:
+def _verdict(found: Sequence[CheckpointInfo]) -> str:
     from bllpipe.tools.analysis.checkpoint_inspection import next_to_resume
 
     taken = next_to_resume(found)

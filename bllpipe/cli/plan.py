@@ -13,7 +13,7 @@ from typing import Any
 from bllpipe.config import Config, load_config, to_yaml
 from bllpipe.errors import ConfigError
 from bllpipe.models.partition import Link, UnitCost, best_cut, largest, local_cost, memory_bytes, part_size, stage_cost
-from bllpipe.tools.planning.predict import Prediction, Setting, predict_all, predict_local
+from bllpipe.tools.planning.predict import Prediction, PredictionInputs, predict_all, predict_local
 from bllpipe.tools.planning.profile import Profile, load_profile, save_profile
 from bllpipe.tools.planning.tables import cut_table, rate_text, unit_table
 from bllpipe.utils.console import Bar, table
@@ -101,12 +101,12 @@ def _part_sizes(batch_size: int, numbers: Sequence[int]) -> list[int]:
     return sorted(sizes - {1, batch_size}, reverse=True)
 
 
-def _settings(profile: Profile, options: argparse.Namespace) -> list[Setting]:
+def _settings(profile: Profile, options: argparse.Namespace) -> list[PredictionInputs]:
     """One for every link."""
     links = [Link(rate * 1e9, LATENCY, overlaps=not profile.is_of_a_processor) for rate in options.link]
     overhead = options.overhead / 1e3
     costs, parts = profile.costs(), profile.part_costs()
-    return [Setting(costs, profile.batch_size, link, overhead, parts, profile.contention) for link in links]
+    return [PredictionInputs(costs, profile.batch_size, link, overhead, parts, profile.contention) for link in links]
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -165,13 +165,13 @@ def _profile(config: Config, options: argparse.Namespace, file: Path | None, par
     """The profile in ``file``, or a new one with parts of so many images."""
     if file is not None and file.exists():
         return load_profile(file, config)
-    from bllpipe.tools.planning.profiler import data_spec, measure, neighbours  # torch
+    from bllpipe.tools.planning.profiler import background_load, data_spec, measure  # torch
 
     spec, alone = data_spec(config), None
     if options.beside:
         with Bar("bllpipe plan, alone", quiet=True) as bar:
             alone = measure(config, spec, FEW_REPETITIONS, bar.at).seconds
-    with neighbours(config, spec, options.beside), Bar("bllpipe plan", quiet=True) as bar:
+    with background_load(config, spec, options.beside), Bar("bllpipe plan", quiet=True) as bar:
         profile = measure(config, spec, options.repetitions, bar.at, options.beside, parts)
     if alone is not None:
         profile = replace(profile, contention=max(1.0, profile.seconds / alone))
@@ -181,7 +181,7 @@ def _profile(config: Config, options: argparse.Namespace, file: Path | None, par
     return profile
 
 
-def _best(profile: Profile, setting: Setting, number: int, limit: float) -> Prediction:
+def _best(profile: Profile, setting: PredictionInputs, number: int, limit: float) -> Prediction:
     found = predict_local(setting, number, limit)
     if found is None:
         raise _too_little_memory(profile, number, limit)
@@ -232,7 +232,9 @@ def _write_json(
     print(f"wrote {file}")
 
 
-def _write_config(file: Path, config: Config, profile: Profile, setting: Setting, number: int, limit: float) -> None:
+def _write_config(
+    file: Path, config: Config, profile: Profile, setting: PredictionInputs, number: int, limit: float
+) -> None:
     """The cut for what ``config`` runs: stages have no heads, so theirs may differ."""
     if config.is_end_to_end:
         cut = best_cut(len(profile.units), number, stage_cost(setting.units, setting.link, limit))
@@ -246,7 +248,7 @@ def _write_config(file: Path, config: Config, profile: Profile, setting: Setting
 
 
 def prediction_table(
-    settings: Sequence[Setting],
+    settings: Sequence[PredictionInputs],
     numbers: Sequence[int],
     predictions: Sequence[Sequence[Sequence[Prediction]]],
     unmeasured: Sequence[int] = (),

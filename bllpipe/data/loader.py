@@ -99,7 +99,7 @@ def _indices(rounds: Iterator[Round], num_train: int, seed: int) -> Iterator[tup
             first += entry.size
 
 
-def settle(images: ImageSet, config: GpuConfig, device: torch.device) -> ImageSet:
+def placed(images: ImageSet, config: GpuConfig, device: torch.device) -> ImageSet:
     """The images where ``gpu.images`` wants them; those of a CPU stay."""
     if device.type == "cpu":
         return images

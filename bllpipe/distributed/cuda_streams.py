@@ -22,11 +22,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from bllpipe.distributed.message_format import LIMIT, Layout, message_of, parts_of, put
+from bllpipe.distributed.message_format import LIMIT, Layout, copy_into, message_of, parts_of
 from bllpipe.messages import Alpha, Message, Round, Stats, Target
 from bllpipe.topology import Edge
 
-MOVED = torch.empty(0)  # stands for a tensor that a graph moves
+PLACEHOLDER = torch.empty(0)  # stands for a tensor that a graph moves
 
 
 class Event(Protocol):
@@ -146,7 +146,7 @@ class Slot:
     full: Event | None = None
     free: Event | None = None
 
-    def settle(self, event: Event) -> None:
+    def rebase_events(self, event: Event) -> None:
         """``event`` is behind whatever this slot had to wait for."""
         self.full = event if self.full is not None else None
         self.free = event if self.free is not None else None
@@ -179,7 +179,7 @@ class Ring:
         if slot.free is not None:
             stream.wait(slot.free)
         for room, part in zip(slot.tensors, parts_of(message), strict=False):  # some need not all of the room
-            put(part, room[: len(part)])
+            copy_into(part, room[: len(part)])
         return stream.record()
 
     def take(self, entry: Round) -> Message:
@@ -206,10 +206,10 @@ class Ring:
         """Which slot is filled next, and which one is taken."""
         return self._filled % len(self._slots), self._taken % len(self._slots)
 
-    def settle(self, event: Event) -> None:
+    def rebase_events(self, event: Event) -> None:
         """``event`` is behind whatever was queued for this edge."""
         for slot in self._slots:
-            slot.settle(event)
+            slot.rebase_events(event)
 
 
 @dataclass(frozen=True)
@@ -254,10 +254,10 @@ class RingWires:
         """Which slots are next, on every edge: a graph that moves messages is right for one such state."""
         return tuple(ring.position for ring in self._rings.values())
 
-    def settle(self, event: Event) -> None:
+    def rebase_events(self, event: Event) -> None:
         """``event`` is behind whatever was queued for any edge, and is waited for in place of all others."""
         for ring in self._rings.values():
-            ring.settle(event)
+            ring.rebase_events(event)
 
     @contextmanager
     def moved_by_graph(self, behind: Event) -> Iterator[None]:
@@ -289,8 +289,8 @@ def _moved(entry: Round, layout: Layout) -> Message:
     """A message that a graph has read, and nobody else will."""
     match layout.edge.kind:
         case "alpha":
-            return Alpha(entry, MOVED)
+            return Alpha(entry, PLACEHOLDER)
         case "target":
-            return Target(entry, MOVED, MOVED, MOVED)
+            return Target(entry, PLACEHOLDER, PLACEHOLDER, PLACEHOLDER)
         case "stats":
-            return Stats(entry, MOVED, MOVED)
+            return Stats(entry, PLACEHOLDER, PLACEHOLDER)

@@ -23,7 +23,15 @@ from torch import Tensor
 
 from bllpipe.distributed.cuda_streams import DONE, Event, OpenStreams, streams_on
 from bllpipe.distributed.local_links import Channel
-from bllpipe.distributed.message_format import CLOSING_BYTES, HEADER_BYTES, LIMIT, Layout, message_of, parts_of, put
+from bllpipe.distributed.message_format import (
+    CLOSING_BYTES,
+    HEADER_BYTES,
+    LIMIT,
+    Layout,
+    copy_into,
+    message_of,
+    parts_of,
+)
 from bllpipe.errors import WireError
 from bllpipe.messages import Message, Round
 
@@ -44,10 +52,10 @@ class GlooSender:
     ) -> None:
         self._layout, self._group, self._in_flight, self._timeout = layout, group, in_flight, timeout
         self._streams = open_streams(device)
-        self._free: Channel[Packet] = Channel(in_flight)
-        self._full: Channel[tuple[Packet, Round, Event] | None] = Channel(in_flight + 1)
+        self._free: Channel[MessageBuffer] = Channel(in_flight)
+        self._full: Channel[tuple[MessageBuffer, Round, Event] | None] = Channel(in_flight + 1)
         for _ in range(in_flight):
-            self._free.put(Packet(layout, pinned=device.type == "cuda"))
+            self._free.put(MessageBuffer(layout, pinned=device.type == "cuda"))
         self._thread = threading.Thread(target=self._send_all, name=f"send {layout.edge}", daemon=True)
         self._thread.start()
 
@@ -106,11 +114,11 @@ class GlooReceiver:
     ) -> None:
         self._layout, self._group, self._rounds = layout, group, rounds
         self._device, self._timeout, self._streams = device, timeout, open_streams(device)
-        self._free: Channel[tuple[Packet, Event]] = Channel(layout.ring)
-        self._ready: Channel[tuple[Round, Packet]] = Channel(layout.ring)
+        self._free: Channel[tuple[MessageBuffer, Event]] = Channel(layout.ring)
+        self._ready: Channel[tuple[Round, MessageBuffer]] = Channel(layout.ring)
         for _ in range(layout.ring):
-            self._free.put((Packet(layout, pinned=device.type == "cuda"), DONE))
-        self._held: Packet | None = None
+            self._free.put((MessageBuffer(layout, pinned=device.type == "cuda"), DONE))
+        self._held: MessageBuffer | None = None
         threading.Thread(target=self._receive_all, name=f"recv {layout.edge}", daemon=True).start()
 
     def recv(self) -> Message:
@@ -160,10 +168,10 @@ class _Views(NamedTuple):
 
     whole: Tensor
     parts: list[Tensor]
-    closing: memoryview
+    trailer: memoryview
 
 
-class Packet:
+class MessageBuffer:
     """Room for the largest message of an edge. A message's views into it are made once for every phase and size."""
 
     def __init__(self, layout: Layout, pinned: bool = False) -> None:
@@ -188,13 +196,13 @@ class Packet:
         views, header = self._viewed(message.round), self._layout.expected_header(message.round)
         self._header[:] = header
         for part, view in zip(parts_of(message), views.parts, strict=True):
-            put(part, view)
-        views.closing[:] = header[:CLOSING_BYTES]
+            copy_into(part, view)
+        views.trailer[:] = header[:CLOSING_BYTES]
         return views.whole
 
     def check(self, entry: Round) -> None:
         """Raises WireError unless what lies here is the message of this round, and all of it."""
-        self._layout.check(bytes(self._header), bytes(self._viewed(entry).closing), entry)
+        self._layout.check(bytes(self._header), bytes(self._viewed(entry).trailer), entry)
 
     def read(self, entry: Round, device: torch.device) -> Message:
         """The message of this round on ``device``; on a CPU its tensors are views, if their format needs no change."""

@@ -89,11 +89,11 @@ class Layout:
         """The header that describes ``tensors`` as they are."""
         return _header(self.edge, _place(entry), [(tensor.dtype, tuple(tensor.shape)) for tensor in tensors])
 
-    def check(self, header: bytes, closing: bytes, entry: Round) -> None:
+    def check(self, header: bytes, trailer: bytes, entry: Round) -> None:
         """Raises WireError, naming both sides and the edge, unless these are of the message of this round, whole."""
         expected = self.expected_header(entry)
         self.compare(header, expected)
-        if closing != expected[:CLOSING_BYTES]:
+        if trailer != expected[:CLOSING_BYTES]:
             raise WireError(
                 f"{self}: {self.roles[1]} got a message for {entry} that is not whole: {self.roles[0]} has sent less "
                 f"than its {self.message_bytes(entry.size, entry.phase)} bytes"
@@ -162,7 +162,7 @@ def parts_of(message: Message) -> list[Tensor]:
             return [message.sums_KC, message.counts_K]
 
 
-def put(part: Tensor, room: Tensor) -> None:
+def copy_into(part: Tensor, room: Tensor) -> None:
     """Queues the copy of a message's tensor into ``room``, in its format. Between a GPU and pinned memory only what has
     the same format on both sides is copied without the host, so the GPU converts first."""
     leaves_gpu = part.is_cuda and not room.is_cuda

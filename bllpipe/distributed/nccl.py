@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bllpipe.distributed.cuda_streams import DONE, CudaStreams, Event, HostStreams, Streams
-from bllpipe.distributed.message_format import LIMIT, Layout, message_of, parts_of, put
+from bllpipe.distributed.message_format import LIMIT, Layout, copy_into, message_of, parts_of
 from bllpipe.messages import Message, Round
 
 FIRST = -1  # priority of the edges' streams: messages go before computations that are queued already
@@ -45,7 +45,7 @@ class NcclSender:
         buffer = self._next_buffer()
         form = message.round.size, message.round.phase
         for part, room in zip(parts_of(message), self._layout.views(buffer, *form), strict=True):
-            put(part, room)
+            copy_into(part, room)
         self._stream.wait(self._streams.current().record())
         self._free.append((buffer, self._send(buffer[: self._layout.payload_bytes(*form)])))
         self._num_sent += 1

@@ -71,7 +71,7 @@ def open_store(environment: RankEnvironment, timeout: float, number: int = 1) ->
     hosts = environment.rank == 0 and not environment.agent_hosts_store
     try:
         tcp = _connect(environment, timeout, hosts)
-        attempt = meet(environment.rank, environment.world_size, dist.PrefixStore(name, tcp), timeout)
+        attempt = agree_attempt(environment.rank, environment.world_size, dist.PrefixStore(name, tcp), timeout)
     except (RuntimeError, OSError) as error:
         raise WireError(
             f"rank {environment.rank} does not reach the store of the job at {environment.master_addr}, "
@@ -194,7 +194,7 @@ def loopback_address(host: str) -> str | None:
     return address if ipaddress.ip_address(address).is_loopback else None
 
 
-def meet(rank: int, world_size: int, job_store: Store, timeout: float) -> int:
+def agree_attempt(rank: int, world_size: int, job_store: Store, timeout: float) -> int:
     """The number of this attempt, from 0, once rank 0 and this rank know of each other; WireError after ``timeout``
     seconds."""
     if rank == 0:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from bllpipe.errors import POINTLESS, ConfigError
+from bllpipe.errors import NOT_RETRYABLE, ConfigError
 from bllpipe.utils.process import end_with_parent
 
 LAUNCHER = "BLLPIPE_LAUNCHER"  # what our own launcher adds
@@ -106,7 +106,7 @@ def speaks_for_all(variables: Mapping[str, str] = os.environ) -> bool:
 
 
 @contextmanager
-def launching(cpu_threads: int) -> Iterator[None]:
+def launcher_environment(cpu_threads: int) -> Iterator[None]:
     """What processes that our launcher starts meanwhile find in their environment, beside what the elastic agent says.
 
     The agent itself finds that it has no signals to handle: they are the launcher's.
@@ -134,7 +134,7 @@ def allow_deterministic_products(variables: MutableMapping[str, str] = os.enviro
     variables.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
-def follow_agent(environment: RankEnvironment) -> None:
+def die_with_agent(environment: RankEnvironment) -> None:
     """From now on this rank ends with its agent, even if that is killed; at once if it is gone already.
 
     Between a rank's birth and this call its agent may die, and who has adopted the rank since is no proof: in a
@@ -157,7 +157,7 @@ def _refused(environment: RankEnvironment) -> bool:
     return False
 
 
-def end_torchrun(environment: RankEnvironment, exit_code: int) -> None:
+def stop_torchrun(environment: RankEnvironment, exit_code: int) -> None:
     """Ends the torchrun that started this rank, if it would start it again and that would be pointless.
 
     It starts ranks again whatever their exit codes say, and a signal is the one thing that it listens to: at SIGTERM it
@@ -165,6 +165,6 @@ def end_torchrun(environment: RankEnvironment, exit_code: int) -> None:
     signal would interrupt torchrun while it ends the others. A rank that a script of the user's started leaves it.
     """
     started_by_torchrun = environment.has_agent and os.getsid(0) == os.getpid()  # torchrun gives each rank a session
-    if exit_code in POINTLESS and environment.restarts_left > 0 and started_by_torchrun:
+    if exit_code in NOT_RETRYABLE and environment.restarts_left > 0 and started_by_torchrun:
         with contextlib.suppress(ProcessLookupError):
             os.kill(os.getppid(), signal.SIGTERM)

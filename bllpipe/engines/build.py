@@ -24,7 +24,7 @@ from bllpipe.data.base import ImageSet, LabelSet
 from bllpipe.data.loader import LabelSource, label_batches
 from bllpipe.distributed.torchrun import speaks_for_all
 from bllpipe.engines.job import Job, input_shape, shape_of
-from bllpipe.engines.ports import ActorPorts, Dress, Nowhere, Wires, image_port, rounds_of, undressed
+from bllpipe.engines.ports import ActorPorts, NullSender, PortWrapper, Wires, identity, image_port, rounds_of
 from bllpipe.errors import CheckpointError, ConfigError
 from bllpipe.learn.block import Block, alpha_shape, make_block
 from bllpipe.learn.cuda_graphs import speed_up
@@ -37,15 +37,15 @@ from bllpipe.models.checks import batch_norms_seen, check_batches, check_has_val
 from bllpipe.models.partition import cut
 from bllpipe.models.registry import last_width, network_units
 from bllpipe.models.units import Segment, Unit
-from bllpipe.tools.fault_injection import arm
+from bllpipe.tools.fault_injection import inject
 from bllpipe.tools.monitoring.exporter import monitored
 from bllpipe.topology import Edge
 from bllpipe.training.instrument import guard, trace
-from bllpipe.training.loops import BlockLoop, LaneLoop, Loop
-from bllpipe.training.metrics_logger import Recorder
+from bllpipe.training.loops import BlockLoop, FeedbackLoop, Loop
+from bllpipe.training.metrics_logger import MetricsLogger
 from bllpipe.training.timing import Metered, Stopwatch
 from bllpipe.training.tracing import Clock, SpanFile, align_clock, machine_id
-from bllpipe.training.worker import Actor, RankPart
+from bllpipe.training.worker import Actor, Worker
 from bllpipe.utils.console import warn
 from bllpipe.utils.tensors import dtype_and_shape, is_of_network
 
@@ -54,16 +54,16 @@ MOST_NAMED = 6
 ANOTHER_NETWORK = "it is of another network; give the keys of model and data their old values, or start a new run"
 
 
-class Assembly:
+class JobBuilder:
     """Builds the parts of a job over the given wires. ``dress`` may wrap every port, to delay messages for example;
     ``ahead`` gives the images a thread of their own; ``beside_nccl`` says that messages wait on the blocks' GPUs."""
 
     def __init__(
-        self, job: Job, wires: Wires, dress: Dress = undressed, ahead: bool = False, beside_nccl: bool = False
+        self, job: Job, wires: Wires, wrap_port: PortWrapper = identity, ahead: bool = False, beside_nccl: bool = False
     ) -> None:
-        self.job, self.wires, self.dress, self.ahead, self.beside_nccl = job, wires, dress, ahead, beside_nccl
+        self.job, self.wires, self.wrap_port, self.ahead, self.beside_nccl = job, wires, wrap_port, ahead, beside_nccl
 
-    def block_part(self, rank: int, segment: Segment, device: torch.device, images: ImageSet | None) -> RankPart:
+    def block_part(self, rank: int, segment: Segment, device: torch.device, images: ImageSet | None) -> Worker:
         """The rank of one block; the first one has the images."""
         job, ports = self.job, self._ports()
         loop = BlockLoop(
@@ -73,11 +73,11 @@ class Assembly:
             alphas=ports.sender(job.topology.alpha_edge(rank)),
             stats=ports.sender(job.topology.stats_edge(rank)),
         )
-        return make_part(self.job, rank, [self._actor(rank, f"block {rank}", loop, ports, device)])
+        return make_worker(self.job, rank, [self._actor(rank, f"block {rank}", loop, ports, device)])
 
-    def whole_part(self, segment: Segment, device: torch.device, images: ImageSet, labels: LabelSet) -> RankPart:
+    def whole_part(self, segment: Segment, device: torch.device, images: ImageSet, labels: LabelSet) -> Worker:
         """The only rank of a network that learns end to end: it has images and labels, and nobody to tell."""
-        rounds, nowhere = self.job.messages("train", "evaluate"), Nowhere()
+        rounds, nowhere = self.job.messages("train", "evaluate"), NullSender()
         loop = BlockLoop(
             self._block(0, segment),
             inputs=image_port(self.job, images, device, ahead=self.ahead),
@@ -85,17 +85,17 @@ class Assembly:
             alphas=nowhere,
             stats=nowhere,
         )
-        return make_part(self.job, 0, [self._actor(0, "block 0", loop, self._ports(), device)])
+        return make_worker(self.job, 0, [self._actor(0, "block 0", loop, self._ports(), device)])
 
-    def feedback_part(self, labels: LabelSet, device: torch.device) -> RankPart:
+    def feedback_part(self, labels: LabelSet, device: torch.device) -> Worker:
         """The feedback rank: a lane for every block."""
         lanes = [self._lane(block, name, labels, device) for block, name in enumerate(unit_names(self.job))]
-        return make_part(self.job, self.job.topology.feedback_rank, lanes)
+        return make_worker(self.job, self.job.topology.feedback_rank, lanes)
 
     def _lane(self, block: int, name: str, labels: LabelSet, device: torch.device) -> Actor:
         job, ports, config = self.job, self._ports(), self.job.config
         channels, family = num_channels(shape_of(job, block)), FAMILIES[config.objective.family]
-        loop = LaneLoop(
+        loop = FeedbackLoop(
             name,
             make_feedback(config.feedback, job.spec.num_classes, channels, config.seed, name, device, family),
             labels=(label_B for _, label_B in label_batches(labels, job.rounds(), config.seed, device)),
@@ -119,7 +119,7 @@ class Assembly:
         return speed_up(block, job.config)
 
     def _ports(self) -> ActorPorts:
-        return ActorPorts(self.job, self.wires, self.dress)
+        return ActorPorts(self.job, self.wires, self.wrap_port)
 
     def _alphas_before(self, rank: int, ports: ActorPorts) -> Receiver[Alpha]:
         edge = self.job.topology.alpha_edge(rank - 1)
@@ -140,20 +140,20 @@ def make_actor(
     log_every = job.config.log.every_steps
     stopwatch = Stopwatch(ports, int(job.start + STEADY_AFTER * (job.plan.last_step - job.start)))
     place = {"rank": rank, "role": role, "actor": name}
-    recorder = Recorder(place, job.directory, job.store, stopwatch, log_every)
+    recorder = MetricsLogger(place, job.directory, job.store, stopwatch, log_every)
     return with_spans(job, guard(Actor(loop, stopwatch, recorder), at_lines=device.type != "cpu"))
 
 
-def make_part(job: Job, rank: int, actors: list[Actor]) -> RankPart:
+def make_worker(job: Job, rank: int, actors: list[Actor]) -> Worker:
     """A rank with its actors, which take up what the checkpoint has of them, and its share of every checkpoint."""
-    take_up(job, rank, actors)
+    restore_actors(job, rank, actors)
     settings, num_ranks = job.config.checkpoint, job.topology.world_size
     writer = CheckpointWriter(
         job.directory.checkpoints, job.store, num_ranks, job.attempt, settings.keep, settings.if_unwritable
     )
     facts = {"config": to_mapping(job.config)}
-    part = monitored(job, RankPart(rank, job.topology.role(rank), actors, writer, facts, span_file(job, rank, actors)))
-    return arm(part, job.faults) if job.faults else part
+    part = monitored(job, Worker(rank, job.topology.role(rank), actors, writer, facts, span_file(job, rank, actors)))
+    return inject(part, job.faults) if job.faults else part
 
 
 def with_spans(job: Job, actor: Actor) -> Actor:
@@ -174,7 +174,7 @@ def span_file(job: Job, rank: int, actors: Sequence[Actor]) -> SpanFile | None:
     return SpanFile(job.directory, header, tracks)
 
 
-def take_up(job: Job, rank: int, actors: Sequence[Actor]) -> None:
+def restore_actors(job: Job, rank: int, actors: Sequence[Actor]) -> None:
     """Gives the actors of a rank what the checkpoint has of them, and says what it has not."""
     if job.checkpoint is None:
         return
@@ -182,8 +182,8 @@ def take_up(job: Job, rank: int, actors: Sequence[Actor]) -> None:
     taken, fresh = set[str](), set[str]()
     for loop, recorder in ((actor.loop, actor.recorder) for actor in actors):
         taken |= recorder.load(found)
-        check_whole(loop.weights(), found, place)
-        fits = fitting({**loop.weights(), **loop.state()}, found, place)
+        check_complete_state(loop.weights(), found, place)
+        fits = matching_tensors({**loop.weights(), **loop.state()}, found, place)
         loop.load(fits, job.start)
         own = loop.state().keys()  # now, with what waits for a lane
         taken, fresh = taken | (own & fits.keys()), fresh | (own - fits.keys())
@@ -193,7 +193,7 @@ def take_up(job: Job, rank: int, actors: Sequence[Actor]) -> None:
     job.store.set(f"taken/{rank}", json.dumps(sorted(taken)))
 
 
-def say_untaken(job: Job) -> None:
+def report_unused(job: Job) -> None:
     """Names what the checkpoint holds and no rank has taken. One rank does so, when all take up theirs."""
     if job.checkpoint is None:
         return
@@ -204,14 +204,14 @@ def say_untaken(job: Job) -> None:
         warn(f"nobody takes from {job.checkpoint.path.name}: {in_groups(left)}")
 
 
-def check_whole(weights: Iterable[str], found: Iterable[str], place: str) -> None:
+def check_complete_state(weights: Iterable[str], found: Iterable[str], place: str) -> None:
     """Raises CheckpointError unless all of ``weights`` that are the network's own are among ``found``."""
     absent = sorted(filter(is_of_network, set(weights) - set(found)))
     if absent:
         raise CheckpointError(f"{place} holds nothing for {in_groups(absent)}, which this run needs: {ANOTHER_NETWORK}")
 
 
-def fitting(own: Mapping[str, Tensor], found: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
+def matching_tensors(own: Mapping[str, Tensor], found: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
     """``found`` without what has another shape or format than our own tensor of that name; for a part of the network
     itself that is a CheckpointError."""
     shared = own.keys() & found.keys()

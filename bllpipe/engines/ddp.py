@@ -20,7 +20,7 @@ from bllpipe.distributed.process_group import wait_for_all
 from bllpipe.engines import Options
 from bllpipe.engines.build import build_segment
 from bllpipe.engines.ports import image_port
-from bllpipe.engines.synchronous import Seat, Share, run_synchronous
+from bllpipe.engines.synchronous import RankContext, StageTrainer, run_synchronous
 from bllpipe.learn.block import Outcome
 from bllpipe.messages import Alpha, Phase, Receiver, Round, Target
 from bllpipe.models.units import Segment
@@ -42,7 +42,7 @@ class ReplicaLoop:
 
     def __init__(
         self,
-        share: Share,
+        share: StageTrainer,
         replica: Callable[[Tensor], Tensor],
         images: Receiver[Alpha],
         labels: Receiver[Target],
@@ -99,11 +99,11 @@ class ReplicaLoop:
         self.share.learner.load(state)
 
 
-def build_loop(seat: Seat) -> tuple[Loop, list[Metered]]:
+def build_loop(seat: RankContext) -> tuple[Loop, list[Metered]]:
     """The loop of a replica. Waiting for the others is hidden in the backward pass, so it counts as computing."""
     job, config = seat.job, seat.job.config
     segment = build_segment(job, 0, seat.device)
-    share = Share([segment], config, job.plan.total_steps, add_up=lambda square: square)
+    share = StageTrainer([segment], config, job.plan.total_steps, add_up=lambda square: square)
     images = seat.images or load_images(config.data, config.seed)
     phases: tuple[Phase, ...] = ("train", "evaluate") if seat.rank == 0 else ("train",)
     replica = MeteredReplica(averaging(segment), job.topology.num_blocks)

@@ -19,7 +19,7 @@ from torch import Tensor
 from bllpipe.config import Config
 from bllpipe.engines import Options
 from bllpipe.engines.pipeline_stages import Schedule, StageModule, build_stage_loop, microbatch_size
-from bllpipe.engines.synchronous import Seat, Share, run_synchronous
+from bllpipe.engines.synchronous import RankContext, StageTrainer, run_synchronous
 from bllpipe.training.loops import Loop
 from bllpipe.training.timing import Metered
 
@@ -32,12 +32,14 @@ def run(config: Config, options: Options) -> int:
     return run_synchronous(config, options, build_loop)
 
 
-def build_loop(seat: Seat) -> tuple[Loop, list[Metered]]:
+def build_loop(seat: RankContext) -> tuple[Loop, list[Metered]]:
     """The loop of a rank."""
     return build_stage_loop(seat, deepspeed_schedule)
 
 
-def deepspeed_schedule(seat: Seat, share: Share, modules: Sequence[StageModule]) -> tuple[Schedule, Sequence[object]]:
+def deepspeed_schedule(
+    seat: RankContext, share: StageTrainer, modules: Sequence[StageModule]
+) -> tuple[Schedule, Sequence[object]]:
     """The schedule of this rank's one stage, which is also what computes in it."""
     (module,) = modules
     settings = {

@@ -17,7 +17,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous.api import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
 from bllpipe.distributed.process_group import LOOPBACK, loopback_store
-from bllpipe.distributed.torchrun import launching
+from bllpipe.distributed.torchrun import launcher_environment
 from bllpipe.training.run_directory import RunDirectory
 
 STORE_SECONDS = 60.0  # the agent's own waits, on this machine
@@ -57,7 +57,7 @@ class Loopback(RendezvousHandler):
         return True
 
 
-class Ranks:
+class RankProcesses:
     """Starts ``python -m bllpipe.launch`` with ``words`` as ``number`` ranks. The store outlives the attempts."""
 
     def __init__(self, number: int, words: Sequence[str], cpu_threads: int) -> None:
@@ -78,7 +78,7 @@ class Ranks:
             monitor_interval=0.1,
         )
         self._agent = LocalElasticAgent(spec, DefaultLogsSpecs(log_dir=os.devnull))
-        with launching(self._cpu_threads):
+        with launcher_environment(self._cpu_threads):
             result = self._agent.run()
         return {rank: failure.exitcode for rank, failure in result.failures.items()}
 

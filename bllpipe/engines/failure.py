@@ -15,13 +15,13 @@ from typing import NoReturn
 from torch.distributed import DistStoreError
 
 from bllpipe.distributed.process_group import World, open_store
-from bllpipe.distributed.torchrun import RankEnvironment, end_torchrun
+from bllpipe.distributed.torchrun import RankEnvironment, stop_torchrun
 from bllpipe.errors import BllpipeError, OutputError, WireError
 from bllpipe.messages import Store
 from bllpipe.tools.monitoring.exporter import mark_failed
 from bllpipe.tools.monitoring.live_table import release
 from bllpipe.training.run_directory import RunDirectory
-from bllpipe.training.watchdog import Sightings
+from bllpipe.training.watchdog import Heartbeats
 from bllpipe.training.worker import RoundError
 from bllpipe.utils.console import warn
 
@@ -97,7 +97,7 @@ def _last_seen(error: BaseException, store: Store) -> str:
     if not isinstance(cause_of(error), WireError):
         return ""
     try:
-        return "".join(f"\n  rank {rank}: {posting}" for rank, posting in Sightings(store).everybody())
+        return "".join(f"\n  rank {rank}: {posting}" for rank, posting in Heartbeats(store).all_ranks())
     except RuntimeError:
         return ""
 
@@ -116,7 +116,7 @@ def fail(error: BaseException, world: World, rank: int, role: str) -> NoReturn:
     torchrun if a restart is pointless."""
     code = report_failure(error, world.store, world.job_store, rank, role)
     if _first_on_its_machine(world):
-        end_torchrun(world.environment, code)
+        stop_torchrun(world.environment, code)
     leave(code)
 
 

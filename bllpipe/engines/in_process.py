@@ -22,29 +22,29 @@ from bllpipe.data.registry import load_images, load_labels
 from bllpipe.distributed.cuda_streams import streams_on
 from bllpipe.distributed.local_links import LocalWires
 from bllpipe.engines import Options
-from bllpipe.engines.build import Assembly, build_segment, say_untaken
+from bllpipe.engines.build import JobBuilder, build_segment, report_unused
 from bllpipe.engines.devices import Machine, one_device, put_back, set_up
 from bllpipe.engines.failure import cause_of, report_failure
 from bllpipe.engines.job import Job, agree
-from bllpipe.engines.ports import Dress, Wires, ring_wires, undressed
+from bllpipe.engines.ports import PortWrapper, Wires, identity, ring_wires
 from bllpipe.engines.runner import (
-    conclude,
-    follow_all,
-    hand_in,
-    nothing_left,
+    finish,
+    is_complete,
+    post_worker_report,
     prepare_process,
     progress,
-    say_nothing_left,
+    report_complete,
+    run_actors,
 )
 from bllpipe.messages import Store
-from bllpipe.training.run_schedule import Ending
-from bllpipe.training.watchdog import Watcher
-from bllpipe.training.worker import RankPart
+from bllpipe.training.run_schedule import StopAgreement
+from bllpipe.training.watchdog import Watchdog
+from bllpipe.training.worker import Worker
 from bllpipe.utils.process import freeze_garbage
 
 OwnWires = TypeVar("OwnWires", bound=Wires)
 OpenWires = Callable[[Job, torch.device], OwnWires]
-Execution = Callable[[Job, list[RankPart], OwnWires], None]
+Execution = Callable[[Job, list[Worker], OwnWires], None]
 ENDING_SECONDS = 10.0  # that threads have to end in, once all their waits are over: they hold the blocks
 
 
@@ -53,23 +53,27 @@ def run_together(
     options: Options,
     execute: Execution[OwnWires],
     open_wires: OpenWires[OwnWires],
-    dress: Dress = undressed,
+    wrap_port: PortWrapper = identity,
 ) -> int:
     """Builds every rank of the job here, with what ``open_wires`` gives between them, and lets ``execute`` carry out
     the itinerary; the exit code is not 0 when a signal has ended it early."""
     with put_back(config):
-        return _run_here(config, options, execute, open_wires, dress)
+        return _run_here(config, options, execute, open_wires, wrap_port)
 
 
 def _run_here(
-    config: Config, options: Options, execute: Execution[OwnWires], open_wires: OpenWires[OwnWires], dress: Dress
+    config: Config,
+    options: Options,
+    execute: Execution[OwnWires],
+    open_wires: OpenWires[OwnWires],
+    wrap_port: PortWrapper,
 ) -> int:
     prepare_process(config, rank=0)
     store: Store = dist.HashStore()  # type: ignore[assignment]  # satisfies the protocol
     try:
-        ending = Ending(saves=config.checkpoint.every_steps != NEVER)
-        with Watcher(store, 0, ["the only process"], ending, inf, fail=_never, leave=_never) as watcher:
-            _run(config, options, store, execute, open_wires, dress, watcher.ending)
+        ending = StopAgreement(saves=config.checkpoint.every_steps != NEVER)
+        with Watchdog(store, 0, ["the only process"], ending, inf, fail=_never, leave=_never) as watcher:
+            _run(config, options, store, execute, open_wires, wrap_port, watcher.ending)
         return watcher.exit_code if watcher.ending.stopped else 0
     except BaseException as error:
         report_failure(error, store, store, rank=0, role="the only process")
@@ -91,33 +95,33 @@ def _run(
     store: Store,
     execute: Execution[OwnWires],
     open_wires: OpenWires[OwnWires],
-    dress: Dress,
-    ending: Ending,
+    wrap_port: PortWrapper,
+    ending: StopAgreement,
 ) -> None:
     images = load_images(config.data, config.seed)
     job = agree(config, options, store, store, images.spec, attempt=0, ending=ending)
-    if nothing_left(job):
-        return say_nothing_left(job)
+    if is_complete(job):
+        return report_complete(job)
     device = one_device(config, Machine.found())
     set_up(config, device)
     wires = open_wires(job, device)
-    parts = _parts(job, Assembly(job, wires, dress), images, device)
-    say_untaken(job)
+    parts = _parts(job, JobBuilder(job, wires, wrap_port), images, device)
+    report_unused(job)
     freeze_garbage()
     started = time.perf_counter()
     try:
         with progress(job):
             execute(job, parts, wires)
         for part in parts:
-            hand_in(job, part)
+            post_worker_report(job, part)
     except BaseException:
         for part in parts:
             part.on_failure()
         raise
-    conclude(job, started)
+    finish(job, started)
 
 
-def _parts(job: Job, assembly: Assembly, images: ImageSet, device: torch.device) -> list[RankPart]:
+def _parts(job: Job, assembly: JobBuilder, images: ImageSet, device: torch.device) -> list[Worker]:
     """All ranks of the job, the feedback last if there is one."""
     labels = load_labels(job.config.data, job.config.seed)
     segments = [build_segment(job, rank, device) for rank in job.topology.block_ranks]
@@ -140,23 +144,23 @@ def wires_in_turn(job: Job, device: torch.device) -> Wires:
     return ring_wires(streams_on, job, device) if device.type == "cuda" else local_wires(job, device)
 
 
-def take_turns(job: Job, parts: list[RankPart], wires: Wires) -> None:
+def take_turns(job: Job, parts: list[Worker], wires: Wires) -> None:
     """In every round the lanes go first, as the blocks need their targets; then the blocks from front to back."""
     blocks = job.topology.num_blocks
     for entry in job.steps("all"):
         for part in (*parts[blocks:], *parts[:blocks]):
             for actor in part.actors:
-                part.carry_out(actor, entry)
+                part.run_round(actor, entry)
 
 
-def run_threads(config: Config, options: Options, dress: Dress = undressed) -> int:
+def run_threads(config: Config, options: Options, wrap_port: PortWrapper = identity) -> int:
     """Trains ``config`` in a thread for every actor."""
-    return run_together(config, options, all_at_once, local_wires, dress)
+    return run_together(config, options, all_at_once, local_wires, wrap_port)
 
 
-def all_at_once(job: Job, parts: list[RankPart], wires: LocalWires) -> None:
+def all_at_once(job: Job, parts: list[Worker], wires: LocalWires) -> None:
     """Starts every actor and waits for all; the first error ends every wait and is raised."""
-    follow_all(job, parts, on_error=wires.close, patience=ENDING_SECONDS)
+    run_actors(job, parts, on_error=wires.close, patience=ENDING_SECONDS)
 
 
 def run_single(config: Config, options: Options) -> int:

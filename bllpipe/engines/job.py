@@ -27,7 +27,7 @@ from bllpipe.messages import Phase, Round, Store
 from bllpipe.tools.fault_injection import Fault, parse_faults
 from bllpipe.topology import Topology
 from bllpipe.training.run_directory import RunDirectory
-from bllpipe.training.run_schedule import Ending, Plan
+from bllpipe.training.run_schedule import RunSchedule, StopAgreement
 from bllpipe.utils.console import say, warn
 from bllpipe.version import __version__
 
@@ -46,10 +46,10 @@ class Job:
     directory: RunDirectory
     attempt: str
     spec: DataSpec
-    plan: Plan
+    plan: RunSchedule
     checkpoint: Checkpoint | None
     tested: bool = True  # whether nothing is left to do of the step that the checkpoint was written after
-    ending: Ending = field(default_factory=Ending)
+    ending: StopAgreement = field(default_factory=StopAgreement)
     faults: Sequence[Fault] = ()
     output: Output = "auto"
 
@@ -64,7 +64,7 @@ class Job:
 
     def steps(self, actor: str) -> Iterator[Round]:
         """The same as ``actor`` carries them out: they end early where all ranks agree to stop."""
-        return self.ending.follow(actor, self.rounds(), saved=self.checkpoint is not None)
+        return self.ending.until_stop(actor, self.rounds(), saved=self.checkpoint is not None)
 
     def messages(self, *phases: Phase) -> Iterator[Round]:
         """The rounds that are left whose messages travel on an edge: ``train``, or ``train`` and ``evaluate``."""
@@ -83,7 +83,7 @@ def agree(
     job_store: Store,
     spec: DataSpec | None,
     attempt: int,
-    ending: Ending | None = None,
+    ending: StopAgreement | None = None,
 ) -> Job:
     """The job as all ranks see it. The one that has a ``spec`` (it holds the images) decides, the others listen.
 
@@ -98,7 +98,7 @@ def agree(
     config = replace(config, blocks=decided["blocks"])
     spec = DataSpec.from_json(decided["spec"])
     checkpoint = open_checkpoint(Path(decided["checkpoint"])) if decided["checkpoint"] else None
-    plan = Plan.of(config, spec.num_train, spec.num_test)
+    plan = RunSchedule.of(config, spec.num_train, spec.num_test)
     directory = RunDirectory(Path(decided["directory"]), config.log.if_unwritable)
     job = Job(
         config,
@@ -110,7 +110,7 @@ def agree(
         plan,
         checkpoint,
         decided["tested"],
-        ending or Ending(),
+        ending or StopAgreement(),
         [fault for fault in parse_faults(fault_text()) if fault.attempt == attempt],
         options.output,
     )
@@ -121,7 +121,7 @@ def agree(
 
 def _decide(config: Config, options: Options, store: Store, job_store: Store, spec: DataSpec, attempt: int) -> None:
     """Chooses directory and checkpoint, and tells the other ranks."""
-    plan = Plan.of(config, spec.num_train, spec.num_test)
+    plan = RunSchedule.of(config, spec.num_train, spec.num_test)
     config = _with_cuts(config, spec)
     path, checkpoint = _place(config, options, job_store, attempt)
     changed = changes_since(checkpoint, config, options.accept, path) if checkpoint else []
@@ -142,7 +142,7 @@ def _decide(config: Config, options: Options, store: Store, job_store: Store, sp
     store.set("job", json.dumps(decided))
 
 
-def _is_tested(checkpoint: Checkpoint, plan: Plan, directory: RunDirectory) -> bool:
+def _is_tested(checkpoint: Checkpoint, plan: RunSchedule, directory: RunDirectory) -> bool:
     """Whether nothing is left to do of the checkpoint's step: neither a test that a stop came before, nor the summary
     of a run that was killed behind its last checkpoint."""
     summarised = checkpoint.step != plan.last_step or directory.has_ended(checkpoint.step)

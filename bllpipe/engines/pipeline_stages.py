@@ -23,7 +23,7 @@ from bllpipe.distributed.process_group import add_up, receive_from, send_to
 from bllpipe.engines.build import build_segment
 from bllpipe.engines.job import Job, shape_of
 from bllpipe.engines.ports import image_port
-from bllpipe.engines.synchronous import Seat, Share
+from bllpipe.engines.synchronous import RankContext, StageTrainer
 from bllpipe.learn.block import Outcome
 from bllpipe.learn.memory_format import as_channels_last
 from bllpipe.messages import Alpha, Receiver, Round, Target
@@ -69,7 +69,7 @@ class StageModule(nn.Module):
 
 
 @dataclass(frozen=True)
-class Hop:
+class StageLink:
     """A stage on the way of a test batch: how [size, ...] is received of the stage before and sent to the next one.
     None where that stage is on this rank too, or is none."""
 
@@ -88,9 +88,9 @@ class StageLoop:
 
     def __init__(
         self,
-        share: Share,
+        share: StageTrainer,
         schedule: Schedule,
-        hops: Sequence[Hop],
+        hops: Sequence[StageLink],
         images: Receiver[Alpha] | None,
         labels: Receiver[Target] | None,
         stages: Sequence[object] = (),
@@ -143,16 +143,16 @@ class StageLoop:
 
 
 # The schedule for the stages of a rank, and the objects that compute in it: what a stopwatch and a timeline look at.
-MakeSchedule = Callable[[Seat, Share, Sequence[StageModule]], tuple[Schedule, Sequence[object]]]
+MakeSchedule = Callable[[RankContext, StageTrainer, Sequence[StageModule]], tuple[Schedule, Sequence[object]]]
 
 
-def build_stage_loop(seat: Seat, make_schedule: MakeSchedule) -> tuple[Loop, list[Metered]]:
+def build_stage_loop(seat: RankContext, make_schedule: MakeSchedule) -> tuple[Loop, list[Metered]]:
     """The loop of a rank; all ranks build theirs at the same time, as each stage learns from the one before what it
     is given."""
     job, config, device = seat.job, seat.job.config, seat.device
     numbers = job.topology.stages_of(seat.rank)
     segments = [build_segment(job, number, device, "stage") for number in numbers]
-    share = Share(segments, config, job.plan.total_steps, add_up)
+    share = StageTrainer(segments, config, job.plan.total_steps, add_up)
     modules = [
         StageModule(segment, share.learner.autocast(), wire_format(job, number), share.channels_last)
         for number, segment in zip(numbers, segments, strict=True)
@@ -173,25 +173,25 @@ def sent_bytes(job: Job, rank: int) -> int:
     return total
 
 
-def _images(seat: Seat) -> Receiver[Alpha] | None:
+def _images(seat: RankContext) -> Receiver[Alpha] | None:
     """The first stage is on the rank that has read the images."""
     return None if seat.images is None else image_port(seat.job, seat.images, seat.device)
 
 
-def _labels(seat: Seat) -> Receiver[Target] | None:
+def _labels(seat: RankContext) -> Receiver[Target] | None:
     rounds, config = seat.job.messages("train", "evaluate"), seat.job.config
     if seat.rank != seat.job.topology.scoring_rank:
         return None
     return LabelSource(load_labels(config.data, config.seed), rounds, config.seed, seat.device)
 
 
-def make_hop(job: Job, module: StageModule, number: int, device: torch.device) -> Hop:
+def make_hop(job: Job, module: StageModule, number: int, device: torch.device) -> StageLink:
     """The way of a test batch into and out of stage ``number``."""
     layout = job.topology
     own, last = layout.rank_of(number), layout.num_stages - 1
     from_afar = number > 0 and layout.rank_of(number - 1) != own
     to_afar = number < last and layout.rank_of(number + 1) != own
-    return Hop(
+    return StageLink(
         module,
         _receiving(job, number - 1, device) if from_afar else None,
         partial(send_to, layout.rank_of(number + 1)) if to_afar else None,

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from bllpipe.data.base import ImageSet
-from bllpipe.data.loader import Ahead, ImageSource, settle
+from bllpipe.data.loader import Ahead, ImageSource, placed
 from bllpipe.distributed.cuda_streams import OpenStreams, RingWires
 from bllpipe.distributed.message_format import Field, Layout, alpha_fields, stats_fields, target_fields
 from bllpipe.engines.job import Job, shape_of
@@ -27,13 +27,13 @@ class Wires(Protocol):
     def receiver(self, layout: Layout, rounds: Iterator[Round]) -> Receiver[Any]: ...
 
 
-class Dress(Protocol):
+class PortWrapper(Protocol):
     """Wraps a port before an actor gets it; the tests delay messages with it."""
 
     def __call__(self, port: Any, edge: Edge) -> Any: ...
 
 
-def undressed(port: Any, edge: Edge) -> Any:
+def identity(port: Any, edge: Edge) -> Any:
     """Leaves the port as it is."""
     return port
 
@@ -66,14 +66,14 @@ def rounds_of(job: Job, edge: Edge) -> Iterator[Round]:
 class ActorPorts:
     """Opens the ports of one actor, each timed, and keeps them for its stopwatch."""
 
-    def __init__(self, job: Job, wires: Wires, dress: Dress) -> None:
-        self._job, self._wires, self._dress = job, wires, dress
+    def __init__(self, job: Job, wires: Wires, wrap_port: PortWrapper) -> None:
+        self._job, self._wires, self._dress = job, wires, wrap_port
         self.opened: list[Metered] = []
 
     def sender(self, edge: Edge | None) -> Sender[Any]:
         """The outgoing end of ``edge``; without an edge, what is sent is dropped (the last block's class scores)."""
         if edge is None:
-            return Nowhere()
+            return NullSender()
         layout = layout_of(self._job, edge)
         sender = TimedSender(self._dress(self._wires.sender(layout), edge), str(edge), layout.message_bytes)
         self.opened.append(sender)
@@ -87,7 +87,7 @@ class ActorPorts:
         return receiver
 
 
-class Nowhere:
+class NullSender:
     """A sender whose messages nobody needs."""
 
     def send(self, message: Message) -> None:
@@ -104,7 +104,7 @@ def image_port(
     """What the first block receives in ``phases``, on its device; on a CPU made by a thread of its own if ``ahead``. A
     GPU augments them itself, in the queue of whoever asks."""
     config = job.config
-    settled = settle(images, config.gpu, device)
+    settled = placed(images, config.gpu, device)
     source = ImageSource(settled, job.messages(*phases), config.seed, config.data.augment, device)
     return Ahead(source, config.cpu_threads) if ahead and device.type == "cpu" else source
 

@@ -19,29 +19,31 @@ from bllpipe.distributed.process_group import World, close_group, open_edges, op
 from bllpipe.distributed.process_links import ProcessWires
 from bllpipe.distributed.torchrun import RankEnvironment
 from bllpipe.engines import Options, topology
-from bllpipe.engines.build import Assembly, build_segment
+from bllpipe.engines.build import JobBuilder, build_segment
 from bllpipe.engines.devices import Machine, agreed_backends, check_wires, put_back, rank_device, set_up, sharing
 from bllpipe.engines.failure import enter, fail, leave
 from bllpipe.engines.job import Job, agree
-from bllpipe.engines.ports import Dress, rounds_of, undressed
-from bllpipe.engines.runner import nothing_left, prepare_process, say_nothing_left, train
+from bllpipe.engines.ports import PortWrapper, identity, rounds_of
+from bllpipe.engines.runner import is_complete, prepare_process, report_complete, train
 from bllpipe.topology import Topology
-from bllpipe.training.run_schedule import Ending
-from bllpipe.training.watchdog import Watcher
+from bllpipe.training.run_schedule import StopAgreement
+from bllpipe.training.watchdog import Watchdog
 from bllpipe.utils.console import warn
 
 # Who waits for a rank that hangs leaves it so much time to be found by those that know it is the one.
 GRACE_SECONDS = 5.0
 # This rank's part of a job, from its data to its summary.
-Part = Callable[[World, Watcher], None]
+Part = Callable[[World, Watchdog], None]
 
 
-def run(config: Config, options: Options, dress: Dress = undressed) -> int:
+def run(config: Config, options: Options, wrap_port: PortWrapper = identity) -> int:
     """This process's part of the job; it returns to a script alone."""
-    return take_part(config, options, lambda world, watcher: run_in_world(config, options, world, watcher, dress))
+    return take_part(config, options, lambda world, watcher: run_in_world(config, options, world, watcher, wrap_port))
 
 
-def run_in_world(config: Config, options: Options, world: World, watcher: Watcher, dress: Dress = undressed) -> None:
+def run_in_world(
+    config: Config, options: Options, world: World, watcher: Watchdog, wrap_port: PortWrapper = identity
+) -> None:
     """One job from its data to its summary; opens the process group and closes it again."""
     rank, layout = world.environment.rank, topology(config)
     device = placed(config, layout, world.environment, Machine.found())
@@ -49,13 +51,13 @@ def run_in_world(config: Config, options: Options, world: World, watcher: Watche
     images = load_images(config.data, config.seed) if rank == 0 else None
     spec = images.spec if images else None
     job = agree(config, options, world.store, world.job_store, spec, world.attempt, watcher.ending)
-    if nothing_left(job):
-        return say_nothing_left(job) if rank == 0 else None
+    if is_complete(job):
+        return report_complete(job) if rank == 0 else None
     # only now, as the first rank may have downloaded them
     labels = load_labels(config.data, config.seed) if rank == layout.feedback_rank else None
     segment = None if labels else build_segment(job, rank, device)
     wires = open_wires(job, world, device)
-    assembly = Assembly(job, wires, dress, ahead=True, beside_nccl=wires.has_nccl)
+    assembly = JobBuilder(job, wires, wrap_port, ahead=True, beside_nccl=wires.has_nccl)
     if labels:
         part = assembly.feedback_part(labels, device)
     else:
@@ -110,7 +112,7 @@ def _take_part(config: Config, options: Options, part: Part, environment: RankEn
         leave(0)
 
 
-def watcher(config: Config, world: World) -> Watcher:
+def watcher(config: Config, world: World) -> Watchdog:
     """The watcher of this rank, with a connection to the store for itself."""
     layout, beside = topology(config), world.another_connection()
     roles = [layout.role(rank) for rank in range(layout.world_size)]
@@ -119,5 +121,5 @@ def watcher(config: Config, world: World) -> Watcher:
         fail(error, beside, rank, roles[rank])
 
     timeout = config.backend.timeout_seconds
-    ending = Ending(saves=config.checkpoint.every_steps != NEVER)
-    return Watcher(beside.store, world.environment.rank, roles, ending, timeout, fail_because, leave)
+    ending = StopAgreement(saves=config.checkpoint.every_steps != NEVER)
+    return Watchdog(beside.store, world.environment.rank, roles, ending, timeout, fail_because, leave)

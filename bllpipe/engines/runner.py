@@ -19,12 +19,12 @@ import torch
 
 from bllpipe.config import Config
 from bllpipe.engines import Output
-from bllpipe.engines.build import say_untaken
+from bllpipe.engines.build import report_unused
 from bllpipe.engines.job import Job
 from bllpipe.tools.monitoring.live_table import can_draw
 from bllpipe.tools.monitoring.progress import Live, Progress, draw, write_json
 from bllpipe.training.run_directory import gather_reports, outcome, post_report, summarise, table
-from bllpipe.training.worker import Actor, RankPart
+from bllpipe.training.worker import Actor, Worker
 from bllpipe.utils.console import say, warn
 from bllpipe.utils.files import read_record
 from bllpipe.utils.process import freeze_garbage, keep_freed_memory
@@ -62,31 +62,31 @@ def prepare_process(config: Config, rank: int) -> None:
     keep_freed_memory()
 
 
-def train(job: Job, part: RankPart, behind_rounds: Callable[[], None] = lambda: None) -> None:
+def train(job: Job, part: Worker, behind_rounds: Callable[[], None] = lambda: None) -> None:
     """The rounds of this rank; the first rank also prints. ``behind_rounds`` is done before any wait for the others."""
     freeze_garbage()
     started = time.perf_counter()
     if part.rank == 0:
-        say_untaken(job)
+        report_unused(job)
         with progress(job):
-            carry_out(job, part)
+            run_rounds(job, part)
     else:
-        carry_out(job, part)
+        run_rounds(job, part)
     behind_rounds()
-    hand_in(job, part)
+    post_worker_report(job, part)
     if part.rank == 0:
-        conclude(job, started)
+        finish(job, started)
 
 
-def carry_out(job: Job, part: RankPart) -> None:
+def run_rounds(job: Job, part: Worker) -> None:
     """A single actor runs in the main thread, several (the lanes) in a thread each."""
     if len(part.actors) == 1:
-        follow(job, part, part.actors[0])
+        run_actor(job, part, part.actors[0])
     else:
-        follow_all(job, [part], on_error=lambda error: None)
+        run_actors(job, [part], on_error=lambda error: None)
 
 
-def hand_in(job: Job, part: RankPart) -> None:
+def post_worker_report(job: Job, part: Worker) -> None:
     """Posts a rank's report, once the last checkpoint is committed."""
     if part.last_saved is not None:
         part.checkpoints.wait_committed(part.last_saved)
@@ -94,7 +94,7 @@ def hand_in(job: Job, part: RankPart) -> None:
     part.on_end()
 
 
-def conclude(job: Job, started: float) -> None:
+def finish(job: Job, started: float) -> None:
     """Gathers all reports, prints the table, writes summary.json and status.json."""
     reports = gather_reports(job.store, job.topology.world_size)
     seconds, stopped = time.perf_counter() - started, job.ending.stopped
@@ -125,12 +125,12 @@ def _ending(output: Output, summary: Mapping[str, Any], directory: Path) -> str:
     return outcome(summary) if output == "quiet" else f"{table(summary)}\nrun directory {directory}"
 
 
-def nothing_left(job: Job) -> bool:
+def is_complete(job: Job) -> bool:
     """Whether the run that is to go on has ended already; its files are left as they are."""
     return job.start >= job.plan.last_step and job.tested
 
 
-def say_nothing_left(job: Job) -> None:
+def report_complete(job: Job) -> None:
     """Says how a run that has ended can be made longer. Programs get the end that they wait for: its summary."""
     words = (
         f"{job.directory.path} is complete: step {job.start} of {job.plan.last_step}; "
@@ -151,23 +151,23 @@ def _how_to_go_on(job: Job) -> str:
     return f"to train longer, raise {key} and add --accept {key}"
 
 
-def follow(job: Job, part: RankPart, actor: Actor) -> None:
+def run_actor(job: Job, part: Worker, actor: Actor) -> None:
     """All rounds of one actor, in order."""
     for entry in job.steps(actor.name):
-        part.carry_out(actor, entry)
+        part.run_round(actor, entry)
 
 
-def follow_all(
-    job: Job, parts: Iterable[RankPart], on_error: Callable[[BaseException], None], patience: float = 0.0
+def run_actors(
+    job: Job, parts: Iterable[Worker], on_error: Callable[[BaseException], None], patience: float = 0.0
 ) -> None:
     """Every actor of ``parts`` in a thread of its own. The first error is raised after ``on_error`` has seen it; the
     other threads have ``patience`` seconds to end, and are left to themselves then."""
     ended: SimpleQueue[BaseException | None] = SimpleQueue()
 
-    def work(part: RankPart, actor: Actor) -> None:
+    def work(part: Worker, actor: Actor) -> None:
         torch.set_num_threads(job.config.cpu_threads)  # OpenMP counts threads per thread
         try:
-            follow(job, part, actor)
+            run_actor(job, part, actor)
             ended.put(None)
         except BaseException as error:
             ended.put(error)

@@ -39,9 +39,9 @@ from bllpipe.engines import Options
 from bllpipe.engines.in_process import run_together
 from bllpipe.engines.job import Job
 from bllpipe.engines.ports import ring_wires
-from bllpipe.engines.streams_graph import Columns, Place, Tick, WholeTicks
+from bllpipe.engines.streams_graph import Columns, StreamActor, Tick, WavefrontGraph
 from bllpipe.learn.cuda_graphs import Graphs, graphs_of_ticks
-from bllpipe.training.worker import RankPart
+from bllpipe.training.worker import Worker
 
 Entry = TypeVar("Entry")
 OpenGraphs = Callable[[Config, torch.device], Graphs | None]
@@ -64,13 +64,13 @@ def ticks(columns: Sequence[Iterator[Entry]]) -> Iterator[list[tuple[int, Entry]
         yield found
 
 
-def in_wavefront(open_graphs: OpenGraphs, job: Job, parts: list[RankPart], wires: RingWires) -> None:
+def in_wavefront(open_graphs: OpenGraphs, job: Job, parts: list[Worker], wires: RingWires) -> None:
     """Queues every round of every column, tick by tick; ticks that are one graph in one launch."""
     columns = places(job, parts, wires.streams)
     graphs = open_graphs(job.config, wires.device)
-    whole = None if graphs is None else WholeTicks(job, columns, wires, graphs)
+    whole = None if graphs is None else WavefrontGraph(job, columns, wires, graphs)
     for tick in ticks([job.steps(block.actor.name) for block in columns.blocks]):
-        if whole is None or not whole.carry_out(tick):
+        if whole is None or not whole.run_round(tick):
             one_by_one(columns, tick)
     wires.streams.synchronize()
 
@@ -81,15 +81,15 @@ def one_by_one(columns: Columns, tick: Tick) -> None:
     for number, entry in tick:
         if entry.phase == "save":  # the last lane writes what all lanes have
             lanes[number].wait_for(lanes[:number])
-        lanes[number].carry_out(entry)
-        blocks[number].carry_out(entry)
+        lanes[number].run_round(entry)
+        blocks[number].run_round(entry)
 
 
-def places(job: Job, parts: list[RankPart], streams: Streams) -> Columns:
+def places(job: Job, parts: list[Worker], streams: Streams) -> Columns:
     """All blocks and all lanes, on streams behind everything that was queued to build them."""
     *block_parts, feedback = parts
     places = [(part, part.actors[0]) for part in block_parts] + [(feedback, lane) for lane in feedback.actors]
-    found = [Place(part, actor, streams.open(actor.name)) for part, actor in places]
+    found = [StreamActor(part, actor, streams.open(actor.name)) for part, actor in places]
     built = streams.current().record()
     for place in found:
         place.stream.wait(built)

@@ -27,33 +27,33 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bllpipe.distributed.cuda_streams import MOVED, RingWires, Stream
+from bllpipe.distributed.cuda_streams import PLACEHOLDER, RingWires, Stream
 from bllpipe.engines.job import Job
 from bllpipe.errors import ConfigError
 from bllpipe.learn.block import Outcome
 from bllpipe.learn.cuda_graphs import ORDINARY_STEPS, Graphs, as_part_of_a_graph
 from bllpipe.messages import Alpha, Receiver, Round
-from bllpipe.training.loops import BlockLoop, LaneLoop, Loop
+from bllpipe.training.loops import BlockLoop, FeedbackLoop, Loop
 from bllpipe.training.timing import Metered
-from bllpipe.training.worker import Actor, RankPart
+from bllpipe.training.worker import Actor, Worker
 
 Tick = Sequence[tuple[int, Round]]
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class StreamActor:
     """An actor, the part that it belongs to, and the stream that it works on."""
 
-    part: RankPart
+    part: Worker
     actor: Actor
     stream: Stream
 
-    def carry_out(self, entry: Round) -> None:
+    def run_round(self, entry: Round) -> None:
         """Queues one round of the actor."""
         with self.stream.at_work():
-            self.part.carry_out(self.actor, entry)
+            self.part.run_round(self.actor, entry)
 
-    def wait_for(self, others: Sequence[Place]) -> None:
+    def wait_for(self, others: Sequence[StreamActor]) -> None:
         """What is queued from now on needs what is queued on their streams now."""
         for other in others:
             self.stream.wait(other.stream.record())
@@ -62,8 +62,8 @@ class Place:
 class Columns(NamedTuple):
     """Block k and lane k are column k."""
 
-    blocks: Sequence[Place]
-    lanes: Sequence[Place]
+    blocks: Sequence[StreamActor]
+    lanes: Sequence[StreamActor]
 
 
 class Recorded(NamedTuple):
@@ -73,7 +73,7 @@ class Recorded(NamedTuple):
     outcomes: list[Outcome]
 
 
-class WholeTicks:
+class WavefrontGraph:
     """Carries out the ticks that are one graph."""
 
     def __init__(self, job: Job, columns: Columns, wires: RingWires, graphs: Graphs) -> None:
@@ -81,11 +81,11 @@ class WholeTicks:
         self._stream = wires.streams.open("ticks")
         self._recorded: dict[object, Recorded] = {}
         self._is_under_way = False
-        self._steady = Steady(job, len(columns.blocks))
-        self._labels = [StillLabels.of(lane.actor.loop) for lane in columns.lanes]
-        self._images = StillImages.of(columns.blocks[0].actor.loop)
+        self._steady = CapturePolicy(job, len(columns.blocks))
+        self._labels = [StaticLabels.of(lane.actor.loop) for lane in columns.lanes]
+        self._images = StaticImages.of(columns.blocks[0].actor.loop)
 
-    def carry_out(self, tick: Tick) -> bool:
+    def run_round(self, tick: Tick) -> bool:
         """Queues the whole tick if it can be one graph; else nothing, and what is queued next is behind all ticks."""
         if not self._steady.is_so(tick):
             self._leave()
@@ -98,25 +98,25 @@ class WholeTicks:
                 self._record(tick, rates)
             else:
                 recorded.launch()
-                self._keep_books(
+                self._update_metrics(
                     tick, [replace(each, lr=lr) for each, lr in zip(recorded.outcomes, rates, strict=True)]
                 )
         return True
 
     def _enter(self) -> None:
         if not self._is_under_way:
-            for place in self._everybody():
+            for place in self._all_actors():
                 self._stream.wait(place.stream.record())
         self._is_under_way = True
 
     def _leave(self) -> None:
         if self._is_under_way:
             done = self._stream.record()
-            for place in self._everybody():
+            for place in self._all_actors():
                 place.stream.wait(done)
         self._is_under_way = False
 
-    def _everybody(self) -> list[Place]:
+    def _all_actors(self) -> list[StreamActor]:
         return [*self._columns.lanes, *self._columns.blocks]
 
     def _fetch(self, tick: Tick) -> list[float]:
@@ -140,22 +140,22 @@ class WholeTicks:
                 f"{_first(error)}; use --set gpu.capture=blocks"
             ) from error
         launch()
-        self._wires.settle(self._stream.record())
+        self._wires.rebase_events(self._stream.record())
         self._recorded[positions] = Recorded(launch, outcomes)
         for (number, entry), outcome in zip(tick, outcomes, strict=True):
             for place, result in ((self._columns.lanes[number], None), (self._columns.blocks[number], outcome)):
-                with standing_in(place.actor, "loop", Done.of(place.actor, result)):
-                    place.part.carry_out(place.actor, entry)
+                with substituted(place.actor, "loop", ReplayedLoop.of(place.actor, result)):
+                    place.part.run_round(place.actor, entry)
 
     def _queue(self, tick: Tick, rates: Sequence[float]) -> list[Outcome]:
         """The tick itself: all streams begin behind the one that records, and end in front of it."""
         recording = self._wires.streams.current()
         start = recording.record()
-        for place in self._everybody():
+        for place in self._all_actors():
             place.stream.wait(start)
-        self._wires.settle(start)
+        self._wires.rebase_events(start)
         outcomes = [self._queue_column(number, entry, lr) for (number, entry), lr in zip(tick, rates, strict=True)]
-        for place in self._everybody():
+        for place in self._all_actors():
             recording.wait(place.stream.record())
         return outcomes
 
@@ -170,15 +170,15 @@ class WholeTicks:
         assert outcome is not None, "a block's training step has an outcome"
         return outcome
 
-    def _keep_books(self, tick: Tick, outcomes: Sequence[Outcome]) -> None:
+    def _update_metrics(self, tick: Tick, outcomes: Sequence[Outcome]) -> None:
         """Every loop runs, with its ports and its books, but without its arithmetic."""
         with self._wires.moved_by_graph(self._stream.record()):
             for (number, entry), outcome in zip(tick, outcomes, strict=True):
                 lane, block = self._columns.lanes[number], self._columns.blocks[number]
-                with standing_in(lane.actor.loop, "feedback", DoneFeedback()):
-                    lane.part.carry_out(lane.actor, entry)
-                with standing_in(block.actor.loop, "block", DoneBlock(outcome)):
-                    block.part.carry_out(block.actor, entry)
+                with substituted(lane.actor.loop, "feedback", ReplayedFeedback()):
+                    lane.part.run_round(lane.actor, entry)
+                with substituted(block.actor.loop, "block", ReplayedBlock(outcome)):
+                    block.part.run_round(block.actor, entry)
 
 
 def _first(error: BaseException) -> BaseException:
@@ -188,7 +188,7 @@ def _first(error: BaseException) -> BaseException:
     return error
 
 
-class Steady:
+class CapturePolicy:
     """Which ticks can be one graph: those in which every column trains, as in the tick before and the tick after."""
 
     def __init__(self, job: Job, num_columns: int) -> None:
@@ -211,7 +211,7 @@ class Steady:
 
 
 @dataclass(frozen=True)
-class Done:
+class ReplayedLoop:
     """A loop whose round was queued already, messages and all; ``sent`` are the bytes of these, by port."""
 
     outcome: Outcome | None
@@ -219,7 +219,7 @@ class Done:
     sent: Sequence[int]
 
     @classmethod
-    def of(cls, actor: Actor, outcome: Outcome | None) -> Done:
+    def of(cls, actor: Actor, outcome: Outcome | None) -> ReplayedLoop:
         """The loop of ``actor``, right behind its round."""
         ports = actor.stopwatch.ports
         return cls(outcome, ports, [port.meter.sent for port in ports])
@@ -231,22 +231,22 @@ class Done:
 
 
 @dataclass(frozen=True)
-class DoneBlock:
+class ReplayedBlock:
     """A block whose step a graph makes."""
 
     outcome: Outcome
 
     def forward(self, x: Tensor) -> Tensor:
-        return MOVED
+        return PLACEHOLDER
 
     def stats(self, alpha: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
-        return MOVED, MOVED
+        return PLACEHOLDER, PLACEHOLDER
 
     def update(self, alpha: Tensor, target: object, step: int) -> Outcome:
         return self.outcome
 
 
-class DoneFeedback:
+class ReplayedFeedback:
     """A feedback network that a graph trains and asks."""
 
     def absorb(self, sums_KC: Tensor, counts_K: Tensor) -> None:
@@ -260,11 +260,11 @@ class Rows:
     """A table of which a graph has taken the rows of a batch."""
 
     def __getitem__(self, label_B: Tensor) -> Tensor:
-        return MOVED
+        return PLACEHOLDER
 
 
 @contextmanager
-def standing_in(owner: object, name: str, other: object) -> Iterator[None]:
+def substituted(owner: object, name: str, other: object) -> Iterator[None]:
     """Inside ``owner`` has ``other`` in place of what it calls ``name``."""
     own = getattr(owner, name)
     setattr(owner, name, other)
@@ -274,7 +274,7 @@ def standing_in(owner: object, name: str, other: object) -> Iterator[None]:
         setattr(owner, name, own)
 
 
-class Still:
+class StaticBuffer:
     """What ``draw`` gives; once it was fetched, a copy of it at the same place every time."""
 
     def __init__(self, draw: Callable[[], Tensor]) -> None:
@@ -299,15 +299,15 @@ class Still:
         return self._room
 
 
-class StillImages:
+class StaticImages:
     """Takes the place of what the first block receives."""
 
     def __init__(self, images: Receiver[Alpha]) -> None:
         self._images, self._rounds = images, list[Round]()
-        self._still = Still(self._drawn)
+        self._still = StaticBuffer(self._drawn)
 
     @classmethod
-    def of(cls, loop: Loop) -> StillImages:
+    def of(cls, loop: Loop) -> StaticImages:
         """From now on ``loop``, that of the first block, gets its images from here."""
         assert isinstance(loop, BlockLoop), "blocks have images"
         found = cls(loop.inputs)
@@ -328,16 +328,16 @@ class StillImages:
         return message.alpha_BCHW
 
 
-class StillLabels:
+class StaticLabels:
     """Takes the place of what a lane draws its labels from."""
 
     def __init__(self, labels: Iterator[Tensor]) -> None:
-        self._still = Still(lambda: next(labels))
+        self._still = StaticBuffer(lambda: next(labels))
 
     @classmethod
-    def of(cls, loop: Loop) -> StillLabels:
+    def of(cls, loop: Loop) -> StaticLabels:
         """From now on ``loop``, that of a lane, gets its labels from here."""
-        assert isinstance(loop, LaneLoop), "lanes have labels"
+        assert isinstance(loop, FeedbackLoop), "lanes have labels"
         found = cls(loop.labels)
         loop.labels = found
         return found
@@ -346,7 +346,7 @@ class StillLabels:
         """Queues the copy of the next labels, for the next ``next``."""
         self._still.fetch()
 
-    def __iter__(self) -> StillLabels:
+    def __iter__(self) -> StaticLabels:
         return self
 
     def __next__(self) -> Tensor:

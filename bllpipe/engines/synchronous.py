@@ -17,11 +17,11 @@ from bllpipe.data.registry import load_images
 from bllpipe.distributed.process_group import World, close_group, open_group
 from bllpipe.distributed.torchrun import RankEnvironment
 from bllpipe.engines import Options, topology
-from bllpipe.engines.build import make_actor, make_part
+from bllpipe.engines.build import make_actor, make_worker
 from bllpipe.engines.devices import Machine, compare_devices, distinct_gpus, rank_device, set_up
 from bllpipe.engines.job import Job, agree
 from bllpipe.engines.ranks import take_part
-from bllpipe.engines.runner import NETWORK, nothing_left, say_nothing_left, train
+from bllpipe.engines.runner import NETWORK, is_complete, report_complete, train
 from bllpipe.errors import ConfigError
 from bllpipe.learn.block import Outcome
 from bllpipe.learn.memory_format import as_channels_last, lies_channels_last
@@ -30,12 +30,12 @@ from bllpipe.models.units import Segment
 from bllpipe.topology import Topology
 from bllpipe.training.loops import Loop
 from bllpipe.training.timing import Metered
-from bllpipe.training.watchdog import Watcher
-from bllpipe.training.worker import RankPart
+from bllpipe.training.watchdog import Watchdog
+from bllpipe.training.worker import Worker
 
 
 @dataclass(frozen=True)
-class Seat:
+class RankContext:
     """What a loop is built for: a rank of a job, its device, and the images if the rank read them already."""
 
     job: Job
@@ -45,7 +45,7 @@ class Seat:
 
 
 # The loop of a rank, and what its stopwatch counts as waiting; called when the process group is open.
-Build = Callable[[Seat], tuple[Loop, list[Metered]]]
+Build = Callable[[RankContext], tuple[Loop, list[Metered]]]
 
 
 def run_synchronous(config: Config, options: Options, build: Build) -> int:
@@ -53,18 +53,18 @@ def run_synchronous(config: Config, options: Options, build: Build) -> int:
     return take_part(config, options, lambda world, watcher: _run_in_world(config, options, world, watcher, build))
 
 
-def _run_in_world(config: Config, options: Options, world: World, watcher: Watcher, build: Build) -> None:
+def _run_in_world(config: Config, options: Options, world: World, watcher: Watchdog, build: Build) -> None:
     rank, environment = world.environment.rank, world.environment
     device = own_device(config, topology(config), environment)
     set_up(config, device)
     images = load_images(config.data, config.seed) if rank == 0 else None
     spec = images.spec if images else None
     job = agree(config, options, world.store, world.job_store, spec, world.attempt, watcher.ending)
-    if nothing_left(job):
-        return say_nothing_left(job) if rank == 0 else None
+    if is_complete(job):
+        return report_complete(job) if rank == 0 else None
     compare_devices(rank, device.type, world.store)
     open_group(world, use_nccl=device.type == "cuda")
-    part = make_rank(Seat(job, rank, device, images), build)
+    part = make_rank(RankContext(job, rank, device, images), build)
     watcher.look_at([part])
     train(job, part)
     close_group()
@@ -82,15 +82,15 @@ def own_device(config: Config, layout: Topology, environment: RankEnvironment) -
     return device
 
 
-def make_rank(seat: Seat, build: Build) -> RankPart:
+def make_rank(seat: RankContext, build: Build) -> Worker:
     """The rank with its one actor, its books and its checkpoints."""
     job, role = seat.job, seat.job.topology.role(seat.rank)
     loop, waits = build(seat)
     shown = NETWORK if seat.rank in job.topology.tested_ranks else role
-    return make_part(job, seat.rank, [make_actor(job, seat.rank, shown, shown, loop, waits, seat.device)])
+    return make_worker(job, seat.rank, [make_actor(job, seat.rank, shown, shown, loop, waits, seat.device)])
 
 
-class Share:
+class StageTrainer:
     """Segments that learn together. Names are those of the whole network under ``model.``, as blocks have them, so that
     a checkpoint fits every engine.
 

@@ -23,7 +23,7 @@ from bllpipe.config import Config
 from bllpipe.engines import Options
 from bllpipe.engines.job import Job, shape_of
 from bllpipe.engines.pipeline_stages import Schedule, StageModule, build_stage_loop, microbatch_size, wire_format
-from bllpipe.engines.synchronous import Seat, Share, run_synchronous
+from bllpipe.engines.synchronous import RankContext, StageTrainer, run_synchronous
 from bllpipe.training.loops import Loop
 from bllpipe.training.timing import Metered
 
@@ -42,12 +42,14 @@ def run(config: Config, options: Options) -> int:
     return run_synchronous(config, options, build_loop)
 
 
-def build_loop(seat: Seat) -> tuple[Loop, list[Metered]]:
+def build_loop(seat: RankContext) -> tuple[Loop, list[Metered]]:
     """The loop of a rank."""
     return build_stage_loop(seat, torch_schedule)
 
 
-def torch_schedule(seat: Seat, share: Share, modules: Sequence[StageModule]) -> tuple[Schedule, Sequence[object]]:
+def torch_schedule(
+    seat: RankContext, share: StageTrainer, modules: Sequence[StageModule]
+) -> tuple[Schedule, Sequence[object]]:
     """The schedule that the config names, with the stages of this rank."""
     numbers = seat.job.topology.stages_of(seat.rank)
     stages = [
@@ -73,7 +75,7 @@ def _like_batch(job: Job, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.empty(microbatch_size(job), *shape, dtype=dtype, device="meta")
 
 
-def make_schedule(config: Config, stages: Sequence[PipelineStage], share: Share) -> Schedule:
+def make_schedule(config: Config, stages: Sequence[PipelineStage], share: StageTrainer) -> Schedule:
     """The schedule that ``config.engine`` names. It averages over the microbatches, whose losses are means
     themselves, so gradients are those of the mean over the batch."""
     microbatches = config.pipeline.microbatches

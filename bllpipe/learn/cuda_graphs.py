@@ -28,7 +28,7 @@ from torch import Tensor
 from bllpipe.config import Config
 from bllpipe.learn.block import Block
 from bllpipe.learn.compiled import Backend, compile_part
-from bllpipe.learn.memory_format import pool_by_products
+from bllpipe.learn.memory_format import make_pools_deterministic
 from bllpipe.messages import Target
 
 ORDINARY_STEPS = 3
@@ -65,7 +65,7 @@ class CudaGraphs:
 
 
 @dataclass
-class Place:
+class CapturedInput:
     """Where an input of the block lies, and what was recorded for it: by the name of the piece its replay and its
     results. ``held`` are the other inputs, each in memory of its own."""
 
@@ -106,8 +106,8 @@ class CapturedStep:
 
     def __init__(self, block: Block, graphs: Graphs) -> None:
         self._block, self._graphs = block, graphs
-        self._places: list[Place] = []
-        self._place: Place | None = None  # that of the step under way; None in tests and in ordinary steps
+        self._places: list[CapturedInput] = []
+        self._place: CapturedInput | None = None  # that of the step under way; None in tests and in ordinary steps
         self._steps = 0
         self._forward, self._infer, self._stats = block.forward, block.infer, block.stats
         self._losses, self._backward = block.losses, block.backward
@@ -162,13 +162,13 @@ class CapturedStep:
             self._place.finish("update", learner.apply)
         return lr
 
-    def _place_of(self, x: Tensor) -> Place:
+    def _place_of(self, x: Tensor) -> CapturedInput:
         """The place where ``x`` lies, or to which it is copied."""
         for place in self._places:
             if place.fits(x):
                 return place
         if len(self._places) < MOST_PLACES:
-            self._places.append(Place(x, self._graphs))  # which keeps it: nothing else will ever lie there
+            self._places.append(CapturedInput(x, self._graphs))  # which keeps it: nothing else will ever lie there
             return self._places[-1]
         self._places[0].x.copy_(x, non_blocking=True)
         return self._places[0]
@@ -210,8 +210,8 @@ def speed_up(block: Block, config: Config) -> Block:
     if device.type != "cuda":
         return block
     if config.gpu.deterministic:
-        pool_by_products(block.segment)
-        pool_by_products(block.head)
+        make_pools_deterministic(block.segment)
+        make_pools_deterministic(block.head)
     if config.gpu.compile:
         compile_parts(block)
     if config.gpu.capture:

@@ -144,18 +144,18 @@ def sign_symmetric(segment: Segment, num_classes: int, seed: int) -> None:
     _align_layers(segment, seed, random=False)
 
 
-class OutputError:
+class OutputGradient:
     """e = dL / d scores [B, K] of the batch whose backward pass is under way."""
 
     def __init__(self) -> None:
         self.error_BK: Tensor | None = None
 
 
-class Tap(torch.autograd.Function):
+class SaveGradient(torch.autograd.Function):
     """The identity; keeps the error that passes."""
 
     @staticmethod
-    def forward(ctx: Any, scores_BK: Tensor, output: OutputError) -> Tensor:
+    def forward(ctx: Any, scores_BK: Tensor, output: OutputGradient) -> Tensor:
         ctx.output = output
         return scores_BK.view_as(scores_BK)
 
@@ -165,11 +165,11 @@ class Tap(torch.autograd.Function):
         return gradients[0], None
 
 
-class Detour(torch.autograd.Function):
+class ReplaceGradient(torch.autograd.Function):
     """The identity; what comes back is e B, not the error that arrives."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, feedback_weight_KF: Tensor, output: OutputError) -> Tensor:
+    def forward(ctx: Any, x: Tensor, feedback_weight_KF: Tensor, output: OutputGradient) -> Tensor:
         ctx.save_for_backward(feedback_weight_KF)
         ctx.output = output
         return x.view_as(x)
@@ -184,7 +184,7 @@ class Detour(torch.autograd.Function):
 
 def direct(segment: Segment, num_classes: int, seed: int) -> None:
     """dfa: a ``feedback_weight`` for every unit but the last, drawn when the first batch shows how large it must be."""
-    output = OutputError()
+    output = OutputGradient()
     *units, last = segment.unit_ends
     for path in units:
         segment.get_submodule(path).register_forward_hook(
@@ -193,17 +193,17 @@ def direct(segment: Segment, num_classes: int, seed: int) -> None:
     segment.get_submodule(last).register_forward_hook(lambda module, inputs, scores_BK: _tap(scores_BK, output))
 
 
-def _tap(scores_BK: Tensor, output: OutputError) -> Tensor:
-    return Tap.apply(scores_BK, output)  # type: ignore[no-any-return, no-untyped-call]  # untyped in torch
+def _tap(scores_BK: Tensor, output: OutputGradient) -> Tensor:
+    return SaveGradient.apply(scores_BK, output)  # type: ignore[no-any-return, no-untyped-call]  # untyped in torch
 
 
-def _detour(draws: torch.Generator, num_classes: int, output: OutputError) -> Any:
+def _detour(draws: torch.Generator, num_classes: int, output: OutputGradient) -> Any:
     def hook(module: nn.Module, inputs: Any, x: Tensor) -> Tensor:
         if not hasattr(module, "feedback_weight"):
             features = prod(x.shape[1:])
             drawn = kaiming_uniform(torch.Size([num_classes, features]), features, draws)
             module.register_buffer("feedback_weight", drawn.to(x.device))
-        return Detour.apply(x, module.feedback_weight, output)  # type: ignore[no-any-return, no-untyped-call]
+        return ReplaceGradient.apply(x, module.feedback_weight, output)  # type: ignore[no-any-return, no-untyped-call]
 
     return hook
 

@@ -140,19 +140,19 @@ class PredSim(nn.Module):
         return {"sim": self.config.sim_share * sim, "pred": (1 - self.config.sim_share) * pred}
 
 
-def own_objective(config: ObjectiveConfig, alpha_shape: Sequence[int], num_classes: int) -> Objective:
+def user_loss(config: ObjectiveConfig, alpha_shape: Sequence[int], num_classes: int) -> Objective:
     """What ``objective.function`` names, or a script has given: a function (alpha, scores_BK, target, x) -> terms, or a
     subclass of nn.Module of which every block makes one: (config, alpha_shape, num_classes)."""
     found: Callable[..., Any] = config.given or imported("objective.function", str(config.function))
     is_class = isinstance(found, type) and issubclass(found, nn.Module)
-    return Own(found(config, alpha_shape, num_classes) if is_class else found, str(config.function))
+    return UserLoss(found(config, alpha_shape, num_classes) if is_class else found, str(config.function))
 
 
 OBJECTIVES: dict[str, Callable[[ObjectiveConfig, Sequence[int], int], Objective]] = {
     "bll": BlockLocal,
     "dgl": greedy,
     "predsim": PredSim,
-    "own": own_objective,
+    "own": user_loss,
 }
 
 
@@ -163,7 +163,7 @@ def make_objective(
     objective = OBJECTIVES[config.method](config.objective, alpha_shape, num_classes)
     if not config.objective.keep_weight:
         return objective
-    return Keeping(objective, input_shape, alpha_shape, config.objective.keep_weight)
+    return ReconstructionLoss(objective, input_shape, alpha_shape, config.objective.keep_weight)
 
 
 class TakesMeans(Protocol):
@@ -227,7 +227,7 @@ def similarity_matrix(features: Tensor) -> Tensor:
         return (unit_BF @ unit_BF.T).clamp(-1, 1)
 
 
-class Keeping(nn.Module):
+class ReconstructionLoss(nn.Module):
     """``objective``, and ``weight`` times the share of the input's variance that a decoder cannot tell from alpha.
 
     The decoder is a 1x1 convolution from alpha's channels to the input's, and bilinear interpolation.
@@ -264,7 +264,7 @@ class Keeping(nn.Module):
         return {**terms, "keep": self.weight * untold}
 
 
-class Own(nn.Module):
+class UserLoss(nn.Module):
     """``terms``, with a look at what it returns."""
 
     def __init__(self, terms: Objective, name: str) -> None:

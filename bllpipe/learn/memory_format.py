@@ -61,7 +61,7 @@ def as_channels_last(x: Tensor) -> Tensor:
     return x if x.stride() == strides else x.as_strided(x.shape, strides)
 
 
-class PoolByProducts(nn.Module):
+class DeterministicAvgPool(nn.Module):
     """What ``nn.AdaptiveAvgPool2d(size)`` gives, up to rounding: [B, C, H, W] to [B, C, h, w]."""
 
     def __init__(self, size: tuple[int, int]) -> None:
@@ -83,14 +83,14 @@ def _shares(length: int, parts: int, device: torch.device) -> Tensor:
     return adaptive_avg_pool1d(torch.eye(length, device=device), parts)
 
 
-def pool_by_products(module: nn.Module) -> None:
+def make_pools_deterministic(module: nn.Module) -> None:
     """Every adaptive average pool in ``module`` becomes one by products, but those to a single position: torch takes
     their plain mean. They have no state, so names stay."""
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             size = _size(child) if isinstance(child, nn.AdaptiveAvgPool2d) else None
             if size not in (None, (1, 1)):
-                setattr(parent, name, PoolByProducts(size))
+                setattr(parent, name, DeterministicAvgPool(size))
 
 
 def _size(pool: nn.AdaptiveAvgPool2d) -> tuple[int, int] | None:

@@ -28,7 +28,7 @@ from torch import Tensor
 from bllpipe.checkpoint.format import DirectoryName, tensor_file
 from bllpipe.checkpoint.writer import separate
 from bllpipe.errors import ConfigError
-from bllpipe.training.worker import Actor, RankPart
+from bllpipe.training.worker import Actor, Worker
 
 Call = Callable[..., Any]
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "int": signal.SIGINT}
@@ -68,7 +68,7 @@ SPOILED: tuple[Point, ...] = ("input", "alpha", "beta", "loss", "gradient", "wei
 FORM = "BLLPIPE_FAULT is rank=R,step=T,point=POINT,action=ACTION[,attempt=N][,seconds=S]"
 
 
-def arm(part: RankPart, faults: Sequence[Fault]) -> RankPart:
+def inject(part: Worker, faults: Sequence[Fault]) -> Worker:
     """The part, with those of ``faults`` that are about its rank."""
     for fault in faults:
         if fault.rank == part.rank:
@@ -76,7 +76,7 @@ def arm(part: RankPart, faults: Sequence[Fault]) -> RankPart:
     return part
 
 
-def _arm(part: RankPart, fault: Fault) -> None:
+def _arm(part: Worker, fault: Fault) -> None:
     if fault.point in STEPS:
         for actor in part.actors:
             _arm_step(actor, fault)
@@ -92,7 +92,7 @@ def _arm_step(actor: Actor, fault: Fault) -> None:
 
     def strike() -> None:
         if actor.entry is not None and actor.entry.phase == phase and fault.is_due(actor.entry.step):
-            act(fault)
+            trigger(fault)
 
     for name, method, before in STEPS[fault.point]:
         target = getattr(actor.loop, name, None)
@@ -100,13 +100,13 @@ def _arm_step(actor: Actor, fault: Fault) -> None:
             _wrap(target, method, strike, before)
 
 
-def _arm_checkpoint(part: RankPart, fault: Fault) -> None:
+def _arm_checkpoint(part: Worker, fault: Fault) -> None:
     """Between the files of a checkpoint, and behind the last one."""
     writer: Any = part.checkpoints
 
     def strike(step: int, *more: Any) -> None:
         if fault.is_due(step):
-            act(fault)
+            trigger(fault)
 
     match fault.point:
         case "save" | "tensors" | "facts":
@@ -118,7 +118,7 @@ def _arm_checkpoint(part: RankPart, fault: Fault) -> None:
         case "committed":
             _wrap_with(writer, "_tidy", strike)
         case "summary":
-            _wrap(part, "report", partial(act, fault), BEFORE)
+            _wrap(part, "report", partial(trigger, fault), BEFORE)
 
 
 def _half_way(fault: Fault, writer: Any, step: int, rank: int, tensors: dict[str, Tensor], facts: object) -> None:
@@ -135,7 +135,7 @@ def _half_way(fault: Fault, writer: Any, step: int, rank: int, tensors: dict[str
             os.truncate(unfinished, unfinished.stat().st_size // 2)
         else:
             unfinished.replace(file)
-    act(fault)
+    trigger(fault)
 
 
 def _spoil(actor: Actor, fault: Fault) -> None:
@@ -181,7 +181,7 @@ def _poison(tensor: Tensor, value: float) -> Tensor:
     return poison
 
 
-def act(fault: Fault) -> None:
+def trigger(fault: Fault) -> None:
     """Says what it does, and does what the fault says."""
     print(f"\nfault on purpose: {fault.action} rank {fault.rank} at {fault.point}", file=sys.stderr, flush=True)
     if fault.action in SIGNALS:

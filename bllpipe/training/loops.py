@@ -81,7 +81,7 @@ class BlockLoop:
         self.block.learner.load(state)
 
 
-class LaneLoop:
+class FeedbackLoop:
     """Lane k of the feedback rank: beta_k = g_k(y), with a g_k that has seen the statistics of step t - lag.
 
     A lane talks to one block only, so a slow block delays no other. The lag is fixed, never "whatever has arrived":

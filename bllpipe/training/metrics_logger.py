@@ -22,7 +22,7 @@ TERM = "terms."
 
 
 @dataclass(frozen=True)
-class Means:
+class MetricMeans:
     """Means over the images of some batches: of the terms of the loss, of the figures of the batches that were watched,
     of the hits, and of those of all heads together where they were counted; and the learning rate of the last batch."""
 
@@ -39,7 +39,7 @@ class Means:
 
 
 @dataclass
-class Totals:
+class MetricSums:
     """Sums over the batches since the last line; tensors stay on their device until they are read."""
 
     terms: dict[str, Tensor] = field(default_factory=dict)
@@ -77,14 +77,14 @@ class Totals:
             self.terms = {name.removeprefix(TERM): total for name, total in state.items() if name.startswith(TERM)}
             self.correct, self.images = state["correct"], int(state["images"])
 
-    def read(self) -> Means:
+    def read(self) -> MetricMeans:
         """The means of what was added; the device is asked once for all of them."""
         assert self.correct is not None, "read after at least one batch"
         ensemble = None if self.ensemble_correct is None else float(self.ensemble_correct) / self.images
         totals = [*self.terms.values(), *self.figures.values(), self.correct]
         *sums, correct = torch.stack([total.double() for total in totals]).tolist()  # which is exact
         terms, figures = sums[: len(self.terms)], sums[len(self.terms) :]
-        return Means(
+        return MetricMeans(
             {name: total / self.images for name, total in zip(self.terms, terms, strict=True)},
             {name: total / self.watched for name, total in zip(self.figures, figures, strict=True)},
             correct / self.images,
@@ -98,7 +98,7 @@ def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor], images: int) -> 
         sums[name] = torch.add(sums[name].to(value), value, alpha=images) if name in sums else value * images
 
 
-class Recorder:
+class MetricsLogger:
     """Keeps the books of one block or lane. ``trained`` and ``tested`` are the means of its last lines of each kind.
     ``look`` is given the terms of every line before it is written."""
 
@@ -113,9 +113,9 @@ class Recorder:
         self.place, self.directory, self.store, self.stopwatch = place, directory, store, stopwatch
         self.log_every = log_every
         self.look: Callable[[Mapping[str, float]], None] = lambda terms: None
-        self.trained: Means | None = None
-        self.tested: Means | None = None
-        self._train, self._test = Totals(), Totals()
+        self.trained: MetricMeans | None = None
+        self.tested: MetricMeans | None = None
+        self._train, self._test = MetricSums(), MetricSums()
         self._latest: dict[str, Any] = {}
         self._posted = 0.0
 
@@ -167,17 +167,17 @@ class Recorder:
     def _write_step(self, entry: Round, done: int) -> None:
         figures: dict[str, Any] = {"phase": "train", "step": done, "epoch": entry.epoch, **self.place}
         if self._train.images:
-            self.trained, self._train = self._train.read(), Totals()
+            self.trained, self._train = self._train.read(), MetricSums()
             self.look(self.trained.terms)
             figures |= {**self.trained.to_json(), "lr": self.trained.lr}
-        figures["images_per_second"] = round(self.stopwatch.lap(), 2)
+        figures["images_per_second"] = round(self.stopwatch.take_interval(), 2)
         figures["waiting"] = {edge: round(seconds, 4) for edge, seconds in self.stopwatch.waiting.items()}
         figures["resident_bytes"] = resident_bytes()
         self.directory.add_metrics(figures)
         self._post(figures)
 
     def _record_score(self, entry: Round) -> None:
-        self.tested, self._test = self._test.read(), Totals()
+        self.tested, self._test = self._test.read(), MetricSums()
         self.look(self.tested.terms)
         place = {"phase": "evaluate", "step": entry.step, "epoch": entry.epoch, **self.place}
         place["training_seconds"] = round(self.stopwatch.training.seconds, 3)

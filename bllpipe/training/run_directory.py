@@ -19,9 +19,9 @@ import torch
 from bllpipe.config import Config, to_yaml
 from bllpipe.errors import CheckpointError
 from bllpipe.messages import Store
-from bllpipe.training.run_schedule import Plan
+from bllpipe.training.run_schedule import RunSchedule
 from bllpipe.utils.console import warn
-from bllpipe.utils.files import Leniency, Policy, append_line, read_record, write_whole, writing
+from bllpipe.utils.files import IfUnwritable, WritePolicy, append_line, read_record, write_whole, writing
 from bllpipe.utils.tensors import state_sha256
 from bllpipe.version import __version__
 
@@ -30,13 +30,13 @@ class RunDirectory:
     """Paths and writers of one run's files. Raises OutputError when one cannot be written; lines of metrics, and spans,
     may be left out instead, as ``log.if_unwritable`` says."""
 
-    def __init__(self, path: Path, if_unwritable: Policy = "fail") -> None:
+    def __init__(self, path: Path, if_unwritable: IfUnwritable = "fail") -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
         self.targets = path / "prometheus.json"
         self._metrics_log, self._spans_log = (
-            Leniency(if_unwritable, what, "log.if_unwritable", warn) for what in ("metrics", "spans")
+            WritePolicy(if_unwritable, what, "log.if_unwritable", warn) for what in ("metrics", "spans")
         )
 
     def begin(self, config: Config, first_step: int, tests_again: bool = False) -> None:
@@ -173,7 +173,7 @@ def gather_reports(store: Store, world_size: int) -> list[dict[str, Any]]:
 
 
 def summarise(
-    config: Config, tested_ranks: Sequence[int], reports: Sequence[Mapping[str, Any]], plan: Plan, seconds: float
+    config: Config, tested_ranks: Sequence[int], reports: Sequence[Mapping[str, Any]], plan: RunSchedule, seconds: float
 ) -> dict[str, Any]:
     """summary.json. Accuracies are fractions of the test set, ``busy`` fractions of the training time; ``waiting``
     seconds and ``sent_bytes`` bytes of the training, by edge; ``cpu_seconds`` those of all threads, tests included.

@@ -24,7 +24,7 @@ AGREEMENT_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunSchedule:
     """Lengths of a run, in steps and images. Tests and checkpoints come at the end too; None: never."""
 
     total_steps: int
@@ -36,7 +36,7 @@ class Plan:
     save_every: int | None
 
     @classmethod
-    def of(cls, config: Config, num_train: int, num_test: int) -> Plan:
+    def of(cls, config: Config, num_train: int, num_test: int) -> RunSchedule:
         """The plan of a run on ``num_train`` images; raises ConfigError when not even one batch can be filled, or
         the warm-up takes longer than the run."""
         batch_size = config.data.batch_size
@@ -86,7 +86,7 @@ def _is_multiple(done: int, every: int) -> bool:
     return every > 0 and done % every == 0
 
 
-class Ending:
+class StopAgreement:
     """The end of a run as one process knows it. Actors follow, a watcher freezes and decides. A run that ``saves``
     stops with a checkpoint."""
 
@@ -99,14 +99,14 @@ class Ending:
         self.stopped: Round | None = None  # the round with which a stop ended the run
         self.reason = ""
 
-    def follow(self, actor: str, rounds: Iterable[Round], saved: bool) -> Iterator[Round]:
+    def until_stop(self, actor: str, rounds: Iterable[Round], saved: bool) -> Iterator[Round]:
         """What ``actor`` has to do of ``rounds``. A stop puts a checkpoint behind the last one, if there is none yet;
         ``saved`` says whether the run begins with one."""
         last: Round | None = None
         for number, entry in enumerate(rounds):
             self._begun[actor] = number + 1  # before the question: whoever freezes has either seen it, or is seen
             if self._frozen and number >= self._agreed():
-                self.stopped = stop_round(last, entry, self.saves)
+                self.stopped = stop_checkpoint(last, entry, self.saves)
                 if not self.saves or not (saved if last is None else last.phase == "save"):
                     yield self.stopped
                 return
@@ -137,7 +137,7 @@ class Ending:
         return self._end
 
 
-def stop_round(last: Round | None, following: Round, saves: bool = True) -> Round:
+def stop_checkpoint(last: Round | None, following: Round, saves: bool = True) -> Round:
     """The last round of a stop before ``following``: how many steps are done, and whether a test is left to do."""
     epoch = following.epoch if last is None else last.epoch
     tested = following.phase not in ("evaluate", "score")

@@ -82,7 +82,7 @@ class TimedReceiver(Generic[ReceivedMessage]):
 
 
 @dataclass
-class Stretch:
+class Interval:
     """Seconds on the clock, and the images that were trained on in them."""
 
     seconds: float = 0.0
@@ -114,9 +114,9 @@ class Stopwatch:
     in_tests: float = 0.0
     waiting: dict[str, float] = field(default_factory=dict)
     sent: dict[str, int] = field(default_factory=dict)
-    training: Stretch = field(default_factory=Stretch)
-    steady: Stretch = field(default_factory=Stretch)
-    _lap: Stretch = field(default_factory=Stretch)
+    training: Interval = field(default_factory=Interval)
+    steady: Interval = field(default_factory=Interval)
+    _lap: Interval = field(default_factory=Interval)
     _began: float = 0.0
     _ended: float | None = None
 
@@ -147,9 +147,9 @@ class Stopwatch:
         if entry.step >= self.steady_from:
             self.steady.add(seconds, entry.size)
 
-    def lap(self) -> float:
+    def take_interval(self) -> float:
         """Images per second of training since the last lap."""
-        lap, self._lap = self._lap, Stretch()
+        lap, self._lap = self._lap, Interval()
         return lap.rate
 
     @property

@@ -28,11 +28,11 @@ from typing import TYPE_CHECKING, Any
 
 from bllpipe.errors import BllpipeError, WireError
 from bllpipe.messages import Store
-from bllpipe.training.run_schedule import Ending
+from bllpipe.training.run_schedule import StopAgreement
 from bllpipe.utils.console import say
 
 if TYPE_CHECKING:
-    from bllpipe.training.worker import Actor, RankPart
+    from bllpipe.training.worker import Actor, Worker
 
 LOOK_SECONDS = 0.2
 Fail = Callable[[BllpipeError, int], None]  # and the rank it is about
@@ -41,7 +41,7 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PATIENCE_SECONDS = 3.0  # a signal within these of another is the same one, sent by the terminal and the launcher both
 
 
-class Watcher:
+class Watchdog:
     """Watches the ranks ``roles`` describes, from ``rank``; ``fail`` and ``leave`` end the process.
 
     ``store`` must be a connection of its own: a loop may be waiting in another one.
@@ -52,22 +52,22 @@ class Watcher:
         store: Store,
         rank: int,
         roles: Sequence[str],
-        ending: Ending,
+        ending: StopAgreement,
         timeout: float,
         fail: Fail,
         leave: Callable[[int], None],
     ) -> None:
         self._store, self._rank, self._roles, self.ending = store, rank, roles, ending
         self._timeout, self._fail, self._leave = timeout, fail, leave
-        self._signals, self._sightings, self._staleness = StopSignals(), Sightings(store), Staleness()
-        self._parts: Sequence[RankPart] = ()
+        self._signals, self._sightings, self._staleness = StopSignals(), Heartbeats(store), Staleness()
+        self._parts: Sequence[Worker] = ()
         self._heard: float | None = None  # when the first signal came
         self.exit_code = 0  # 128 and that signal, if it has ended the run
         self._posted_stop = False
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watcher", daemon=True)
 
-    def __enter__(self) -> Watcher:
+    def __enter__(self) -> Watchdog:
         self._signals.__enter__()
         self._thread.start()
         return self
@@ -79,7 +79,7 @@ class Watcher:
         self._thread.join(timeout=2)
         self._signals.__exit__(kind, error, trace)
 
-    def look_at(self, parts: Sequence[RankPart]) -> None:
+    def look_at(self, parts: Sequence[Worker]) -> None:
         """From now on the actors of ``parts`` are looked at too."""
         self._parts = parts
 
@@ -92,9 +92,9 @@ class Watcher:
                     self._hear(heard.name, 128 + heard)
                 self._bring_about_stop()
                 looks += 1
-                self._sightings.post(self._rank, Posting(looks, os.getpid(), self._own()))
+                self._sightings.post(self._rank, Heartbeat(looks, os.getpid(), self._own()))
                 self._find_stuck()
-            self._sightings.post(self._rank, Posting(LEFT))
+            self._sightings.post(self._rank, Heartbeat(LEFT))
         except RuntimeError:  # the store is gone with its launcher, and so will we be
             return
 
@@ -125,8 +125,8 @@ class Watcher:
                 )
                 say(f"\nbllpipe: {self.ending.reason}: stopping {how}", sys.stderr)
 
-    def _own(self) -> list[Sighting]:
-        return [Sighting.of(actor) for part in self._parts for actor in part.actors]
+    def _own(self) -> list[ActorStatus]:
+        return [ActorStatus.of(actor) for part in self._parts for actor in part.actors]
 
     def _find_stuck(self) -> None:
         for sighting in self._own():
@@ -158,7 +158,7 @@ def end_sibling(pid: int) -> None:
 
 
 @dataclass(frozen=True)
-class Sighting:
+class ActorStatus:
     """One actor: its round, the edge that it waits at (empty if it computes), and for how many seconds."""
 
     actor: str
@@ -171,7 +171,7 @@ class Sighting:
         return f"{self.actor} at {self.at}, {doing} for {self.seconds:.0f} s"
 
     @classmethod
-    def of(cls, actor: Actor) -> Sighting:
+    def of(cls, actor: Actor) -> ActorStatus:
         """Where ``actor`` is now."""
         meters = [port.meter for port in actor.stopwatch.ports]
         waiting = next((meter for meter in meters if meter.is_waiting), None)
@@ -181,35 +181,35 @@ class Sighting:
 
 
 @dataclass(frozen=True)
-class Posting:
+class Heartbeat:
     """What a rank has said last: which posting it was, 0 before the first, its process, and where its actors are."""
 
     number: int = 0
     pid: int = 0
-    actors: Sequence[Sighting] = ()
+    actors: Sequence[ActorStatus] = ()
 
     def __str__(self) -> str:
         return "; ".join(map(str, self.actors)) or ("gone" if self.number == LEFT else "at its start")
 
 
-class Sightings:
+class Heartbeats:
     """The postings of all ranks, in the store."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def post(self, rank: int, posting: Posting) -> None:
+    def post(self, rank: int, posting: Heartbeat) -> None:
         """What ``rank`` says now."""
         self._store.set(f"seen/{rank}", json.dumps(asdict(posting)))
 
-    def of(self, rank: int) -> Posting:
+    def of(self, rank: int) -> Heartbeat:
         """What ``rank`` has said last."""
         if not self._store.check([f"seen/{rank}"]):
-            return Posting()
+            return Heartbeat()
         record = json.loads(self._store.get(f"seen/{rank}"))
-        return Posting(record["number"], record["pid"], [Sighting(**actor) for actor in record["actors"]])
+        return Heartbeat(record["number"], record["pid"], [ActorStatus(**actor) for actor in record["actors"]])
 
-    def everybody(self) -> Iterator[tuple[int, Posting]]:
+    def all_ranks(self) -> Iterator[tuple[int, Heartbeat]]:
         """Every rank that has posted, and what."""
         for rank in count():
             posting = self.of(rank)

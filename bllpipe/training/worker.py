@@ -16,7 +16,7 @@ from torch import Tensor
 from bllpipe.checkpoint import CheckpointWriter
 from bllpipe.messages import Round
 from bllpipe.training.loops import Loop
-from bllpipe.training.metrics_logger import Recorder
+from bllpipe.training.metrics_logger import MetricsLogger
 from bllpipe.training.timing import Stopwatch
 from bllpipe.training.tracing import SpanFile, Track, record
 from bllpipe.utils.process import peak_memory_bytes
@@ -39,7 +39,7 @@ class Actor:
 
     loop: Loop
     stopwatch: Stopwatch
-    recorder: Recorder
+    recorder: MetricsLogger
     track: Track | None = None
     entry: Round | None = None
     entered: float = 0.0
@@ -48,7 +48,7 @@ class Actor:
     def name(self) -> str:
         return str(self.recorder.place["actor"])
 
-    def carry_out(self, entry: Round) -> None:
+    def run_round(self, entry: Round) -> None:
         """One round, timed and recorded."""
         self.entry, self.entered = entry, time.perf_counter()
         if self.track is not None:
@@ -60,7 +60,7 @@ class Actor:
 
 
 @dataclass
-class Saves:
+class CheckpointStats:
     """Counts of this process; ``written_at`` is a time since the epoch, ``last_seconds`` what the last share took."""
 
     number: int = 0
@@ -86,7 +86,7 @@ class Saves:
 
 
 @dataclass
-class RankPart:
+class Worker:
     """All actors of one rank: one for a block, one a lane for the feedback."""
 
     rank: int
@@ -101,14 +101,14 @@ class RankPart:
     _cpu_before: float = field(default_factory=time.process_time)
 
     last_saved: int | None = None
-    saves: Saves = field(default_factory=Saves)
+    saves: CheckpointStats = field(default_factory=CheckpointStats)
     on_end: Callable[[], None] = lambda: None  # what is to be done when the rank has nothing more to tell
     on_failure: Callable[[], None] = lambda: None  # the same when it fails, and its process goes on
 
-    def carry_out(self, actor: Actor, entry: Round) -> None:
+    def run_round(self, actor: Actor, entry: Round) -> None:
         """One round of one actor, its checkpoint included; RoundError says in which round something went wrong."""
         try:
-            actor.carry_out(entry)
+            actor.run_round(entry)
             if entry.phase == "save":
                 with record(actor.track, "save"):
                     self._save(entry, {**actor.loop.state(), **actor.recorder.state()})

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from bllpipe.errors import CheckpointError, ConfigError, OutputError
 
-Policy = Literal["fail", "go_on"]
+IfUnwritable = Literal["fail", "go_on"]
 KINDS = {
     stat.S_IFLNK: "a link",
     stat.S_IFDIR: "a directory",
@@ -65,11 +65,11 @@ def append_line(path: Path, line: str) -> None:
         os.close(descriptor)
 
 
-class Leniency:
+class WritePolicy:
     """Lets a run go on without what cannot be written, if its ``policy`` says so: tells ``warn`` when that begins, and
     when it ends how much is missing."""
 
-    def __init__(self, policy: Policy, what: str, key: str, warn: Callable[[str], None]) -> None:
+    def __init__(self, policy: IfUnwritable, what: str, key: str, warn: Callable[[str], None]) -> None:
         self._policy, self._what, self._key, self._warn = policy, what, key, warn
         self._missing, self._lock = 0, threading.Lock()
 

@@ -1,7 +1,7 @@
 """A local loss of one's own: in every block the channel means shall point where those of their class do.
 
-python docs/examples/own_objective.py
-torchrun --nproc_per_node=4 docs/examples/own_objective.py
+python docs/examples/user_loss.py
+torchrun --nproc_per_node=4 docs/examples/user_loss.py
 """
 
 import argparse

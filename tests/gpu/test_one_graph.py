@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bllpipe.engines.streams_graph import Tick, WholeTicks
+from bllpipe.engines.streams_graph import Tick, WavefrontGraph
 from tests.gpu.machines import needs_gpus
 from tests.ranks import jobs
 
@@ -17,13 +17,13 @@ STEPS, BLOCKS, FIRST = 20, 4, 3  # ordinary steps come first
 
 def test_a_steady_tick_is_one_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     launches, ticks = list[int](), list[int]()
-    replay, carry_out = torch.cuda.CUDAGraph.replay, WholeTicks.carry_out
+    replay, carry_out = torch.cuda.CUDAGraph.replay, WavefrontGraph.run_round
 
     def counted(graph: torch.cuda.CUDAGraph) -> None:
         launches.append(id(graph))
         replay(graph)
 
-    def noted(whole: WholeTicks, tick: Tick) -> bool:
+    def noted(whole: WavefrontGraph, tick: Tick) -> bool:
         before = len(launches)
         is_whole = carry_out(whole, tick)
         if is_whole:
@@ -31,7 +31,7 @@ def test_a_steady_tick_is_one_launch(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return is_whole
 
     monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", counted)
-    monkeypatch.setattr(WholeTicks, "carry_out", noted)
+    monkeypatch.setattr(WavefrontGraph, "carry_out", noted)
     settings = ("device=cuda", "engine=streams", "gpu.capture=true", "model.width=8", f"blocks={BLOCKS}")
     jobs.in_this_process(tmp_path, *settings, f"steps={STEPS}", "log.every_steps=100", "checkpoint.every_steps=0")
     assert ticks == [1] * (STEPS - FIRST - BLOCKS + 1)

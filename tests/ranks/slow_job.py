@@ -20,7 +20,7 @@ from bllpipe.config import load_config
 from bllpipe.engines import Options
 from bllpipe.engines.ranks import run
 from bllpipe.learn.block import Block
-from bllpipe.training.loops import LaneLoop
+from bllpipe.training.loops import FeedbackLoop
 from tests.waiting import wait_until
 
 EVENTS: list[tuple[str, int, float]] = []
@@ -30,7 +30,7 @@ def noting(run_dir: str, slow_block: int, last_step: int, first: list[str]) -> N
     """Wraps the block's and the lane's work so that this rank's events are written beside the run."""
     rank = int(os.environ["RANK"])
     path = Path(run_dir + f"-events-{rank}.json")
-    forward, update, send = Block.forward, Block.update, LaneLoop.run
+    forward, update, send = Block.forward, Block.update, FeedbackLoop.run
     count = {"forward": 0}
 
     def over(actor: str) -> Path:
@@ -52,7 +52,7 @@ def noting(run_dir: str, slow_block: int, last_step: int, first: list[str]) -> N
             over(f"block {rank}").touch()
         return outcome
 
-    def noted_lane(self: LaneLoop, entry: Any) -> None:
+    def noted_lane(self: FeedbackLoop, entry: Any) -> None:
         send(self, entry)
         if entry.phase == "train":
             EVENTS.append((f"lane {self.name}", entry.step, time.monotonic()))
@@ -61,7 +61,7 @@ def noting(run_dir: str, slow_block: int, last_step: int, first: list[str]) -> N
         elif entry.phase == "save":
             path.write_text(json.dumps(EVENTS))
 
-    Block.forward, Block.update, LaneLoop.run = noted_forward, noted_update, noted_lane  # type: ignore[method-assign]
+    Block.forward, Block.update, FeedbackLoop.run = noted_forward, noted_update, noted_lane  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from bllpipe.distributed.gloo import GlooReceiver, GlooSender, Packet
+from bllpipe.distributed.gloo import GlooReceiver, GlooSender, MessageBuffer
 from bllpipe.distributed.message_format import VERSION, Field, Layout, alpha_fields, target_fields
 from bllpipe.distributed.process_links import Handshake
 from bllpipe.errors import WireError
@@ -131,7 +131,7 @@ def raw(rank: int, group: Any, content: bytes, rounds: Sequence[Round] = ROUNDS)
 
 def message(entry: Round) -> bytes:
     """The bytes of a whole message."""
-    return bytes(Packet(layout()).write(alpha(entry)).numpy())
+    return bytes(MessageBuffer(layout()).write(alpha(entry)).numpy())
 
 
 def other_version(content: bytes) -> bytes:

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from bllpipe.distributed.cuda_streams import HostStreams
-from bllpipe.distributed.gloo import GlooReceiver, GlooSender, Packet
+from bllpipe.distributed.gloo import GlooReceiver, GlooSender, MessageBuffer
 from bllpipe.messages import Message
 from tests.ranks.spawning import run_ranks
 from tests.ranks.test_gloo_links import CPU, ROUNDS, alpha, layout
@@ -38,12 +38,12 @@ class Late(HostStreams):
 
 def send_late() -> None:
     """Messages that are written into their packets only when the sender waits for that."""
-    written, copies = Packet.write, list[Callable[[], Any]]()
+    written, copies = MessageBuffer.write, list[Callable[[], Any]]()
 
-    def later(packet: Packet, message: Message) -> None:
+    def later(packet: MessageBuffer, message: Message) -> None:
         copies.append(lambda: written(packet, message))
 
-    Packet.write = later  # type: ignore[method-assign,assignment]  # this process is the test's own
+    MessageBuffer.write = later  # type: ignore[method-assign,assignment]  # this process is the test's own
     late = Late(lambda: copies.pop(0)())
     sender = GlooSender(layout(), dist.group.WORLD, in_flight=2, timeout=PATIENCE, open_streams=lambda device: late)
     for entry in ROUNDS:

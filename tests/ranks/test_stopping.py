@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.ranks import jobs
-from tests.support.same_bits import digest, learned
+from tests.support.same_bits import metrics_without_timing, state_digest
 from tests.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.ranks
@@ -61,8 +61,8 @@ def go_on(run_dir: Path) -> None:
 
 
 def check_same(run_dir: Path, straight: Path) -> None:
-    assert digest(run_dir) == digest(straight)
-    assert learned(run_dir) == learned(straight)
+    assert state_digest(run_dir) == state_digest(straight)
+    assert metrics_without_timing(run_dir) == metrics_without_timing(straight)
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ from bllpipe.data.loader import ImageSource, label_batches
 from bllpipe.data.registry import load_images, load_labels
 from bllpipe.engines import Options, ddp, deepspeed
 from bllpipe.engines.job import agree
-from bllpipe.engines.runner import follow
-from bllpipe.engines.synchronous import Build, Seat, make_rank
+from bllpipe.engines.runner import run_actor
+from bllpipe.engines.synchronous import Build, RankContext, make_rank
 from bllpipe.learn.memory_format import as_channels_last, lies_channels_last, place
 from bllpipe.learn.optimizer import Optimizer
 from bllpipe.messages import Round
@@ -81,8 +81,8 @@ def carry_out(rank: int, config: Config, folder: str, resume: str = "never") -> 
     job = agree(config, options, store, store, images.spec if images else None, attempt=0)
     builds: dict[str, Build] = {"ddp": ddp.build_loop, "deepspeed": deepspeed.build_loop}
     build = builds.get(config.engine, torch_pipeline.build_loop)
-    part = make_rank(Seat(job, rank, CPU, images), build)
-    follow(job, part, part.actors[0])
+    part = make_rank(RankContext(job, rank, CPU, images), build)
+    run_actor(job, part, part.actors[0])
     part.checkpoints.wait_committed(job.plan.last_step)
     weights = {name: value.detach().numpy() for name, value in part.actors[0].loop.weights().items()}
     return weights, part.actors[0].recorder.accuracy

@@ -11,7 +11,7 @@ import pytest
 from bllpipe.cli import main
 from tests.ranks import jobs
 from tests.slurm.cluster import Cluster, missing, running_cluster
-from tests.support.same_bits import digest, learned
+from tests.support.same_bits import metrics_without_timing, state_digest
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 STEPS = 300
@@ -61,11 +61,11 @@ def stops(text: str) -> list[int]:
 
 def check_complete(cluster: Cluster, job: str, run_dir: Path, straight: Path) -> None:
     cluster.show(job)
-    print(f"undisturbed, in one process: state_sha256 {digest(straight)}")
+    print(f"undisturbed, in one process: state_sha256 {state_digest(straight)}")
     assert jobs.read_json(run_dir / "status.json")["status"] == "completed"
     assert jobs.summary(run_dir)["world_size"] == 5
-    assert digest(run_dir) == digest(straight)
-    assert learned(run_dir) == learned(straight)
+    assert state_digest(run_dir) == state_digest(straight)
+    assert metrics_without_timing(run_dir) == metrics_without_timing(straight)
 
 
 def test_one_node_of_four_gpus(cluster: Cluster, checkout: Path, straight: Path) -> None:

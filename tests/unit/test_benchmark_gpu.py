@@ -20,7 +20,7 @@ from benchmarks.gpu_meters import EnergyMeter, kernel_share, operations_per_imag
 from benchmarks.gpu_report import Ledger
 from benchmarks.gpu_worker import Answer
 from bllpipe.config import Config, load_config
-from bllpipe.training.run_schedule import Plan
+from bllpipe.training.run_schedule import RunSchedule
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPTS = sorted((REPOSITORY / "benchmarks").glob("*.sh"))
@@ -42,7 +42,7 @@ def test_the_most_telling_cases_come_first_and_all_can_be_launched() -> None:
 def test_no_case_is_tested_or_written() -> None:
     """Not even at its end: a test would be compiled, and captured."""
     (case,) = groups(Scale("cpu", quick=True), ["resnet18"], [128], ["bll one graph"])[0]
-    plan = Plan.of(load_config(None, [*case.settings, f"steps={case.steps}"]), 64, 16)
+    plan = RunSchedule.of(load_config(None, [*case.settings, f"steps={case.steps}"]), 64, 16)
     assert {entry.phase for entry in plan.rounds()} == {"train", "end"}
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import bllpipe
 from bllpipe import cli, launch
-from bllpipe.distributed.torchrun import RankEnvironment, launching, speaks_for_all
+from bllpipe.distributed.torchrun import RankEnvironment, launcher_environment, speaks_for_all
 from bllpipe.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def test_what_torchrun_says() -> None:
 def test_what_our_launcher_adds_is_for_its_ranks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     before = dict(os.environ)
-    with launching(cpu_threads=3):
+    with launcher_environment(cpu_threads=3):
         added = {name: value for name, value in os.environ.items() if before.get(name) != value}
     assert added.pop("BLLPIPE_LAUNCHER") == str(os.getpid())
     assert added == {"OMP_NUM_THREADS": "3", "TORCHELASTIC_SIGNALS_TO_HANDLE": ""}

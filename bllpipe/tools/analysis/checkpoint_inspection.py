@@ -31,7 +31,7 @@ State = Literal["whole", "moved aside", "damaged", "partial", "misnamed"]
 
 
 @dataclass(frozen=True)
-class Found:
+class CheckpointInfo:
     """One directory; ``bytes`` are those on the disk, ``num_ranks`` is None if no manifest tells it."""
 
     name: str
@@ -47,7 +47,7 @@ class Found:
         return self.state in ("whole", "moved aside")
 
 
-def survey(path: Path, sizes_only: bool = False) -> list[Found]:
+def list_checkpoints(path: Path, sizes_only: bool = False) -> list[CheckpointInfo]:
     """The step directory ``path``, or all that lie in a run or checkpoints directory, in the order in which they are
     tried: the newest first. With ``sizes_only`` no file but the manifests is read.
 
@@ -64,22 +64,22 @@ def survey(path: Path, sizes_only: bool = False) -> list[Found]:
     return found
 
 
-def next_to_resume(found: Sequence[Found]) -> Found | None:
+def next_to_resume(found: Sequence[CheckpointInfo]) -> CheckpointInfo | None:
     """The one that ``--resume auto`` takes."""
     return next((each for each in found if each.can_be_resumed), None)
 
 
-def _found(path: Path, name: DirectoryName, sizes_only: bool) -> Found:
+def _found(path: Path, name: DirectoryName, sizes_only: bool) -> CheckpointInfo:
     if name.state == "partial":
-        return Found(path.name, "partial", name.step, None, _bytes_in(path), _age(path))
+        return CheckpointInfo(path.name, "partial", name.step, None, _bytes_in(path), _age(path))
     try:
         manifest = Manifest.read(path)
     except CheckpointError as error:
-        return Found(path.name, "damaged", name.step, None, _bytes_in(path), _age(path), (str(error),))
+        return CheckpointInfo(path.name, "damaged", name.step, None, _bytes_in(path), _age(path), (str(error),))
     problems = tuple(_problems(path, manifest, sizes_only))
     state: State = "damaged" if problems else "moved aside" if name.state == "replaced" else "whole"
     age = _age(path / MANIFEST)
-    return Found(path.name, state, name.step, manifest.world_size, _bytes_in(path), age, problems)
+    return CheckpointInfo(path.name, state, name.step, manifest.world_size, _bytes_in(path), age, problems)
 
 
 def _problems(path: Path, manifest: Manifest, sizes_only: bool) -> Iterator[str]:
@@ -98,9 +98,9 @@ def _problems(path: Path, manifest: Manifest, sizes_only: bool) -> Iterator[str]
         yield str(error)
 
 
-def _misnamed(path: Path) -> Found:
+def _misnamed(path: Path) -> CheckpointInfo:
     problem = f"{path} holds a manifest, but has not the name of a checkpoint, such as step-00000120"
-    return Found(path.name, "misnamed", None, None, _bytes_in(path), _age(path), (problem,))
+    return CheckpointInfo(path.name, "misnamed", None, None, _bytes_in(path), _age(path), (problem,))
 
 
 def _bytes_in(path: Path) -> int:
@@ -119,7 +119,7 @@ def _age(path: Path) -> float:
         return 0.0
 
 
-def contents(path: Path) -> Iterator[str]:
+def describe_checkpoint(path: Path) -> Iterator[str]:
     """The checkpoint at ``path``, or the newest of a run. Raises CheckpointError when its manifest cannot be trusted;
     what is wrong with another file stands in its place."""
     directory = checkpoints_at(path)[0]

@@ -27,7 +27,7 @@ from bllpipe.messages import Round
 from bllpipe.models.partition import cut
 from bllpipe.models.registry import last_width, network_units
 from bllpipe.models.units import Segment
-from bllpipe.training.run_schedule import Plan
+from bllpipe.training.run_schedule import RunSchedule
 from bllpipe.utils.files import read_record
 
 WEIGHTS = ("model.", "heads.", "objectives.")  # what blocks have in a checkpoint, beside their optimisers' state
@@ -44,9 +44,9 @@ class FinishedRun:
     summary: Mapping[str, Any] | None
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> RunSchedule:
         """The lengths of the whole run."""
-        return Plan.of(self.config, self.images.spec.num_train, self.images.spec.num_test)
+        return RunSchedule.of(self.config, self.images.spec.num_train, self.images.spec.num_test)
 
     @property
     def recorded_accuracy(self) -> float | None:

@@ -8,7 +8,16 @@ from pathlib import Path
 
 from bllpipe.errors import ConfigError
 from bllpipe.tools.analysis.html_page import Cell, bullets, note, page, section, table
-from bllpipe.tools.analysis.report_data import Group, Run, deviation, differing, finite, grouped, read_runs, written
+from bllpipe.tools.analysis.report_data import (
+    Group,
+    ReportRun,
+    deviation,
+    differing,
+    finite,
+    grouped,
+    read_runs,
+    written,
+)
 from bllpipe.tools.analysis.report_figures import (
     accuracy_by_block,
     alignment,
@@ -38,7 +47,7 @@ def write_report(runs: Sequence[Path], out: Path) -> None:
         ) from error
 
 
-def _report(runs: Sequence[Run]) -> str:
+def _report(runs: Sequence[ReportRun]) -> str:
     groups = grouped(runs)
     title = f"Report on run {runs[0].name}" if len(runs) == 1 else f"Report on {len(runs)} runs"
     missing = [f"{run.name}: {text}" for run in runs for text in run.notes]
@@ -58,13 +67,13 @@ def _report(runs: Sequence[Run]) -> str:
     )
 
 
-def _runs_table(runs: Sequence[Run]) -> str:
+def _runs_table(runs: Sequence[ReportRun]) -> str:
     numbers = ("seed", "epochs", "test accuracy", "images/s", "seconds")
     heads = ("run", "method", "engine", "model", "data", *numbers, "state_sha256", "status")
     return table(heads, [_run_row(run) for run in runs], numbers)
 
 
-def _run_row(run: Run) -> list[Cell]:
+def _run_row(run: ReportRun) -> list[Cell]:
     digest = str(run.summary.get("state_sha256", ""))
     return [
         run.name,
@@ -86,14 +95,14 @@ def _number(value: object, pattern: str) -> str:
     return UNKNOWN if known is None else pattern.format(known)
 
 
-def _status(run: Run) -> str:
+def _status(run: ReportRun) -> str:
     """``failed at step 60, rank 2``; a run that ended well needs one word."""
     known = str(run.status.get("status", "unknown"))
     where = ", ".join(f"{key} {run.status[key]}" for key in ("step", "rank") if key in run.status)
     return f"{known} at {where}" if where and known != "completed" else known
 
 
-def _machines(runs: Sequence[Run]) -> str:
+def _machines(runs: Sequence[ReportRun]) -> str:
     """A row for every machine and set of versions, with the runs that were made there."""
     places: dict[tuple[str, ...], list[str]] = {}
     for run in runs:
@@ -134,7 +143,7 @@ def _accuracy(groups: Sequence[Group]) -> str:
     return table(("method", *numbers, "seeds"), rows, numbers) + note(explained)
 
 
-def _differences(runs: Sequence[Run]) -> str:
+def _differences(runs: Sequence[ReportRun]) -> str:
     if len(runs) == 1:
         return ""
     found = differing(runs)

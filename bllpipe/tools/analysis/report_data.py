@@ -34,7 +34,7 @@ class Line:
 
 
 @dataclass
-class Run:
+class ReportRun:
     """One run; ``config`` has dotted keys, ``summary`` is empty unless the run came to its end."""
 
     name: str
@@ -74,7 +74,7 @@ class Run:
         return tests[0].step / (tests[0].epoch + 1) if tests else None
 
 
-def read_runs(paths: Sequence[Path]) -> list[Run]:
+def read_runs(paths: Sequence[Path]) -> list[ReportRun]:
     """Every run once, in the order given. Raises ConfigError for a directory that holds none."""
     if not paths:
         raise ConfigError("found no run to report on; needed is at least one run directory, such as runs/NAME")
@@ -84,14 +84,14 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     return [read_run(path, name) for path, name in zip(distinct, unique, strict=True)]
 
 
-def read_run(path: Path, name: str) -> Run:
+def read_run(path: Path, name: str) -> ReportRun:
     """One run, called ``name``. Raises ConfigError if there is no config.yaml or it is none."""
     if not (path / "config.yaml").is_file():
         raise ConfigError(
             f"{path} {_found(path)}; needed is a run directory with a config.yaml, such as runs/NAME, "
             f"which python -m bllpipe.launch makes"
         )
-    run = Run(name, flat(stored_mapping(str(path / "config.yaml"))))
+    run = ReportRun(name, flat(stored_mapping(str(path / "config.yaml"))))
     run.environment = _record(path / "env.json", run.notes)
     run.status = _record(path / "status.json", run.notes)
     if "reason" in run.status:
@@ -116,7 +116,7 @@ def _found(path: Path) -> str:
     return f"holds {', '.join(inside)}, ..." if inside else "is empty"
 
 
-def _timeline(path: Path, run: Run) -> Timeline | None:
+def _timeline(path: Path, run: ReportRun) -> Timeline | None:
     """The spans, if the run traced any; a note if they cannot be read."""
     if not any((path / "spans").glob("rank-*.jsonl")):
         return None
@@ -142,7 +142,7 @@ def _record(path: Path, notes: list[str]) -> dict[str, Any]:
     return found
 
 
-def _summary(found: dict[str, Any], run: Run) -> dict[str, Any]:
+def _summary(found: dict[str, Any], run: ReportRun) -> dict[str, Any]:
     """A summary counts only if it is that of the end, and not of an earlier end before the run went on."""
     status, step = run.status.get("status"), run.status.get("step")
     is_last = not run.status or (status in ("completed", "preempted") and step == found.get("steps"))
@@ -192,7 +192,7 @@ class Group:
     """Repetitions of one experiment."""
 
     label: str
-    runs: Sequence[Run]
+    runs: Sequence[ReportRun]
 
     @property
     def num_blocks(self) -> int:
@@ -220,9 +220,9 @@ def deviation(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
-def grouped(runs: Sequence[Run]) -> list[Group]:
+def grouped(runs: Sequence[ReportRun]) -> list[Group]:
     """Groups in the order of their first runs, each called after its method and the keys that set it apart."""
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[ReportRun]] = {}
     for run in runs:
         rest = {key: value for key, value in run.config.items() if key not in SAME_EXPERIMENT}
         groups.setdefault(json.dumps(rest, sort_keys=True, default=str), []).append(run)
@@ -230,7 +230,7 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
     return [Group(label, runs) for label, runs in zip(_labels([runs[0] for runs in members]), members, strict=True)]
 
 
-def differing(runs: Sequence[Run]) -> dict[str, list[str]]:
+def differing(runs: Sequence[ReportRun]) -> dict[str, list[str]]:
     """The config keys that differ between the runs, each with its value in every run."""
     keys = dict.fromkeys(key for run in runs for key in run.config)
     values = {key: [written(run.config, key) for run in runs] for key in keys}
@@ -252,7 +252,7 @@ def mean_text(values: Sequence[float]) -> str:
     return f"{100 * statistics.fmean(values):.2f}{around} %"
 
 
-def _labels(firsts: Sequence[Run]) -> list[str]:
+def _labels(firsts: Sequence[ReportRun]) -> list[str]:
     apart = [key for key in differing(firsts) if key not in ("method", *SAME_EXPERIMENT)]
     labels = [_label(run, apart) for run in firsts]
     return [
@@ -261,7 +261,7 @@ def _labels(firsts: Sequence[Run]) -> list[str]:
     ]
 
 
-def _label(run: Run, apart: Sequence[str]) -> str:
+def _label(run: ReportRun, apart: Sequence[str]) -> str:
     pairs = [f"{key}={_short(written(run.config, key))}" for key in apart[:MOST_KEYS]]
     return ", ".join([str(run.config.get("method", "?")), *pairs, *["…"] * (len(apart) > MOST_KEYS)])
 

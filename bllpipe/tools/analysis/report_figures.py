@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 
 from bllpipe.tools.analysis.html_page import Cell, bar_legend, element, figure, figures, legend, note, table
-from bllpipe.tools.analysis.report_data import LAST, Group, Run, finite, mean_text, spread
+from bllpipe.tools.analysis.report_data import LAST, Group, ReportRun, finite, mean_text, spread
 from bllpipe.tools.analysis.svg_charts import Curve, Point, bar_chart, curve_chart, dot_chart
 from bllpipe.tools.analysis.timeline import Timeline
 from bllpipe.tools.analysis.timeline_svg import picture
@@ -129,7 +129,7 @@ def _block_text(group: Group, place: str) -> str:
     return mean_text(known) if known else "\N{EN DASH}"
 
 
-def _time_rows(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
+def _time_rows(runs: Sequence[ReportRun]) -> dict[str, dict[str, float]]:
     """Busy and waiting shares by rank, means over the runs."""
     shares: dict[str, dict[str, list[float]]] = {}
     for run in runs:
@@ -140,7 +140,7 @@ def _time_rows(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
     return {name: {kind: sum(values) / len(values) for kind, values in row.items()} for name, row in shares.items()}
 
 
-def _ranks(run: Run) -> list[tuple[str, float, float]]:
+def _ranks(run: ReportRun) -> list[tuple[str, float, float]]:
     """Role, busy share and waiting share of every rank."""
     roles, busy, waiting = (run.summary.get(key) for key in ("roles", "busy", "waiting"))
     training = _training_seconds(run)
@@ -161,7 +161,7 @@ def _mean_waiting(edges: object) -> float:
     return sum(finite(seconds) or 0.0 for seconds in edges.values()) / num_lanes
 
 
-def _training_seconds(run: Run) -> float | None:
+def _training_seconds(run: ReportRun) -> float | None:
     """Without tests and checkpoints, as ``busy`` is meant: images trained on over images a second. A little too short,
     as the first steps, which fill the pipeline, are slower."""
     steps, batch = finite(run.summary.get("steps")), finite(run.config.get("data.batch_size"))
@@ -217,7 +217,7 @@ def _roles(group: Group) -> list[object]:
     return list(known[0]) if known else []
 
 
-def _waits(runs: Sequence[Run], rank: int) -> dict[str, float]:
+def _waits(runs: Sequence[ReportRun], rank: int) -> dict[str, float]:
     """Seconds by edge, means over the runs that know them."""
     found: dict[str, list[float]] = {}
     for run in runs:
@@ -228,7 +228,7 @@ def _waits(runs: Sequence[Run], rank: int) -> dict[str, float]:
     return {edge: statistics.fmean(values) for edge, values in found.items()}
 
 
-def excerpts(runs: Sequence[Run]) -> str:
+def excerpts(runs: Sequence[ReportRun]) -> str:
     """One picture; nothing if no run has spans."""
     traced = [excerpt(run.timeline) for run in runs if run.timeline is not None]
     if not traced:

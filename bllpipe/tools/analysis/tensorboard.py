@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bllpipe.errors import ConfigError
-from bllpipe.tools.analysis.report_data import Run, finite, read_runs
+from bllpipe.tools.analysis.report_data import ReportRun, finite, read_runs
 
 OURS = ".bllpipe"  # the end of our files' names
 PHASES = {"train": "train", "evaluate": "test"}
@@ -79,7 +79,7 @@ def _of_line(line: Mapping[str, Any]) -> Iterator[Scalar]:
             yield Scalar(place, tag, line["step"], known)
 
 
-def _write(run: Run, curves: Iterable[Scalar], folder: Path) -> None:
+def _write(run: ReportRun, curves: Iterable[Scalar], folder: Path) -> None:
     by_place: dict[str, list[Scalar]] = {}
     for scalar in curves:
         by_place.setdefault(scalar.place, []).append(scalar)

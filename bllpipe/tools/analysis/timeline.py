@@ -23,7 +23,7 @@ Event = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Span:
+class TimelineSpan:
     """From ``start`` to ``end``, in nanoseconds of rank 0's clock, an actor of ``rank`` did ``kind``."""
 
     rank: int
@@ -45,8 +45,8 @@ class RankSpans:
     rank: int
     role: str
     uncertainty: int
-    spans: tuple[Span, ...]
-    others: tuple[Span, ...] = ()
+    spans: tuple[TimelineSpan, ...]
+    others: tuple[TimelineSpan, ...] = ()
 
     @property
     def actors(self) -> list[str]:
@@ -120,7 +120,7 @@ class Timeline:
         return Timeline(self.name, tuple(rank for rank in kept if rank.spans))
 
 
-def _part(rank: RankSpans, wanted: Callable[[Span], bool]) -> RankSpans:
+def _part(rank: RankSpans, wanted: Callable[[TimelineSpan], bool]) -> RankSpans:
     """Those spans of a rank that are wanted; the rest becomes ``others``."""
     spans = {choice: tuple(span for span in rank.spans if wanted(span) is choice) for choice in (True, False)}
     return replace(rank, spans=spans[True], others=(*rank.others, *spans[False]))
@@ -175,7 +175,7 @@ def _record(line: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _span(record: dict[str, Any], header: dict[str, Any]) -> Span | None:
+def _span(record: dict[str, Any], header: dict[str, Any]) -> TimelineSpan | None:
     """None for garbage."""
     offset = header.get("clock_offset_ns", 0)
     try:
@@ -186,7 +186,7 @@ def _span(record: dict[str, Any], header: dict[str, Any]) -> Span | None:
     if end < start:
         return None
     edge = str(record.get("edge", ""))
-    return Span(header["rank"], actor, kind, phase, step, batch, edge, start + offset, end + offset)
+    return TimelineSpan(header["rank"], actor, kind, phase, step, batch, edge, start + offset, end + offset)
 
 
 def _covered(intervals: Iterable[tuple[int, int]]) -> int:
@@ -248,7 +248,7 @@ def _names(rank: RankSpans, pid: int, name: str) -> Iterator[Event]:
         yield {"ph": "M", "name": "thread_name", "pid": pid, "tid": index, "args": {"name": actor}}
 
 
-def _slice(span: Span, place: Event, origin: int) -> Event:
+def _slice(span: TimelineSpan, place: Event, origin: int) -> Event:
     args = {"step": span.step, "batch": span.batch, "phase": span.phase, **({"edge": span.edge} if span.edge else {})}
     times = {"ts": (span.start - origin) / 1e3, "dur": (span.end - span.start) / 1e3}
     return {"ph": "X", "name": f"{span.kind} {span.step}", "cat": span.kind, **place, **times, "args": args}
@@ -264,9 +264,9 @@ def _arrows(timeline: Timeline, first_pid: int) -> Iterator[Event]:
             yield {**kind, **arrow, **place, "ts": (max(time, span.start) - timeline.start) / 1e3}
 
 
-def messages(timeline: Timeline) -> list[tuple[Span, Span]]:
+def messages(timeline: Timeline) -> list[tuple[TimelineSpan, TimelineSpan]]:
     """The send and the receive of every activation of which both are there."""
-    ends: dict[tuple[Any, ...], dict[str, Span]] = {}
+    ends: dict[tuple[Any, ...], dict[str, TimelineSpan]] = {}
     for span in (span for rank in timeline.ranks for span in rank.spans):
         if span.edge.startswith("alpha ") and span.kind in ("send", "receive"):
             ends.setdefault((span.edge, span.phase, span.step, span.batch), {})[span.kind] = span

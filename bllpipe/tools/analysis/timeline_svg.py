@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from bllpipe.tools.analysis.html_page import element, escape, path, text
 from bllpipe.tools.analysis.svg_charts import Axis, snug_axis
-from bllpipe.tools.analysis.timeline import WAITING, RankSpans, Span, Timeline, busy, summary
+from bllpipe.tools.analysis.timeline import WAITING, RankSpans, Timeline, TimelineSpan, busy, summary
 
 WIDTH, LEFT, RIGHT = 1200.0, 104.0, 88.0
 ROW, LANE, GAP = 34.0, 13.0, 7.0  # height of a row, of one of several actors in it, and between rows, px
@@ -194,14 +194,14 @@ def _row(rank: RankSpans, timeline: Timeline, scale: Scale, y: float, height: fl
     return "".join(parts)
 
 
-def _visible(rank: RankSpans, timeline: Timeline) -> list[Span]:
+def _visible(rank: RankSpans, timeline: Timeline) -> list[TimelineSpan]:
     """The spans of other steps while the picture lasts."""
     low, high = timeline.start, timeline.end
     clipped = [replace(span, start=max(low, span.start), end=min(high, span.end)) for span in rank.others]
     return [span for span in clipped if span.end > span.start]
 
 
-def _span(span: Span, origin: int, scale: Scale, y: float, height: float) -> str:
+def _span(span: TimelineSpan, origin: int, scale: Scale, y: float, height: float) -> str:
     start, end = scale.place(span.start - origin), scale.place(span.end - origin)
     when = f"{(span.end - span.start) / 1e6:.3f} ms from {(span.start - origin) / 1e6:.3f} ms on"
     where = f" {span.edge}" if span.edge else ""
@@ -209,7 +209,7 @@ def _span(span: Span, origin: int, scale: Scale, y: float, height: float) -> str
     return _box(span.kind, start, max(0.3, end - start), y, height, note)
 
 
-def _label(span: Span, origin: int, scale: Scale, y: float, height: float) -> str:
+def _label(span: TimelineSpan, origin: int, scale: Scale, y: float, height: float) -> str:
     """Letter and step, the step alone, both upright, or nothing: as much as there is room for."""
     if span.kind in WAITING:
         return ""

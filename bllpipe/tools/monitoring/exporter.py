@@ -35,9 +35,9 @@ from bllpipe.config.schema import MetricsConfig
 from bllpipe.engines.job import Job
 from bllpipe.errors import BllpipeError
 from bllpipe.messages import Store
-from bllpipe.tools.monitoring.metrics import FAMILIES, Family, Source, file_time
+from bllpipe.tools.monitoring.metrics import FAMILIES, MetricDef, Source, file_time
 from bllpipe.training.run_directory import RunDirectory
-from bllpipe.training.worker import RankPart
+from bllpipe.training.worker import Worker
 from bllpipe.version import __version__
 
 EVERY_SECONDS = 2.0
@@ -155,7 +155,7 @@ class RankCollector:
             if metric.samples:
                 yield metric
 
-    def _metric(self, family: Family) -> Metric:
+    def _metric(self, family: MetricDef) -> Metric:
         metric = KINDS[family.kind](family.name, family.doc, labels=[*self._labels, *family.labels])
         for values, value in family.samples(self._source):
             metric.add_metric([*self._labels.values(), *values], value)
@@ -210,7 +210,7 @@ def _only(paths: set[str], app: Callable[..., Iterable[bytes]]) -> Any:
     return routed
 
 
-def monitored(job: Job, part: RankPart) -> RankPart:
+def monitored(job: Job, part: Worker) -> Worker:
     """The part, which tells its figures from now on if the config asks for it."""
     settings, layout = job.config.metrics, job.topology
     if settings.port is None and settings.textfile is None:
@@ -222,7 +222,7 @@ def monitored(job: Job, part: RankPart) -> RankPart:
     return part
 
 
-def source_of(job: Job, part: RankPart) -> Source:
+def source_of(job: Job, part: Worker) -> Source:
     """The rank, and what is known of its run."""
     config = job.config
     return Source(

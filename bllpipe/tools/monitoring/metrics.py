@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from bllpipe.training.metrics_logger import Means
+from bllpipe.training.metrics_logger import MetricMeans
 from bllpipe.training.timing import Metered
-from bllpipe.training.worker import Actor, RankPart
+from bllpipe.training.worker import Actor, Worker
 from bllpipe.utils.process import gpu_bytes, peak_gpu_bytes, resident_bytes
 
 ACTOR, EDGE, BOOK = ("actor",), ("actor", "edge"), ("actor", "phase")
@@ -30,7 +30,7 @@ Sample = tuple[tuple[str, ...], float]
 
 
 @dataclass(frozen=True)
-class Family:
+class MetricDef:
     """One figure, and the labels by which it comes several times."""
 
     name: str
@@ -78,38 +78,42 @@ def steps_of_run(source: Source, actor: Actor) -> float:
 
 
 PROGRESS = (
-    Family("bllpipe_step", "gauge", "Training steps of the run that are done.", of_actors(steps_of_run), ACTOR),
-    Family("bllpipe_planned_steps", "gauge", "Training steps at which the run ends.", of_rank(lambda s: s.last_step)),
-    Family(
+    MetricDef("bllpipe_step", "gauge", "Training steps of the run that are done.", of_actors(steps_of_run), ACTOR),
+    MetricDef(
+        "bllpipe_planned_steps", "gauge", "Training steps at which the run ends.", of_rank(lambda s: s.last_step)
+    ),
+    MetricDef(
         "bllpipe_epoch",
         "gauge",
         "Epoch of the round under way, from 0.",
         of_actors(lambda s, actor: actor.entry.epoch if actor.entry else None),
         ACTOR,
     ),
-    Family(
+    MetricDef(
         "bllpipe_steps_total",
         "counter",
         "Training steps that this process has done.",
         of_actors(lambda s, actor: steps_of_run(s, actor) - s.start),
         ACTOR,
     ),
-    Family(
+    MetricDef(
         "bllpipe_images_total",
         "counter",
         "Images that this process has trained on.",
         of_actors(lambda s, actor: actor.stopwatch.training.images),
         ACTOR,
     ),
-    Family(
+    MetricDef(
         "bllpipe_last_progress_timestamp_seconds",
         "gauge",
         "When the actor began the step, test batch or checkpoint that it is at.",
         of_actors(last_progress),
         ACTOR,
     ),
-    Family("bllpipe_start_timestamp_seconds", "gauge", "When this process began to train.", of_rank(lambda s: s.began)),
-    Family(
+    MetricDef(
+        "bllpipe_start_timestamp_seconds", "gauge", "When this process began to train.", of_rank(lambda s: s.began)
+    ),
+    MetricDef(
         "bllpipe_restarts_total",
         "counter",
         "How often the launcher has restarted the ranks.",
@@ -156,36 +160,36 @@ def waiting_now(actor: Actor, port: Metered) -> float:
 
 
 TIME = (
-    Family(
+    MetricDef(
         "bllpipe_phase_seconds_total",
         "counter",
         "Seconds in the rounds of the training (train) and of tests (evaluate), waiting for messages included.",
         phase_seconds,
         BOOK,
     ),
-    Family(
+    MetricDef(
         "bllpipe_waiting_seconds_total",
         "counter",
         "Seconds of the training in which the actor waited at the edge; the rest of its rounds it computed.",
         of_edges(lambda actor, port: actor.stopwatch.waiting.get(port.meter.edge, 0.0)),
         EDGE,
     ),
-    Family(
+    MetricDef(
         "bllpipe_current_wait_seconds",
         "gauge",
         "For how long the actor has been waiting at the edge now; 0 if it is not.",
         of_edges(waiting_now),
         EDGE,
     ),
-    Family(
+    MetricDef(
         "bllpipe_queued_messages",
         "gauge",
         "Messages at this end of the edge: come and not taken yet, or sent and not gone yet. Unknown over NCCL.",
         of_edges(queued),
         EDGE,
     ),
-    Family("bllpipe_sent_bytes_total", "counter", "Bytes sent over the edge in training.", of_edges(sent), EDGE),
-    Family(
+    MetricDef("bllpipe_sent_bytes_total", "counter", "Bytes sent over the edge in training.", of_edges(sent), EDGE),
+    MetricDef(
         "bllpipe_cpu_seconds_total",
         "counter",
         "Processor time of this process, all threads together.",
@@ -194,7 +198,7 @@ TIME = (
 )
 
 
-def of_books(read: Callable[[Means], Mapping[str, float]]) -> Reading:
+def of_books(read: Callable[[MetricMeans], Mapping[str, float]]) -> Reading:
     """Values of the last line and of the last test of every actor that has losses, with the labels actor, phase and
     what the mapping is by."""
 
@@ -208,7 +212,7 @@ def of_books(read: Callable[[Means], Mapping[str, float]]) -> Reading:
     return reading
 
 
-def of_lines(read: Callable[[Means], float | None]) -> Reading:
+def of_lines(read: Callable[[MetricMeans], float | None]) -> Reading:
     """A value of the last line of every actor that has losses, with the label actor."""
     return of_actors(lambda source, actor: read(actor.recorder.trained) if actor.recorder.trained else None)
 
@@ -219,35 +223,35 @@ def unnamed(reading: Reading) -> Reading:
 
 
 LEARNING = (
-    Family(
+    MetricDef(
         "bllpipe_loss",
         "gauge",
         "Terms of the block's loss; their sum is minimised. Mean since the line before, or over the last test.",
         of_books(lambda means: means.terms),
         (*BOOK, "term"),
     ),
-    Family(
+    MetricDef(
         "bllpipe_accuracy_ratio",
         "gauge",
         "Share of the images that the block's own head gets right, over the same images.",
         unnamed(of_books(lambda means: {"accuracy": means.accuracy})),
         BOOK,
     ),
-    Family(
+    MetricDef(
         "bllpipe_alignment_ratio",
         "gauge",
         "Cosine between alpha and beta, from -1 to 1; of the last batch before a line, or over the last test.",
         unnamed(of_books(lambda means: {name: value for name, value in means.figures.items() if name == "alignment"})),
         BOOK,
     ),
-    Family(
+    MetricDef(
         "bllpipe_gradient_norm",
         "gauge",
         "Norm of the block's gradients in the last step before a line, before clipping.",
         of_lines(lambda means: means.figures.get("gradient_norm")),
         ACTOR,
     ),
-    Family(
+    MetricDef(
         "bllpipe_learning_rate",
         "gauge",
         "Learning rate of the last step before a line.",
@@ -256,43 +260,43 @@ LEARNING = (
     ),
 )
 CHECKPOINTS = (
-    Family(
+    MetricDef(
         "bllpipe_checkpoint_step",
         "gauge",
         "Step of the last checkpoint: the one of which this rank has written its share, or from which it goes on.",
         of_rank(lambda s: max(s.start, s.part.saves.step)),
     ),
-    Family(
+    MetricDef(
         "bllpipe_checkpoint_interval_steps",
         "gauge",
         "Steps between checkpoints; 0: only at the end; missing: never.",
         of_rank(lambda s: s.save_every),
     ),
-    Family(
+    MetricDef(
         "bllpipe_checkpoint_timestamp_seconds",
         "gauge",
         "When that checkpoint was written; missing before the first one.",
         of_rank(lambda s: s.part.saves.written_at or s.resumed_from),
     ),
-    Family(
+    MetricDef(
         "bllpipe_checkpoint_duration_seconds",
         "gauge",
         "How long this rank took to write its share of the last checkpoint.",
         of_rank(lambda s: s.part.saves.last_seconds if s.part.saves.number else None),
     ),
-    Family(
+    MetricDef(
         "bllpipe_checkpoint_seconds_total",
         "counter",
         "Seconds in which this rank wrote checkpoints.",
         of_rank(lambda s: s.part.saves.seconds),
     ),
-    Family(
+    MetricDef(
         "bllpipe_checkpoints_total",
         "counter",
         "Checkpoints of which this process has written its share.",
         of_rank(lambda s: s.part.saves.number),
     ),
-    Family(
+    MetricDef(
         "bllpipe_checkpoint_failures_total",
         "counter",
         "Checkpoints of which this process could not write its share.",
@@ -307,26 +311,26 @@ def constant(labels: Callable[[Source], Mapping[str, str]]) -> Reading:
 
 
 MACHINE = (
-    Family(
+    MetricDef(
         "bllpipe_resident_memory_bytes",
         "gauge",
         "Resident memory of this process.",
         of_rank(lambda s: resident_bytes()),
     ),
-    Family(
+    MetricDef(
         "bllpipe_gpu_memory_bytes",
         "gauge",
         "GPU memory of the process's tensors; 0 without a GPU.",
         of_rank(lambda s: gpu_bytes()),
     ),
-    Family(
+    MetricDef(
         "bllpipe_gpu_memory_peak_bytes",
         "gauge",
         "The most that it ever was.",
         of_rank(lambda s: peak_gpu_bytes()),
     ),
-    Family("bllpipe_run_info", "gauge", "1; what is trained, and how.", constant(lambda s: s.settings), SETTINGS),
-    Family("bllpipe_build_info", "gauge", "1; versions.", constant(lambda s: s.versions), VERSIONS),
+    MetricDef("bllpipe_run_info", "gauge", "1; what is trained, and how.", constant(lambda s: s.settings), SETTINGS),
+    MetricDef("bllpipe_build_info", "gauge", "1; versions.", constant(lambda s: s.versions), VERSIONS),
 )
 SECTIONS = {
     "Progress": PROGRESS,
@@ -347,7 +351,7 @@ class Source:
     from was written at ``resumed_from``. ``settings`` and ``versions`` are labels: names and numbers, no paths.
     """
 
-    part: RankPart
+    part: Worker
     run_name: str
     attempt: str
     restarts: int

@@ -15,7 +15,7 @@ from typing import Any
 from bllpipe.config import Config
 from bllpipe.config.loader import load_stored_config
 from bllpipe.data.catalog import PUBLISHED
-from bllpipe.training.run_schedule import Plan
+from bllpipe.training.run_schedule import RunSchedule
 
 RUNS = Path("runs")
 WITHIN_SECONDS = 900.0  # longer than backend.timeout_seconds, after which a run that hangs ends itself
@@ -146,9 +146,9 @@ def _record(text: bytes) -> dict[str, Any]:
 def _last_step(config: Config) -> int | None:
     """The last step of the run, where the number of images is known without reading them."""
     if config.data.name in PUBLISHED:
-        return Plan.of(config, PUBLISHED[config.data.name].num_train, 1).last_step
+        return RunSchedule.of(config, PUBLISHED[config.data.name].num_train, 1).last_step
     if config.data.name == "synthetic":
-        return Plan.of(config, config.data.synthetic_images, 1).last_step
+        return RunSchedule.of(config, config.data.synthetic_images, 1).last_step
     return min(config.steps, config.stop_at or config.steps) if config.steps else None
 
 

@@ -31,7 +31,7 @@ from bllpipe.engines.ddp import gradient_bytes, ring_bytes
 from bllpipe.engines.job import Job, input_shape, shape_of
 from bllpipe.engines.pipeline_stages import microbatch_size, wire_format
 from bllpipe.engines.ports import layout_of
-from bllpipe.engines.synchronous import Share
+from bllpipe.engines.synchronous import StageTrainer
 from bllpipe.errors import BllpipeError, ConfigError
 from bllpipe.learn.balance import resolved
 from bllpipe.learn.block import Block, make_block
@@ -44,14 +44,14 @@ from bllpipe.tools.planning.estimates import EdgeFigures, Figures, Memory, RankF
 from bllpipe.tools.planning.profiler import kept_storages, storages
 from bllpipe.topology import Topology
 from bllpipe.training.run_directory import RunDirectory
-from bllpipe.training.run_schedule import Plan
+from bllpipe.training.run_schedule import RunSchedule
 
 SHAPES_ONLY = torch.device("meta")
 Forward = Callable[[], Iterable[Tensor]]  # returns what lives as long as the backward pass does
 COUNTED = 2  # images: normalisations refuse one with a single position
 
 
-class Uncountable(Exception):
+class NeedsRealTensors(Exception):
     """The network cannot be called without values; it may train all the same."""
 
 
@@ -96,7 +96,7 @@ _EDGES: dict[str, Callable[[Job], Iterable[EdgeFigures]]] = {"block": wire_figur
 def _job_without_ranks(config: Config, spec: DataSpec) -> Job:
     """What ranks would agree on, with a store that nobody else sees and a directory that is never written."""
     store: Store = dist.HashStore()  # type: ignore[assignment]  # satisfies the protocol
-    plan = Plan.of(config, spec.num_train, spec.num_test)
+    plan = RunSchedule.of(config, spec.num_train, spec.num_test)
     return Job(config, topology(config), store, RunDirectory(Path()), "", spec, plan, None)
 
 
@@ -121,7 +121,7 @@ def _explained(config: Config) -> Iterator[None]:
     except Exception as error:  # whatever a user's module may raise
         cause = error.__cause__ if isinstance(error, BllpipeError) else error
         if _wants_values(cause):
-            raise Uncountable(str(cause)) from error
+            raise NeedsRealTensors(str(cause)) from error
         if isinstance(error, BllpipeError):
             raise
         raise ConfigError(
@@ -276,11 +276,11 @@ def replica_figures(job: Job) -> Iterator[RankFigures]:
         yield RankFigures(rank, job.topology.role(rank), num_parameters(weights.values()), memory)
 
 
-def _share(job: Job, segments: list[Segment]) -> Share:
-    return Share(segments, job.config, job.plan.total_steps, add_up=lambda square: square)
+def _share(job: Job, segments: list[Segment]) -> StageTrainer:
+    return StageTrainer(segments, job.config, job.plan.total_steps, add_up=lambda square: square)
 
 
-def _kept(job: Job, share: Share, segment: Segment, number: int, size: int) -> int:
+def _kept(job: Job, share: StageTrainer, segment: Segment, number: int, size: int) -> int:
     """Bytes that stage ``number`` keeps of ``size`` images."""
     share.mode(train=True)
 

@@ -64,7 +64,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Setting:
+class PredictionInputs:
     """What a prediction starts from: units in order, images in a global batch, the link between devices, what every
     operation of a schedule costs an engine beside its computing, in seconds, and the units for parts of a batch by
     their images, as far as they were measured. ``contention`` is how many times longer all of it took because the
@@ -117,7 +117,7 @@ class Setting:
         return [before + behind for before, behind in zip([0.0, *messages], [*messages, 0.0], strict=True)]
 
 
-def predict_local(setting: Setting, num_blocks: int, memory_limit: float = inf) -> Prediction | None:
+def predict_local(setting: PredictionInputs, num_blocks: int, memory_limit: float = inf) -> Prediction | None:
     """Block-local learning in steady state; None when there is no such cut.
 
     It fills once a run: ``run_seconds`` has the fill.
@@ -128,7 +128,7 @@ def predict_local(setting: Setting, num_blocks: int, memory_limit: float = inf) 
     return setting.prediction("bll", cut, *_steady(lambda steps: _play_local(setting, cut, steps)), microbatches=None)
 
 
-def run_seconds(setting: Setting, cut: Sequence[int], steps: int) -> float:
+def run_seconds(setting: PredictionInputs, cut: Sequence[int], steps: int) -> float:
     """A run of block-local learning from its first batch to the last update, the fill included."""
     few = min(steps, STEPS)
     each, _ = _steady(lambda number: _play_local(setting, cut, number))
@@ -162,7 +162,7 @@ SCHEDULES: dict[str, StepOrder] = {"gpipe": gpipe, "1f1b": one_f_one_b, "zb-h1":
 
 
 def predict_pipeline(
-    setting: Setting, engine: str, num_blocks: int, microbatches: int, memory_limit: float = inf
+    setting: PredictionInputs, engine: str, num_blocks: int, microbatches: int, memory_limit: float = inf
 ) -> Prediction | None:
     """A synchronous pipeline with the schedule ``engine``, by playing it; None when there is no such cut."""
     units = setting.units_in(microbatches)
@@ -175,13 +175,13 @@ def predict_pipeline(
     ]
     messages = setting.messages(cut, microbatches) if setting.link.overlaps else []
 
-    def play(steps: int) -> Timeline:
+    def play(steps: int) -> SimulatedTimeline:
         return simulate(seconds, orders_of(SCHEDULES[engine], num_blocks, microbatches, steps), messages)
 
     return setting.prediction(engine, cut, *_steady(play), microbatches)
 
 
-def predict_data_parallel(setting: Setting, num_devices: int) -> Prediction:
+def predict_data_parallel(setting: PredictionInputs, num_devices: int) -> Prediction:
     """Every device has the whole network and its share of the batch; a ring sums the gradients during backward."""
     units = setting.units_in(num_devices)
     whole = stage_seconds(units, 0, len(units))
@@ -195,7 +195,7 @@ def predict_data_parallel(setting: Setting, num_devices: int) -> Prediction:
 
 
 def predict_all(
-    setting: Setting, num_blocks: int, microbatches: Sequence[int], memory_limit: float = inf
+    setting: PredictionInputs, num_blocks: int, microbatches: Sequence[int], memory_limit: float = inf
 ) -> list[Prediction]:
     """All engines on ``num_blocks`` devices. Missing are those that the memory limit leaves no cut, and parts of
     a batch without an image. Data parallelism cuts nothing, and is not held to the limit."""
@@ -210,7 +210,7 @@ def predict_all(
     return [prediction for prediction in found if prediction is not None]
 
 
-def _play_local(setting: Setting, cut: Sequence[int], steps: int) -> Timeline:
+def _play_local(setting: PredictionInputs, cut: Sequence[int], steps: int) -> SimulatedTimeline:
     """A local step is a block's work without its forward."""
     blocks = setting.blocks(cut)
     forward = [sum(unit.forward for unit in setting.units[first:end]) for first, end in blocks]
@@ -236,7 +236,7 @@ def _of_a_microbatch(
     }
 
 
-def _steady(play: Callable[[int], Timeline]) -> tuple[float, list[float]]:
+def _steady(play: Callable[[int], SimulatedTimeline]) -> tuple[float, list[float]]:
     """Seconds that one more step takes, and the share of them that each rank computes."""
     before, after = play(STEPS), play(STEPS + 1)
     step = after.makespan - before.makespan
@@ -259,7 +259,7 @@ Order = Sequence[Op]
 
 
 @dataclass(frozen=True)
-class Timeline:
+class SimulatedTimeline:
     """When the last rank is done, when each is, and the share of the makespan that each computes."""
 
     makespan: float
@@ -269,7 +269,7 @@ class Timeline:
 
 def simulate(
     seconds: Sequence[Mapping[str, float]], orders: Sequence[Order], messages: Sequence[float] = ()
-) -> Timeline:
+) -> SimulatedTimeline:
     """The timeline of a schedule.
 
     Args:
@@ -287,7 +287,9 @@ def simulate(
         raise ValueError(f"the schedule cannot go on: {'; '.join(stuck)}")
     makespan = max(play.clock, default=0.0)
     worked = [sum(seconds[op.stage][op.kind] for op in order) for order in orders]
-    return Timeline(makespan, tuple(play.clock), tuple(work / makespan if makespan else 0.0 for work in worked))
+    return SimulatedTimeline(
+        makespan, tuple(play.clock), tuple(work / makespan if makespan else 0.0 for work in worked)
+    )
 
 
 class _Play:

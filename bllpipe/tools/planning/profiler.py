@@ -45,17 +45,17 @@ WARM_UP = 2
 TIMEOUT = 300.0  # seconds until all of them compute
 
 
-class Say(Protocol):
+class ProgressFn(Protocol):
     """Hears what is measured, and how many parts of how many are done, if that is known yet."""
 
     def __call__(self, what: str, done: int = 0, total: int | None = None) -> None: ...
 
 
-def unheard(what: str, done: int = 0, total: int | None = None) -> None:
+def no_progress(what: str, done: int = 0, total: int | None = None) -> None:
     """Nobody wants to know."""
 
 
-class Probe:
+class UnitBenchmark:
     """One unit with its head, and batches of random numbers to time it with. Its weights do not move: the learning rate
     is 0."""
 
@@ -145,7 +145,7 @@ class Clock:
 
 
 def measure(
-    config: Config, spec: DataSpec, repetitions: int, say: Say, beside: int = 0, parts: Sequence[int] = ()
+    config: Config, spec: DataSpec, repetitions: int, say: ProgressFn, beside: int = 0, parts: Sequence[int] = ()
 ) -> Profile:
     """The profile of ``config``'s network for batches of its size, and for parts of so many images, here and now;
     ``beside`` so many others that compute too. ``say`` hears how far it is.
@@ -207,20 +207,20 @@ def random_target(batch: int, channels: int, num_classes: int, seed: int, device
 
 
 def build_probes(
-    config: Config, spec: DataSpec, device: torch.device, batch: int, say: Say = unheard
-) -> Iterator[tuple[str, Probe]]:
+    config: Config, spec: DataSpec, device: torch.device, batch: int, say: ProgressFn = no_progress
+) -> Iterator[tuple[str, UnitBenchmark]]:
     """A probe for every unit, each given what the one before makes of a batch of random images."""
     units = network_units(config.model, spec.image_shape[0], spec.num_classes, config.seed)
     x = torch.randn(batch, *spec.image_shape, generator=stream(config.seed, "plan images")).to(device)
     for unit in units:
         say(f"building {unit.name} for {batch} images")
         segment = place(Segment([unit], config.seed), config, device)
-        probe = Probe(segment, x, config, spec.num_classes, unit is units[-1], last_width(config, units))
+        probe = UnitBenchmark(segment, x, config, spec.num_classes, unit is units[-1], last_width(config, units))
         yield unit.name, probe
         x = probe.alpha
 
 
-def _unit_profile(name: str, probe: Probe, samples: list[dict[str, float]], config: Config) -> UnitProfile:
+def _unit_profile(name: str, probe: UnitBenchmark, samples: list[dict[str, float]], config: Config) -> UnitProfile:
     timings = {part: Timing.of([sample[part] for sample in samples]) for part in samples[0]}
     return UnitProfile(
         name,
@@ -294,7 +294,7 @@ def _bytes(tensor: Tensor) -> int:
 
 
 @contextmanager
-def neighbours(config: Config, spec: DataSpec, number: int) -> Iterator[None]:
+def background_load(config: Config, spec: DataSpec, number: int) -> Iterator[None]:
     """``number`` processes that train the units of ``config``'s network, one after another, again and again."""
     context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads, half of them
     started = context.Barrier(number + 1)

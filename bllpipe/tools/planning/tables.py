@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bllpipe.models.partition import local_seconds, memory_bytes
-from bllpipe.tools.planning.predict import Prediction, Setting, run_seconds
+from bllpipe.tools.planning.predict import Prediction, PredictionInputs, run_seconds
 from bllpipe.tools.planning.profile import Profile, Timing
 from bllpipe.utils.console import table
 
@@ -51,7 +51,7 @@ def _warning(profile: Profile) -> str:
     )
 
 
-def cut_table(profile: Profile, setting: Setting, best: Prediction, steps: int) -> str:
+def cut_table(profile: Profile, setting: PredictionInputs, best: Prediction, steps: int) -> str:
     """The best cut for local learning, block by block, and a run of ``steps`` steps with it."""
     blocks = setting.blocks(best.cut)
     rows = [
@@ -74,7 +74,7 @@ def cut_table(profile: Profile, setting: Setting, best: Prediction, steps: int) 
     )
 
 
-def rate_text(setting: Setting) -> str:
+def rate_text(setting: PredictionInputs) -> str:
     return f"{setting.link.bytes_per_second / 1e9:g} GB/s"
 
 

@@ -17,7 +17,7 @@ from bllpipe.config import load_config
 from bllpipe.data.catalog import PUBLISHED, DataSpec
 from bllpipe.engines import topology
 from bllpipe.errors import ConfigError, DataError
-from bllpipe.tools.planning.dry_run import Uncountable, count, held_microbatches
+from bllpipe.tools.planning.dry_run import NeedsRealTensors, count, held_microbatches
 from bllpipe.tools.planning.estimates import Figures, Memory
 
 SMALL = ("model.name=tests.unit.check.networks:small", "blocks=2", "data.batch_size=16")
@@ -147,7 +147,7 @@ def test_autocast_changes_no_figure() -> None:
 
 
 def test_a_network_that_looks_at_values_is_not_counted() -> None:
-    with pytest.raises(Uncountable, match="meta"):
+    with pytest.raises(NeedsRealTensors, match="meta"):
         figures_of("model.name=tests.unit.check.networks:choosy", "blocks=2")
 
 

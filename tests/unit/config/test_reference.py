@@ -83,4 +83,4 @@ def test_every_exit_code_is_explained() -> None:
     told = {int(code) for code in re.findall(r"^ +([\d, ]+)  ", EXIT_CODES, re.MULTILINE) for code in code.split(",")}
     assert explained == {0, *(kind.exit_code for kind in kinds), 129, 130, 143} == told
     started_again = re.findall(r"^\| (\d+) \|.*\| yes \|$", PAGE.read_text(), re.MULTILINE)
-    assert {int(code) for code in started_again} == {kind.exit_code for kind in kinds} - errors.POINTLESS
+    assert {int(code) for code in started_again} == {kind.exit_code for kind in kinds} - errors.NOT_RETRYABLE

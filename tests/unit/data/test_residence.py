@@ -11,7 +11,7 @@ from torch import Tensor
 from bllpipe.config.schema import AugmentConfig, DataConfig, GpuConfig
 from bllpipe.data.base import ImageSet, MemoryImages, Split, sent
 from bllpipe.data.catalog import DataSpec
-from bllpipe.data.loader import DrawnAhead, ImageSource, settle, stays_on_device
+from bllpipe.data.loader import DrawnAhead, ImageSource, placed, stays_on_device
 from bllpipe.errors import ConfigError, DataError
 from bllpipe.messages import Round
 from tests.unit.data.test_source import FULL, PIXELS, PLAN, arrays
@@ -58,7 +58,7 @@ def test_a_folder_cannot_stay_there() -> None:
 
 def test_images_of_a_cpu_stay_where_they_are() -> None:
     images = memory()
-    assert settle(images, GpuConfig(images="device"), CPU) is images
+    assert placed(images, GpuConfig(images="device"), CPU) is images
 
 
 def test_moved_images_are_the_same_ones() -> None:

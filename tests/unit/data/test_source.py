@@ -13,14 +13,14 @@ from bllpipe.config.schema import AugmentConfig, Config, DataConfig
 from bllpipe.data.base import Arrays, LabelSet, MemoryImages, Split
 from bllpipe.data.loader import ImageSource, augment, batch_index, epoch_order, label_batches
 from bllpipe.messages import Alpha, Round, messages
-from bllpipe.training.run_schedule import Plan
+from bllpipe.training.run_schedule import RunSchedule
 from bllpipe.utils.tensors import stream
 
 NUM_TRAIN, NUM_TEST, BATCH = 23, 10, 4
 PIXELS = DataConfig(name="npz", batch_size=BATCH, mean=[0.0], std=[1 / 255])  # normalised images are the pixels
 PLAIN = AugmentConfig(crop_padding=0, flip=False, rotation=0.0)
 FULL = AugmentConfig(crop_padding=2, flip=True, rotation=30.0)
-PLAN = Plan.of(Config(epochs=2, data=PIXELS), NUM_TRAIN, NUM_TEST)
+PLAN = RunSchedule.of(Config(epochs=2, data=PIXELS), NUM_TRAIN, NUM_TEST)
 
 
 class EagerImages(MemoryImages):

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from bllpipe import errors
-from bllpipe.engines.launcher import code_after_signal, culprit, verdict
-from bllpipe.errors import POINTLESS, BllpipeError
+from bllpipe.engines.launcher import code_after_signal, describe_failure, exit_code_of
+from bllpipe.errors import NOT_RETRYABLE, BllpipeError
 from bllpipe.launch import EXIT_CODES
 from bllpipe.topology import Topology
 
@@ -29,7 +29,7 @@ TERM, KILL = -signal.SIGTERM, -signal.SIGKILL
     ],
 )
 def test_one_code_for_all(failures: dict[int, int], code: int) -> None:
-    assert verdict(failures) == code
+    assert exit_code_of(failures) == code
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_one_code_for_all(failures: dict[int, int], code: int) -> None:
     ],
 )
 def test_who_is_to_blame(failures: dict[int, int], message: str) -> None:
-    assert culprit(failures, Topology(2)) == message
+    assert describe_failure(failures, Topology(2)) == message
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_after_a_signal(received: signal.Signals, failures: Any, status: str | N
 
 
 def test_what_comes_back_is_not_restarted() -> None:
-    assert {error.__name__ for error in BllpipeError.__subclasses__() if error.exit_code in POINTLESS} == {
+    assert {error.__name__ for error in BllpipeError.__subclasses__() if error.exit_code in NOT_RETRYABLE} == {
         "ConfigError",
         "DataError",
         "CheckpointError",

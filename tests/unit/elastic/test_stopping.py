@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from bllpipe.engines.launcher import Stopping
+from bllpipe.engines.launcher import SignalForwarder
 from tests.waiting import PATIENCE, default_action
 
 WILLING = "import time; print('on', flush=True); time.sleep(3600)"
@@ -33,7 +33,7 @@ def child(code: str) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_first_signal_is_passed_on(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
-    with default_action(number), child(WILLING) as rank, Stopping(patience=PATIENCE) as stopping:
+    with default_action(number), child(WILLING) as rank, SignalForwarder(patience=PATIENCE) as stopping:
         os.kill(os.getpid(), number)
         stopping.ranks = lambda: {rank.pid}  # which is started only after the signal has come
         assert rank.wait(PATIENCE) == -signal.SIGTERM
@@ -44,14 +44,14 @@ def test_the_first_signal_is_passed_on(number: signal.Signals, capsys: pytest.Ca
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_handlers_are_put_back(number: signal.Signals) -> None:
     with default_action(number):
-        with Stopping(patience=PATIENCE):
+        with SignalForwarder(patience=PATIENCE):
             assert signal.getsignal(number) != signal.SIG_DFL
         assert signal.getsignal(number) == signal.SIG_DFL
 
 
 def test_without_a_signal_nothing_happens(capsys: pytest.CaptureFixture[str]) -> None:
     with child(WILLING) as rank:
-        with Stopping(patience=0) as stopping:
+        with SignalForwarder(patience=0) as stopping:
             stopping.ranks = lambda: {rank.pid}
             with pytest.raises(subprocess.TimeoutExpired):
                 rank.wait(0.3)
@@ -60,7 +60,7 @@ def test_without_a_signal_nothing_happens(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_who_does_not_stop_in_time_is_killed() -> None:
-    with child(STUBBORN) as rank, Stopping(patience=0.3) as stopping:
+    with child(STUBBORN) as rank, SignalForwarder(patience=0.3) as stopping:
         stopping.ranks = lambda: {rank.pid}
         os.kill(os.getpid(), signal.SIGTERM)
         assert rank.wait(PATIENCE) == -signal.SIGKILL
@@ -68,7 +68,7 @@ def test_who_does_not_stop_in_time_is_killed() -> None:
 
 @pytest.mark.parametrize(("second", "ends"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
 def test_a_second_interrupt_ends_all_at_once(second: signal.Signals, ends: bool) -> None:
-    with child(STUBBORN) as rank, Stopping(patience=PATIENCE) as stopping:
+    with child(STUBBORN) as rank, SignalForwarder(patience=PATIENCE) as stopping:
         stopping.ranks = lambda: {rank.pid}
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), second)
@@ -84,7 +84,7 @@ def test_a_hangup_that_is_ignored_stays_so() -> None:
     """``nohup python -m bllpipe.launch`` outlives its terminal."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with Stopping(patience=1) as stopping:
+        with SignalForwarder(patience=1) as stopping:
             os.kill(os.getpid(), signal.SIGHUP)
             assert stopping.signal is None
     finally:

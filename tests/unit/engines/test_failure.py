@@ -17,7 +17,15 @@ import torch.distributed as dist
 
 from bllpipe.distributed.torchrun import RankEnvironment
 from bllpipe.engines.failure import cause_of, enter, exit_code, explain, report_failure
-from bllpipe.errors import BllpipeError, CheckpointError, ConfigError, DataError, NonFiniteError, OutputError, WireError
+from bllpipe.errors import (
+    BllpipeError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    NonFiniteError,
+    OutputError,
+    WireError,
+)
 from bllpipe.messages import Round
 from bllpipe.training.worker import RoundError
 from tests.waiting import PATIENCE

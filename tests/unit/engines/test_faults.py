@@ -6,7 +6,7 @@ import pytest
 
 from bllpipe.distributed.torchrun import fault_text
 from bllpipe.errors import ConfigError
-from bllpipe.tools.fault_injection import Fault, act, parse_faults
+from bllpipe.tools.fault_injection import Fault, parse_faults, trigger
 
 
 def test_several_faults() -> None:
@@ -50,5 +50,5 @@ def test_faults_must_be_allowed() -> None:
 
 def test_a_fault_that_raises_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError, match="a fault on purpose: Fault\\(rank=2, point='update', action='raise'"):
-        act(Fault(2, "update", "raise"))
+        trigger(Fault(2, "update", "raise"))
     assert "fault on purpose: raise rank 2 at update" in capsys.readouterr().err

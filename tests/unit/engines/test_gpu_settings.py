@@ -13,7 +13,7 @@ from torch.nn import BatchNorm2d
 from bllpipe.config import load_config
 from bllpipe.distributed.local_links import LocalWires
 from bllpipe.distributed.torchrun import allow_deterministic_products
-from bllpipe.engines.build import Assembly, build_segment
+from bllpipe.engines.build import JobBuilder, build_segment
 from bllpipe.engines.devices import set_up
 from bllpipe.engines.in_process import wires_in_turn
 from bllpipe.learn import block
@@ -115,7 +115,7 @@ def test_batch_norms_beside_nccl_leave_cudnn_alone(
 ) -> None:
     monkeypatch.setattr(block, "lies_channels_last", lambda config, device: True)  # as on a GPU
     job = job_of(tmp_path, "blocks=2", "objective.head=conv", f"gpu.compile={compiled}")
-    assembly = Assembly(job, LocalWires(CPU, timeout=1), beside_nccl=beside_nccl)
+    assembly = JobBuilder(job, LocalWires(CPU, timeout=1), beside_nccl=beside_nccl)
     built = assembly._block(0, build_segment(job, 0, CPU))
     norms = [part for part in (*built.segment.modules(), *built.head.modules()) if isinstance(part, BatchNorm2d)]
     assert len(norms) > 2 and all(("forward" in vars(norm)) is expected for norm in norms)

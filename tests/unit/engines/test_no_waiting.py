@@ -76,7 +76,7 @@ class Methods(TorchFunctionMode):
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
-    found, carry_out = Asked(), Actor.carry_out
+    found, carry_out = Asked(), Actor.run_round
 
     def noted(actor: Actor, entry: Round) -> None:
         found.round = entry if entry.phase == "train" else None

@@ -13,8 +13,8 @@ from bllpipe import launch
 from bllpipe.config import Config, load_config
 from bllpipe.distributed.torchrun import RankEnvironment
 from bllpipe.engines import topology
-from bllpipe.engines.pipeline_stages import Hop, StageLoop, StageModule, TimedSchedule
-from bllpipe.engines.synchronous import Share, own_device
+from bllpipe.engines.pipeline_stages import StageLink, StageLoop, StageModule, TimedSchedule
+from bllpipe.engines.synchronous import StageTrainer, own_device
 from bllpipe.errors import ConfigError
 from bllpipe.learn.block import Outcome
 from bllpipe.messages import Alpha, Round, Target
@@ -107,8 +107,8 @@ def two_stages() -> list[Segment]:
     return segments([nn.Linear(5, 4), nn.BatchNorm1d(4)], [nn.ReLU(), nn.Linear(4, CLASSES)])
 
 
-def share_of(parts: list[Segment], settings: Config) -> Share:
-    return Share(parts, settings, total_steps=10, add_up=lambda square: square)
+def share_of(parts: list[Segment], settings: Config) -> StageTrainer:
+    return StageTrainer(parts, settings, total_steps=10, add_up=lambda square: square)
 
 
 def test_a_stage_without_parameters_is_refused() -> None:
@@ -132,7 +132,7 @@ def test_names_are_those_of_the_whole_network_and_state_comes_back() -> None:
 
 def test_the_norm_that_is_clipped_is_that_of_all_ranks() -> None:
     alone = share_of(two_stages(), config("engine=single", "optimizer.clip_norm=0.5"))
-    more = Share(alone.segments, alone.config, total_steps=10, add_up=lambda square: square + 16.0)
+    more = StageTrainer(alone.segments, alone.config, total_steps=10, add_up=lambda square: square + 16.0)
     for share, norm in ((alone, 3.0), (more, 5.0)):
         for parameter in share.learner.parameters.values():
             parameter.grad = torch.zeros_like(parameter)
@@ -144,7 +144,7 @@ def test_the_norm_that_is_clipped_is_that_of_all_ranks() -> None:
 class Here:
     """Both stages in one process, a microbatch after the other: a schedule without ranks."""
 
-    def __init__(self, modules: list[StageModule], share: Share, parts: int) -> None:
+    def __init__(self, modules: list[StageModule], share: StageTrainer, parts: int) -> None:
         self.modules, self.share, self.parts = modules, share, parts
         self.trained: list[bool] = []
 
@@ -181,7 +181,7 @@ def make_loop(settings: Config, *sizes: int) -> tuple[StageLoop, Here]:
     modules = [StageModule(part, share.learner.autocast(), torch.float32) for part in share.segments]
     schedule = Here(modules, share, 2)
     images, labels = zip(*map(batch, sizes), strict=True)
-    hops = [Hop(module, None, None) for module in modules]
+    hops = [StageLink(module, None, None) for module in modules]
     return StageLoop(share, schedule, hops, Given(*images), Given(*labels)), schedule
 
 
@@ -224,7 +224,7 @@ def test_a_test_batch_hops_from_rank_to_rank() -> None:
     ):
         share = share_of([part], config("engine=single"))
         module = StageModule(part, share.learner.autocast(), torch.float32)
-        loop = StageLoop(share, Here([module], share, 1), [Hop(module, *hop)], source, target)
+        loop = StageLoop(share, Here([module], share, 1), [StageLink(module, *hop)], source, target)
         outcomes.append(loop.run(Round("evaluate", 0, size=5)))
     assert outcomes[0] is None and expected is not None and outcomes[1] is not None
     assert torch.equal(outcomes[1].terms["pred"], expected.terms["pred"])

@@ -18,8 +18,8 @@ from bllpipe.engines.in_process import run_together, take_turns
 from bllpipe.engines.job import Job
 from bllpipe.engines.ports import ring_wires
 from bllpipe.engines.streams import places, ticks
-from bllpipe.engines.streams_graph import Place
-from bllpipe.training.worker import RankPart
+from bllpipe.engines.streams_graph import StreamActor
+from bllpipe.training.worker import Worker
 from tests.ranks import jobs
 from tests.unit.engines.watched_streams import RaceDetector, WatchedStream, WatchedStreams, on_watched
 
@@ -115,13 +115,13 @@ def test_the_lines_of_metrics_are_those_of_sequential(tmp_path: Path) -> None:
     assert lines("streams") == lines("sequential")
 
 
-def in_random_order(seed: int, job: Job, parts: list[RankPart], wires: RingWires) -> None:
+def in_random_order(seed: int, job: Job, parts: list[Worker], wires: RingWires) -> None:
     """Everything as soon as what it needs is done, in an order that nobody has thought of."""
     blocks, lanes = places(job, parts, wires.streams)
     rounds, draw, last = list(job.rounds()), random.Random(seed), len(blocks) - 1
     done = dict.fromkeys((*blocks, *lanes), 0)
 
-    def is_ready(place: Place) -> bool:
+    def is_ready(place: StreamActor) -> bool:
         number = done[place]
         if number == len(rounds):
             return False
@@ -136,7 +136,7 @@ def in_random_order(seed: int, job: Job, parts: list[RankPart], wires: RingWires
 
     while ready := [place for place in done if is_ready(place)]:
         place = draw.choice(ready)
-        place.carry_out(rounds[done[place]])
+        place.run_round(rounds[done[place]])
         done[place] += 1
     assert set(done.values()) == {len(rounds)}, "nobody may be left waiting"
 
@@ -214,7 +214,7 @@ def _wait_only(monkeypatch: pytest.MonkeyPatch, forgetful: Callable[..., Any]) -
 
 
 def without_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Place, "wait_for", lambda self, others: None)
+    monkeypatch.setattr(StreamActor, "wait_for", lambda self, others: None)
 
 
 @pytest.mark.parametrize("forget", [without_full, without_free, without_lanes])

@@ -15,7 +15,7 @@ import torch
 from bllpipe.config import Config, load_config
 from bllpipe.distributed.cuda_streams import Ring, RingWires
 from bllpipe.engines import Options, build, streams
-from bllpipe.engines.streams_graph import Tick, WholeTicks
+from bllpipe.engines.streams_graph import Tick, WavefrontGraph
 from bllpipe.errors import ConfigError, NonFiniteError
 from bllpipe.learn import optimizer as learner
 from bllpipe.learn.block import Block
@@ -148,15 +148,15 @@ def test_a_steady_tick_is_one_launch_and_nothing_else(tmp_path: Path, monkeypatc
 
 def test_a_whole_tick_asks_the_device_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither in front of the launch nor behind it; what is recorded is looked at by the tape."""
-    asked, carry_out = Asked(), WholeTicks.carry_out
+    asked, carry_out = Asked(), WavefrontGraph.run_round
 
-    def noted(whole: WholeTicks, tick: Tick) -> bool:
+    def noted(whole: WavefrontGraph, tick: Tick) -> bool:
         asked.round = tick[0][1]
         is_whole = carry_out(whole, tick)
         asked.round = None
         return is_whole
 
-    monkeypatch.setattr(WholeTicks, "carry_out", noted)
+    monkeypatch.setattr(WavefrontGraph, "carry_out", noted)
     twin = Twin()
     with Operations(asked), Methods(asked):
         twin.train(tmp_path, *QUIET)
@@ -217,7 +217,7 @@ def deaf(call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[
     return called
 
 
-@pytest.mark.parametrize("forgetful", [(Ring, "take"), (WholeTicks, "_enter"), (WholeTicks, "_leave")], ids=str)
+@pytest.mark.parametrize("forgetful", [(Ring, "take"), (WavefrontGraph, "_enter"), (WavefrontGraph, "_leave")], ids=str)
 def test_a_wait_that_is_missing_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgetful: tuple[type, str]
 ) -> None:
@@ -230,7 +230,7 @@ def test_a_wait_that_is_missing_is_found(
 def test_a_stream_that_does_not_wait_for_the_start_is_no_part_of_the_graph(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(WholeTicks, "_queue", deaf(WholeTicks._queue, monkeypatch))
+    monkeypatch.setattr(WavefrontGraph, "_queue", deaf(WavefrontGraph._queue, monkeypatch))
     with pytest.raises(AssertionError, match="lane 2 works beside the recording"):
         Twin().train(tmp_path)
 
@@ -250,7 +250,7 @@ def test_a_stream_that_is_not_joined_is_found(tmp_path: Path, monkeypatch: pytes
 
 def test_events_do_not_pass_between_inside_and_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rings must forget those of the other side: on the way in, and on the way out."""
-    settle = RingWires.settle
+    settle = RingWires.rebase_events
     for number, told in (
         (1, "lane 2 in graph 0 waits inside of a graph for an event from outside"),
         (2, "waits for an event of a graph, outside of it"),

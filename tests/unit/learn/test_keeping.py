@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bllpipe.config.schema import Config, ObjectiveConfig
 from bllpipe.errors import ConfigError
-from bllpipe.learn.losses import Keeping, make_objective
+from bllpipe.learn.losses import ReconstructionLoss, make_objective
 from bllpipe.messages import Round, Target
 
 TARGET = Target(Round("train", 0, size=4), torch.zeros(4, 3), torch.zeros(4), torch.tensor([0, 1, 0, 1]))
@@ -19,7 +19,7 @@ def nothing(alpha: Tensor, scores_BK: Tensor, target: Target, x: Tensor) -> dict
 
 
 def untold(decoder: float, alpha: Tensor, x: Tensor) -> float:
-    keeping = Keeping(nothing, (3, 8, 8), (3, 8, 8), weight=2.0)
+    keeping = ReconstructionLoss(nothing, (3, 8, 8), (3, 8, 8), weight=2.0)
     with torch.no_grad():
         keeping.decoder.weight.copy_(decoder * torch.eye(3).view(3, 3, 1, 1))
         nn.init.zeros_(keeping.decoder.bias)  # type: ignore[arg-type]  # it has one
@@ -36,7 +36,7 @@ def test_it_is_the_share_of_the_variance_that_is_not_told() -> None:
 
 
 def test_a_smaller_map_is_enlarged_to_the_input() -> None:
-    keeping = Keeping(nothing, (3, 8, 8), (6, 4, 4), weight=1.0)
+    keeping = ReconstructionLoss(nothing, (3, 8, 8), (6, 4, 4), weight=1.0)
     alpha = torch.randn(4, 6, 4, 4, requires_grad=True)
     keeping(alpha, torch.zeros(4, 2), TARGET, torch.randn(4, 3, 8, 8))["keep"].backward()
     assert alpha.grad is not None and alpha.grad.any()
@@ -53,4 +53,4 @@ def test_every_local_loss_can_have_it(method: str) -> None:
 
 def test_vectors_have_nothing_to_enlarge() -> None:
     with pytest.raises(ConfigError, match=r"one makes \[6\] of \[3, 8, 8\]; use --set objective.keep_weight=0"):
-        Keeping(nothing, (3, 8, 8), (6,), weight=1.0)
+        ReconstructionLoss(nothing, (3, 8, 8), (6,), weight=1.0)

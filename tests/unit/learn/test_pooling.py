@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bllpipe.config import load_config
 from bllpipe.learn.heads import make_head
-from bllpipe.learn.memory_format import PoolByProducts, pool_by_products
+from bllpipe.learn.memory_format import DeterministicAvgPool, make_pools_deterministic
 
 
 def there_and_back(pool: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,7 +25,7 @@ def there_and_back(pool: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 def test_it_gives_the_same_means_and_gradients(size: tuple[int, int], channels_last: bool) -> None:
     x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
-    expected, found = there_and_back(nn.AdaptiveAvgPool2d(size), x), there_and_back(PoolByProducts(size), x)
+    expected, found = there_and_back(nn.AdaptiveAvgPool2d(size), x), there_and_back(DeterministicAvgPool(size), x)
     for one, other in zip(expected, found, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)
 
@@ -33,7 +33,7 @@ def test_it_gives_the_same_means_and_gradients(size: tuple[int, int], channels_l
 def test_half_precision_is_added_up_in_fp32() -> None:
     x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        found = PoolByProducts((5, 5))(x)
+        found = DeterministicAvgPool((5, 5))(x)
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, nn.AdaptiveAvgPool2d((5, 5))(x.float()).bfloat16())
 
@@ -44,13 +44,13 @@ def test_heads_keep_their_names_and_what_they_give(head: str) -> None:
     own = make_head((8, 8, 8), 10, config).eval()
     x = torch.randn(2, 8, 8, 8, generator=torch.Generator().manual_seed(0))
     expected, names = own(x), list(own.state_dict())
-    pool_by_products(own)
+    make_pools_deterministic(own)
     assert list(own.state_dict()) == names
     torch.testing.assert_close(own(x), expected, rtol=1e-4, atol=1e-5)
-    assert any(isinstance(each, PoolByProducts) for each in own.modules()) == (head != "gap")
+    assert any(isinstance(each, DeterministicAvgPool) for each in own.modules()) == (head != "gap")
 
 
 def test_a_pool_that_keeps_a_side_stays() -> None:
     own = nn.Sequential(nn.AdaptiveAvgPool2d((None, 2)), nn.AdaptiveAvgPool2d(1))
-    pool_by_products(own)
+    make_pools_deterministic(own)
     assert all(isinstance(each, nn.AdaptiveAvgPool2d) for each in own)

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 import bllpipe
 from bllpipe import cli
-from bllpipe.learn.losses import RECORD_FIELDS, Keeping, Own
+from bllpipe.learn.losses import RECORD_FIELDS, ReconstructionLoss, UserLoss
 from bllpipe.messages import Round, Target
 from tests.unit.library.parts import DATA, seeded_network, towards_class
 
@@ -107,7 +107,7 @@ def named(name: Any) -> Any:
 def test_a_term_cannot_have_the_name_of_a_field(name: str) -> None:
     scores = torch.randn(4, 3, requires_grad=True)
     with pytest.raises(bllpipe.ConfigError, match=f"a term is called '{name}', but metrics.jsonl has a field of this"):
-        Own(named(name), "given:loss")(TARGET.beta_BC, scores, TARGET, TARGET.beta_BC)
+        UserLoss(named(name), "given:loss")(TARGET.beta_BC, scores, TARGET, TARGET.beta_BC)
 
 
 def test_the_fields_are_those_that_a_run_writes() -> None:
@@ -130,7 +130,7 @@ def test_names_of_ones_own_stay_free() -> None:
 
 
 def test_two_terms_called_keep() -> None:
-    keeping = Keeping(named("keep"), (3, 4, 4), (2, 4, 4), 1.0)
+    keeping = ReconstructionLoss(named("keep"), (3, 4, 4), (2, 4, 4), 1.0)
     maps, scores = torch.randn(4, 2, 4, 4), torch.randn(4, 3, requires_grad=True)
     with pytest.raises(bllpipe.ConfigError, match=r"a term of the objective is called 'keep', as .*keep_weight=0"):
         keeping(maps, scores, TARGET, torch.randn(4, 3, 4, 4))

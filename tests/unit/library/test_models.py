@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import bllpipe
-from bllpipe.api.models import GivenModules, given_model
+from bllpipe.api.models import UserModules, user_model
 from bllpipe.config.schema import ModelConfig
 from bllpipe.models.registry import network_units
 from tests.unit.library.parts import network, seeded_network
@@ -45,21 +45,21 @@ def test_blocks_share_the_modules_and_keep_their_names() -> None:
 
 def test_units_have_the_names_of_the_state_dict() -> None:
     model = nn.Sequential(OrderedDict(stem=nn.Linear(3, 4), head=nn.Linear(4, 2)))
-    name, given = given_model(model)
+    name, given = user_model(model)
     units = network_units(ModelConfig(name=name, given=given), 3, 2, seed=0)
     assert name == "given:network" and [unit.name for unit in units] == ["stem", "head"]
     assert units[0].layers[0].make() is model.stem
 
 
 def test_a_function_that_others_can_import_goes_by_its_name() -> None:
-    assert given_model(network) == ("tests.unit.library.parts:network", None)
+    assert user_model(network) == ("tests.unit.library.parts:network", None)
 
     def inside(in_channels: int, num_classes: int) -> list[nn.Module]:
         return network(in_channels, num_classes)
 
-    assert given_model(inside) == ("given:inside", inside)
-    assert given_model(lambda **sizes: network())[0] == "given:_lambda_"
-    assert given_model("resnet50") == ("resnet50", None)
+    assert user_model(inside) == ("given:inside", inside)
+    assert user_model(lambda **sizes: network())[0] == "given:_lambda_"
+    assert user_model("resnet50") == ("resnet50", None)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_function_that_others_can_import_goes_by_its_name() -> None:
 )
 def test_what_cannot_be_cut(model: Any, message: str) -> None:
     with pytest.raises(bllpipe.ConfigError, match=message):
-        given_model(model)
+        user_model(model)
 
 
 def test_a_parameter_in_two_modules() -> None:
@@ -103,15 +103,15 @@ def test_impossible_cuts(blocks: Any, message: str) -> None:
 
 
 def test_arguments_for_what_is_built_already() -> None:
-    given = GivenModules({"0": nn.Linear(3, 3)})
+    given = UserModules({"0": nn.Linear(3, 3)})
     with pytest.raises(bllpipe.ConfigError, match=r"model.args are for a function .* \['hidden'\] would change"):
         given(in_channels=3, num_classes=3, hidden=5)
 
 
 def test_weights_that_were_drawn_alike_have_one_digest() -> None:
-    same, other = (given_model(seeded_network())[1] for _ in range(2)), given_model(nn.Sequential(*network()))[1]
-    digests = {given.digest() for given in same if isinstance(given, GivenModules)}
-    assert len(digests) == 1 and isinstance(other, GivenModules) and other.digest() not in digests
+    same, other = (user_model(seeded_network())[1] for _ in range(2)), user_model(nn.Sequential(*network()))[1]
+    digests = {given.digest() for given in same if isinstance(given, UserModules)}
+    assert len(digests) == 1 and isinstance(other, UserModules) and other.digest() not in digests
 
 
 def test_what_another_process_cannot_have() -> None:

@@ -160,12 +160,12 @@ def test_a_frozen_block_keeps_its_weights_and_its_head_learns(frozen: str, setti
 
 def test_a_frozen_stage_of_a_pipeline_is_refused() -> None:
     from bllpipe.config import load_config
-    from bllpipe.engines.synchronous import Share
+    from bllpipe.engines.synchronous import StageTrainer
     from bllpipe.models.units import Segment, units_from_modules
 
     segment = Segment(units_from_modules({"0": nn.Linear(2, 2).requires_grad_(False)}), seed=0)
     with pytest.raises(bllpipe.ConfigError, match="the stage that ends with 0 has nothing to train: all of its"):
-        Share([segment], load_config(None), 1, add_up=lambda square: square)
+        StageTrainer([segment], load_config(None), 1, add_up=lambda square: square)
 
 
 def tied(kind: str) -> list[nn.Module]:

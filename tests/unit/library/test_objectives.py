@@ -13,11 +13,11 @@ from torch.nn.functional import cross_entropy
 
 import bllpipe
 from bllpipe import launch
-from bllpipe.api.models import given_objective
+from bllpipe.api.models import user_objective
 from bllpipe.config import parse_config
 from bllpipe.config.schema import Config, ObjectiveConfig, OptimizerConfig, ScheduleConfig
 from bllpipe.learn.block import Block, make_block
-from bllpipe.learn.losses import Own
+from bllpipe.learn.losses import UserLoss
 from bllpipe.messages import Round, Target
 from bllpipe.models.units import Segment, units_from_modules
 from tests.unit.library.parts import DATA, Scaled, network, towards_class
@@ -78,7 +78,7 @@ def test_terms_that_cannot_be_minimised(objective: Any, message: str) -> None:
 
 
 def test_a_test_needs_no_gradient() -> None:
-    own = Own(returning({"a": torch.ones(())}), "given:loss")
+    own = UserLoss(returning({"a": torch.ones(())}), "given:loss")
     with torch.no_grad():
         assert own(TARGET.beta_BC, TARGET.beta_BC, TARGET, TARGET.beta_BC).keys() == {"a"}
 
@@ -93,14 +93,14 @@ def test_a_test_needs_no_gradient() -> None:
     ],
 )
 def test_what_can_be_imported_goes_by_its_name(objective: Any, keys: dict[str, str]) -> None:
-    assert given_objective(objective) == (keys, None)
+    assert user_objective(objective) == (keys, None)
 
 
 @pytest.mark.parametrize("objective", [3, nn.MSELoss()])
 def test_what_is_no_local_loss(objective: Any) -> None:
     message = f"the objective is a {type(objective).__name__}; needed is a function .* a class of modules"
     with pytest.raises(bllpipe.ConfigError, match=message):
-        given_objective(objective)
+        user_objective(objective)
 
 
 def test_a_class_is_trained_from_the_command_line_and_from_a_script(tmp_path: Path) -> None:

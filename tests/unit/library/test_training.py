@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import bllpipe
 from bllpipe import launch
-from bllpipe.api.train import Settings, config_of
+from bllpipe.api.train import TrainArguments, build_config
 from bllpipe.config import load_config, to_mapping
 from bllpipe.data.registry import digits
 from bllpipe.engines.job import compare_with_first, introduce
@@ -148,18 +148,18 @@ def test_tokens_are_trained(tmp_path: Path) -> None:
 def test_balanced_cuts_leave_the_modules_as_they_are() -> None:
     model = seeded_network()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    config = config_of(model, DATA, Settings(blocks="balanced 2"))
+    config = build_config(model, DATA, TrainArguments(blocks="balanced 2"))
     assert resolved(config, (6,), 3).blocks in (["0"], ["1"])
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 def test_settings_override_a_file_and_arguments_both(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("epochs: 7\nengine: threads\noptimizer: {lr: 0.3}\nmethod: dgl\n")
-    said = Settings(config=tmp_path / "a.yaml", settings={"epochs": 8, "optimizer.betas": (0.5, 0.9)}, epochs=9)
-    config = config_of(None, None, said)
+    said = TrainArguments(config=tmp_path / "a.yaml", settings={"epochs": 8, "optimizer.betas": (0.5, 0.9)}, epochs=9)
+    config = build_config(None, None, said)
     assert (config.epochs, config.engine, config.optimizer.lr, config.method) == (9, "threads", 0.3, "dgl")
     assert config.optimizer.betas == [0.5, 0.9] and config.model.name == "resnet18" and config.data.name == "digits"
-    assert config_of(None, None, Settings(), under_torchrun=True).engine == "ranks"
+    assert build_config(None, None, TrainArguments(), under_torchrun=True).engine == "ranks"
     assert "given" not in json.dumps(to_mapping(config))
 
 
@@ -187,7 +187,7 @@ def test_settings_that_cannot_be(settings: dict[str, Any], message: str) -> None
 def test_a_file_that_has_a_value_where_settings_have_keys(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("optimizer: 3\n")
     with pytest.raises(bllpipe.ConfigError, match="settings: optimizer is 3 already; needed are keys under it"):
-        config_of(None, None, Settings(config=tmp_path / "a.yaml", settings={"optimizer.lr": 1.0}))
+        build_config(None, None, TrainArguments(config=tmp_path / "a.yaml", settings={"optimizer.lr": 1.0}))
 
 
 class Two(nn.Linear):
@@ -254,11 +254,11 @@ def test_weights_of_another_network() -> None:
 def test_ranks_that_were_given_something_else() -> None:
     """Every rank runs the script, and without a seed each draws another network, or splits its data otherwise."""
     store: Any = dist.HashStore()
-    config = config_of(seeded_network(), DATA, Settings())
+    config = build_config(seeded_network(), DATA, TrainArguments())
     introduce(config, store)
-    compare_with_first(config_of(seeded_network(), DATA, Settings()), store)
+    compare_with_first(build_config(seeded_network(), DATA, TrainArguments()), store)
     (images, labels), test = DATA
-    other = config_of(nn.Sequential(*network()), ((images, labels.flip(0)), test), Settings())
+    other = build_config(nn.Sequential(*network()), ((images, labels.flip(0)), test), TrainArguments())
     message = "rank 0 was given another model and other data than this rank: .* begin it with torch.manual_seed"
     with pytest.raises(bllpipe.ConfigError, match=message):
         compare_with_first(other, store)

@@ -14,7 +14,7 @@ from torch import nn
 
 import bllpipe
 from bllpipe.api.arguments import plain
-from bllpipe.api.train import Settings, config_of
+from bllpipe.api.train import TrainArguments, build_config
 from tests.unit.library.parts import DATA, network, seeded_network
 
 SMALL = {"data.batch_size": 32}
@@ -70,8 +70,9 @@ def test_cuts_and_plans_take_them_too() -> None:
     assert [len(block) for block in bllpipe.cut(network(), np.array([1]))] == [1, 2]  # type: ignore[arg-type]  # on purpose
     plan = bllpipe.make_plan(network(), DATA, number, settings=SMALL, repetitions=number)
     assert len(plan.cut) == 1
-    said = Settings(blocks=np.array([1, 2]), settings={"model.name": "my:net", "model.args": {"hidden": np.int64(5)}})  # type: ignore[arg-type]  # on purpose
-    config = config_of(None, None, said)
+    blocks: Any = np.array([1, 2])
+    said = TrainArguments(blocks=blocks, settings={"model.name": "my:net", "model.args": {"hidden": np.int64(5)}})
+    config = build_config(None, None, said)
     assert config.blocks == [1, 2] and type(config.model.args["hidden"]) is int
 
 

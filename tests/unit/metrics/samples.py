@@ -12,10 +12,10 @@ import torch.distributed as dist
 from bllpipe.learn.block import Outcome
 from bllpipe.messages import Alpha, Message, Round
 from bllpipe.tools.monitoring.metrics import Source
-from bllpipe.training.metrics_logger import Recorder
+from bllpipe.training.metrics_logger import MetricsLogger
 from bllpipe.training.run_directory import RunDirectory
 from bllpipe.training.timing import Stopwatch, TimedReceiver, TimedSender
-from bllpipe.training.worker import Actor, RankPart
+from bllpipe.training.worker import Actor, Worker
 
 SIZE = 10
 BYTES = 100  # of a message
@@ -59,7 +59,7 @@ def make_actor(folder: Path, log_every: int = 2, name: str = "block 1") -> Actor
     sender = TimedSender[Any](Wire(queued=1), "alpha 1->2", lambda size, phase: BYTES)
     watch = Stopwatch([receiver, sender], steady_from=0)
     store: Any = dist.HashStore()
-    recorder = Recorder({"rank": 1, "role": name, "actor": name}, RunDirectory(folder), store, watch, log_every)
+    recorder = MetricsLogger({"rank": 1, "role": name, "actor": name}, RunDirectory(folder), store, watch, log_every)
     loop: Any = Loop(receiver, sender)
     return Actor(loop, watch, recorder)
 
@@ -68,7 +68,7 @@ def make_source(folder: Path, rank: int = 1, start: int = 0, **changes: Any) -> 
     """A rank that has done nothing yet of the run in ``folder``."""
     folder.mkdir(exist_ok=True)
     writer: Any = None
-    part = RankPart(rank, f"block {rank}", [make_actor(folder)], writer, {})
+    part = Worker(rank, f"block {rank}", [make_actor(folder)], writer, {})
     settings = {"method": "bll", "engine": "ranks", "model": "resnet18", "data": "digits"}
     versions = {"version": "0.1.0", "torch": "2.14.1", "python": "3.11.7"}
     source = Source(part, folder.name, "0-abc", 0, start, 100, 20, settings, versions)
@@ -78,7 +78,7 @@ def make_source(folder: Path, rank: int = 1, start: int = 0, **changes: Any) -> 
 def work(source: Source, *entries: Round) -> None:
     """Has the only actor carry out ``entries``."""
     for entry in entries:
-        source.part.actors[0].carry_out(entry)
+        source.part.actors[0].run_round(entry)
 
 
 def train(step: int) -> Round:

@@ -7,14 +7,14 @@ from pathlib import Path
 import yaml
 
 from bllpipe.config.loader import known_keys
-from bllpipe.tools.monitoring.metrics import SECTIONS, Family
+from bllpipe.tools.monitoring.metrics import SECTIONS, MetricDef
 
 REPOSITORY = Path(__file__).parents[3]
 TEXT = (REPOSITORY / "docs" / "monitoring.md").read_text()
 HEAD = "| metric | kind | labels | meaning |\n|---|---|---|---|\n"
 
 
-def row(family: Family) -> str:
+def row(family: MetricDef) -> str:
     return f"| `{family.name}` | {family.kind} | {', '.join(family.labels)} | {family.doc} |\n"
 
 

@@ -176,6 +176,6 @@ def test_neighbours_that_do_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(None, SMALL[1::2])
     with (
         pytest.raises(ConfigError, match="--beside 1: not all of these processes began to compute within 0.01 s"),
-        profiler.neighbours(config, data_spec(config), 1),
+        profiler.background_load(config, data_spec(config), 1),
     ):
         pass

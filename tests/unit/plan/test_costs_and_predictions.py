@@ -9,7 +9,7 @@ import pytest
 
 from bllpipe.models.partition import Link, local_cost, local_seconds, memory_bytes, stage_cost, stage_seconds
 from bllpipe.tools.planning.predict import (
-    Setting,
+    PredictionInputs,
     predict_all,
     predict_data_parallel,
     predict_local,
@@ -64,10 +64,10 @@ def test_what_is_too_large_or_cannot_learn_is_impossible(cost: object) -> None:
     assert cost(ends_flat, Link())(0, 2) < inf
 
 
-def even(num_units: int, link: Link | None = None) -> Setting:
+def even(num_units: int, link: Link | None = None) -> PredictionInputs:
     """Units that make even stages and even blocks: 3 s each, whether their input needs a gradient or not."""
     units = [unit(1, backward_without_input=2.0) for _ in range(num_units)]
-    return Setting(units, batch_size=60, link=link or Link())
+    return PredictionInputs(units, batch_size=60, link=link or Link())
 
 
 @pytest.mark.parametrize(("devices", "microbatches"), [(2, 4), (4, 4), (4, 8), (8, 16)])
@@ -82,7 +82,7 @@ def test_local_learning_against_1f1b_is_m_plus_p_minus_1_to_m(devices: int, micr
 
 
 def test_local_learning_is_as_fast_as_its_slowest_block() -> None:
-    setting = Setting([unit(1), unit(5), unit(1)], batch_size=100, link=Link())
+    setting = PredictionInputs([unit(1), unit(5), unit(1)], batch_size=100, link=Link())
     found = predict_local(setting, 3)
     assert found is not None
     assert found.images_per_second == pytest.approx(100 / 10)
@@ -109,14 +109,14 @@ def test_data_parallelism_by_hand() -> None:
 
 
 def test_zero_bubble_is_between_1f1b_and_the_limit() -> None:
-    setting = Setting([unit(1)] * 8, batch_size=60, link=Link())
+    setting = PredictionInputs([unit(1)] * 8, batch_size=60, link=Link())
     rates = {found.engine: found.images_per_second for found in predict_all(setting, 4, [8])}
     assert rates["gpipe"] <= rates["1f1b"] < rates["zb-h1"] <= 60 / 6
     assert set(rates) == {"bll", "ddp", "gpipe", "1f1b", "zb-h1"}
 
 
 def test_a_pipeline_updates_once_a_step() -> None:
-    setting = Setting([unit(1, update=0.25, backward_without_input=2.0)] * 2, batch_size=60, link=Link())
+    setting = PredictionInputs([unit(1, update=0.25, backward_without_input=2.0)] * 2, batch_size=60, link=Link())
     found = predict_pipeline(setting, "gpipe", 2, 4)
     assert found is not None
     assert found.step_seconds == pytest.approx((4 + 1) * 3 / 4 + 0.25)
@@ -128,7 +128,7 @@ def test_parts_cost_what_was_measured_for_so_many_images() -> None:
         [unit(1, update=0.25, backward_without_input=2.0)] * 2,
         [unit(2 / 3, backward_without_input=4 / 3)] * 2,
     )
-    setting = Setting(whole, batch_size=60, link=Link(), parts={15: part, 30: part})
+    setting = PredictionInputs(whole, batch_size=60, link=Link(), parts={15: part, 30: part})
     found = predict_pipeline(setting, "gpipe", 2, 4)
     assert found is not None
     assert found.step_seconds == pytest.approx((4 + 1) * 2 + 0.25)
@@ -160,7 +160,7 @@ def test_devices_that_wait_leave_each_other_what_they_share() -> None:
 
 
 def test_parts_of_a_batch_have_an_image() -> None:
-    setting = Setting([unit()] * 4, batch_size=3, link=Link())
+    setting = PredictionInputs([unit()] * 4, batch_size=3, link=Link())
     assert [each.microbatches for each in predict_all(setting, 4, [2, 4])] == [None, 2, 2, 2]  # and no ddp
 
 

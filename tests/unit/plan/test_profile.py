@@ -15,7 +15,7 @@ from bllpipe.models.registry import network_units
 from bllpipe.models.units import Segment
 from bllpipe.tools.planning.profile import Profile, Timing, load_profile, save_profile, settings_of
 from bllpipe.tools.planning.profiler import (
-    Probe,
+    UnitBenchmark,
     data_spec,
     head_bytes,
     kept_storages,
@@ -91,7 +91,7 @@ def test_measuring_moves_no_weight() -> None:
     unit = network_units(config.model, 1, 10, seed=0)[0]
     segment = Segment([unit], seed=0)
     before = {name: value.clone() for name, value in segment.named_parameters()}
-    probe = Probe(segment, torch.randn(8, 1, 8, 8), config, num_classes=10, is_last=False)
+    probe = UnitBenchmark(segment, torch.randn(8, 1, 8, 8), config, num_classes=10, is_last=False)
     head = {name: value.clone() for name, value in probe.block.head.named_parameters()}
     probe.sample()
     for then, module in ((before, segment), (head, probe.block.head)):
@@ -102,7 +102,7 @@ def test_memory_by_hand() -> None:
     """3x3 convolutions of 1 to 6 and 6 to 10 channels without normalisation, four images of 8x8 pixels, float32."""
     config = load_config(None, OWN)
     units = network_units(config.model, 1, 10, seed=0)
-    probe = Probe(Segment([units[2]], 0), torch.randn(4, 6, 6, 6), config, num_classes=10, is_last=False)
+    probe = UnitBenchmark(Segment([units[2]], 0), torch.randn(4, 6, 6, 6), config, num_classes=10, is_last=False)
     weights, output = 550 * 4, 4 * 10 * 4 * 4 * 4
     assert unit_bytes(probe.block, probe.optimizer, probe.x) == 3 * weights + output
     head, of_alpha = (10 * 4 * 4 * 10 + 10) * 4, output

@@ -14,7 +14,7 @@ import torch
 from bllpipe import cli
 from bllpipe.checkpoint import find_checkpoint
 from bllpipe.errors import CheckpointError
-from bllpipe.tools.analysis.checkpoint_inspection import contents, next_to_resume, survey
+from bllpipe.tools.analysis.checkpoint_inspection import describe_checkpoint, list_checkpoints, next_to_resume
 from bllpipe.utils.console import age_text, size_text
 from tests.ranks import jobs
 from tests.unit.checkpoint.samples import flip_bit, reseal, write_checkpoint
@@ -47,7 +47,7 @@ def odd(run: Path) -> None:
 
 def test_every_state_is_told(run: Path) -> None:
     odd(run)
-    found = survey(run)
+    found = list_checkpoints(run)
     assert [(each.step, each.state, each.num_ranks, len(each.problems)) for each in found] == [
         (80, "damaged", None, 1),
         (60, "partial", None, 0),
@@ -67,14 +67,14 @@ def test_every_state_is_told(run: Path) -> None:
 
 def test_sizes_alone_do_not_tell_a_flipped_bit(run: Path) -> None:
     odd(run)
-    assert [each.state for each in survey(run, sizes_only=True)].count("damaged") == 2
+    assert [each.state for each in list_checkpoints(run, sizes_only=True)].count("damaged") == 2
 
 
 def test_files_that_were_written_but_cannot_be_read_are_damaged_too(run: Path) -> None:
     for number, name in ((10, "rank-0.json"), (20, "rank-1.safetensors")):
         (step(run, number) / name).write_bytes(b"sealed garbage")
         reseal(step(run, number))
-    newer, older = survey(run)
+    newer, older = list_checkpoints(run)
     assert "rank-1.safetensors is not a safetensors file" in newer.problems[0]
     assert "rank-0.json is damaged: it is not JSON" in older.problems[0]
     assert next_to_resume([newer, older]) is None
@@ -146,7 +146,7 @@ def test_show_tells_of_every_tensor_and_of_the_config(tmp_path: Path, capsys: py
 def test_show_goes_on_behind_what_is_damaged(run: Path) -> None:
     (step(run, 20) / "rank-0.safetensors").write_bytes(b"")
     (step(run, 20) / "rank-1.json").write_text("[")
-    lines = list(contents(run))
+    lines = list(describe_checkpoint(run))
     assert "config: none is recorded" in lines
     assert "rank-0.safetensors is not a safetensors file" in lines[lines.index("rank 0:") + 1]
     assert "rank-1.json is damaged: it is not JSON" in lines[lines.index("rank 1:") + 1]
@@ -155,12 +155,12 @@ def test_show_goes_on_behind_what_is_damaged(run: Path) -> None:
 def test_show_trusts_no_manifest_that_was_changed(run: Path) -> None:
     flip_bit(step(run, 20) / "manifest.json", 999)
     with pytest.raises(CheckpointError, match=r"step-00000020/manifest.json"):
-        list(contents(step(run, 20)))
+        list(describe_checkpoint(step(run, 20)))
 
 
 def test_words_of_a_file_do_not_move_the_cursor(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path, 1, {0: {"\033[2J" + "x" * 999: torch.ones(1)}})
-    text = "\n".join(contents(path))
+    text = "\n".join(describe_checkpoint(path))
     assert "\033" not in text and "'\\x1b[2Jxxx" in text and len(text) < 2000
 
 

@@ -11,11 +11,11 @@ import pytest
 from bllpipe.config import load_config
 from bllpipe.errors import WireError
 from bllpipe.messages import Round
-from bllpipe.training.run_schedule import Ending, Plan
+from bllpipe.training.run_schedule import RunSchedule, StopAgreement
 from tests.waiting import PATIENCE
 
 # 7 training images in batches of 3 (2 steps an epoch), 4 test images
-PLAN = Plan.of(load_config(None, ["data.batch_size=3", "epochs=3", "checkpoint.every_steps=3"]), 7, 4)
+PLAN = RunSchedule.of(load_config(None, ["data.batch_size=3", "epochs=3", "checkpoint.every_steps=3"]), 7, 4)
 ROUNDS = list(PLAN.rounds())
 
 
@@ -24,16 +24,16 @@ def taken(actor: Iterator[Round], number: int) -> list[Round]:
 
 
 def test_without_a_stop_all_rounds_follow() -> None:
-    ending = Ending()
-    assert list(ending.follow("block 0", ROUNDS, saved=False)) == ROUNDS
+    ending = StopAgreement()
+    assert list(ending.until_stop("block 0", ROUNDS, saved=False)) == ROUNDS
     assert ending.stopped is None
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_all_stop_where_the_furthest_is(seed: int) -> None:
     draws = random.Random(seed)
-    endings = [Ending() for _ in range(4)]
-    actors = [ending.follow("block", ROUNDS, saved=False) for ending in endings]
+    endings = [StopAgreement() for _ in range(4)]
+    actors = [ending.until_stop("block", ROUNDS, saved=False) for ending in endings]
     done = [taken(actor, draws.randrange(len(ROUNDS))) for actor in actors]
     begun = [ending.freeze("SIGTERM at rank 1") for ending in endings]
     assert begun == [len(rounds) for rounds in done]
@@ -57,8 +57,8 @@ def test_all_stop_where_the_furthest_is(seed: int) -> None:
     ],
 )
 def test_the_checkpoint_says_what_is_left_of_its_step(rounds: int, stop: Round) -> None:
-    ending = Ending()
-    actor = ending.follow("block", ROUNDS, saved=False)
+    ending = StopAgreement()
+    actor = ending.until_stop("block", ROUNDS, saved=False)
     taken(actor, rounds)
     ending.decide(ending.freeze("SIGINT at rank 0"))
     assert list(actor) == [stop]
@@ -66,23 +66,23 @@ def test_the_checkpoint_says_what_is_left_of_its_step(rounds: int, stop: Round) 
 
 
 def test_a_stop_behind_a_checkpoint_writes_no_second_one() -> None:
-    ending = Ending()
-    actor = ending.follow("block", ROUNDS, saved=False)
+    ending = StopAgreement()
+    actor = ending.until_stop("block", ROUNDS, saved=False)
     number = next(place for place, entry in enumerate(ROUNDS) if entry.phase == "save") + 1
     taken(actor, number)
     ending.decide(ending.freeze(""))
     assert list(actor) == []
     assert ending.stopped == Round("save", 3, epoch=1)
-    resumed = Ending()
+    resumed = StopAgreement()
     resumed.decide(resumed.freeze(""))
-    assert list(resumed.follow("block", PLAN.rounds(3), saved=True)) == []
+    assert list(resumed.until_stop("block", PLAN.rounds(3), saved=True)) == []
 
 
 def test_a_run_without_checkpoints_stops_without_one() -> None:
     """All stop at the same place all the same, and a last round takes what is on its way."""
-    plan = Plan.of(load_config(None, ["data.batch_size=3", "epochs=3", "checkpoint.every_steps=never"]), 7, 4)
-    ending = Ending(saves=False)
-    actor = ending.follow("block", plan.rounds(), saved=False)
+    plan = RunSchedule.of(load_config(None, ["data.batch_size=3", "epochs=3", "checkpoint.every_steps=never"]), 7, 4)
+    ending = StopAgreement(saves=False)
+    actor = ending.until_stop("block", plan.rounds(), saved=False)
     taken(actor, 2)
     ending.decide(ending.freeze("SIGTERM at rank 0"))
     assert list(actor) == [Round("end", 2, tested=False)]
@@ -95,8 +95,8 @@ def test_what_was_left_of_a_step_is_done_first() -> None:
 
 
 def test_nobody_begins_a_round_before_all_agree() -> None:
-    ending = Ending()
-    actor = ending.follow("block", ROUNDS, saved=False)
+    ending = StopAgreement()
+    actor = ending.until_stop("block", ROUNDS, saved=False)
     taken(actor, 2)
     ending.freeze("SIGTERM at rank 0")
     rest: list[Round] = []
@@ -110,7 +110,7 @@ def test_nobody_begins_a_round_before_all_agree() -> None:
 
 
 def test_ranks_that_do_not_answer_are_not_waited_for_for_ever() -> None:
-    ending = Ending(agreement_seconds=0.01)
+    ending = StopAgreement(agreement_seconds=0.01)
     ending.freeze("SIGTERM at rank 0")
     with pytest.raises(WireError, match=r"asked to stop \(SIGTERM at rank 0\), but not all ranks said how far"):
-        list(ending.follow("block", ROUNDS, saved=False))
+        list(ending.until_stop("block", ROUNDS, saved=False))

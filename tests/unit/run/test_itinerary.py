@@ -7,14 +7,14 @@ import pytest
 from bllpipe.config import load_config
 from bllpipe.errors import ConfigError
 from bllpipe.messages import Round, messages
-from bllpipe.training.run_schedule import Plan
+from bllpipe.training.run_schedule import RunSchedule
 
 # 7 training images in batches of 3 (2 steps an epoch), 4 test images
 SETTINGS = ("data.batch_size=3", "epochs=2")
 
 
-def plan(*overrides: str) -> Plan:
-    return Plan.of(load_config(None, [*SETTINGS, *overrides]), num_train=7, num_test=4)
+def plan(*overrides: str) -> RunSchedule:
+    return RunSchedule.of(load_config(None, [*SETTINGS, *overrides]), num_train=7, num_test=4)
 
 
 def test_every_round_of_a_short_run() -> None:

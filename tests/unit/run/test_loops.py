@@ -18,7 +18,7 @@ from bllpipe.messages import Alpha, Round, Stats, Target
 from bllpipe.models.partition import cut
 from bllpipe.models.resnet import resnet_units
 from bllpipe.models.units import Segment
-from bllpipe.training.loops import BlockLoop, LaneLoop
+from bllpipe.training.loops import BlockLoop, FeedbackLoop
 
 CLASSES, CHANNELS, SIZE = 10, 8, 4
 
@@ -125,7 +125,7 @@ def statistics(step: int) -> Stats:
     return Stats(train(step), sums_KC, counts_K)
 
 
-def lane(lag: int, steps: range, events: list[str]) -> LaneLoop:
+def lane(lag: int, steps: range, events: list[str]) -> FeedbackLoop:
     def labels() -> Iterator[Tensor]:
         for _ in steps:
             yield torch.tensor([0, 0, 1, 0])
@@ -133,7 +133,7 @@ def lane(lag: int, steps: range, events: list[str]) -> LaneLoop:
     feedback = ClosedForm(CLASSES, CHANNELS, decay=0.0, ridge=0.0)
     # without decay the target of step t is the class mean of step t - lag alone
     sent = [statistics(step) for step in steps]
-    return LaneLoop(
+    return FeedbackLoop(
         "layer1.1", feedback, labels(), targets=Kept("target", events), stats=Given("stats", sent, events), lag=lag
     )
 
@@ -180,7 +180,7 @@ def test_a_lane_goes_on_from_a_checkpoint_as_if_nothing_had_been(lag: int, stop:
     assert torch.equal(torch.stack(found), torch.stack(expected))
 
 
-def go_on(state: dict[str, Tensor], lag: int, steps: range) -> LaneLoop:
+def go_on(state: dict[str, Tensor], lag: int, steps: range) -> FeedbackLoop:
     """A lane that goes on from ``state``; its block sends the statistics of ``steps`` and no others."""
     loop = lane(lag, steps, [])
     loop.load(state, steps.start)
@@ -189,7 +189,7 @@ def go_on(state: dict[str, Tensor], lag: int, steps: range) -> LaneLoop:
     return loop
 
 
-def seen(loop: LaneLoop) -> list[float]:
+def seen(loop: FeedbackLoop) -> list[float]:
     """Which step's statistics the targets rest on."""
     return [message.beta_BC[0, 0].item() for message in loop.targets.messages]  # type: ignore[attr-defined]  # a list
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bllpipe.errors import OutputError
-from bllpipe.utils.files import Leniency, append_line, write_whole, writing
+from bllpipe.utils.files import WritePolicy, append_line, write_whole, writing
 from tests.disks import files_of_at_most
 
 FULL = Path("/dev/full")  # takes nothing: as a disk without room
@@ -57,12 +57,12 @@ def failing() -> None:
 
 def test_a_strict_run_ends() -> None:
     with pytest.raises(OutputError, match="cannot write metrics"):
-        Leniency("fail", "metrics", "log.if_unwritable", pytest.fail).attempt(failing)
+        WritePolicy("fail", "metrics", "log.if_unwritable", pytest.fail).attempt(failing)
 
 
 def test_a_lenient_run_is_told_once_and_again_when_it_is_over() -> None:
     told: list[str] = []
-    log = Leniency("go_on", "metrics", "log.if_unwritable", told.append)
+    log = WritePolicy("go_on", "metrics", "log.if_unwritable", told.append)
     for write in (failing, failing, failing, lambda: None, lambda: None, failing):
         log.attempt(write)
     first, second, third = told
@@ -78,4 +78,4 @@ def test_another_error_is_no_matter_of_room() -> None:
         raise ValueError("not a disk")
 
     with pytest.raises(ValueError, match="not a disk"):
-        Leniency("go_on", "metrics", "log.if_unwritable", pytest.fail).attempt(wrong)
+        WritePolicy("go_on", "metrics", "log.if_unwritable", pytest.fail).attempt(wrong)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from bllpipe.learn.block import Outcome
 from bllpipe.messages import Round
-from bllpipe.training.metrics_logger import Means, Recorder
+from bllpipe.training.metrics_logger import MetricMeans, MetricsLogger
 from bllpipe.training.run_directory import RunDirectory
 from bllpipe.training.timing import Stopwatch
 from tests.unit.engines.test_no_waiting import Asked, Methods, Operations
@@ -31,7 +31,7 @@ class Books:
         self.store, self.directory = dist.HashStore(), RunDirectory(path)
         place = {"rank": 1, "role": "block 1", "actor": "block 1"}
         store: Any = self.store
-        self.recorder = Recorder(place, self.directory, store, Stopwatch([], 0), log_every)
+        self.recorder = MetricsLogger(place, self.directory, store, Stopwatch([], 0), log_every)
 
     def lines(self) -> list[dict[str, Any]]:
         path = self.directory.metrics
@@ -147,8 +147,8 @@ def test_whoever_asks_gets_the_means_of_the_last_line_and_of_the_last_test(books
     books.recorder.record(Round("evaluate", 3, size=10), outcome(5.0, 1.0, 9))
     assert books.recorder.tested is None, "the test is not over"
     books.recorder.record(Round("score", 3), None)
-    assert books.recorder.trained == Means({"kl": 1.5, "pred": 2.0}, {}, 0.5, lr=0.5)
-    assert books.recorder.tested == Means({"kl": 5.0, "pred": 1.0}, {}, 0.9, lr=0.5)
+    assert books.recorder.trained == MetricMeans({"kl": 1.5, "pred": 2.0}, {}, 0.5, lr=0.5)
+    assert books.recorder.tested == MetricMeans({"kl": 5.0, "pred": 1.0}, {}, 0.9, lr=0.5)
 
 
 def test_the_progress_line_gets_the_latest_of_every_figure(books: Books) -> None:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from bllpipe.config import Config
 from bllpipe.config.schema import EvaluateConfig
 from bllpipe.training.run_directory import gather_reports, post_report, summarise, table
-from bllpipe.training.run_schedule import Plan
+from bllpipe.training.run_schedule import RunSchedule
 
 KEYS = {
     *("method", "engine", "world_size", "steps", "epochs", "test_accuracy", "block_accuracy", "images_per_second"),
@@ -34,7 +34,7 @@ def report(role: str, accuracy: float | None, digest: str) -> dict[str, Any]:
     }
 
 
-PLAN = Plan(
+PLAN = RunSchedule(
     total_steps=30, last_step=30, steps_per_epoch=20, batch_size=8, num_test=10, evaluate_every=20, save_every=20
 )
 REPORTS = [report("block 0", 0.5, "a"), report("block 1", 0.75, "b"), report("feedback", None, "c")]

@@ -111,10 +111,10 @@ def test_the_rate_leaves_out_the_first_steps_and_the_tests_but_not_the_turns_of_
 
 def test_a_lap_starts_anew(clock: Clock) -> None:
     watch = Stopwatch([], steady_from=100)
-    assert watch.lap() == 0.0
+    assert watch.take_interval() == 0.0
     a_round(watch, clock, train(0), 2.0)
-    assert watch.lap() == pytest.approx(5.0)
+    assert watch.take_interval() == pytest.approx(5.0)
     a_round(watch, clock, train(1), 1.0)
     a_round(watch, clock, train(2), 1.0)
-    assert watch.lap() == pytest.approx(10.0)
+    assert watch.take_interval() == pytest.approx(10.0)
     assert watch.steady.rate == 0.0

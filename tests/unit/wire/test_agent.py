@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bllpipe.distributed.torchrun import RankEnvironment, follow_agent
+from bllpipe.distributed.torchrun import RankEnvironment, die_with_agent
 from tests.waiting import PATIENCE
 
 REPOSITORY = Path(__file__).parents[3]
@@ -20,10 +20,10 @@ signal.signal(signal.SIGTERM, lambda *_: print("ended", flush=True))
 subprocess.run([sys.executable, "-c", sys.argv[1]], start_new_session=sys.argv[2] == "torchrun")
 """
 FAILS = """
-from bllpipe.distributed.torchrun import end_torchrun
+from bllpipe.distributed.torchrun import stop_torchrun
 from bllpipe.distributed.torchrun import RankEnvironment
 environment = RankEnvironment(0, 1, 0, 1, "localhost", 1, True, restarts_left={left}, has_agent={agent})
-end_torchrun(environment, {code})
+stop_torchrun(environment, {code})
 """
 
 
@@ -59,7 +59,7 @@ def fork_and_follow(port: int) -> int:
     """The exit code of a process that follows the agent whose store is at ``port``; 7 if it goes on."""
     child = os.fork()
     if child == 0:
-        follow_agent(environment(port))
+        die_with_agent(environment(port))
         os._exit(7)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 

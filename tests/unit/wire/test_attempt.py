@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from bllpipe.distributed.process_group import meet
+from bllpipe.distributed.process_group import agree_attempt
 from bllpipe.errors import WireError
 
 SECONDS = 20.0
 
 
 def start(pool: ThreadPoolExecutor, store: Any, rank: int, world_size: int = 3) -> Future[int]:
-    return pool.submit(meet, rank, world_size, store, SECONDS)
+    return pool.submit(agree_attempt, rank, world_size, store, SECONDS)
 
 
 def test_attempts_are_counted_together() -> None:
@@ -31,7 +31,7 @@ def test_a_rank_that_never_came_does_not_shift_the_count() -> None:
     other until the timeout."""
     store: Any = dist.HashStore()
     with pytest.raises(WireError, match=r"^rank 0 waited 0\.1 s for rank 1 to start; see what it has said, or raise"):
-        meet(0, 2, store, 0.1)
+        agree_attempt(0, 2, store, 0.1)
     with ThreadPoolExecutor(2) as pool:
         ranks = [start(pool, store, rank, 2) for rank in (0, 1)]
         assert [rank.result(SECONDS) for rank in ranks] == [1, 1]
@@ -51,4 +51,4 @@ def test_a_rank_0_that_is_dead_is_not_believed() -> None:
 def test_without_rank_0_nobody_begins() -> None:
     store: Any = dist.HashStore()
     with pytest.raises(WireError, match=r"^rank 1 waited 0\.1 s for rank 0 to start; see what it has said"):
-        meet(1, 2, store, 0.1)
+        agree_attempt(1, 2, store, 0.1)

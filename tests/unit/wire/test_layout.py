@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bllpipe.distributed.cuda_streams import HostStreams, Ring
-from bllpipe.distributed.gloo import Packet
+from bllpipe.distributed.gloo import MessageBuffer
 from bllpipe.distributed.local_links import LocalWires
 from bllpipe.distributed.message_format import (
     ALIGNMENT,
@@ -16,9 +16,9 @@ from bllpipe.distributed.message_format import (
     HEADER_BYTES,
     Layout,
     alpha_fields,
+    copy_into,
     message_of,
     parts_of,
-    put,
     stats_fields,
     target_fields,
 )
@@ -42,7 +42,7 @@ def payload_of(message: Message, layout: Layout) -> Tensor:
     for part, room in zip(
         parts_of(message), layout.views(payload, message.round.size, message.round.phase), strict=True
     ):
-        put(part, room)
+        copy_into(part, room)
     return payload
 
 
@@ -66,7 +66,7 @@ def test_statistics_have_one_size_whatever_the_batch() -> None:
 
 def test_a_message_is_written_into_a_packet_for_the_largest_one() -> None:
     layout, alpha = alpha_layout(torch.bfloat16), torch.randn(3, 4, 4, 2, requires_grad=True).permute(0, 3, 1, 2)
-    packet = Packet(layout)
+    packet = MessageBuffer(layout)
     whole = packet.write(Alpha(STEP, alpha))
     assert whole.data_ptr() == packet.whole(Round("train", 5, size=4)).data_ptr()
     assert whole.numel() == layout.message_bytes(3, "train")
@@ -83,7 +83,7 @@ def test_a_sender_refuses_another_shape_and_names_both_sides() -> None:
         "edge alpha 0->1 (block 0 to block 1): at step 5 block 0 has [3, 9] to send, but block 1 expects [3, 2, 4, 4]"
     )
     with pytest.raises(WireError, match=re.escape(words)):
-        Packet(alpha_layout()).write(Alpha(STEP, torch.zeros(3, 9)))
+        MessageBuffer(alpha_layout()).write(Alpha(STEP, torch.zeros(3, 9)))
 
 
 def test_the_largest_message_has_a_header_of_its_own() -> None:
@@ -125,7 +125,7 @@ def test_votes_stay_float32_beside_activations_in_bfloat16(size: int) -> None:
     """Through a packet of gloo, which is used again for messages of other sizes and phases, and inside a process."""
     layout, test = voting_layout(), Round("evaluate", 5, size=size)
     alpha, votes = torch.randn(size, 2, 4, 4), torch.rand(size, 10)
-    packet, wires = Packet(layout), LocalWires(CPU, timeout=1)
+    packet, wires = MessageBuffer(layout), LocalWires(CPU, timeout=1)
     rounds = [Round("train", 4, size=4), test, Round("train", 5, size=4)]
     sender, receiver = wires.sender(layout), wires.receiver(layout, iter(rounds))
     for entry in rounds:
@@ -172,7 +172,7 @@ def test_every_wrong_byte_is_noticed_and_described(position: int, words: str) ->
 def test_a_message_that_was_cut_short_is_no_message(kept: int) -> None:
     """gloo fills as much of a receive as there is, and says nothing."""
     layout = alpha_layout()
-    packets = {entry: Packet(layout) for entry in (STEP, Round("train", 4, size=3))}
+    packets = {entry: MessageBuffer(layout) for entry in (STEP, Round("train", 4, size=3))}
     sent, before = (packet.write(Alpha(entry, torch.ones(3, 2, 4, 4))) for entry, packet in packets.items())
     before[:kept] = sent[:kept]  # the receiver's packet has held the message of the step before
     with pytest.raises(
