@@ -7,8 +7,8 @@ import signal
 import threading
 from pathlib import Path
 
-from benchmarks.chaos_cases import BrokenPromise, Case, Families
-from benchmarks.chaos_hostile import refused
+from benchmarks.chaos.cases import BrokenPromise, Case, Families
+from benchmarks.chaos.hostile import refused
 from bllpipe.errors import ConfigError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from benchmarks.chaos_cases import fresh_peak_bytes, peak_bytes
+from benchmarks.chaos.cases import fresh_peak_bytes, peak_bytes
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The short form of ``python -m benchmarks.chaos_files``, and that what fails, hangs or kills its process is told."""
+"""The short form of ``python -m benchmarks.chaos.files``, and that what fails, hangs or kills its process is told."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import chaos_files
-from benchmarks.chaos_archives import archive_families
-from benchmarks.chaos_cases import BrokenPromise, Trial, carry_out
-from benchmarks.chaos_corruptions import Corruptions, make_run
-from benchmarks.chaos_damage import DAMAGES
-from benchmarks.chaos_headers import header_families
-from benchmarks.chaos_images import image_families
-from benchmarks.chaos_texts import text_families
+from benchmarks.chaos import files as chaos_files
+from benchmarks.chaos.archives import archive_families
+from benchmarks.chaos.cases import BrokenPromise, Trial, carry_out
+from benchmarks.chaos.corruptions import Corruptions, make_run
+from benchmarks.chaos.damage import DAMAGES
+from benchmarks.chaos.headers import header_families
+from benchmarks.chaos.images import image_families
+from benchmarks.chaos.texts import text_families
 from tests.support import careless_readers
 
 
@@ -43,7 +43,7 @@ def test_a_case_is_the_same_every_time(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(120)
 def test_who_does_not_survive_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.chaos_cases.SECONDS", 5.0)
+    monkeypatch.setattr("benchmarks.chaos.cases.SECONDS", 5.0)
     names = ["good", "accepts", "crashes", "breaks", "leaves", "dies", "hangs", "grows", "good"]
     trials = [Trial(name, 0) for name in names]
     found = list(carry_out(trials, 0, careless_readers.families, tmp_path))
@@ -82,7 +82,7 @@ def test_a_reader_that_finds_nothing_would_be_found(
     corruptions: Corruptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert broken(corruptions, tmp_path) == "nothing"
-    monkeypatch.setattr("benchmarks.chaos_corruptions.find_checkpoint", lambda directory, warn: None)
+    monkeypatch.setattr("benchmarks.chaos.corruptions.find_checkpoint", lambda directory, warn: None)
     (tmp_path / "again").mkdir()
     assert broken(corruptions, tmp_path / "again").startswith("took None, needed is ")
 

@@ -3,7 +3,7 @@ checkpoints, data and messages, each of which must be refused.
 
 Every case is a pure function of the seed, its family and its number, so that one that fails can be looked at again:
 
-python -m benchmarks.chaos_files --seed 0 --only "archives" --number 17
+python -m benchmarks.chaos.files --seed 0 --only "archives" --number 17
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chaos_archives import archive_families
-from benchmarks.chaos_cases import Families, Outcome, Trial, carry_out
-from benchmarks.chaos_corruptions import Corruptions, make_run
-from benchmarks.chaos_damage import DAMAGES
-from benchmarks.chaos_headers import header_families
-from benchmarks.chaos_images import image_families
-from benchmarks.chaos_tensors import tensor_families
-from benchmarks.chaos_texts import text_families
+from benchmarks.chaos.archives import archive_families
+from benchmarks.chaos.cases import Families, Outcome, Trial, carry_out
+from benchmarks.chaos.corruptions import Corruptions, make_run
+from benchmarks.chaos.damage import DAMAGES
+from benchmarks.chaos.headers import header_families
+from benchmarks.chaos.images import image_families
+from benchmarks.chaos.tensors import tensor_families
+from benchmarks.chaos.texts import text_families
 from benchmarks.report import table, write
 from bllpipe.utils.console import Bar
 
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The options of a campaign."""
-    found = argparse.ArgumentParser(prog="python -m benchmarks.chaos_files", description=__doc__)
+    found = argparse.ArgumentParser(prog="python -m benchmarks.chaos.files", description=__doc__)
     found.add_argument("--seed", type=int, default=0)
     found.add_argument("--corruptions", type=int, default=1000, metavar="N", help="damaged checkpoints")
     found.add_argument("--hostile", type=int, default=1000, metavar="M", help="hostile inputs")
@@ -122,7 +122,7 @@ def _row(result: dict[str, Any]) -> list[object]:
 
 def _told(outcome: Outcome, seed: int) -> str:
     trial = outcome.trial
-    again = f"python -m benchmarks.chaos_files --seed {seed} --only {trial.family!r} --number {trial.number}"
+    again = f"python -m benchmarks.chaos.files --seed {seed} --only {trial.family!r} --number {trial.number}"
     return f"{outcome.broken or 'survived'}: {outcome.what}\n  {again}"
 
 

@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.chaos_cases import BrokenPromise, Case, Families, MakeCase
-from benchmarks.chaos_damage import DAMAGES, Damage
+from benchmarks.chaos.cases import BrokenPromise, Case, Families, MakeCase
+from benchmarks.chaos.damage import DAMAGES, Damage
 from bllpipe.checkpoint import Checkpoint, find_checkpoint
 from bllpipe.checkpoint.format import MANIFEST, DirectoryName
 from bllpipe.checkpoint.reader import misnamed_checkpoints, newest_first

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chaos_cases import BrokenPromise, Case, MakeCase
+from benchmarks.chaos.cases import BrokenPromise, Case, MakeCase
 from bllpipe.errors import BllpipeError
 
 LONGEST_MESSAGE = 3000

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.chaos_cases import Families, MakeCase
-from benchmarks.chaos_hostile import (
+from benchmarks.chaos.cases import Families, MakeCase
+from benchmarks.chaos.hostile import (
     Harm,
     disguised,
     file_case,
@@ -25,7 +25,7 @@ from benchmarks.chaos_hostile import (
     sparse,
     unharmed,
 )
-from benchmarks.chaos_tensors import pickle_by_torch, pickle_in_a_zip
+from benchmarks.chaos.tensors import pickle_by_torch, pickle_in_a_zip
 from bllpipe.data.registry import read_arrays
 
 ARRAYS = {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -18,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chaos_trials import BLOCKS, Outcome, Trial, carry_out, undisturbed
+from benchmarks.chaos.trials import BLOCKS, Outcome, Trial, carry_out, undisturbed
 from benchmarks.report import table, write
 from bllpipe.utils.console import Bar
 
@@ -87,7 +86,3 @@ def results(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
             counts["bit-identical"][name] += number * outcome.is_identical
     names = sorted(counts["killed"], key=lambda name: (name == "all", name.startswith("restarted"), name))
     return [{"kill": name, **{head: counts[head][name] for head in HEADS[1:]}} for name in names]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

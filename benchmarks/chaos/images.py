@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from benchmarks.chaos_cases import Families, MakeCase
-from benchmarks.chaos_hostile import (
+from benchmarks.chaos.cases import Families, MakeCase
+from benchmarks.chaos.hostile import (
     disguised,
     file_case,
     mutated,
@@ -26,8 +26,8 @@ from benchmarks.chaos_hostile import (
     sparse,
     unharmed,
 )
-from benchmarks.chaos_tensors import pickle_by_torch, pickle_in_a_zip
-from benchmarks.chaos_texts import written
+from benchmarks.chaos.tensors import pickle_by_torch, pickle_in_a_zip
+from benchmarks.chaos.texts import written
 from bllpipe.config.schema import DataConfig
 from bllpipe.data.image_folder import FORMATS, MAX_BYTES, FolderImages
 

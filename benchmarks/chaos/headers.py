@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.chaos_cases import Case, Families
-from benchmarks.chaos_hostile import refused
+from benchmarks.chaos.cases import Case, Families
+from benchmarks.chaos.hostile import refused
 from bllpipe.distributed.message_format import (
     CLOSING_BYTES,
     HEADER_BYTES,

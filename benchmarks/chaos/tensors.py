@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from benchmarks.chaos_cases import Families, MakeCase
-from benchmarks.chaos_hostile import (
+from benchmarks.chaos.cases import Families, MakeCase
+from benchmarks.chaos.hostile import (
     Harm,
     Write,
     disguised,

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chaos_cases import Case, Families, MakeCase
-from benchmarks.chaos_hostile import Write, file_case, mutated, no_file, noise, of_kinds, refused, sparse
+from benchmarks.chaos.cases import Case, Families, MakeCase
+from benchmarks.chaos.hostile import Write, file_case, mutated, no_file, noise, of_kinds, refused, sparse
 from bllpipe.checkpoint import Checkpoint
 from bllpipe.checkpoint.format import MANIFEST, Manifest, facts_file
 from bllpipe.checkpoint.resume import flat
