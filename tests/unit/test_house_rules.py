@@ -232,7 +232,7 @@ def test_imports_that_run_up_are_still_needed() -> None:
         ("engines/ranks.py", "from bllpipe.launch import main"),
         ("engines/ranks.py", "from bllpipe.tools.monitoring.exporter import mark_failed"),
         ("training/worker.py", "import bllpipe"),
-        ("cli/data.py", "import tests.ranks.jobs"),
+        ("cli/data.py", "import tests.support.jobs"),
         ("training/worker.py", "import pickle"),
     ],
 )
