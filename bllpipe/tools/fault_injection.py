@@ -27,7 +27,9 @@ from torch import Tensor
 
 from bllpipe.checkpoint.format import DirectoryName, tensor_file
 from bllpipe.checkpoint.writer import separate
+from bllpipe.engines.job import Job
 from bllpipe.errors import ConfigError
+from bllpipe.training.callbacks import Callback
 from bllpipe.training.worker import Actor, Worker
 
 Call = Callable[..., Any]
@@ -68,12 +70,18 @@ SPOILED: tuple[Point, ...] = ("input", "alpha", "beta", "loss", "gradient", "wei
 FORM = "BLLPIPE_FAULT is rank=R,step=T,point=POINT,action=ACTION[,attempt=N][,seconds=S]"
 
 
-def inject(part: Worker, faults: Sequence[Fault]) -> Worker:
-    """The part, with those of ``faults`` that are about its rank."""
-    for fault in faults:
-        if fault.rank == part.rank:
-            _arm(part, fault)
-    return part
+class FaultInjection(Callback):
+    """Injects ``faults`` into the workers of their ranks."""
+
+    wraps_steps = True
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        self._faults = faults
+
+    def on_start(self, job: Job, worker: Worker) -> None:
+        for fault in self._faults:
+            if (fault.rank, fault.attempt) == (worker.rank, job.restarts):
+                _arm(worker, fault)
 
 
 def _arm(part: Worker, fault: Fault) -> None:
