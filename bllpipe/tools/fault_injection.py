@@ -151,8 +151,9 @@ def _corrupt(actor: Actor, fault: Fault) -> None:
         parameter: Tensor = next(iter(block.learner.parameters.values()))
         return parameter
 
-    def corrupted_terms(terms: dict[str, Tensor], *arguments: Any) -> dict[str, Tensor]:
-        return {name: corrupted(term) for name, term in terms.items()}
+    def corrupted_terms(result: tuple[dict[str, Tensor], Tensor, Tensor], *arguments: Any) -> tuple[Any, ...]:
+        terms, *others = result
+        return {name: corrupted(term) for name, term in terms.items()}, *others
 
     def corrupt_weights(lr: float, *arguments: Any) -> float:
         corrupt_in_place(first_parameter())
@@ -166,7 +167,7 @@ def _corrupt(actor: Actor, fault: Fault) -> None:
         case "beta":
             wrap_method(loop.targets, "recv", after=lambda got: replace(got, beta_BC=corrupted(got.beta_BC)))
         case "loss":
-            wrap_method(block, "objective", after=corrupted_terms)
+            wrap_method(block.local, "forward", after=corrupted_terms)
         case "gradient":
             wrap_method(block, "step_optimizer", before=lambda step: corrupt_in_place(first_parameter().grad))
         case "weights":
