@@ -13,7 +13,7 @@ import torch.distributed as dist
 from bllpipe.config import load_config, to_yaml
 from bllpipe.engines.failure import report_failure
 from bllpipe.errors import NonFiniteError
-from bllpipe.tools.monitoring.exporter import Discovery, address, announce, copy_name, mark_failed
+from bllpipe.tools.monitoring.exporter import Discovery, PrometheusExport, address, announce, copy_name, mark_failed
 from bllpipe.training.run_directory import RunDirectory
 from tests.support.metric_samples import make_source
 
@@ -56,7 +56,7 @@ def test_a_failure_is_told_in_the_labels_of_all_ranks(tmp_path: Path) -> None:
     (directory.path / "config.yaml").write_text(to_yaml(settings))
     store: Any = dist.HashStore()
     store.set("directory", str(directory.path))
-    report_failure(NonFiniteError("the loss is nan"), store, store, rank=1, role="feedback")
+    report_failure(NonFiniteError("the loss is nan"), store, store, 1, "feedback", [PrometheusExport()])
     failed = directory.read_targets()
     assert [(group["labels"]["status"], group["labels"]["error"]) for group in failed] == [
         ("failed", "NonFiniteError"),
