@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from bllpipe.data.base import ImageSet
-from bllpipe.data.loader import Ahead, ImageSource, placed
+from bllpipe.data.loader import ImageSource, Prefetcher, placed
 from bllpipe.distributed.cuda_streams import OpenStreams, RingWires
 from bllpipe.distributed.message_format import Field, Layout, alpha_fields, stats_fields, target_fields
 from bllpipe.engines.job import Job, shape_of
@@ -106,7 +106,7 @@ def image_port(
     config = job.config
     settled = placed(images, config.gpu, device)
     source = ImageSource(settled, job.messages(*phases), config.seed, config.data.augment, device)
-    return Ahead(source, config.cpu_threads) if ahead and device.type == "cpu" else source
+    return Prefetcher(source.recv, config.cpu_threads) if ahead and device.type == "cpu" else source
 
 
 def ring_wires(open_streams: OpenStreams, job: Job, device: torch.device) -> RingWires:
