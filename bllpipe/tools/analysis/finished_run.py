@@ -21,12 +21,10 @@ from bllpipe.data.base import ImageSet
 from bllpipe.data.loader import ImageSource, label_batches
 from bllpipe.data.registry import load_images, load_labels
 from bllpipe.errors import CheckpointError
-from bllpipe.learn.block import Block, alpha_shape, make_block
-from bllpipe.learn.memory_format import place
+from bllpipe.learn.block import Block, build_segments, make_block
 from bllpipe.messages import Round
 from bllpipe.models.partition import cut
 from bllpipe.models.registry import last_width, network_units
-from bllpipe.models.units import Segment
 from bllpipe.training.run_schedule import RunSchedule
 from bllpipe.utils.files import read_record
 
@@ -125,14 +123,11 @@ def _fresh_blocks(run: FinishedRun) -> list[Block]:
     config, spec, steps = run.config, run.images.spec, run.plan.total_steps
     units = network_units(config.model, spec.image_shape[0], spec.num_classes, config.seed)
     parts, width = cut(units, config.cuts), last_width(config, units)
-    blocks: list[Block] = []
-    x_shape: tuple[int, ...] = spec.image_shape
-    for part in parts:
-        segment, is_last = place(Segment(part, config.seed), config, run.device), part is parts[-1]
-        shape = alpha_shape(segment, x_shape, run.device)
-        blocks.append(make_block(segment, x_shape, shape, config, spec.num_classes, steps, is_last, width))
-        x_shape = shape
-    return blocks
+    segments = build_segments(parts, config, spec.image_shape, run.device)
+    return [
+        make_block(segment, input_shape, output_shape, config, spec.num_classes, steps, part is parts[-1], width)
+        for part, (segment, input_shape, output_shape) in zip(parts, segments, strict=True)
+    ]
 
 
 def _check_shapes(run: FinishedRun, own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from tests.unit.engines.test_job import job_of
 def test_only_a_block_that_computes_in_bf16_reads_it(tmp_path: Path, wire: str, compute: str) -> None:
     job = job_of(tmp_path, "blocks=2", f"precision.wire={wire}", f"precision.compute={compute}")
     for number in range(2):
-        job.store.set(f"shape/{number}", json.dumps([4, 8, 8]))
+        job.store.set_shape(number, (4, 8, 8))
     found = {edge.kind: layout_of(job, edge).received for edge in job.topology.edges()}
     both = wire == compute == "bf16"
     assert found == {
