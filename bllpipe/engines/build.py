@@ -252,7 +252,7 @@ def build_segment(job: Job, number: int, device: torch.device, kind: Literal["bl
     check_batches(norms, *_smallest_batches(job), name)
     if number == len(parts) - 1 and shape != (num_classes,):
         raise ConfigError(
-            f"the last {kind} gives {list(shape)} for each image; needed are {num_classes} class scores: "
+            f"the last {kind} gives {list(shape)} for each image; expected {num_classes} class scores: "
             f"let the network end with a layer that gives them"
         )
     job.store.set_shape(number, shape)

@@ -19,7 +19,7 @@ from bllpipe.checkpoint import Checkpoint, open_checkpoint, remove_unfinished
 from bllpipe.checkpoint.resume import Change, changes, changes_since, checkpoint_to_resume, choose_directory
 from bllpipe.config import Config, to_mapping
 from bllpipe.data.catalog import DataSpec
-from bllpipe.distributed.message_format import VERSION
+from bllpipe.distributed.message_format import VERSION, wire_dtype
 from bllpipe.distributed.torchrun import fault_text
 from bllpipe.engines import Options, Output, topology
 from bllpipe.errors import ConfigError, NoProgressError
@@ -102,7 +102,7 @@ class Job:
     @property
     def alpha_dtype(self) -> torch.dtype:
         """The format of activations on the wire."""
-        return torch.bfloat16 if self.config.precision.wire == "bf16" else torch.float32
+        return wire_dtype(self.config)
 
 
 def agree(

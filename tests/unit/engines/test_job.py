@@ -63,7 +63,7 @@ def test_a_network_without_class_scores(
     job = job_of(tmp_path, FEATURES, *settings)
     for earlier in range(number):
         build_segment(job, earlier, CPU, kind)
-    message = rf"^the last {kind} gives \[7\] for each image; needed are 10 class scores: let the network end"
+    message = rf"^the last {kind} gives \[7\] for each image; expected 10 class scores: let the network end"
     with pytest.raises(ConfigError, match=message):
         build_segment(job, number, CPU, kind)
 
