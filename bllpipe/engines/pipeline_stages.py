@@ -21,7 +21,7 @@ from bllpipe.data.loader import LabelSource
 from bllpipe.data.registry import load_labels
 from bllpipe.distributed.process_group import add_up, receive_from, send_to
 from bllpipe.engines.build import build_segment
-from bllpipe.engines.job import Job, shape_of
+from bllpipe.engines.job import Job
 from bllpipe.engines.ports import image_port
 from bllpipe.engines.synchronous import RankContext, StageTrainer
 from bllpipe.learn.block import Outcome
@@ -170,7 +170,7 @@ def sent_bytes(job: Job, rank: int) -> int:
     for number in range(job.topology.num_stages - 1):
         ends = {rank_of(number), rank_of(number + 1)}
         if rank in ends and len(ends) == 2:
-            total += job.config.data.batch_size * prod(shape_of(job, number)) * wire_format(job, number).itemsize
+            total += job.config.data.batch_size * prod(job.store.shape_of(number)) * wire_format(job, number).itemsize
     return total
 
 
@@ -201,7 +201,7 @@ def make_hop(job: Job, module: StageModule, number: int, device: torch.device) -
 
 def _receiving(job: Job, number: int, device: torch.device) -> Callable[[int], Tensor]:
     """Receives a test batch of stage ``number``."""
-    source, shape, dtype = job.topology.rank_of(number), shape_of(job, number), wire_format(job, number)
+    source, shape, dtype = job.topology.rank_of(number), job.store.shape_of(number), wire_format(job, number)
     return lambda size: receive_from(source, torch.empty(size, *shape, dtype=dtype, device=device))
 
 

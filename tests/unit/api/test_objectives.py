@@ -98,7 +98,7 @@ def test_what_can_be_imported_goes_by_its_name(objective: Any, keys: dict[str, s
 
 @pytest.mark.parametrize("objective", [3, nn.MSELoss()])
 def test_what_is_no_local_loss(objective: Any) -> None:
-    message = f"the objective is a {type(objective).__name__}; needed is a function .* a class of modules"
+    message = f"the objective is a {type(objective).__name__}; expected a function .* a class of modules"
     with pytest.raises(bllpipe.ConfigError, match=message):
         user_objective(objective)
 
