@@ -36,8 +36,8 @@ def _ranks_and_directory(options: argparse.Namespace) -> str:
         )
     if options.max_restarts:
         raise ConfigError(
-            f"--max-restarts {options.max_restarts} is for runs without torchrun, but a job uses it; remove the option, "
-            f"and submit with PET_MAX_RESTARTS={options.max_restarts} sbatch ..."
+            f"--max-restarts {options.max_restarts} is for runs without torchrun, but a job uses it; remove the "
+            f"option, and submit with PET_MAX_RESTARTS={options.max_restarts} sbatch ..."
         )
     config = load_config(options.config, options.overrides)
     check_plan(config)
