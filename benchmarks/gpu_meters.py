@@ -37,7 +37,7 @@ def peak_of(name: str) -> float | None:
 
 
 def operations_per_image(config: Config, batch: int = 2) -> float:
-    """Of products and convolutions in one training step of all blocks, there and back, as torch counts them."""
+    """Of products and convolutions in one training step of all blocks, forward and backward, as torch counts them."""
     return sum(_operations(config, number, batch) for number in range(config.num_blocks)) / batch
 
 

@@ -58,7 +58,7 @@ def time_without_kernel(case: Case) -> float | None:
 def start_afresh() -> int:
     """Gives back what the run before has left, code that was compiled for it too; the bytes of tensors still there.
 
-    A run has told the collector to pass over what it built; it is over, and this is looked at again."""
+    A run excludes its objects from garbage collection; after the run they are collected again."""
     forget_compiled()
     gc.unfreeze()
     gc.collect()

@@ -1,4 +1,4 @@
-"""Subprocesses side by side, each in a process group of its own, so that none outlives whoever started them."""
+"""Concurrent subprocesses, each in its own process group, so that none outlives the process that started them."""
 
 from __future__ import annotations
 
@@ -67,6 +67,6 @@ class Processes:
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """To the whole group, of which nobody may be left."""
+    """Sends the signal to the whole group; the group may have ended."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)

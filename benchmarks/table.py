@@ -1,4 +1,4 @@
-"""The paper's Table 1: runs every method with several seeds, and shows the result beside the published figures."""
+"""The paper's Table 1: runs every method with several seeds, and compares the result with the published numbers."""
 
 from __future__ import annotations
 

@@ -67,8 +67,8 @@ def table_trials(
 
 def _trial(size: str, data: str, method: str, seed: int, overrides: Mapping[str, Any]) -> Trial:
     file, of_size = SIZES[size][data]
-    facts = {"method": method, "data": data, "size": size}
-    return Trial(f"{size}-{data}-{method}-s{seed}", CONFIGS / file, {**of_size, **overrides}, seed, facts)
+    labels = {"method": method, "data": data, "size": size}
+    return Trial(f"{size}-{data}-{method}-s{seed}", CONFIGS / file, {**of_size, **overrides}, seed, labels)
 
 
 def _rate(size: str, method: str) -> dict[str, Any]:
