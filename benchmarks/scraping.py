@@ -1,7 +1,8 @@
 """The cost of metrics for a training step when Prometheus scrapes every rank each second.
 
-The stages take no time, so that the step is that of the engine. Three kinds of jobs are interleaved: without metrics, with ports that are not scraped, and with ports that are. The
-scraper uses the same cores, as a Prometheus on the same machine would.
+The stages take no time, so that the step is that of the engine. Three kinds of jobs are interleaved: without metrics,
+with ports that are not scraped, and with ports that are. The scraper uses the same cores, as a Prometheus on the same
+machine would.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Searches for leaks: a job that is killed and restarted hundreds of times, and one that runs for half an hour.
 
-Open files, threads, memory and temporary files of all their processes are compared at the beginning and the end. Both run at the same time; all restarts are those of one launcher.
+Open files, threads, memory and temporary files of all their processes are compared at the beginning and the end. Both
+run at the same time; all restarts are those of one launcher.
 """
 
 from __future__ import annotations

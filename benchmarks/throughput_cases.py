@@ -44,8 +44,8 @@ class Work:
 
 @dataclass(frozen=True)
 class Plan:
-    """The prediction of ``bllpipe plan`` for a real network on some ranks: the last units of all blocks but the last, by
-    the number of blocks and microbatches (None for local learning); and images/s by engine and microbatches."""
+    """The prediction of ``bllpipe plan`` for a real network on some ranks: the last units of all blocks but the last,
+    by the number of blocks and microbatches (None for local learning); and images/s by engine and microbatches."""
 
     cuts: Mapping[tuple[int, int | None], list[str]]
     rates: Mapping[tuple[str, int | None], float]

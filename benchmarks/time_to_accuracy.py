@@ -1,7 +1,8 @@
 """Training seconds until the last block's test accuracy reaches a target, for BLL and other methods.
 
-All use the same two cores (or GPUs), network, data and epochs. The test follows every epoch and does not count as training time. Every engine uses the learning rate that was best in
-short runs (benchmarks/questions/rates.yaml). The engines are interleaved; every repetition has its own seed.
+All use the same two cores (or GPUs), network, data and epochs. The test follows every epoch and does not count as
+training time. Every engine uses the learning rate that was best in short runs (benchmarks/questions/rates.yaml). The
+engines are interleaved; every repetition has its own seed.
 """
 
 from __future__ import annotations

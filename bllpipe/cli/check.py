@@ -46,8 +46,15 @@ BF16_NOTE = "Activations are counted in fp32; precision.compute bf16 stores some
 def add_check(commands: Any) -> None:
     """Adds the command ``check``."""
     check = commands.add_parser("check", help="validate a config; estimate its messages, parameters and memory")
-    check.add_argument("--config", metavar="FILE")
-    check.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[])
+    check.add_argument("--config", metavar="FILE", help="YAML file (default: the handwritten digits)")
+    check.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        dest="overrides",
+        action="append",
+        default=[],
+        help="override a key, e.g. epochs=3",
+    )
     shown = check.add_mutually_exclusive_group()
     shown.add_argument("--config-only", action="store_true", help="print the resolved config, with ranks and edges")
     shown.add_argument("--verbose", action="store_true", help="print the resolved config below the tables")
@@ -68,7 +75,7 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
         return 0
     layout = topology(config)
     print(headline(config, layout))
-    print("\n".join([*layout_lines(layout), str(unknown)]) if estimates is None else figures_table(estimates, config))
+    print("\n".join([*layout_lines(layout), str(unknown)]) if estimates is None else estimates_table(estimates, config))
     if options.verbose:
         print()
         _print_config(config)
@@ -111,23 +118,23 @@ def headline(config: Config, layout: Topology) -> str:
     )
 
 
-def figures_table(figures: Figures, config: Config) -> str:
+def estimates_table(estimates: Figures, config: Config) -> str:
     """The number of steps, and the tables of ranks, local heads and edges."""
-    lines = [f"{figures.steps:,} steps, {figures.steps_per_epoch:,} an epoch", ""]
-    lines += [table(RANK_HEADS, [_rank_row(figures, each) for each in figures.ranks])]
-    if heads := [_head_row(each) for each in figures.ranks if each.head_parameters]:
+    lines = [f"{estimates.steps:,} steps, {estimates.steps_per_epoch:,} an epoch", ""]
+    lines += [table(RANK_HEADS, [_rank_row(estimates, each) for each in estimates.ranks])]
+    if heads := [_head_row(each) for each in estimates.ranks if each.head_parameters]:
         lines += ["", table(LOCAL_HEADS, heads)]
-    if figures.edges:
-        lines += ["", table(EDGE_HEADS, [_edge_row(edge) for edge in figures.edges])]
-    notes = [NOTE, *_ensemble(figures), *([BF16_NOTE] if config.precision.compute == "bf16" else [])]
+    if estimates.edges:
+        lines += ["", table(EDGE_HEADS, [_edge_row(edge) for edge in estimates.edges])]
+    notes = [NOTE, *_ensemble(estimates), *([BF16_NOTE] if config.precision.compute == "bf16" else [])]
     return "\n".join([*lines, "", *notes])
 
 
-def _ensemble(figures: Figures) -> Iterator[str]:
+def _ensemble(estimates: Figures) -> Iterator[str]:
     """The additional bytes of test batches."""
     from rich.filesize import decimal as size
 
-    if more := max((edge.ensemble_bytes for edge in figures.edges), default=0):
+    if more := max((edge.ensemble_bytes for edge in estimates.edges), default=0):
         yield (
             f"With evaluate.ensemble an alpha message of a test batch has {size(more)} more: the sums of the class\n"
             f"probabilities of all heads up to that block."
@@ -140,12 +147,12 @@ def layout_lines(layout: Topology) -> Iterator[str]:
     yield "# edges: " + ", ".join(str(edge) for edge in layout.edges())
 
 
-def _rank_row(figures: Figures, each: RankFigures) -> list[str]:
+def _rank_row(estimates: Figures, each: RankFigures) -> list[str]:
     from rich.filesize import decimal as size
 
     memory = each.memory
     parts = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.messages)
-    transferred = (figures.sent(each.rank), figures.received(each.rank))
+    transferred = (estimates.sent(each.rank), estimates.received(each.rank))
     return [
         str(each.rank),
         each.role,

@@ -38,8 +38,15 @@ UNMEASURED = ", but proportional to their size for {} images, which favours all 
 def add_plan(commands: Any) -> None:
     """Adds the command ``plan``."""
     plan = commands.add_parser("plan", help="measure a network, find the best cuts, predict the rate of every engine")
-    plan.add_argument("--config", metavar="FILE")
-    plan.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[])
+    plan.add_argument("--config", metavar="FILE", help="YAML file (default: the handwritten digits)")
+    plan.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        dest="overrides",
+        action="append",
+        default=[],
+        help="override a key, e.g. epochs=3",
+    )
     plan.add_argument(
         "--blocks",
         type=int,

@@ -128,7 +128,14 @@ def add_slurm(commands: Any) -> None:
     """Adds the command ``slurm``."""
     slurm = commands.add_parser("slurm", help="write a SLURM job script for a config")
     slurm.add_argument("--config", metavar="FILE", help="YAML file (default: the handwritten digits)")
-    slurm.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[])
+    slurm.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        dest="overrides",
+        action="append",
+        default=[],
+        help="override a key, e.g. epochs=3",
+    )
     slurm.add_argument("--nodes", type=int, default=1, metavar="N", help="default: 1")
     slurm.add_argument("--gpus-per-node", type=int, default=4, metavar="G", help="default: 4; 0 for a run on CPUs")
     slurm.add_argument(
