@@ -22,7 +22,7 @@ SECTIONS = ("config", "common", "variants")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Reads the command line and carries it out; returns the exit code."""
+    """Runs the command; returns the exit code."""
     options = _parser().parse_args(arguments)
     return finish(lambda: _run(options) if options.command == "run" else _show(options))
 

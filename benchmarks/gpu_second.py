@@ -1,8 +1,8 @@
 """The second five minutes on a GPU: accuracy near the paper's size, BP and BLL for the same number of epochs.
 
-A short probe of each side finds a way to capture that works, and how long a step and a test take; from that follows
-how many epochs all runs of ResNet-18 can have. Then the runs, the most informative first, each reported as it ends.
-What is known is in OUT/second.json at any time; a run that its time ends is there with the accuracy of its last test.
+A short probe of each side finds a value of gpu.capture that works, and the time of a step and of a test, which decide
+the number of epochs of all runs of ResNet-18. Then the runs follow, the most informative first, each reported as it
+ends. OUT/second.json holds the results so far; a run that exceeds its time has the accuracy of its last test there.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def runs(bll: Recipe) -> list[Run]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Reads the command line and carries it out; the exit code is 1 when something did not work."""
+    """Runs all parts; the exit code is 1 if one has failed."""
     options = parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # which stops what was started
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # an exit stops the child processes
     if options.device == "cuda" and not torch.cuda.is_available():
         print(NO_GPU, file=sys.stderr)
         return 2

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-# A launcher of ranks asks them to end and waits for up to 30 seconds before it kills them.
+# A launcher stops its ranks with SIGTERM, and kills them after up to 30 seconds.
 GRACE_SECONDS = 35.0
 
 

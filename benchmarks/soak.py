@@ -29,7 +29,7 @@ from bllpipe.utils.console import Bar
 
 ENDLESS = ("model.width=4", "data.batch_size=32", "blocks=2", "epochs=100000", "evaluate.every_epochs=0")
 SAMPLE_SECONDS = 5.0
-PATIENCE = 300.0  # seconds for a start to get further
+PATIENCE = 300.0  # seconds for the next step of a start
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -32,7 +32,7 @@ LIMIT_STEPS, LIMIT_WARMUP = 20, 5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Reads the command line and carries it out; returns the exit code."""
+    """Runs the command; returns the exit code."""
     options = parser().parse_args(arguments)
     every = cases(options, _plans(options))
     summaries: dict[str, list[dict[str, Any]]] = defaultdict(list)

@@ -138,7 +138,7 @@ EMULATED = [
     f"data.batch_size={EMULATED_BATCH}",
     "data.augment.crop_padding=0",
     "data.augment.rotation=0",
-    "optimizer.lr=1e-9",  # what such a network learns must not matter
+    "optimizer.lr=1e-9",  # the weights of such a network must not change its outputs
     "device=cpu",
     "log.plain_seconds=60",
 ]

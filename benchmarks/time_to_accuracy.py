@@ -27,7 +27,7 @@ NUMBER = 2  # of blocks, stages or replicas
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Reads the command line and carries it out; returns the exit code."""
+    """Runs the command; returns the exit code."""
     options = _parser().parse_args(arguments)
     runs: dict[str, list[list[dict[str, float]]]] = defaultdict(list)
     for seed in options.seeds:
