@@ -19,7 +19,7 @@ from bllpipe.config import load_config
 from bllpipe.distributed.process_group import open_store
 from bllpipe.distributed.torchrun import RankEnvironment
 from bllpipe.engines import Options
-from bllpipe.engines.ranks import run_in_world, watcher
+from bllpipe.engines.ranks import run_in_world, watchdog
 from bllpipe.messages import Message
 from bllpipe.topology import Edge
 
@@ -56,8 +56,8 @@ def main(folder: str, seeds: str, *settings: str) -> None:
 
         store = dist.PrefixStore(f"job-{seed}", world.raw_store)
         here: Any = replace(world, store=store, job_store=store, raw_store=store)
-        config = load_config(None, settings)
-        run_in_world(config, Options(run_dir=str(Path(folder) / seed)), here, watcher(config, here), delayed)
+        config, options = load_config(None, settings), Options(run_dir=str(Path(folder) / seed))
+        run_in_world(config, options, here, watchdog(config, options, here), delayed)
 
 
 if __name__ == "__main__":

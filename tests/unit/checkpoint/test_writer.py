@@ -8,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from bllpipe.checkpoint import CheckpointWriter, find_checkpoint, open_checkpoint
+from bllpipe.checkpoint.writer import Point
 from bllpipe.errors import CheckpointError, WireError
 from bllpipe.utils.files import MAX_BYTES
 from tests.support.checkpoint_samples import assert_holds, flip_bit, sample, tree, write_checkpoint
@@ -32,29 +33,45 @@ def test_the_last_rank_commits_whatever_the_order(tmp_path: Path, order: tuple[i
     assert open_checkpoint(tmp_path).facts() == [{"rank": rank} for rank in range(3)]
 
 
-def test_ranks_that_write_at_once_commit_every_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    num_ranks, steps, store, commits = 6, range(1, 9), dist.HashStore(), []
-    commit = CheckpointWriter._commit
-
-    def counted(writer: CheckpointWriter, step: int, *arguments: Any) -> None:
-        commits.append(step)
-        commit(writer, step, *arguments)
+def test_ranks_that_write_at_once_commit_every_step_once(tmp_path: Path) -> None:
+    num_ranks, steps, store, commits = 6, range(1, 9), dist.HashStore(), list[int]()
 
     def run(rank: int) -> None:
         writer = CheckpointWriter(tmp_path, store, num_ranks, "0", keep=3)
+        writer.on("manifest", lambda step, path: commits.append(step))
         for step in steps:
             start.wait(timeout=PATIENCE)
             writer.write(step, rank, sample(rank, step), {"rank": rank})
         writer.wait_committed(steps[-1])
         assert open_checkpoint(tmp_path / "step-00000008").step == 8
 
-    monkeypatch.setattr(CheckpointWriter, "_commit", counted)
     start = threading.Barrier(num_ranks)
     with ThreadPoolExecutor(num_ranks) as pool:
         list(pool.map(run, range(num_ranks)))
     assert commits == list(steps)
     assert list(tree(tmp_path)) == ["step-00000006", "step-00000007", "step-00000008"]
     assert_holds(tmp_path / "step-00000007", 7, num_ranks)
+
+
+def test_the_points_of_a_checkpoint_come_in_order_and_find_its_files(tmp_path: Path) -> None:
+    writer, found = CheckpointWriter(tmp_path, dist.HashStore(), 1, "0", keep=1), list[tuple[str, int, list[str]]]()
+    for point in get_args(Point):
+
+        def note(step: int, path: Path, point: Point = point) -> None:
+            folder = path if path.is_dir() else path.parent
+            found.append((point, step, list(tree(folder)) if folder.exists() else []))
+
+        writer.on(point, note)
+    writer.write(7, 0, sample(0, 7), {"rank": 0})
+    tensors, facts, manifest = "rank-0.safetensors", "rank-0.json", "manifest.json"
+    assert found == [
+        ("save", 7, []),
+        ("tensors", 7, [f".{tensors}"]),
+        ("facts", 7, [tensors]),
+        ("manifest", 7, [facts, tensors]),
+        ("rename", 7, [manifest, facts, tensors]),
+        ("committed", 7, [manifest, facts, tensors]),
+    ]
 
 
 def test_a_step_is_written_once_an_attempt(tmp_path: Path) -> None:

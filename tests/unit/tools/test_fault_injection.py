@@ -28,7 +28,7 @@ def test_when_a_fault_is_due() -> None:
     [
         ("rank=2,point=update", "is not understood; BLLPIPE_FAULT is rank=R"),
         ("rank=2,point=update,action=kill,where=here", "is not understood"),
-        ("rank=two,point=update,action=kill", "the fault's rank is 'two'; needed is a whole number"),
+        ("rank=two,point=update,action=kill", "the fault's rank is 'two'; expected a whole number; BLLPIPE_FAULT is"),
         ("rank=2,point=updat,action=kill", "did you mean 'update'"),
         ("rank=2,point=update,action=dance", "known are kill, stop"),
         ("rank=2,point=update,action=nan", "nan and inf go with the points input, alpha"),

@@ -13,7 +13,7 @@ import pytest
 import torch.distributed as dist
 
 from bllpipe.messages import Round
-from bllpipe.training.instrument import wrap, wrapped
+from bllpipe.training.instrument import trace_methods
 from bllpipe.training.run_directory import RunDirectory
 from bllpipe.training.tracing import TRIPS, Clock, SpanFile, Track, align_clock, machine_id, record, step_of
 from tests.support import jobs
@@ -44,9 +44,10 @@ def kinds(track: Track) -> list[str]:
 
 
 def test_a_span_has_kind_round_edge_and_times() -> None:
-    track = track_in(3)
+    track, worker = track_in(3), Worker()
+    trace_methods(worker, {"inner": "receive"}, track, "alpha 0->1")
     before = time.perf_counter_ns()
-    assert wrapped(lambda: "message", track, "receive", "alpha 0->1")() == "message"
+    assert worker.inner(3) == 6
     (span,) = track.spans
     assert (span.kind, span.edge, span.entry) == ("receive", "alpha 0->1", Round("train", 3, batch=3))
     assert before <= span.start <= span.end <= time.perf_counter_ns()
@@ -54,7 +55,7 @@ def test_a_span_has_kind_round_edge_and_times() -> None:
 
 def test_what_is_called_inside_of_a_span_is_a_part_of_it() -> None:
     track, worker = track_in(0), Worker()
-    wrap(worker, {"outer": "forward", "inner": "loss", "absent": "update"}, track)
+    trace_methods(worker, {"outer": "forward", "inner": "loss", "absent": "update"}, track)
     assert worker.outer(3) == 7
     assert worker.inner(3) == 6
     assert kinds(track) == ["forward", "loss"]

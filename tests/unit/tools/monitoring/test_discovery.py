@@ -13,7 +13,7 @@ import torch.distributed as dist
 from bllpipe.config import load_config, to_yaml
 from bllpipe.engines.failure import report_failure
 from bllpipe.errors import NonFiniteError
-from bllpipe.tools.monitoring.exporter import Discovery, address, announce, copy_name, mark_failed
+from bllpipe.tools.monitoring.exporter import Discovery, PrometheusExport, address, announce, copy_name, mark_failed
 from bllpipe.training.run_directory import RunDirectory
 from tests.support.metric_samples import make_source
 
@@ -28,7 +28,7 @@ def discovered(folder: Path, copy: Path | None = None) -> RunDirectory:
     discovery = Discovery(store, directory, copy, make_source(folder), ROLES)
     for rank in range(2):
         announce(store, rank, f"node-{rank}:950{rank}")
-    discovery.look()
+    discovery.update()
     return directory
 
 
@@ -56,7 +56,7 @@ def test_a_failure_is_told_in_the_labels_of_all_ranks(tmp_path: Path) -> None:
     (directory.path / "config.yaml").write_text(to_yaml(settings))
     store: Any = dist.HashStore()
     store.set("directory", str(directory.path))
-    report_failure(NonFiniteError("the loss is nan"), store, store, rank=1, role="feedback")
+    report_failure(NonFiniteError("the loss is nan"), store, store, 1, "feedback", [PrometheusExport()])
     failed = directory.read_targets()
     assert [(group["labels"]["status"], group["labels"]["error"]) for group in failed] == [
         ("failed", "NonFiniteError"),
@@ -94,7 +94,7 @@ def test_a_file_that_could_not_be_written_is_written_when_it_can(tmp_path: Path)
     discovery = Discovery(store, directory, blocked / "bllpipe-run.json", make_source(tmp_path), ROLES)
     announce(store, 0, "127.0.0.1:9500")
     with pytest.raises(OSError, match="all"):
-        discovery.look()
+        discovery.update()
     blocked.unlink()
-    discovery.look()
+    discovery.update()
     assert "127.0.0.1:9500" in (blocked / "bllpipe-run.json").read_text()
