@@ -161,7 +161,13 @@ def build_stage_loop(context: RankContext, make_schedule: MakeSchedule) -> tuple
     schedule, stages = make_schedule(context, trainer, modules)
     timed = TimedSchedule(schedule, stages if device.type == "cpu" else (), sent_bytes(job, context.rank))
     links = [make_link(job, module, number, device) for number, module in zip(numbers, modules, strict=True)]
-    return StageLoop(trainer, timed, links, _images(context), _labels(context), stages), [timed]
+    images = labels = None
+    if context.images is not None:
+        images = image_port(job, context.images, device)
+    if context.rank == job.topology.scoring_rank:
+        rounds = job.messages("train", "evaluate")
+        labels = LabelSource(load_labels(config.data, config.seed), rounds, config.seed, device)
+    return StageLoop(trainer, timed, links, images, labels, stages), [timed]
 
 
 def sent_bytes(job: Job, rank: int) -> int:
@@ -174,35 +180,20 @@ def sent_bytes(job: Job, rank: int) -> int:
     return total
 
 
-def _images(context: RankContext) -> Receiver[Alpha] | None:
-    """The first stage is on the rank that has read the images."""
-    return None if context.images is None else image_port(context.job, context.images, context.device)
-
-
-def _labels(context: RankContext) -> Receiver[Target] | None:
-    rounds, config = context.job.messages("train", "evaluate"), context.job.config
-    if context.rank != context.job.topology.scoring_rank:
-        return None
-    return LabelSource(load_labels(config.data, config.seed), rounds, config.seed, context.device)
-
-
 def make_link(job: Job, module: StageModule, number: int, device: torch.device) -> StageLink:
     """The links of a test batch into and out of stage ``number``."""
     layout = job.topology
     own, last = layout.rank_of(number), layout.num_stages - 1
-    from_afar = number > 0 and layout.rank_of(number - 1) != own
-    to_afar = number < last and layout.rank_of(number + 1) != own
-    return StageLink(
-        module,
-        _receiving(job, number - 1, device) if from_afar else None,
-        partial(send_to, layout.rank_of(number + 1)) if to_afar else None,
-    )
+    receive = send = None
+    if number > 0 and (source := layout.rank_of(number - 1)) != own:
+        shape, dtype = shape_of(job, number - 1), wire_format(job, number - 1)
 
+        def receive(size: int) -> Tensor:
+            return receive_from(source, torch.empty(size, *shape, dtype=dtype, device=device))
 
-def _receiving(job: Job, number: int, device: torch.device) -> Callable[[int], Tensor]:
-    """Receives a test batch of stage ``number``."""
-    source, shape, dtype = job.topology.rank_of(number), shape_of(job, number), wire_format(job, number)
-    return lambda size: receive_from(source, torch.empty(size, *shape, dtype=dtype, device=device))
+    if number < last and (other := layout.rank_of(number + 1)) != own:
+        send = partial(send_to, other)
+    return StageLink(module, receive, send)
 
 
 def wire_format(job: Job, number: int) -> torch.dtype:
