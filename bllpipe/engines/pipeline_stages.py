@@ -21,7 +21,7 @@ from bllpipe.data.loader import LabelSource
 from bllpipe.data.registry import load_labels
 from bllpipe.distributed.process_group import add_up, receive_from, send_to
 from bllpipe.engines.build import build_segment
-from bllpipe.engines.job import Job, shape_of
+from bllpipe.engines.job import Job
 from bllpipe.engines.ports import image_port
 from bllpipe.engines.synchronous import RankContext, StageTrainer
 from bllpipe.learn.block import Outcome
@@ -176,7 +176,7 @@ def sent_bytes(job: Job, rank: int) -> int:
     for number in range(job.topology.num_stages - 1):
         ends = {rank_of(number), rank_of(number + 1)}
         if rank in ends and len(ends) == 2:
-            total += job.config.data.batch_size * prod(shape_of(job, number)) * wire_format(job, number).itemsize
+            total += job.config.data.batch_size * prod(job.store.shape_of(number)) * wire_format(job, number).itemsize
     return total
 
 
@@ -186,7 +186,7 @@ def make_link(job: Job, module: StageModule, number: int, device: torch.device) 
     own, last = layout.rank_of(number), layout.num_stages - 1
     receive = send = None
     if number > 0 and (source := layout.rank_of(number - 1)) != own:
-        shape, dtype = shape_of(job, number - 1), wire_format(job, number - 1)
+        shape, dtype = job.store.shape_of(number - 1), wire_format(job, number - 1)
 
         def receive(size: int) -> Tensor:
             return receive_from(source, torch.empty(size, *shape, dtype=dtype, device=device))

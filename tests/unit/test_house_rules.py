@@ -219,7 +219,7 @@ def test_the_package_itself_imports_almost_nothing_at_once() -> None:
         ("engines/build.py", "from bllpipe.tools.fault_injection import FaultInjection"),
         ("training/callbacks.py", "if TYPE_CHECKING:\n    from bllpipe.engines.job import Job"),
         ("training/worker.py", "import bllpipe"),
-        ("cli/data.py", "import tests.ranks.jobs"),
+        ("cli/data.py", "import tests.support.jobs"),
         ("training/worker.py", "import pickle"),
     ],
 )
