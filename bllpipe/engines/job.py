@@ -20,12 +20,11 @@ from bllpipe.checkpoint.resume import Change, changes, changes_since, checkpoint
 from bllpipe.config import Config, to_mapping
 from bllpipe.data.catalog import DataSpec
 from bllpipe.distributed.message_format import VERSION, wire_dtype
-from bllpipe.distributed.torchrun import fault_text
 from bllpipe.engines import Options, Output, topology
 from bllpipe.errors import ConfigError, NoProgressError
 from bllpipe.messages import Phase, Round, Store
-from bllpipe.tools.fault_injection import Fault, parse_faults
 from bllpipe.topology import Topology
+from bllpipe.training.callbacks import Callback
 from bllpipe.training.run_directory import RunDirectory
 from bllpipe.training.run_schedule import RunSchedule, StopAgreement
 from bllpipe.utils.console import say, warn
@@ -75,13 +74,18 @@ class Job:
     checkpoint: Checkpoint | None
     tested: bool = True  # whether the test after the checkpoint's step is done
     ending: StopAgreement = field(default_factory=StopAgreement)
-    faults: Sequence[Fault] = ()
     output: Output = "auto"
+    callbacks: Sequence[Callback] = ()
 
     @property
     def start(self) -> int:
         """The number of training steps before this start."""
         return self.checkpoint.step if self.checkpoint else 0
+
+    @property
+    def restarts(self) -> int:
+        """How often the run was started again after a failure."""
+        return int(self.attempt.partition("-")[0])
 
     def rounds(self) -> Iterator[Round]:
         """A new iterator over the remaining rounds."""
@@ -140,8 +144,8 @@ def agree(
         checkpoint,
         decided["tested"],
         ending or StopAgreement(),
-        [fault for fault in parse_faults(fault_text()) if fault.attempt == attempt],
         options.output,
+        options.callbacks,
     )
     if options.on_agreed is not None:
         options.on_agreed(job)

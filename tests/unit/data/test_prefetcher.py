@@ -9,7 +9,7 @@ import pytest
 
 from bllpipe.data.loader import DEPTH, Prefetcher
 from bllpipe.errors import DataError
-from tests.waiting import PATIENCE
+from tests.support.waiting import PATIENCE
 
 
 class Numbers:
