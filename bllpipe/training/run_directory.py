@@ -16,7 +16,6 @@ import torch
 
 from bllpipe.config import Config, to_yaml
 from bllpipe.errors import CheckpointError
-from bllpipe.messages import Store
 from bllpipe.training.run_schedule import RunSchedule
 from bllpipe.utils.console import percent, warn
 from bllpipe.utils.files import IfUnwritable, WritePolicy, append_line, json_object, read_record, write_whole, writing
@@ -157,16 +156,6 @@ def _git_revision() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-def post_report(store: Store, rank: int, report: Mapping[str, Any]) -> None:
-    """Posts the report of this rank for ``gather_reports``."""
-    store.set(f"report/{rank}", json.dumps(report))
-
-
-def gather_reports(store: Store, world_size: int) -> list[dict[str, Any]]:
-    """The reports of all ranks, in order; waits for the slowest."""
-    return [json.loads(store.get(f"report/{rank}")) for rank in range(world_size)]
 
 
 def summarise(
