@@ -1,4 +1,4 @@
-"""What spans cost: the digits job with every step traced and without a trace, in turn, and a single span alone.
+"""The cost of spans: the digits job with every step traced and without a trace, interleaved, and a single span alone.
 
 The limit is 1 % of a step. The job runs in the engine ``sequential``, in one thread, where nothing hides the cost:
 a step there has the spans of all ranks, and ends when the last of them is written down.
@@ -37,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     results = measure(options.n, options.steps)
     print(table(["case", "a step", "spans a step"], [_row(result) for result in results[:2]]))
-    print(verdict(results))
+    print(conclusion(results))
     print(f"median of {options.n} (quartiles), the first run of each kind left out; torch {torch.__version__}")
     write(options.json, __doc__.splitlines()[0], {**vars(options), "limit": LIMIT}, results)
 
@@ -47,7 +47,7 @@ def measure(n: int, steps: int) -> list[dict[str, Any]]:
     seconds: dict[bool, list[float]] = {False: [], True: []}
     spans = 0.0
     for repetition in range(n + 1):
-        # whoever goes second finds a warmer machine, so they change places
+        # the second run finds a warmer machine, so the order alternates
         for traced in (False, True) if repetition % 2 else (True, False):
             step, found = run(steps, traced)
             seconds[traced].append(step)
@@ -61,11 +61,11 @@ def measure(n: int, steps: int) -> list[dict[str, Any]]:
 
 
 def _differences(seconds: dict[bool, list[float]]) -> list[float]:
-    """A step of a traced run less that of the run beside it."""
+    """The step of each traced run minus that of its untraced partner."""
     return [on - off for off, on in zip(seconds[False][1:], seconds[True][1:], strict=True)]
 
 
-def verdict(results: list[dict[str, Any]]) -> str:
+def conclusion(results: list[dict[str, Any]]) -> str:
     """The share of a step by the cost of one span, and by the difference of runs, which holds the noise of both."""
     off, spans = results[0]["step"].median, results[1]["spans"]
     span, difference = results[2]["span"], results[3]["difference"]

@@ -68,17 +68,17 @@ def make_source(folder: Path, rank: int = 1, start: int = 0, **changes: Any) -> 
     """A rank that has done nothing yet of the run in ``folder``."""
     folder.mkdir(exist_ok=True)
     writer: Any = None
-    part = Worker(rank, f"block {rank}", [make_actor(folder)], writer, {})
+    worker = Worker(rank, f"block {rank}", [make_actor(folder)], writer, {})
     settings = {"method": "bll", "engine": "ranks", "model": "resnet18", "data": "digits"}
     versions = {"version": "0.1.0", "torch": "2.14.1", "python": "3.11.7"}
-    source = Source(part, folder.name, "0-abc", 0, start, 100, 20, settings, versions)
+    source = Source(worker, folder.name, "0-abc", 0, start, 100, 20, settings, versions)
     return replace(source, **changes)
 
 
 def work(source: Source, *entries: Round) -> None:
     """Has the only actor carry out ``entries``."""
     for entry in entries:
-        source.part.actors[0].run_round(entry)
+        source.worker.actors[0].run_round(entry)
 
 
 def train(step: int) -> Round:

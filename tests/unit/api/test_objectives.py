@@ -64,10 +64,13 @@ def returning(terms: object) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     ("objective", "message"),
     [
-        (returning(None), "objective.function=given:loss returned a NoneType; needed is a dict of scalar tensors"),
-        (returning({}), "objective.function=given:loss returned an empty dict"),
-        (returning({"pred": 0.5}), "objective.function=given:loss: term 'pred' is a float; needed is a dict of scalar"),
-        (returning({"a": torch.ones(4)}), r"term 'a' has the shape \[4\]; needed is a scalar: take its .mean\(\)"),
+        (returning(None), "objective.function=given:loss: expected a dict of scalar tensors .*, got a NoneType; use"),
+        (returning({}), "objective.function=given:loss: expected .*, got an empty dict"),
+        (
+            returning({"pred": 0.5}),
+            "objective.function=given:loss: expected a dict of scalar .*, got a float as term 'pred'",
+        ),
+        (returning({"a": torch.ones(4)}), r"term 'a': expected a scalar, got the shape \[4\]; use its .mean\(\)"),
         (returning({"a": torch.ones(())}), "term 'a' depends on no parameter of the block; .* without .detach()"),
     ],
 )

@@ -39,10 +39,10 @@ def test_the_time_to_a_mark_is_that_of_the_first_test_that_reaches_it() -> None:
         [{"seconds": 10.0, "accuracy": 0.5}, {"seconds": 20.0, "accuracy": 0.7}, {"seconds": 30.0, "accuracy": 0.6}],
         [{"seconds": 12.0, "accuracy": 0.5}, {"seconds": 24.0, "accuracy": 0.55}],
     ]
-    found = time_to_accuracy.result("bll", runs, mark=0.6)
+    found = time_to_accuracy.result("bll", runs, target=0.6)
     assert (found["seconds_to_mark"].median, found["num_reached"], found["num_runs"]) == (20.0, 1, 2)
     assert (found["seconds"].median, found["accuracy"].most) == (27.0, 60.0)
-    assert time_to_accuracy.result("bll", runs, mark=0.9)["seconds_to_mark"] is None
+    assert time_to_accuracy.result("bll", runs, target=0.9)["seconds_to_mark"] is None
 
 
 @pytest.mark.parametrize("engine", time_to_accuracy.ENGINES)

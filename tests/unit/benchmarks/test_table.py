@@ -133,7 +133,7 @@ def test_pieces_of_several_files_are_shown_together(tmp_path: Path, capsys: pyte
     text = capsys.readouterr().out
     assert "76.00 ± 1.00" in text and "75.83 ± 1.61" in text
     assert table.main(["show", str(tmp_path / "c.jsonl")]) == 2
-    assert "c.jsonl does not exist; needed is a file" in capsys.readouterr().err
+    assert "c.jsonl does not exist; expected a file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("line", ['{"key": "a", "con', '{"key": "a"}', "3"])
@@ -162,7 +162,7 @@ def test_the_table_asks_for_every_combination() -> None:
 def test_every_method_of_the_table_is_a_config_that_can_run() -> None:
     for trial in [*table_trials("small", None, list(METHODS), [0]), *table_trials("paper", None, list(METHODS), [1])]:
         config = resolved(trial.config, trial.settings())
-        assert (config["method"], config["seed"]) == (trial.facts["method"], trial.seed)
+        assert (config["method"], config["seed"]) == (trial.labels["method"], trial.seed)
 
 
 @pytest.mark.parametrize(
@@ -265,10 +265,10 @@ def test_experiments_are_shown_in_order_with_every_block() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("config: a.yaml", "holds config; needed are config: FILE, variants: NAME: overrides"),
-        ("config: a.yaml\nvariants: {}\nseeds: [1]", "holds config, variants, seeds; needed are"),
-        ("config: a.yaml\nvariants: {b: 3}", "b is 3; needed are lines of the form key.path: value"),
-        ("config: a.yaml\ncommon: [1]\nvariants: {}", r"common is \[1\]; needed are lines"),
+        ("config: a.yaml", "holds config; expected config: FILE, variants: NAME: overrides"),
+        ("config: a.yaml\nvariants: {}\nseeds: [1]", "holds config, variants, seeds; expected config"),
+        ("config: a.yaml\nvariants: {b: 3}", "b is 3; expected lines of the form key.path: value"),
+        ("config: a.yaml\ncommon: [1]\nvariants: {}", r"common is \[1\]; expected lines"),
     ],
 )
 def test_a_wrong_experiment_is_refused(tmp_path: Path, text: str, message: str) -> None:

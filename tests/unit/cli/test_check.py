@@ -27,7 +27,7 @@ def test_messages_of_microbatches_are_counted_one_by_one(capsys: pytest.CaptureF
     assert cli.main(["check", *words, "--set", "precision.compute=bf16"]) == 0
     out = capsys.readouterr().out
     assert "gradient 1->0 float32[16, 8, 4, 4] 4 x 8.2 kB 32.8 kB" in " ".join(out.split())
-    assert out.endswith("precision.compute bf16 keeps some of them in half as much.\n")
+    assert out.endswith("precision.compute bf16 stores some of them in half the bytes.\n")
 
 
 def test_what_tests_send_more_is_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,7 +71,7 @@ def test_json_is_one_object_with_every_figure(capsys: pytest.CaptureFixture[str]
 def test_without_the_data_ranks_and_edges_are_shown_and_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", *NOWHERE]) == 0
     out = capsys.readouterr().out
-    assert "# ranks: 0 block 0, " in out and "depend on the data, which are not here: data.name is npz" in out
+    assert "# ranks: 0 block 0, " in out and "depend on the data, which were not found: data.name is npz" in out
     assert cli.main(["check", "--json", *NOWHERE]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["ranks"][4] == {"rank": 4, "role": "feedback"} and "data.path=PATH" in found["unknown"]
@@ -80,7 +80,7 @@ def test_without_the_data_ranks_and_edges_are_shown_and_what_is_missing(capsys: 
 
 def test_a_network_that_cannot_be_counted_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", "--set", "model.name=tests.support.networks.dry_run:choosy", "--set", "blocks=2"]) == 0
-    assert "the network looks at values or devices, so that it cannot be counted" in capsys.readouterr().out
+    assert "the network depends on values or devices, so it cannot be counted" in capsys.readouterr().out
 
 
 def test_a_network_without_enough_units_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

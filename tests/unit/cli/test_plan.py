@@ -129,17 +129,17 @@ def test_a_busy_device_is_reported(profile: str, tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--blocks", "0"], "--blocks is 0; needed is at least 1"),
+        (["--blocks", "0"], "--blocks is 0; expected at least 1"),
         (["--blocks", "9"], "9 blocks, but the network has only 8 units to cut between; use --blocks 8 or less"),
-        (["--microbatches", "4", "0"], "--microbatches is 4 0; needed is at least 1"),
-        (["--repetitions", "1"], "--repetitions is 1; needed is at least 2"),
-        (["--link", "0"], "--link is 0; needed is a number above 0"),
-        (["--link", "nan"], "--link is nan; needed is a number above 0"),
-        (["--memory", "-1"], "--memory is -1; needed is a number above 0"),
-        (["--memory", "1e-7"], "no other number of blocks is small enough either"),
+        (["--microbatches", "4", "0"], "--microbatches is 4 0; expected at least 1"),
+        (["--repetitions", "1"], "--repetitions is 1; expected at least 2"),
+        (["--link", "0"], "--link is 0; expected a number above 0"),
+        (["--link", "nan"], "--link is nan; expected a number above 0"),
+        (["--memory", "-1"], "--memory is -1; expected a number above 0"),
+        (["--memory", "1e-7"], "no larger number of blocks fits either"),
         (["--blocks", "2", "4", "--write", "x.yaml"], "--write writes one cut, but --blocks are [2, 4]; name one"),
-        (["--json", "."], "--json . is a directory; needed is the name of a file, such as ./FILE"),
-        (["--json", "none/x.json"], "--json none/x.json cannot be written: there is no directory none; make it"),
+        (["--json", "."], "--json . is a directory; expected the name of a file, such as ./FILE"),
+        (["--json", "none/x.json"], "--json none/x.json cannot be written: there is no directory none; create it"),
     ],
 )
 def test_mistakes(profile: str, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

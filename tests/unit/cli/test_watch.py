@@ -35,7 +35,7 @@ def begin(path: Path, status: str = "running", silent: float = 0.0, **facts: obj
 
 def rows(path: Path) -> list[Row]:
     follower = Follower(path)
-    follower.look()
+    follower.refresh()
     return follower.ordered()
 
 
@@ -47,7 +47,7 @@ def test_a_run_that_has_died_is_given_up_with_a_word(
     assert cli.main(["watch", str(run), "--within", "50", "--output", output]) == 1
     captured = capsys.readouterr()
     assert "20" in captured.out  # what is known of it
-    assert re.search("running, last sign of life 1.. s ago: its processes may be gone", captured.err)
+    assert re.search("running, last written 1.. s ago: its processes may be gone", captured.err)
 
 
 def test_it_is_given_up_while_it_is_watched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,7 +75,7 @@ def test_a_config_of_another_version_is_refused_in_words(tmp_path: Path, capsys:
     assert cli.main(["watch", str(run)]) == 2
     error = capsys.readouterr().err
     assert "config.yaml cannot be read: unknown key 'a_key_of_later'" in error
-    assert "needed is the version of bllpipe that env.json there names" in error
+    assert "use the version of bllpipe that env.json there names" in error
 
 
 def test_a_process_that_goes_on_counts_its_waiting_from_nothing(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_the_lanes_of_a_rank_share_a_row_and_what_they_wait_for(tmp_path: Path) 
     lanes = [line(20, 1.9, 4, "feedback", f"lane {number}") for number in range(4)]
     (run / "metrics.jsonl").write_text("".join(lanes))
     follower = Follower(run)
-    follower.look()
+    follower.refresh()
     *_, row = lines(follower, 80)
     assert "feedback" in row
     assert " 20%  blocks, stats 95%" in row
@@ -102,7 +102,7 @@ def test_the_lanes_of_a_rank_share_a_row_and_what_they_wait_for(tmp_path: Path) 
 
 def test_a_long_name_gives_way_and_silence_and_reasons_are_told(tmp_path: Path) -> None:
     follower = Follower(begin(tmp_path / ("long" * 30), silent=75.0))
-    follower.look()
+    follower.refresh()
     assert len(header(follower, 80)) <= 80
     assert re.search(r"silent for 1:..$", header(follower, 80))
     follower.status = {"status": "failed", "reason": f"no message {'of any kind ' * 9}came\nmore"}

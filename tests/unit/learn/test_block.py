@@ -192,12 +192,12 @@ def test_a_state_of_another_shape_is_refused(name: str) -> None:
 
 def test_norms_and_biases_are_not_decayed_unless_asked() -> None:
     block = make()
-    assert block.learner.optimizer.spared and all(
-        block.learner.parameters[name].dim() == 1 for name in block.learner.optimizer.spared
+    assert block.learner.optimizer.undecayed and all(
+        block.learner.parameters[name].dim() == 1 for name in block.learner.optimizer.undecayed
     )
     assert all(block.learner.parameters[name].dim() > 1 for name in block.learner.optimizer.decayed)
     everything = make(replace(CONFIG, optimizer=OptimizerConfig(decay_norm_and_bias=True)))
-    assert everything.learner.optimizer.spared == []
+    assert everything.learner.optimizer.undecayed == []
 
 
 @pytest.mark.parametrize("config", [OptimizerConfig(), PLAIN, OptimizerConfig(name="adamw")])

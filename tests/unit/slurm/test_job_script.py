@@ -90,7 +90,7 @@ def test_what_a_job_asks_before_it_starts_ranks(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--resume", "never"], "--resume is never, but a job that SLURM may start again .*; leave --resume out"),
+        (["--resume", "never"], "--resume is never, but a job that SLURM may restart .*; remove --resume"),
         (["--resume", "auto", "--max-restarts", "3"], "submit with PET_MAX_RESTARTS=3 sbatch"),
         (["--resume", "auto", "--set", "blocks=9"], "the network has only 8 units"),
         (["--resume", "auto", "--set", "blocks=5"], "5 blocks need 5 GPUs"),
@@ -150,12 +150,12 @@ def test_arguments_stay_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     [
         (["--set", "blocks=5"], "5 blocks need 5 GPUs, but 1 node with 4 GPUs each have 4; use --nodes 2, or"),
         (["--set", "blocks=9"], "the network has only 8 units"),
-        (["--nodes", "0"], "--nodes is 0; needed is at least 1: --nodes 1"),
-        (["--gpus-per-node", "-1"], "--gpus-per-node is -1; needed is at least 0: --gpus-per-node 0"),
-        (["--time", "2h"], "--time is '2h'; needed is HH:MM:SS or D-HH:MM:SS, such as --time 04:00:00"),
-        (["--time", "00:00:59"], "--time is 00:00:59; needed is a minute at least: --time 00:01:00"),
-        (["--partition", "a\n#SBATCH --x"], r"--partition is 'a\\n#SBATCH --x'; needed is a name of letters"),
-        (["--account", "a b"], "--account is 'a b'; needed is a name of letters"),
+        (["--nodes", "0"], "--nodes is 0; expected at least 1; use --nodes 1"),
+        (["--gpus-per-node", "-1"], "--gpus-per-node is -1; expected at least 0; use --gpus-per-node 0"),
+        (["--time", "2h"], "--time is '2h'; expected HH:MM:SS or D-HH:MM:SS, such as --time 04:00:00"),
+        (["--time", "00:00:59"], "--time is 00:00:59; expected at least a minute; use --time 00:01:00"),
+        (["--partition", "a\n#SBATCH --x"], r"--partition is 'a\\n#SBATCH --x'; expected a name of letters"),
+        (["--account", "a b"], "--account is 'a b'; expected a name of letters"),
         (["--out", "."], "is a directory; expected the name of a file"),
     ],
 )

@@ -91,7 +91,7 @@ def test_ls_is_a_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ]
     (oldest,) = (row for row in rows if row.endswith("step-00000010                 whole"))
     assert oldest.split()[:2] == ["10", "2"] and oldest.split()[5] == "d"
-    assert last == f"judged by names, manifests and sizes; every byte is read by: bllpipe ckpt verify {run}"
+    assert last == f"judged by names, manifests and sizes; use bllpipe ckpt verify {run} to read every byte"
 
 
 @pytest.mark.parametrize("command", ["ls", "verify"])
@@ -107,9 +107,9 @@ def test_both_give_json(run: Path, command: str, capsys: pytest.CaptureFixture[s
 
 def test_verify_is_content_with_what_is_whole(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["ckpt", "verify", str(run)]) == 0
-    assert "every byte is as it was written; --resume auto goes on from step-00000020" in capsys.readouterr().out
+    assert "every byte is as it was written; --resume auto resumes from step-00000020" in capsys.readouterr().out
     assert cli.main(["ckpt", "verify", str(step(run, 10))]) == 0
-    assert "goes on from step-00000010" in capsys.readouterr().out
+    assert "resumes from step-00000010" in capsys.readouterr().out
 
 
 def test_verify_names_the_damage_and_has_its_exit_code(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,7 +119,7 @@ def test_verify_names_the_damage_and_has_its_exit_code(run: Path, capsys: pytest
         assert "step-00000020/rank-1.safetensors is damaged: its SHA-256" in capsys.readouterr().out
     flip_bit(step(run, 10) / "rank-0.json", 9)
     assert cli.main(["ckpt", "verify", str(run)]) == 4
-    assert "2 of 2 damaged; there is none to go on from" in capsys.readouterr().out
+    assert "2 of 2 damaged; there is none to resume from" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", [["ls"], ["verify"], ["show"]])

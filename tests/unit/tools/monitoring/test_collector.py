@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bllpipe.messages import Round
 from bllpipe.tools.monitoring.exporter import registry
-from bllpipe.tools.monitoring.metrics import FAMILIES, SETTINGS, VERSIONS, Source
+from bllpipe.tools.monitoring.metrics import METRICS, SETTINGS, VERSIONS, Source
 from tests.support.metric_samples import BYTES, SIZE, make_source, train, work
 
 Told = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -41,10 +41,10 @@ def test_every_figure_of_a_block_that_has_trained_tested_and_saved(tmp_path: Pat
     source = make_source(tmp_path / "run", restarts=3)
     tested = [Round("evaluate", 4, 0, batch, SIZE) for batch in range(2)]
     work(source, *map(train, range(4)), *tested, Round("score", 4), Round("save", 4))
-    with source.part.saves.writing(4):
+    with source.worker.saves.writing(4):
         pass
     found, actor = told(source), {"actor": "block 1"}
-    assert names(found) == {family.name for family in FAMILIES}
+    assert names(found) == {metric.name for metric in METRICS}
     assert value(found, "step", **actor) == value(found, "steps_total", **actor) == 4
     assert value(found, "images_total", **actor) == 4 * SIZE
     assert value(found, "planned_steps") == 100 and value(found, "restarts_total") == 3
@@ -92,7 +92,7 @@ def test_a_run_that_goes_on_counts_its_own_steps_and_knows_where_it_is(tmp_path:
 def test_time_is_in_rounds_by_phase_and_waiting_by_edge(tmp_path: Path) -> None:
     source = make_source(tmp_path)
     work(source, train(0), Round("evaluate", 1, 0, 0, SIZE))
-    watch, found, actor = source.part.actors[0].stopwatch, told(source), {"actor": "block 1"}
+    watch, found, actor = source.worker.actors[0].stopwatch, told(source), {"actor": "block 1"}
     assert value(found, "phase_seconds_total", **actor, phase="train") == watch.in_rounds > 0
     assert value(found, "phase_seconds_total", **actor, phase="evaluate") == watch.in_tests > 0
     for edge, seconds in watch.waiting.items():
@@ -101,7 +101,7 @@ def test_time_is_in_rounds_by_phase_and_waiting_by_edge(tmp_path: Path) -> None:
 
 def test_who_waits_now_says_how_long_already(tmp_path: Path) -> None:
     source = make_source(tmp_path)
-    port = source.part.actors[0].stopwatch.ports[0]
+    port = source.worker.actors[0].stopwatch.ports[0]
     edge = {"actor": "block 1", "edge": port.meter.edge}
     assert value(told(source), "current_wait_seconds", **edge) == 0
     port.meter.began = time.perf_counter() - 7
@@ -114,14 +114,14 @@ def test_the_last_progress_is_when_the_round_began(tmp_path: Path) -> None:
     source = make_source(tmp_path, began=1000.0)
     assert value(told(source), "last_progress_timestamp_seconds", actor="block 1") == 1000.0
     work(source, train(0))
-    source.part.actors[0].entered -= 30
+    source.worker.actors[0].entered -= 30
     seconds = time.time() - value(told(source), "last_progress_timestamp_seconds", actor="block 1")
     assert seconds == pytest.approx(30, abs=1)
 
 
 def test_a_share_of_a_checkpoint_that_cannot_be_written_is_a_failure_and_no_checkpoint(tmp_path: Path) -> None:
     source = make_source(tmp_path)
-    with pytest.raises(OSError, match="full"), source.part.saves.writing(20):
+    with pytest.raises(OSError, match="full"), source.worker.saves.writing(20):
         raise OSError("full")
     found = told(source)
     assert value(found, "checkpoint_failures_total") == 1 and value(found, "checkpoints_total") == 0
@@ -131,7 +131,7 @@ def test_a_share_of_a_checkpoint_that_cannot_be_written_is_a_failure_and_no_chec
 def test_no_tensor_is_read(tmp_path: Path) -> None:
     """Tensors on the meta device cannot be: whoever tried would get an error."""
     source = make_source(tmp_path)
-    recorder = source.part.actors[0].recorder
+    recorder = source.worker.actors[0].recorder
     recorder._train.terms = {"kl": torch.empty((), device="meta")}
     recorder._train.correct = torch.empty((), device="meta")
     recorder._train.images = 10
@@ -148,13 +148,13 @@ def test_labels_on_top_are_on_every_figure(tmp_path: Path) -> None:
 
 
 def test_names_are_in_base_units_and_say_so() -> None:
-    for family in FAMILIES:
-        name = family.name.removeprefix("bllpipe_")
-        assert re.fullmatch("[a-z]+(_[a-z]+)*", name) and family.name != name
+    for metric in METRICS:
+        name = metric.name.removeprefix("bllpipe_")
+        assert re.fullmatch("[a-z]+(_[a-z]+)*", name) and metric.name != name
         assert name.endswith(UNITS) or name in BARE, f"{name} has no unit"
-        assert name.endswith("_total") == (family.kind == "counter")
-        assert family.doc.endswith(".")
-    assert len({family.name for family in FAMILIES}) == len(FAMILIES)
+        assert name.endswith("_total") == (metric.kind == "counter")
+        assert metric.doc.endswith(".")
+    assert len({metric.name for metric in METRICS}) == len(METRICS)
 
 
 def test_what_an_info_tells_stands_in_the_order_of_its_labels(tmp_path: Path) -> None:

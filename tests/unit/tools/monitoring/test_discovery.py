@@ -28,7 +28,7 @@ def discovered(folder: Path, copy: Path | None = None) -> RunDirectory:
     discovery = Discovery(store, directory, copy, make_source(folder), ROLES)
     for rank in range(2):
         announce(store, rank, f"node-{rank}:950{rank}")
-    discovery.look()
+    discovery.update()
     return directory
 
 
@@ -94,7 +94,7 @@ def test_a_file_that_could_not_be_written_is_written_when_it_can(tmp_path: Path)
     discovery = Discovery(store, directory, blocked / "bllpipe-run.json", make_source(tmp_path), ROLES)
     announce(store, 0, "127.0.0.1:9500")
     with pytest.raises(OSError, match="all"):
-        discovery.look()
+        discovery.update()
     blocked.unlink()
-    discovery.look()
+    discovery.update()
     assert "127.0.0.1:9500" in (blocked / "bllpipe-run.json").read_text()

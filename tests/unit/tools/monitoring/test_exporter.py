@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from bllpipe.config.schema import MetricsConfig
 from bllpipe.tools.monitoring import exporter
-from bllpipe.tools.monitoring.exporter import Exporter, _Quiet
+from bllpipe.tools.monitoring.exporter import Exporter, _RequestHandler
 from bllpipe.training.run_directory import RunDirectory
 from tests.support.metric_samples import make_source, train, work
 from tests.support.waiting import PATIENCE, wait_until
@@ -95,8 +95,8 @@ def test_a_port_in_use_is_a_warning_and_the_others_are_found(tmp_path: Path) -> 
         with running(tmp_path / "run", port=port) as rank:
             (warning,) = rank.warnings
             assert warning == (
-                f"rank 0 tells no figures: it cannot listen at 127.0.0.1:{port} (Address already in use); the run goes "
-                f"on. For figures, free the port, or start with --set metrics.port=0 for any free one"
+                f"rank 0 exports no metrics: it cannot listen at 127.0.0.1:{port} (Address already in use); the run "
+                f"continues. Free the port, or use --set metrics.port=0 for any free one"
             )
             with running(tmp_path / "run", rank=1, store=rank.store, port=0) as other:
                 wait_until(lambda: targets(rank) == [f"127.0.0.1:{other.port}"])
@@ -116,7 +116,7 @@ def test_a_port_is_free_again_at_the_end(tmp_path: Path) -> None:
 
 def test_who_asks_slowly_or_never_ends_delays_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a row, the answer would come after half of the slow ones were given up: hours later."""
-    monkeypatch.setattr(_Quiet, "timeout", 3600.0)
+    monkeypatch.setattr(_RequestHandler, "timeout", 3600.0)
     with running(tmp_path / "run", port=0) as rank:
         slow = [socket.create_connection(("127.0.0.1", rank.port)) for _ in range(20)]
         for number, connection in enumerate(slow):
@@ -172,8 +172,8 @@ def test_a_text_file_that_cannot_be_written_is_one_warning_and_is_tried_again(tm
     folder = tmp_path / "later"
     with running(tmp_path / "run", rank=1, textfile=str(folder)) as rank:
         wait_until(lambda: rank.warnings)
-        assert f"rank 1 cannot write figures to {folder}/bllpipe-run-1.prom." in rank.warnings[0]
-        assert "(No such file or directory); the run goes on, and tries again" in rank.warnings[0]
+        assert f"rank 1 cannot write metrics to {folder}/bllpipe-run-1.prom." in rank.warnings[0]
+        assert "(No such file or directory); the run continues, and the rank tries again every" in rank.warnings[0]
         folder.mkdir()
         wait_until((folder / "bllpipe-run-1.prom").exists)
         assert len(rank.warnings) == 1

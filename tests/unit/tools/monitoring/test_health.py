@@ -28,7 +28,7 @@ def a_run(folder: Path, status: str, age: float = 0.0, **facts: object) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("status", "age", "is_well"),
+    ("status", "age", "is_healthy"),
     [
         ("running", 0, True),
         ("running", 59, True),
@@ -40,27 +40,27 @@ def a_run(folder: Path, status: str, age: float = 0.0, **facts: object) -> Path:
     ],
 )
 def test_well_is_who_makes_progress_or_has_ended_in_order(
-    tmp_path: Path, status: str, age: float, is_well: bool
+    tmp_path: Path, status: str, age: float, is_healthy: bool
 ) -> None:
-    assert health_of(a_run(tmp_path / "run", status, age, step=7), within=60).is_well is is_well
+    assert health_of(a_run(tmp_path / "run", status, age, step=7), within=60).is_healthy is is_healthy
 
 
 @pytest.mark.parametrize("name", ["status.json", "metrics.jsonl", "checkpoints"])
 def test_every_file_that_is_written_is_a_sign_of_life(tmp_path: Path, name: str) -> None:
     run = a_run(tmp_path / "run", "running", age=1000)
     os.utime(run / name)
-    assert health_of(run, within=60).is_well
+    assert health_of(run, within=60).is_healthy
 
 
 def test_why(tmp_path: Path) -> None:
     failed = a_run(tmp_path / "a", "failed", step=57, reason="the loss is nan\nand more")
     assert health_of(failed, 60).reason == f"{failed}: failed, step 57: the loss is nan"
     running = a_run(tmp_path / "b", "running", age=75)
-    assert health_of(running, 60).reason in {f"{running}: running, last sign of life {age} s ago" for age in (75, 76)}
-    assert health_of(tmp_path / "c", 60).reason == f"{tmp_path}/c has no status.json: no run has begun there"
+    assert health_of(running, 60).reason in {f"{running}: running, last written {age} s ago" for age in (75, 76)}
+    assert health_of(tmp_path / "c", 60).reason == f"{tmp_path}/c has no status.json: no run has started there"
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "status.json").write_text("[]")
-    assert not health_of(tmp_path / "d", 60).is_well
+    assert not health_of(tmp_path / "d", 60).is_healthy
 
 
 def test_the_newest_run_is_asked_for(

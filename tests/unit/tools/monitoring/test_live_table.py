@@ -32,7 +32,7 @@ def run(tmp_path: Path) -> Path:
 
 def followed(directory: Path) -> Follower:
     follower = Follower(directory)
-    follower.look()
+    follower.refresh()
     return follower
 
 
@@ -52,18 +52,18 @@ def test_what_is_added_is_taken_in_and_a_line_half_written_waits(run: Path) -> N
     follower, more = followed(run), line(40, 0, "block 0", 0.0)
     with (run / "metrics.jsonl").open("a") as file:
         file.write(more[:30])
-    follower.look()
+    follower.refresh()
     assert follower.step == 20
     with (run / "metrics.jsonl").open("a") as file:
         file.write(more[30:])
-    follower.look()
+    follower.refresh()
     assert follower.step == 40
 
 
 def test_a_run_that_begins_again_is_read_again(run: Path) -> None:
     follower = followed(run)
     (run / "metrics.jsonl").write_text(line(20, 0, "block 0", 0.0))
-    follower.look()
+    follower.refresh()
     assert [(row.rank, row.step) for row in follower.ordered()] == [(0, 20)]
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bllpipe import launch
-from bllpipe.cli.check import figures_table, known_spec
+from bllpipe.cli.check import estimates_table, known_spec
 from bllpipe.config import load_config
 from bllpipe.data.catalog import PUBLISHED, DataSpec
 from bllpipe.engines import topology
@@ -190,4 +190,4 @@ def test_a_local_head_is_counted_with_its_share_of_the_block() -> None:
     weights = 9 * (8 * 16 + 16 * 32 + 32 * 64) + 64 * 10 + 10
     assert first.head_parameters == weights + 4 * (16 + 32 + 64), "BatchNorm has four numbers a channel"
     assert last.head_parameters == last.head_operations == 0 < last.operations
-    assert "block 0" in figures_table(figures, config).split("local head of")[1]
+    assert "block 0" in estimates_table(figures, config).split("local head of")[1]
