@@ -20,7 +20,7 @@ from bllpipe.config import Config
 from bllpipe.engines import Output
 from bllpipe.engines.build import report_unused
 from bllpipe.engines.job import Job
-from bllpipe.training.run_directory import gather_reports, outcome, post_report, summarise, table
+from bllpipe.training.run_directory import outcome, summarise, table
 from bllpipe.training.worker import Actor, Worker
 from bllpipe.utils.console import say, warn
 from bllpipe.utils.files import read_record
@@ -72,14 +72,14 @@ def post_worker_report(job: Job, worker: Worker) -> None:
     """Posts a rank's report, once the last checkpoint is committed."""
     if worker.last_saved is not None:
         worker.checkpoints.wait_committed(worker.last_saved)
-    post_report(job.store, worker.rank, worker.report())
+    job.store.post("report", worker.rank, worker.report())
     for callback in job.callbacks:
         callback.on_end(worker)
 
 
 def finish(job: Job, started: float) -> None:
     """Gathers all reports, prints the table, writes summary.json and status.json."""
-    reports = gather_reports(job.store, job.topology.world_size)
+    reports = job.store.gather("report", job.topology.world_size)
     seconds, stopped = time.perf_counter() - started, job.ending.stopped
     done = stopped.step if stopped else job.plan.last_step
     summary = summarise(job.config, job.topology.tested_ranks, reports, replace(job.plan, last_step=done), seconds)

@@ -53,7 +53,7 @@ def test_the_size_of_the_digits_is_known() -> None:
 @pytest.mark.parametrize("name", ["npz", "imagefolder"])
 def test_missing_files(tmp_path: Path, name: str) -> None:
     config = load_config(None, [f"data.name={name}", f"data.path={tmp_path}/none"])
-    with pytest.raises(DataError, match=r"none(/train)? does not exist; needed"):
+    with pytest.raises(DataError, match=r"none(/train)? does not exist; expected"):
         check_data(config)
 
 
