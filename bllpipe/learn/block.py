@@ -5,7 +5,7 @@ Shapes: B images, C channels, H x W positions, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -21,7 +21,7 @@ from bllpipe.learn.memory_format import as_channels_last, lies_channels_last, pl
 from bllpipe.learn.optimizer import Learner
 from bllpipe.messages import Target
 from bllpipe.models.checks import check_complete, trial_size
-from bllpipe.models.units import Segment
+from bllpipe.models.units import Segment, Unit
 from bllpipe.utils.tensors import derived_seed
 
 SECOND_BACKWARD = "backward through the graph a second time"  # in torch's message about a freed graph
@@ -232,6 +232,18 @@ def make_block(
     if isinstance(objective, nn.Module):
         place(objective, config, device)
     return Block(segment, place(head, config, device), objective, config, num_classes, total_steps)
+
+
+def build_segments(
+    parts: Iterable[Sequence[Unit]], config: Config, input_shape: tuple[int, ...], device: torch.device
+) -> Iterator[tuple[Segment, tuple[int, ...], tuple[int, ...]]]:
+    """Consecutive parts of a network on ``device``, the first of which takes ``input_shape``: each as a segment, with
+    the shapes of its input and of its alpha (both without the batch)."""
+    for part in parts:
+        segment = place(Segment(part, config.seed), config, device)
+        output_shape = alpha_shape(segment, input_shape, device)
+        yield segment, input_shape, output_shape
+        input_shape = output_shape
 
 
 @torch.no_grad()

@@ -48,6 +48,11 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
+def autocast(config: Config, device: torch.device) -> AbstractContextManager[Any]:
+    """The scope of ``precision.compute``."""
+    return nullcontext() if config.precision.compute == "fp32" else torch.autocast(device.type, torch.bfloat16)
+
+
 def as_channels_last(x: Tensor) -> Tensor:
     """Feature maps [B, C, H, W] in channels_last format; any other tensor unchanged.
 

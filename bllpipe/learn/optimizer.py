@@ -9,7 +9,7 @@ all blocks.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from itertools import product
 from math import cos, pi
 from typing import Any
@@ -20,6 +20,7 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from bllpipe.config.schema import Config, OptimizerConfig, ScheduleConfig
+from bllpipe.learn.memory_format import autocast
 from bllpipe.utils.tensors import restore
 
 ENTRIES = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq", "step")}
@@ -206,9 +207,7 @@ class Learner:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The scope of ``precision.compute``."""
-        if self.config.precision.compute == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+        return autocast(self.config, self.device)
 
 
 def rate_factor(step: int, total_steps: int, config: ScheduleConfig) -> float:
