@@ -41,7 +41,7 @@ class NonFiniteError(BllpipeError):
 
 
 class OutputError(BllpipeError):
-    """A file of the run could not be written: the disk or a quota is full, or the directory takes no files."""
+    """A file of the run could not be written: the disk or a quota is full, or the directory is not writable."""
 
     exit_code = 6
 

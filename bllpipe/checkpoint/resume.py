@@ -29,9 +29,9 @@ def choose_directory(config: Config, resume: str, run_dir: str | None, root: Pat
     if resume not in ("auto", "never"):
         return open_checkpoint(Path(resume)).path.parent.parent
     name = config.name or default_name(config)
-    taken = [path for path in _candidates(root, name) if path.exists()]
-    if resume == "auto" and taken:
-        return taken[-1]
+    existing = [path for path in _candidates(root, name) if path.exists()]
+    if resume == "auto" and existing:
+        return existing[-1]
     return next(path for path in _candidates(root, name, endless=True) if not path.exists())
 
 

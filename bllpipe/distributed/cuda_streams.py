@@ -260,10 +260,10 @@ class RingWires:
             ring.rebase_events(event)
 
     @contextmanager
-    def moved_by_graph(self, behind: Event) -> Iterator[None]:
-        """A graph before ``behind`` has copied the messages that are sent and received inside: only slots change."""
+    def moved_by_graph(self, event: Event) -> Iterator[None]:
+        """A graph before ``event`` has copied the messages that are sent and received inside: only slots change."""
         for ring in self._rings.values():
-            ring.graph_event = behind
+            ring.graph_event = event
         try:
             yield
         finally:

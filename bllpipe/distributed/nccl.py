@@ -32,7 +32,7 @@ HIGH_PRIORITY = -1  # of the edges' streams: messages go before queued computati
 
 
 class NcclSender:
-    """Queues each send behind the computation that made the tensor; at most ``in_flight`` are in flight."""
+    """Queues each send after the computation of its tensor; at most ``in_flight`` are in flight."""
 
     def __init__(self, layout: Layout, group: Any, in_flight: int, device: torch.device) -> None:
         self._layout, self._group, self._streams = layout, group, _streams_on(device)

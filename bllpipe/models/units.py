@@ -65,7 +65,7 @@ class Segment(nn.Module):
         for path in self._user_paths:
             try:
                 self.set_submodule(path, _structure_copy(self.get_submodule(path)))
-            except Exception as error:  # whatever an attribute of a user's module may raise
+            except Exception as error:  # attributes of a user's module may raise any error
                 raise ConfigError(
                     f"module {path} of the model: expected a module that can be copied, as layers in it are replaced, "
                     f"got {error!s:.200}; use --set method=bp and --set gpu.deterministic=false, or remove what cannot "
