@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ import torch
 from benchmarks.report import Timing, table, write
 from bllpipe.config import Config
 from bllpipe.messages import Round
-from bllpipe.training.instrument import wrapped
-from bllpipe.training.tracing import Track
+from bllpipe.training.instrument import wrap_method
+from bllpipe.training.tracing import Track, record
 
 LIMIT = 0.01  # of a step
 ALONE = 20_000  # calls that are timed together
@@ -96,17 +97,21 @@ def run(steps: int, traced: bool) -> tuple[float, float]:
 
 def alone(n: int) -> list[float]:
     """Seconds of a call that is recorded, without those of the call itself."""
-    return [_calls(_recorded()) - _calls(_nothing) for _ in range(n)]
+    return [_calls(_traced().call) - _calls(Nothing().call) for _ in range(n)]
 
 
-def _recorded() -> Callable[[], None]:
-    track = Track("block 0", range(1))
+def _traced() -> Nothing:
+    track, nothing = Track("block 0", range(1)), Nothing()
     track.enter(Round("train", 0))
-    return wrapped(_nothing, track, "forward")
+    wrap_method(nothing, "call", around=partial(record, track, "forward"))
+    return nothing
 
 
-def _nothing() -> None:
+class Nothing:
     """What a span surrounds here."""
+
+    def call(self) -> None:
+        """Returns at once."""
 
 
 def _calls(call: Callable[[], None]) -> float:

@@ -37,8 +37,6 @@ from bllpipe.models.checks import batch_norms_seen, check_batches, check_has_val
 from bllpipe.models.partition import cut
 from bllpipe.models.registry import last_width, network_units
 from bllpipe.models.units import Segment, Unit
-from bllpipe.tools.fault_injection import inject
-from bllpipe.tools.monitoring.exporter import monitored
 from bllpipe.topology import Edge
 from bllpipe.training.instrument import guard, trace
 from bllpipe.training.loops import BlockLoop, FeedbackLoop, Loop
@@ -152,8 +150,10 @@ def make_worker(job: Job, rank: int, actors: list[Actor]) -> Worker:
         job.directory.checkpoints, job.store, num_ranks, job.attempt, settings.keep, settings.if_unwritable
     )
     facts = {"config": to_mapping(job.config)}
-    part = monitored(job, Worker(rank, job.topology.role(rank), actors, writer, facts, span_file(job, rank, actors)))
-    return inject(part, job.faults) if job.faults else part
+    worker = Worker(rank, job.topology.role(rank), actors, writer, facts, span_file(job, rank, actors))
+    for callback in job.callbacks:
+        callback.on_start(job, worker)
+    return worker
 
 
 def with_spans(job: Job, actor: Actor) -> Actor:

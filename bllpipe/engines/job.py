@@ -20,12 +20,11 @@ from bllpipe.checkpoint.resume import Change, changes, changes_since, checkpoint
 from bllpipe.config import Config, to_mapping
 from bllpipe.data.catalog import DataSpec
 from bllpipe.distributed.message_format import VERSION
-from bllpipe.distributed.torchrun import fault_text
 from bllpipe.engines import Options, Output, topology
 from bllpipe.errors import ConfigError, NoProgressError
 from bllpipe.messages import Phase, Round, Store
-from bllpipe.tools.fault_injection import Fault, parse_faults
 from bllpipe.topology import Topology
+from bllpipe.training.callbacks import Callback
 from bllpipe.training.run_directory import RunDirectory
 from bllpipe.training.run_schedule import RunSchedule, StopAgreement
 from bllpipe.utils.console import say, warn
@@ -50,13 +49,18 @@ class Job:
     checkpoint: Checkpoint | None
     tested: bool = True  # whether nothing is left to do of the step that the checkpoint was written after
     ending: StopAgreement = field(default_factory=StopAgreement)
-    faults: Sequence[Fault] = ()
     output: Output = "auto"
+    callbacks: Sequence[Callback] = ()
 
     @property
     def start(self) -> int:
         """Training steps that are done already."""
         return self.checkpoint.step if self.checkpoint else 0
+
+    @property
+    def restarts(self) -> int:
+        """How often the run was started again after a failure."""
+        return int(self.attempt.partition("-")[0])
 
     def rounds(self) -> Iterator[Round]:
         """A fresh iterator over the rounds that are left."""
@@ -111,8 +115,8 @@ def agree(
         checkpoint,
         decided["tested"],
         ending or StopAgreement(),
-        [fault for fault in parse_faults(fault_text()) if fault.attempt == attempt],
         options.output,
+        options.callbacks,
     )
     if options.on_agreed is not None:
         options.on_agreed(job)

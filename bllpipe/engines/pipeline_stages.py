@@ -7,8 +7,8 @@ Shapes: B images, K classes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -28,6 +28,7 @@ from bllpipe.learn.block import Outcome
 from bllpipe.learn.memory_format import as_channels_last
 from bllpipe.messages import Alpha, Receiver, Round, Target
 from bllpipe.models.units import Segment
+from bllpipe.training.instrument import wrap_method
 from bllpipe.training.loops import Loop
 from bllpipe.training.timing import Meter, Metered
 
@@ -226,7 +227,7 @@ class TimedSchedule:
         for stage in stages:
             for name in COMPUTE:
                 if hasattr(stage, name):
-                    setattr(stage, name, self._counted(getattr(stage, name)))
+                    wrap_method(stage, name, around=self._computing)
 
     def step(self, *images: Tensor, target: Tensor | None = None, losses: list[Tensor] | None = None) -> Any:
         start, computed = time.perf_counter(), self._computed
@@ -236,11 +237,8 @@ class TimedSchedule:
         self.meter.sent += self._sent_bytes
         return scores
 
-    def _counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*arguments: Any, **named: Any) -> Any:
-            start = time.perf_counter()
-            result = call(*arguments, **named)
-            self._computed += time.perf_counter() - start
-            return result
-
-        return counted
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._computed += time.perf_counter() - start

@@ -10,7 +10,7 @@ from bllpipe.data.base import MemoryImages
 from bllpipe.data.loader import DrawnAhead, ImageSource, LabelSource
 from bllpipe.messages import messages
 from tests.gpu.machines import needs_gpus
-from tests.unit.data.test_source import LABELS, PLAN, arrays
+from tests.unit.data.test_loader import LABELS, PLAN, arrays
 
 pytestmark = [needs_gpus(1), pytest.mark.timeout(60, method="thread")]
 CROPPED = AugmentConfig(crop_padding=2, flip=True, rotation=0.0)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.ranks import jobs
+from tests.support import jobs
 
 pytestmark = pytest.mark.ranks
 TWO = (*jobs.SMALL, "blocks=2")

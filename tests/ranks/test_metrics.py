@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks import jobs
+from tests.support import jobs
 
 pytestmark = pytest.mark.ranks
 SETTINGS = (*jobs.SMALL, "blocks=2", "steps=30", "checkpoint.every_steps=10")

@@ -36,12 +36,14 @@ from bllpipe.engines.job import Job
 from bllpipe.errors import BllpipeError
 from bllpipe.messages import Store
 from bllpipe.tools.monitoring.metrics import METRICS, MetricDef, Source, file_time
+from bllpipe.training.callbacks import Callback
 from bllpipe.training.run_directory import RunDirectory
 from bllpipe.training.worker import Worker
 from bllpipe.utils.console import warn
 from bllpipe.version import __version__
 
 EVERY_SECONDS = 2.0
+FAILURE_SECONDS = 1.0  # for the thread to end when the run has failed: other ranks wait for that
 KINDS: dict[str, type[CounterMetricFamily | GaugeMetricFamily]] = {
     "counter": CounterMetricFamily,
     "gauge": GaugeMetricFamily,
@@ -91,10 +93,10 @@ class Exporter:
             if self._textfile is not None:
                 self._textfile.unlink(missing_ok=True)
 
-    def stop(self) -> None:
+    def stop(self, timeout: float = 5.0) -> None:
         """After a failure: stops, but leaves the files, which show the last values."""
         self._stop.set()
-        self._thread.join(timeout=5)
+        self._thread.join(timeout)
         if self._listener is not None:
             self._listener.close()
 
@@ -206,16 +208,26 @@ def _only(paths: set[str], app: Callable[..., Iterable[bytes]]) -> Any:
     return routed
 
 
-def monitored(job: Job, worker: Worker) -> Worker:
-    """Starts an exporter for ``worker`` if a key of ``metrics`` asks for one; returns ``worker``."""
-    settings, layout = job.config.metrics, job.topology
-    if settings.port is None and settings.textfile is None:
-        return worker
-    roles = [layout.role(rank) for rank in range(layout.world_size)]
-    exporter = Exporter(settings, source_of(job, worker), roles, job.store, job.directory)
-    exporter.start()
-    worker.on_end, worker.on_failure = exporter.close, exporter.stop
-    return worker
+class PrometheusExport(Callback):
+    """Exports the metrics of every worker from its start to its end, and marks a run that has failed."""
+
+    def __init__(self) -> None:
+        self._exporters: dict[int, Exporter] = {}
+
+    def on_start(self, job: Job, worker: Worker) -> None:
+        roles = [job.topology.role(rank) for rank in range(job.topology.world_size)]
+        exporter = Exporter(job.config.metrics, source_of(job, worker), roles, job.store, job.directory)
+        exporter.start()
+        self._exporters[worker.rank] = exporter
+
+    def on_end(self, worker: Worker) -> None:
+        self._exporters.pop(worker.rank).close()
+
+    def on_failure(self, run_directory: Path, error: BaseException) -> None:
+        while self._exporters:
+            _, exporter = self._exporters.popitem()
+            exporter.stop(FAILURE_SECONDS)  # before the marks, which it would overwrite
+        mark_failed(RunDirectory(run_directory), type(error).__name__)
 
 
 def source_of(job: Job, worker: Worker) -> Source:
@@ -225,7 +237,7 @@ def source_of(job: Job, worker: Worker) -> Source:
         worker=worker,
         run_name=job.directory.path.name,
         attempt=job.attempt,
-        restarts=int(job.attempt.partition("-")[0]),
+        restarts=job.restarts,
         start=job.start,
         last_step=job.plan.last_step,
         save_every=job.plan.save_every,

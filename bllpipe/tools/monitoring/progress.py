@@ -3,24 +3,48 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
+from bllpipe.engines import NETWORK
 from bllpipe.errors import BllpipeError
 from bllpipe.messages import Store
-from bllpipe.tools.monitoring.live_table import Screen, clock, lines
+from bllpipe.tools.monitoring.live_table import Screen, can_draw, clock, lines, release
 from bllpipe.tools.monitoring.run_status import Follower
+from bllpipe.training.callbacks import Callback
 from bllpipe.utils.console import say
+
+if TYPE_CHECKING:
+    from bllpipe.engines.job import Job
 
 EVERY_SECONDS = 0.5
 JOIN_SECONDS = 2.0  # a terminal may block the thread that draws
 Wait = Callable[[float], bool]  # sleeps for so many seconds; returns True to end the display
 Show = Callable[[Follower, Wait], None]
+
+
+class ProgressDisplay(Callback):
+    """Displays the progress of a run as ``--output`` says."""
+
+    def display(self, job: Job) -> AbstractContextManager[object]:
+        seconds, can_move = job.config.log.plain_seconds, can_draw(sys.stdout)
+        if job.output == "quiet":
+            return nullcontext()
+        if job.output == "json":
+            return Live(job.directory.path, job.plan.last_step, write_json(sys.stdout, seconds))
+        if job.output == "live" or (job.output == "auto" and can_move):
+            return Live(job.directory.path, job.plan.last_step, draw(sys.stdout))
+        actors = [NETWORK] if job.config.is_end_to_end else [f"block {rank}" for rank in job.topology.block_ranks]
+        return Progress(job.store, actors, job.start, job.plan.last_step, sys.stdout, seconds, can_move)
+
+    def on_exit(self) -> None:
+        release(sys.stdout)  # the rank that draws may have been killed
 
 
 class Progress:

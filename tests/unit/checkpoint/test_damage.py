@@ -15,8 +15,8 @@ from bllpipe.checkpoint import Checkpoint, open_checkpoint
 from bllpipe.checkpoint.format import Manifest, file_names
 from bllpipe.errors import CheckpointError
 from bllpipe.utils.files import MAX_BYTES
-from tests.memory import little_memory
-from tests.unit.checkpoint.samples import edit_json, flip_bit, reseal, write_checkpoint
+from tests.support.checkpoint_samples import edit_json, flip_bit, reseal, write_checkpoint
+from tests.support.memory import little_memory
 
 FILES = ["manifest.json", *sorted(file_names(2))]
 

@@ -17,8 +17,8 @@ from bllpipe.checkpoint.reader import MAX_HEADER_BYTES, TensorEntry, check_heade
 from bllpipe.errors import CheckpointError
 from bllpipe.utils.files import MAX_DEPTH
 from bllpipe.utils.tensors import restore
-from tests.memory import little_memory
-from tests.unit.checkpoint.samples import DTYPES, edit_json, reseal, write_checkpoint
+from tests.support.checkpoint_samples import DTYPES, edit_json, reseal, write_checkpoint
+from tests.support.memory import little_memory
 
 FILES = ["manifest.json", *sorted(file_names(2))]
 

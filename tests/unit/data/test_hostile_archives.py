@@ -16,7 +16,7 @@ from bllpipe.data import npz as archive
 from bllpipe.data.npz import DIRECTORY_BYTES, HEADER_BYTES, Members, free_bytes, open_archive
 from bllpipe.data.registry import read_arrays, read_labels
 from bllpipe.errors import DataError
-from tests.memory import little_memory
+from tests.support.memory import little_memory
 
 GIGABYTE = 10**9
 

@@ -15,7 +15,7 @@ from PIL import Image
 from bllpipe.config.schema import DataConfig
 from bllpipe.data.image_folder import MAX_BYTES, FolderImages, folder_labels
 from bllpipe.errors import DataError
-from tests.memory import little_memory
+from tests.support.memory import little_memory
 
 
 @pytest.fixture

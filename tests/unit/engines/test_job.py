@@ -17,7 +17,7 @@ from bllpipe.engines.job import Job, agree, shape_of
 from bllpipe.errors import ConfigError
 
 CPU = torch.device("cpu")
-FEATURES, MISFIT = (f"model.name=tests.unit.engines.networks:{name}" for name in ("features", "misfit"))
+FEATURES, MISFIT = (f"model.name=tests.support.networks.engines:{name}" for name in ("features", "misfit"))
 
 
 def job_of(folder: Path, *settings: str) -> Job:

@@ -22,9 +22,9 @@ from bllpipe.learn.block import Block
 from bllpipe.learn.cuda_graphs import CapturedStep
 from bllpipe.utils.process import freeze_garbage
 from bllpipe.utils.torch_state import torch_defaults
-from tests.ranks import jobs
-from tests.unit.learn.tape import TapeGraphs
-from tests.unit.learn.test_capture import images, make, step_of
+from tests.support import jobs
+from tests.support.tape import TapeGraphs
+from tests.unit.learn.test_cuda_graphs import images, make, step_of
 
 SETTINGS = (*jobs.SMALL, "steps=4", "evaluate.every_epochs=never")
 DIVERGES = ("optimizer.lr=1e30", "schedule.name=constant", "steps=40")  # in NaN
