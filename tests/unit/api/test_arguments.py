@@ -115,9 +115,9 @@ def test_no_blocks_at_all(blocks: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"blocks": 2.0}, "blocks is 2.0; needed is at least 1, a whole number"),
-        ({"blocks": "balanced 2"}, "blocks is 'balanced 2'; needed is at least 1, a whole number"),
-        ({"blocks": 2, "repetitions": 2.5}, "repetitions is 2.5; needed is at least 2, a whole number"),
+        ({"blocks": 2.0}, "blocks is 2.0; expected at least 1, a whole number"),
+        ({"blocks": "balanced 2"}, "blocks is 'balanced 2'; expected at least 1, a whole number"),
+        ({"blocks": 2, "repetitions": 2.5}, "repetitions is 2.5; expected at least 2, a whole number"),
         ({"blocks": 2, "gigabytes_per_second": 0}, "gigabytes_per_second is 0; expected a number above 0"),
     ],
 )

@@ -97,16 +97,16 @@ def test_a_digest_tells_other_labels(kind: Any) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ((X, Y, X), r"the data are a tuple of 3; needed is \(train, test\), each a pair"),
-        ((X, Y), r"the train split is float32 \[8, 2, 4\]; needed is"),
-        (((X, Y), iter([])), "the test split is a list_iterator; needed is"),
+        ((X, Y, X), r"the data are a tuple of 3; expected \(train, test\), each a pair"),
+        ((X, Y), r"the train split is float32 \[8, 2, 4\]; expected"),
+        (((X, Y), iter([])), "the test split is a list_iterator; expected"),
         (((BYTES[:, 0], Y), (BYTES, Y)), r"the train images are uint8 \[8, 4, 4\]; .*images.unsqueeze\(1\)"),
-        (((X.long(), Y), (X, Y)), r"the train images are int64 \[8, 2, 4\]; needed are floats"),
+        (((X.long(), Y), (X, Y)), r"the train images are int64 \[8, 2, 4\]; expected floats"),
         (((X, Y), (X, Y.float())), r"the test labels: expected whole numbers \[N\], .* got float32 \[8\]; convert"),
         (((X, Y), (X, Y.unsqueeze(1))), r"the test labels: .* got int64 \[8, 1\]; use labels.squeeze\(1\)"),
-        (((X, Y[:7]), (X, Y)), "the train split has 8 images, but 7 labels; needed is one for each"),
+        (((X, Y[:7]), (X, Y)), "the train split has 8 images, but 7 labels; expected one for each"),
         (((X, Y), (X[:, :1], Y)), r"the train images are float32 \[8, 2, 4\], the test images float32 \[8, 1, 4\]"),
-        (((X, Y * 0), (X, Y * 0)), "the data: only one class; needed are at least 2"),
+        (((X, Y * 0), (X, Y * 0)), "the data: only one class; expected at least 2"),
         (((X, Y), (X, Y + 1)), "the data: test label 2, but training labels only go up to 1"),
     ],
 )
@@ -118,9 +118,9 @@ def test_what_cannot_be_trained_on(data: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (["a picture"] * 8, "train item 0 is a str; needed is a float tensor: give the set transform=torchvision"),
-        (BYTES, r"train item 0 is uint8 \[1, 4, 4\]; needed is a float tensor"),
-        ([*X[:7], X[0, :1]], r"train item 7 has the shape \[1, 4\], but the first one \[2, 4\]; needed is one shape"),
+        (["a picture"] * 8, "train item 0 is a str; expected a float tensor: give the set transform=torchvision"),
+        (BYTES, r"train item 0 is uint8 \[1, 4, 4\]; expected a float tensor"),
+        ([*X[:7], X[0, :1]], r"train item 7 has the shape \[1, 4\], but the first one \[2, 4\]; expected one shape"),
     ],
 )
 def test_items_that_are_no_tensors_of_one_shape(images: Any, message: str) -> None:

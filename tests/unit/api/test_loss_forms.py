@@ -174,8 +174,8 @@ def spent(alpha: Tensor, scores: Tensor, target: Target, x: Tensor) -> Terms:
 
 @pytest.mark.parametrize("objective", [Remembering, spent])
 def test_a_graph_that_is_gone(objective: Any) -> None:
-    message = r"the loss of the block that ends with [01] goes back through a batch whose gradients were taken before"
-    with pytest.raises(bllpipe.ConfigError, match=f"{message}: .* needs .detach"):
+    message = r"the loss of the block that ends with [01]: expected a graph of this batch alone, got one"
+    with pytest.raises(bllpipe.ConfigError, match=f"{message} .*; use .detach"):
         trained(objective)
 
 
@@ -208,7 +208,9 @@ def in_place(change: Any) -> Any:
     ],
 )
 def test_what_a_loss_is_given_is_not_its_own(change: Any, names: str) -> None:
-    with pytest.raises(bllpipe.ConfigError, match=f"changes {names} in place, which others read too; use a function"):
+    with pytest.raises(
+        bllpipe.ConfigError, match=f"changes {names} in place, which the pipeline reads too; use a function"
+    ):
         trained(in_place(change))
 
 
@@ -216,5 +218,5 @@ def test_a_complex_term() -> None:
     def loss(alpha: Tensor, scores: Tensor, target: Target, x: Tensor) -> Terms:
         return {"pred": torch.fft.fft(scores).sum()}
 
-    with pytest.raises(bllpipe.ConfigError, match="term 'pred' is a complex number; expected a real one, such as its"):
+    with pytest.raises(bllpipe.ConfigError, match="term 'pred': expected a real number, got a complex one; use its"):
         trained(loss)

@@ -72,7 +72,7 @@ def test_a_function_that_others_can_import_goes_by_its_name() -> None:
         (Skipping(nn.Linear(3, 3)), "the model is Skipping, an nn.Sequential with a forward of its own, which a cut"),
         (nn.Sequential(), "the model is an empty nn.Sequential; needed is at least one module for every block"),
         ([nn.Linear(3, 3), 3], "the model is Linear, int; needed is a list of torch.nn.Module"),
-        (3, "the model is a int; needed is an nn.Sequential, a list of modules, a function"),
+        (3, "the model is a int; expected an nn.Sequential, a list of modules, a function"),
         (nn.Sequential(nn.LazyLinear(3)), "module 0 of the model has parameters without a shape yet .*a lazy layer"),
     ],
 )

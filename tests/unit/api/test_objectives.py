@@ -64,10 +64,13 @@ def returning(terms: object) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     ("objective", "message"),
     [
-        (returning(None), "objective.function=given:loss returned a NoneType; needed is a dict of scalar tensors"),
-        (returning({}), "objective.function=given:loss returned an empty dict"),
-        (returning({"pred": 0.5}), "objective.function=given:loss: term 'pred' is a float; needed is a dict of scalar"),
-        (returning({"a": torch.ones(4)}), r"term 'a' has the shape \[4\]; needed is a scalar: take its .mean\(\)"),
+        (returning(None), "objective.function=given:loss: expected a dict of scalar tensors .*, got a NoneType; use"),
+        (returning({}), "objective.function=given:loss: expected .*, got an empty dict"),
+        (
+            returning({"pred": 0.5}),
+            "objective.function=given:loss: expected a dict of scalar .*, got a float as term 'pred'",
+        ),
+        (returning({"a": torch.ones(4)}), r"term 'a': expected a scalar, got the shape \[4\]; use its .mean\(\)"),
         (returning({"a": torch.ones(())}), "term 'a' depends on no parameter of the block; .* without .detach()"),
     ],
 )
@@ -98,7 +101,7 @@ def test_what_can_be_imported_goes_by_its_name(objective: Any, keys: dict[str, s
 
 @pytest.mark.parametrize("objective", [3, nn.MSELoss()])
 def test_what_is_no_local_loss(objective: Any) -> None:
-    message = f"the objective is a {type(objective).__name__}; needed is a function .* a class of modules"
+    message = f"the objective is a {type(objective).__name__}; expected a function .* a class of modules"
     with pytest.raises(bllpipe.ConfigError, match=message):
         user_objective(objective)
 

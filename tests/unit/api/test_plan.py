@@ -42,5 +42,5 @@ def test_what_cannot_be_planned(model: Any, blocks: int, message: str) -> None:
 
 
 def test_a_single_repetition_has_no_spread() -> None:
-    with pytest.raises(bllpipe.ConfigError, match="repetitions is 1; needed is at least 2"):
+    with pytest.raises(bllpipe.ConfigError, match="repetitions is 1; expected at least 2"):
         bllpipe.make_plan(network(), DATA, 2, repetitions=1)

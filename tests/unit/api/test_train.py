@@ -198,9 +198,12 @@ class Two(nn.Linear):
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        (Two(8, 8), "unit 1 gives a tuple; needed is one tensor, as one message carries it"),
-        (nn.Unflatten(1, (2, 2, 2, 1)), r"unit 1 gives float32 \[1, 2, 2, 2, 1\] for a batch of 1; needed are numbers"),
-        (nn.Flatten(0), r"unit 1 gives float32 \[8\] for a batch of 1; .* the batch first"),
+        (Two(8, 8), "unit 1: expected one tensor as its output, .*, got a tuple"),
+        (
+            nn.Unflatten(1, (2, 2, 2, 1)),
+            r"unit 1: expected floating-point .*, got float32 \[1, 2, 2, 2, 1\] for a batch",
+        ),
+        (nn.Flatten(0), r"unit 1: .* the batch first, got float32 \[8\] for a batch of 1"),
         (nn.Bilinear(8, 8, 8), r"block 0 \(1 last\) cannot take \[6\] from what is before it: .*missing 1 required"),
         (
             nn.Sequential(nn.Linear(7, 8)),

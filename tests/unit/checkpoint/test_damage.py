@@ -74,7 +74,7 @@ def test_a_missing_file_is_named(path: Path, name: str) -> None:
 def test_a_pipe_in_place_of_a_file_is_not_waited_for(path: Path, name: str) -> None:
     (path / name).unlink()
     os.mkfifo(path / name)
-    with pytest.raises(CheckpointError, match=f"{name} is damaged: it is a pipe; needed is the file that was written"):
+    with pytest.raises(CheckpointError, match=f"{name} is damaged: it is a pipe; expected the file that was written"):
         open_checkpoint(path)
 
 

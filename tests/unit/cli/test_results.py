@@ -66,8 +66,8 @@ def test_report_says_where_it_was_written(
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["eval", "{none}"], 2, "none is not a directory; needed is that of a run"),
-        (["export", "{none}", "{file}"], 2, "none is not a directory; needed is that of a run"),
+        (["eval", "{none}"], 2, "none is not a directory; expected the directory of a run"),
+        (["export", "{none}", "{file}"], 2, "none is not a directory; expected the directory of a run"),
         (["report", "{none}"], 2, "none does not exist; needed is a run directory"),
         (["eval", "{empty}"], 2, "empty holds no config.yaml, so it is not the directory of a run"),
         (["export", "{empty}", "{file}"], 2, "empty holds no config.yaml, so it is not the directory of a run"),
@@ -77,7 +77,7 @@ def test_report_says_where_it_was_written(
         (["eval", "{run}", "--threshold", "2"], 2, "--threshold 2 is no probability"),
         (["eval", "{run}", "--json", "{none}/file"], 2, "there is no directory {none}; make it, or name another"),
         (["export", "{run}", "{none}/file"], 2, "there is no directory {none}; make it, or name another"),
-        (["export", "{run}", "{empty}"], 2, "empty is a directory; needed is the name of a file, such as {empty}/FILE"),
+        (["export", "{run}", "{empty}"], 2, "empty is a directory; expected the name of a file, such as {empty}/FILE"),
     ],
 )
 def test_a_mistake_is_one_message_and_an_exit_code(

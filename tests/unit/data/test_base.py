@@ -107,8 +107,8 @@ def test_configured_values_come_first_one_by_one(name: Any) -> None:
     [
         ([0.5, 0.5], None, r"data\.mean has 2 values, but the images have 1 channels; give one each"),
         (None, [0.5, 0.5, 0.5], r"data\.std has 3 values, but the images have 1 channels; give one each"),
-        (None, [0.0], r"data\.std is \[0\.0\]; needed are numbers above 0"),
-        (None, [-0.2], r"data\.std is \[-0\.2\]; needed are numbers above 0"),
+        (None, [0.0], r"data\.std is \[0\.0\]; expected numbers above 0"),
+        (None, [-0.2], r"data\.std is \[-0\.2\]; expected numbers above 0"),
     ],
 )
 def test_impossible_mean_and_deviation(mean: list[float] | None, std: list[float] | None, message: str) -> None:

@@ -176,9 +176,7 @@ def test_a_link_that_stays_inside(root: Path) -> None:
 def test_a_missing_folder(root: Path, missing: str, read: Any) -> None:
     (root / missing).rename(root / "elsewhere")
     found = "val" if missing == "test" else "train"
-    with pytest.raises(
-        DataError, match=rf"/{found} does not exist; needed are .*/train/CLASS/\*.png and .*/test/CLASS"
-    ):
+    with pytest.raises(DataError, match=rf"/{found} does not exist; expected .*/train/CLASS/\*.png and .*/test/CLASS"):
         read(configured(root))
 
 
@@ -192,21 +190,21 @@ def test_test_classes_that_training_lacks(root: Path) -> None:
 def test_a_single_class(tmp_path: Path) -> None:
     for split in ("train", "test"):
         save(noise(SIZE, SIZE), tmp_path / split / "cat" / "0.png")
-    with pytest.raises(DataError, match=r"only one class; needed are at least 2"):
+    with pytest.raises(DataError, match=r"only one class; expected at least 2"):
         folder_labels(configured(tmp_path))
 
 
 def test_empty_folders(tmp_path: Path) -> None:
     for split in ("train", "test"):
         (tmp_path / split).mkdir()
-    with pytest.raises(DataError, match=r"train holds no images; needed are .*train/CLASS/\*\.png"):
+    with pytest.raises(DataError, match=r"train holds no images; expected .*train/CLASS/\*\.png"):
         folder_labels(configured(tmp_path))
 
 
 def test_an_empty_test_folder(root: Path) -> None:
     (root / "test").rename(root / "elsewhere")
     (root / "test").mkdir()
-    with pytest.raises(DataError, match=r"test holds no images; needed are .*test/CLASS/\*\.png"):
+    with pytest.raises(DataError, match=r"test holds no images; expected .*test/CLASS/\*\.png"):
         folder_labels(configured(root))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from bllpipe.config.schema import AugmentConfig, DataConfig, GpuConfig
 from bllpipe.data.base import ImageSet, MemoryImages, Split, sent
 from bllpipe.data.catalog import DataSpec
-from bllpipe.data.loader import DrawnAhead, ImageSource, placed, stays_on_device
+from bllpipe.data.loader import ImageSource, PrefetchedImages, placed, stays_on_device
 from bllpipe.errors import ConfigError, DataError
 from bllpipe.messages import Round
 from tests.unit.data.test_loader import FULL, PIXELS, PLAN, arrays
@@ -77,7 +77,7 @@ def test_batches_drawn_ahead_are_the_same(config: AugmentConfig) -> None:
         pinned.append(len(images_BCHW))
         return images_BCHW.clone()
 
-    kept, ahead = (ImageSource(each, PLAN.rounds(), 0, config) for each in (memory(), DrawnAhead(memory(), pin)))
+    kept, ahead = (ImageSource(each, PLAN.rounds(), 0, config) for each in (memory(), PrefetchedImages(memory(), pin)))
     rounds: list[Round] = []
     for _ in range(12):
         expected, found = kept.recv(), ahead.recv()
@@ -88,12 +88,14 @@ def test_batches_drawn_ahead_are_the_same(config: AugmentConfig) -> None:
 
 
 def test_drawing_ahead_ends_with_the_last_batch() -> None:
-    found = list(DrawnAhead(Folder(), Tensor.clone).batches([("train", torch.tensor([number])) for number in range(5)]))
+    found = list(
+        PrefetchedImages(Folder(), Tensor.clone).batches([("train", torch.tensor([number])) for number in range(5)])
+    )
     assert [int(batch[0, 0, 0, 0]) for batch in found] == [0, 1, 2, 3, 4]
 
 
 def test_what_cannot_be_decoded_is_said_where_it_is_asked_for() -> None:
-    batches = DrawnAhead(Folder(), Tensor.clone).batches([("train", torch.arange(2)), ("train", torch.arange(3))])
+    batches = PrefetchedImages(Folder(), Tensor.clone).batches([("train", torch.arange(2)), ("train", torch.arange(3))])
     assert len(next(batches)) == 2
     with pytest.raises(DataError, match=r"train/cat/3\.png is no image"):
         next(batches)

@@ -52,5 +52,5 @@ def test_every_local_loss_can_have_it(method: str) -> None:
 
 
 def test_vectors_have_nothing_to_enlarge() -> None:
-    with pytest.raises(ConfigError, match=r"one makes \[6\] of \[3, 8, 8\]; use --set objective.keep_weight=0"):
+    with pytest.raises(ConfigError, match=r"got a block from \[3, 8, 8\] to \[6\]; use --set objective.keep_weight=0"):
         ReconstructionLoss(nothing, (3, 8, 8), (6,), weight=1.0)

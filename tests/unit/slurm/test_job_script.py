@@ -156,7 +156,7 @@ def test_arguments_stay_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["--time", "00:00:59"], "--time is 00:00:59; expected at least a minute; use --time 00:01:00"),
         (["--partition", "a\n#SBATCH --x"], r"--partition is 'a\\n#SBATCH --x'; expected a name of letters"),
         (["--account", "a b"], "--account is 'a b'; expected a name of letters"),
-        (["--out", "."], "is a directory; needed is the name of a file"),
+        (["--out", "."], "is a directory; expected the name of a file"),
     ],
 )
 def test_what_cannot_be_written(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

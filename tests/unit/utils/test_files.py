@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bllpipe.errors import OutputError
-from bllpipe.utils.files import WritePolicy, append_line, write_whole, writing
+from bllpipe.utils.files import WritePolicy, append_line, json_object, write_whole, writing
 from tests.support.disks import files_of_at_most
 
 FULL = Path("/dev/full")  # takes nothing: as a disk without room
@@ -79,3 +79,11 @@ def test_another_error_is_no_matter_of_room() -> None:
 
     with pytest.raises(ValueError, match="not a disk"):
         WritePolicy("go_on", "metrics", "log.if_unwritable", pytest.fail).attempt(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [('{"a": 1}', {"a": 1}), (b'{"a": 1}', {"a": 1}), ("[1]", {}), ('{"a"', {}), ("", {}), ("[" * 100_000, {})],
+)
+def test_anything_but_a_json_object_is_an_empty_one(text: str | bytes, expected: dict[str, int]) -> None:
+    assert json_object(text) == expected

@@ -152,7 +152,7 @@ def test_leaving_early_by_hand() -> None:
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.5, float("nan")])
 def test_a_threshold_that_is_no_probability(digits: FinishedRun, threshold: float) -> None:
-    with pytest.raises(ConfigError, match=r"--threshold .* is no probability; needed are numbers from 0 to 1"):
+    with pytest.raises(ConfigError, match=r"--threshold .* is no probability; expected numbers from 0 to 1"):
         evaluate_run(digits, [0.5, threshold])
 
 

@@ -122,9 +122,7 @@ def test_missing_weights_are_named(copied: Path) -> None:
             del tensors[name]
 
     saved_again(copied, forget)
-    with pytest.raises(
-        CheckpointError, match=r"13 lacks heads.layer2.1.2.bias, .*weight, model.fc.bias; needed is a c"
-    ):
+    with pytest.raises(CheckpointError, match=r"13 lacks heads.layer2.1.2.bias, .*weight, model.fc.bias; expected a c"):
         load_blocks(open_run(copied, silent))
 
 
