@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -84,6 +86,13 @@ def new_figure(width: float, height: float, layout: str | None = None) -> Figure
     return Figure(figsize=(width / 72, height / 72), dpi=72, layout=layout)  # type: ignore[arg-type]  # a Literal
 
 
+def save(figure: Figure, file: io.StringIO | Path, **options: Any) -> None:
+    """In our style, whatever the user's own is."""
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the browser may have another one
+        figure.savefig(file, **options)
+
+
 def clean(text: object) -> str:
     """Text from anywhere, without what no SVG and no HTML can carry."""
     return UNWRITABLE.sub("\N{REPLACEMENT CHARACTER}", str(text))
@@ -107,8 +116,7 @@ def svg_text(
         label: the title for screen readers, if it says more.
         standalone: brings its own size and colours, which in a page are those of the page.
     """
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(file := io.StringIO(), format="svg", metadata=NO_METADATA)
+    save(figure, file := io.StringIO(), format="svg", metadata=NO_METADATA)
     root = ElementTree.fromstring(file.getvalue())  # noqa: S314  # what matplotlib has just written
     for group in root.iter(f"{{{SVG}}}g"):
         if mark := marks.get(group.get("id", "")):

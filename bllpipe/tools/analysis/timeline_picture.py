@@ -32,6 +32,7 @@ from bllpipe.tools.analysis.figure_style import (
     clean,
     drawing,
     new_figure,
+    save,
     svg_text,
 )
 from bllpipe.tools.analysis.timeline import WAITING, RankSpans, Timeline, TimelineSpan, busy, summary
@@ -83,7 +84,7 @@ def picture(title: str, timelines: Sequence[Timeline], heading: bool = True) -> 
 def write_png(title: str, timelines: Sequence[Timeline], out: Path) -> None:
     """The same in the light, with two pixels for each of the SVG."""
     figure, _ = _draw(title, timelines, heading=True)
-    figure.savefig(out, format="png", dpi=144)
+    save(figure, out, format="png", dpi=144)
 
 
 @drawing

@@ -6,6 +6,7 @@ import argparse
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,12 @@ def test_kinds_of_other_engines_are_drawn_too(run: Path) -> None:
     write_rank(run, 0, "<stage>", [line('a "<kind>"', 4, 1, 5, "<&>")])
     found = drawing(read(run), title="<&>")
     assert {'a "<kind>"', "X4", "<&>"} <= set(found.texts)
+
+
+def test_names_in_any_script_are_drawn_without_a_warning(run: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "\u6f22\u5b57" in drawing(read(run), title="\u6f22\u5b57").texts
 
 
 def test_light_and_dark(run: Path) -> None:
