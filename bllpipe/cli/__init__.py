@@ -1,4 +1,4 @@
-"""The ``bllpipe`` command: start a run, look at a config, read a run's results, describe the machine, fetch data."""
+"""The ``bllpipe`` command: the parser of all subcommands, and ``main``."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from bllpipe.errors import BllpipeError
 from bllpipe.slurm.job_script import add_slurm
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand; returns the exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(given)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    options = _parser().parse_args(argv)
     try:
-        code = int(options.run(options, given[1:]))
+        code = int(options.run(options, argv[1:]))
         sys.stdout.flush()
         return code
     except BllpipeError as error:
         print(f"bllpipe: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # whoever read has seen enough, as in ``bllpipe eval RUN | head``
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it ends
+    except BrokenPipeError:  # the reader has closed the pipe, as in ``bllpipe eval RUN | head``
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter prints an error at exit
         return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bllpipe", description=bllpipe.__doc__)
     parser.add_argument("--version", action="version", version=f"bllpipe {bllpipe.__version__}")
-    parser.set_defaults(parser=parser)  # for the command completion
+    parser.set_defaults(parser=parser)  # ``bllpipe completion`` describes it
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="start a run; the same as python -m bllpipe.launch")
