@@ -217,8 +217,8 @@ class LearnedVariance(nn.Module):
 def similarity_matrix(features: Tensor) -> Tensor:
     """R [B, B]: cosines between the samples, from -1 to 1.
 
-    Features of maps [B, C, H, W] are the standard deviations over the positions, [B, C]; that of a single position is
-    undefined, and its value is the feature. Each sample is then centred over its features.
+    Features of maps [B, C, H, W] are the standard deviations over the positions, [B, C], or the values if there is
+    one position; each sample is then centred over its features.
     """
     with without_autocast(features.device):
         features = features.float()

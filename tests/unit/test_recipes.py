@@ -45,11 +45,11 @@ HEAD = """
         return nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten(1), nn.Linear(alpha_shape[0], num_classes))
 """
 ENGINE = """
-    from bllpipe.engines.in_process import local_wires, run_together
+    from bllpipe.engines.in_process import local_wires, run_in_process
 
 
     def run(config, options):
-        return run_together(config, options, in_turns, local_wires)
+        return run_in_process(config, options, in_turns, local_wires)
 
 
     def in_turns(job, workers, wires):
