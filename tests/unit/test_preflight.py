@@ -22,8 +22,8 @@ from bllpipe.launch import check_data, check_installed, check_plan
     ("overrides", "message"),
     [
         (["blocks=9"], "blocks=9, but the network has only 8 units to cut between; use --set blocks=8 or less"),
-        (["model.name=resnet50", "blocks=[16]"], "cannot cut after 16; needed is a number from 1 to 15"),
-        (["blocks=[layer2.0, layer1.0]"], "cuts must go forward"),
+        (["model.name=resnet50", "blocks=[16]"], "cannot cut after 16; expected a number from 1 to 15"),
+        (["blocks=[layer2.0, layer1.0]"], "expected cuts in order"),
         (["method=bp", "engine=1f1b", "blocks=9", "pipeline.microbatches=16"], "blocks=9, but the network has only 8"),
         (["method=bp", "engine=gpipe", "blocks=balanced 9"], "blocks=9, but the network has only 8 units"),
         (["data.batch_size=1443"], "data.batch_size is 1443, but digits has only 1442 training images"),
