@@ -1,4 +1,4 @@
-"""``python -m bllpipe.launch``: starts a run, as one of torchrun's ranks, or alone as the one that starts them."""
+"""``python -m bllpipe.launch``: starts a run, as one of torchrun's ranks, or as the process that starts all ranks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bllpipe.tools.monitoring.progress import ProgressDisplay
 from bllpipe.training.callbacks import Callback
 from bllpipe.training.run_schedule import RunSchedule
 
-# A rank that fails before it has a store leaves the word to rank 0, and stays until rank 0 has spoken.
+# Before there is a store, rank 0 alone prints an error that all ranks have. The others wait until it has.
 SILENT_SECONDS = 5.0
 SPREAD = ("ranks", *SYNCHRONOUS)  # engines of several processes
 EXIT_CODES = """exit codes:
@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _count(text: str) -> int:
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of restarts; use 0, 1, 2, ...")
+        raise argparse.ArgumentTypeError(f"expected a number of restarts, got {text!r}; use 0, 1, 2, ...")
     return int(text)
 
 
@@ -93,28 +93,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Reads the command line and runs it; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bllpipe.launch", description=__doc__)
     add_arguments(parser)
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    return launch(parser.parse_args(given), given)
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    return launch(parser.parse_args(argv), argv)
 
 
-def launch(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    """Runs what ``options`` say; ``arguments`` are the words they came from, to be handed to the ranks."""
+def launch(options: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Runs the job of ``options``, which were parsed from ``argv``, the arguments of the ranks."""
     try:
-        return _launch(options, arguments)
+        return _launch(options, argv)
     finally:
-        _drop_what_nobody_takes()
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:  # a closed terminal or a full disk, which would change the exit code of the interpreter
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _drop_what_nobody_takes() -> None:
-    """What is left for a terminal that was closed, or a full disk: the interpreter would make an exit code of it."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def _launch(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+def _launch(options: argparse.Namespace, argv: Sequence[str]) -> int:
     environment = None
     try:
         environment = RankEnvironment.read()
@@ -130,7 +125,7 @@ def _launch(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         return fail_before_the_store(error, environment)
     if config.engine in SPREAD and environment is None:
         try:
-            return run_ranks(config, arguments, options.max_restarts)
+            return run_ranks(config, argv, options.max_restarts)
         finally:
             if options.output in ("auto", "live"):
                 release(sys.stdout)  # the rank that draws may have been killed
@@ -138,7 +133,7 @@ def _launch(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         return engine(config.engine)(config, chosen)
     except KeyboardInterrupt:
         return 130
-    except Exception as error:  # which the engine has explained
+    except Exception as error:  # which the engine has reported
         return getattr(error, "exit_code", 1)
 
 
@@ -158,7 +153,7 @@ def choose_callbacks(config: Config) -> tuple[Callback, ...]:
 
 
 def check_start(config: Config, environment: RankEnvironment | None) -> None:
-    """Whether torchrun started what the engine needs, and whether packages, plan and data can work at all."""
+    """Checks the number of ranks, the installed packages, the plan and the data, before anything is started."""
     check_installed(config)
     check_plan(config)
     if environment is None or environment.rank == 0:
@@ -175,7 +170,7 @@ def check_start(config: Config, environment: RankEnvironment | None) -> None:
 
 
 def _check_restarts(max_restarts: int, config: Config, environment: RankEnvironment | None) -> None:
-    """The ranks of our own launcher find its words in their command lines; others must not have them."""
+    """Ranks of bllpipe's own launcher have --max-restarts in their command lines; other ranks must not have it."""
     if not max_restarts or (environment is not None and environment.launcher is not None):
         return
     if environment is not None:
@@ -191,7 +186,7 @@ def _check_restarts(max_restarts: int, config: Config, environment: RankEnvironm
 
 
 def fail_before_the_store(error: BllpipeError, environment: RankEnvironment | None) -> int:
-    """All ranks find the same error at the same time; only the first one prints it."""
+    """All ranks have the same error at the same time; only the first one prints it."""
     if speaks_for_all():
         print(f"bllpipe: {error}", file=sys.stderr, flush=True)
     else:
@@ -214,8 +209,7 @@ def check_plan(config: Config) -> None:
 
 
 def check_installed(config: Config) -> None:
-    """Raises ConfigError for an engine of a package that an ordinary installation does not bring. Only where the run
-    takes place."""
+    """Raises ConfigError for an engine whose package is not installed. Only for the machine of the run."""
     if config.engine == "deepspeed" and find_spec("deepspeed") is None:
         raise ConfigError(
             "engine deepspeed needs the package deepspeed, which is not installed; use pip install 'bllpipe[deepspeed]'"
@@ -223,23 +217,18 @@ def check_installed(config: Config) -> None:
 
 
 def check_data(config: Config) -> None:
-    """Raises DataError for files that are not there or hold what cannot be trained on. Only for a process on the
-    machine that has the data."""
+    """Raises DataError for files that are missing or cannot be trained on. Only for the machine that has the data."""
     check_given(config.data)
     if config.data.name == "npz":
-        _check_archive(config)
+        from bllpipe.data.npz import open_archive  # NumPy, which few runs need here
+
+        archive = open_archive(str(config.data.path))
+        RunSchedule.of(config, archive.spec.num_train, archive.spec.num_test)
+        archive.check_floats()
     if config.data.name in DOWNLOADS:
         check_obtainable(config.data.name, config.data.path or DEFAULT_PATH)
     if config.data.name == "imagefolder":
         split_folders(str(config.data.path))
-
-
-def _check_archive(config: Config) -> None:
-    from bllpipe.data.npz import open_archive  # NumPy, which few runs need here
-
-    archive = open_archive(str(config.data.path))
-    RunSchedule.of(config, archive.spec.num_train, archive.spec.num_test)
-    archive.check_floats()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What is printed beside a run: log messages, a progress bar for planning and benchmarks, text tables, sizes and ages.
+"""Terminal output: log messages, a progress bar for planning and benchmarks, text tables, sizes and ages.
 
-An output that accepts nothing more, such as a log on a full disk, stops no run.
+An output that cannot be written, such as a log on a full disk, never stops a run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
 def say(text: str, out: TextIO | None = None) -> None:
-    """One line, or several, to ``out``, by default the standard output; in one piece, as ranks share it."""
+    """Writes lines to ``out``, by default standard output, in one write, as ranks share it."""
     out = sys.stdout if out is None else out
     with suppress(OSError):
         out.write(f"{text}\n")
@@ -31,20 +31,19 @@ def say(text: str, out: TextIO | None = None) -> None:
 
 
 def warn(text: str) -> None:
-    """One line to the standard error."""
+    """Writes a line to standard error."""
     say(f"bllpipe: {text}", sys.stderr)
 
 
 class Bar:
-    """The progress of ``name``, which has ``total`` parts if that is known yet; on standard error unless ``out`` says
-    otherwise, so that results can be piped.
+    """The progress of ``name`` with ``total`` parts, if known; on standard error, so that results can be piped.
 
-    A bar moves on by itself unless it is ``quiet``: then nothing is drawn but when it is told something, as whoever
-    measures times needs it. Any thread may tell.
+    A thread redraws the bar. With ``quiet`` it is drawn only by ``advance`` and ``at``, so that measurements are not
+    disturbed. Both may be called from any thread.
     """
 
     def __init__(self, name: str, total: int | None = None, out: TextIO | None = None, quiet: bool = False) -> None:
-        from rich.console import Console  # not for --help
+        from rich.console import Console  # slow to import, so not at the top
 
         self.name, self.done, self.total = name, 0, total
         self._out, self._lock = out or sys.stderr, threading.Lock()
@@ -65,14 +64,14 @@ class Bar:
     def advance(self, what: str = "") -> None:
         """One more part is done."""
         with self._lock:
-            self._tell(what, self.done + 1, self.total)
+            self._update(what, self.done + 1, self.total)
 
     def at(self, what: str, done: int = 0, total: int | None = None) -> None:
         """``done`` parts of ``total`` are done."""
         with self._lock:
-            self._tell(what, done, total)
+            self._update(what, done, total)
 
-    def _tell(self, what: str, done: int, total: int | None) -> None:
+    def _update(self, what: str, done: int, total: int | None) -> None:
         self.done, self.total = done, total
         now, every = time.monotonic(), SECONDS_BETWEEN_DRAWINGS if self._drawn is not None else SECONDS_BETWEEN_LINES
         if self._drawn is not None:
@@ -83,7 +82,8 @@ class Bar:
         if self._drawn is not None:
             self._drawn.refresh()
         else:
-            self._print(self.line(what, now - self._began))
+            with suppress(OSError):  # a log on a full disk
+                print(self.line(what, now - self._began), file=self._out, flush=True)
 
     def line(self, what: str, seconds: float) -> str:
         """``plan: 20 of 100, layer1.0; 0:00:10 so far, 0:00:40 left``."""
@@ -93,13 +93,9 @@ class Bar:
             return text
         return f"{text}, {_clock(seconds / self.done * max(0, self.total - self.done))} left"
 
-    def _print(self, line: str) -> None:
-        with suppress(OSError):  # a log on a full disk
-            print(line, file=self._out, flush=True)
-
 
 def _drawn(console: Console, quiet: bool) -> Progress:
-    """What is printed meanwhile goes above the bar where both are on the terminal, and where it went if not."""
+    """Standard output goes above the bar if both are on the terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Drawn
 
@@ -139,7 +135,7 @@ def size_text(number: int) -> str:
 
 
 def age_text(seconds: float) -> str:
-    """An age in the largest unit of which it has one, such as 3 min."""
+    """An age in the largest unit that is not above it, such as 3 min."""
     length, unit = next((each for each in UNITS if seconds >= each[0]), UNITS[-1])
     return f"{seconds // length:.0f} {unit}"
 
