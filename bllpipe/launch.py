@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -13,13 +12,14 @@ from typing import get_args
 from bllpipe.config import Config, load_config
 from bllpipe.config.schema import PIPELINES, SYNCHRONOUS, residual_units, unit_name
 from bllpipe.data.catalog import DEFAULT_PATH, DOWNLOADS, PUBLISHED, check_given, check_obtainable, split_folders
-from bllpipe.distributed.torchrun import RankEnvironment, die_with_agent, speaks_for_all, stop_torchrun
+from bllpipe.distributed.torchrun import RankEnvironment, die_with_agent, has_agent, speaks_for_all, stop_torchrun
 from bllpipe.engines import Options, Output, engine, topology
 from bllpipe.engines.launcher import run_ranks
 from bllpipe.errors import BllpipeError, ConfigError
 from bllpipe.models.partition import bounds
 from bllpipe.tools.monitoring.live_table import release
 from bllpipe.training.run_schedule import RunSchedule
+from bllpipe.utils.console import drop_unwritten, repair_standard_streams, warn
 
 # A rank that fails before it has a store leaves the word to rank 0, and stays until rank 0 has spoken.
 SILENT_SECONDS = 5.0
@@ -92,6 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bllpipe.launch", description=__doc__)
     add_arguments(parser)
     given = list(sys.argv[1:] if arguments is None else arguments)
+    repair_standard_streams()
     return launch(parser.parse_args(given), given)
 
 
@@ -100,16 +101,7 @@ def launch(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     try:
         return _launch(options, arguments)
     finally:
-        _drop_what_nobody_takes()
-
-
-def _drop_what_nobody_takes() -> None:
-    """What is left for a terminal that was closed, or a full disk: the interpreter would make an exit code of it."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        drop_unwritten()
 
 
 def _launch(options: argparse.Namespace, arguments: Sequence[str]) -> int:
@@ -173,11 +165,12 @@ def _check_restarts(max_restarts: int, config: Config, environment: RankEnvironm
 
 
 def fail_before_the_store(error: BllpipeError, environment: RankEnvironment | None) -> int:
-    """All ranks find the same error at the same time; only the first one prints it."""
-    if speaks_for_all():
-        print(f"bllpipe: {error}", file=sys.stderr, flush=True)
-    else:
+    """All ranks find the same error at the same time; only the first one prints it. Without an agent, which ends the
+    others then, a rank cannot know that there is a first one, and prints it when it is still here after a while."""
+    if not speaks_for_all():
         threading.Event().wait(SILENT_SECONDS)
+    if speaks_for_all() or not has_agent():
+        warn(str(error))
     if environment is not None and environment.local_rank == 0:
         stop_torchrun(environment, error.exit_code)
     return error.exit_code

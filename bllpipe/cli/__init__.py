@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
@@ -18,22 +17,23 @@ from bllpipe.cli.results import add_results, add_timeline
 from bllpipe.cli.watch import add_health, add_watch
 from bllpipe.errors import BllpipeError
 from bllpipe.slurm.job_script import add_slurm
+from bllpipe.utils.console import drop_unwritten, repair_standard_streams, warn
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    repair_standard_streams()
     options = _parser().parse_args(given)
     try:
-        code = int(options.run(options, given[1:]))
-        sys.stdout.flush()
-        return code
+        return int(options.run(options, given[1:]))
     except BllpipeError as error:
-        print(f"bllpipe: {error}", file=sys.stderr)
+        warn(str(error))
         return error.exit_code
-    except BrokenPipeError:  # whoever read has seen enough, as in ``bllpipe eval RUN | head``
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it ends
+    except BrokenPipeError:  # the reader has seen enough, as in ``bllpipe eval RUN | head``
         return 0
+    finally:
+        drop_unwritten()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ from bllpipe.engines import topology
 from bllpipe.launch import check_plan
 from bllpipe.tools.planning.estimates import EdgeFigures, Figures, RankFigures
 from bllpipe.topology import Topology
-from bllpipe.utils.console import table
+from bllpipe.utils.console import show, table
 
 if TYPE_CHECKING:
     pass
@@ -67,11 +67,11 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
         return 0
     figures, unknown = _figures(config)
     if options.json:
-        print(json.dumps(_to_json(config, figures, unknown), indent=1))
+        show(json.dumps(_to_json(config, figures, unknown), indent=1))
         return 0
     _print_tables(config, figures, unknown)
     if options.verbose:
-        print()
+        show("")
         _print_config(config)
     return 0
 
@@ -90,15 +90,15 @@ def _figures(config: Config) -> tuple[Figures | None, str | None]:
 
 def _print_tables(config: Config, figures: Figures | None, unknown: str | None) -> None:
     layout = topology(config)
-    print(headline(config, layout))
+    show(headline(config, layout))
     if figures is None:
-        print("\n".join([*layout_lines(layout), str(unknown)]))
+        show("\n".join([*layout_lines(layout), str(unknown)]))
     else:
-        print(figures_table(figures, config))
+        show(figures_table(figures, config))
 
 
 def _print_config(config: Config) -> None:
-    print(to_yaml(config) + "\n".join(layout_lines(topology(config))))
+    show(to_yaml(config) + "\n".join(layout_lines(topology(config))))
 
 
 def _to_json(config: Config, figures: Figures | None, unknown: str | None) -> dict[str, Any]:

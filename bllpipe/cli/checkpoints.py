@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bllpipe.errors import CheckpointError
-from bllpipe.utils.console import age_text, size_text
+from bllpipe.utils.console import age_text, show, size_text
 
 if TYPE_CHECKING:
     from bllpipe.tools.analysis.checkpoint_inspection import CheckpointInfo
@@ -46,8 +46,8 @@ def _list(options: argparse.Namespace, words: Sequence[str]) -> int:
     if options.json:
         _print_json(found)
     else:
-        print("\n".join(_rows(found)))
-        print(f"judged by names, manifests and sizes; every byte is read by: bllpipe ckpt verify {options.path}")
+        show("\n".join(_rows(found)))
+        show(f"judged by names, manifests and sizes; every byte is read by: bllpipe ckpt verify {options.path}")
     return 0
 
 
@@ -58,20 +58,20 @@ def _verify(options: argparse.Namespace, words: Sequence[str]) -> int:
     if options.json:
         _print_json(found)
     else:
-        print("\n".join(_rows(found)))
-        print(_verdict(found))
+        show("\n".join(_rows(found)))
+        show(_verdict(found))
     return DAMAGED if any(each.problems for each in found) else 0
 
 
 def _show(options: argparse.Namespace, words: Sequence[str]) -> int:
     from bllpipe.tools.analysis.checkpoint_inspection import describe_checkpoint
 
-    print("\n".join(describe_checkpoint(Path(options.path))))
+    show("\n".join(describe_checkpoint(Path(options.path))))
     return 0
 
 
 def _print_json(found: Sequence[CheckpointInfo]) -> None:
-    print(json.dumps([asdict(each) for each in found], indent=1))
+    show(json.dumps([asdict(each) for each in found], indent=1))
 
 
 def _rows(found: Sequence[CheckpointInfo]) -> Iterator[str]:

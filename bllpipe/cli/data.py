@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bllpipe.config.schema import DataConfig
 from bllpipe.data.catalog import DEFAULT_PATH, DOWNLOADS, DataSpec, listing
 from bllpipe.errors import DataError
+from bllpipe.utils.console import show
 
 if TYPE_CHECKING:
     pass
@@ -39,7 +40,7 @@ def _fetch(options: argparse.Namespace, words: Sequence[str]) -> int:
     from bllpipe.data.registry import fetch
 
     fetch(options.name, options.path)
-    print(f"{options.name} is complete in {options.path}")
+    show(f"{options.name} is complete in {options.path}")
     return 0
 
 
@@ -51,11 +52,11 @@ def _verify(options: argparse.Namespace, words: Sequence[str]) -> int:
             f"needed is an .npz, an image folder, or one of these"
         )
     if known:
-        print(verify_published(options.name, options.path))
+        show(verify_published(options.name, options.path))
     elif Path(options.name).is_dir():
-        print(verify_folder(options.name, options.image_size))
+        show(verify_folder(options.name, options.image_size))
     else:
-        print(verify_archive(options.name))
+        show(verify_archive(options.name))
     return 0
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bllpipe.config.loader import known_keys
 from bllpipe.distributed.torchrun import settings
+from bllpipe.utils.console import show
 
 if TYPE_CHECKING:
     pass
@@ -33,7 +34,7 @@ def add_env(commands: Any) -> None:
 
 
 def _env(options: argparse.Namespace, words: Sequence[str]) -> int:
-    print(json.dumps(describe(), indent=1))
+    show(json.dumps(describe(), indent=1))
     return 0
 
 
@@ -99,7 +100,7 @@ def _completion(options: argparse.Namespace, words: Sequence[str]) -> int:
     import shtab
 
     _mark_keys(options.parser, _keys())
-    print(shtab.complete(options.parser, options.shell))
+    show(shtab.complete(options.parser, options.shell))
     return 0
 
 

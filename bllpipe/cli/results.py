@@ -6,7 +6,6 @@ import argparse
 import json
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from bllpipe.errors import ConfigError
 from bllpipe.tools.analysis.html_page import element, page
 from bllpipe.tools.analysis.timeline import Timeline, chrome_trace, figures, parse_steps, read_timeline
 from bllpipe.tools.analysis.timeline_svg import picture
+from bllpipe.utils.console import show, warn
 from bllpipe.utils.files import output_file, run_directory
 
 if TYPE_CHECKING:
@@ -107,18 +107,18 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     _write(out, options.title or _title(timelines), timelines)
     if trace is not None:
         trace.write_text(json.dumps(chrome_trace(timelines)) + "\n")
-    print(figures(timelines))
-    print("\n".join(f"wrote {file}" for file in (out, trace) if file is not None))
+    show(figures(timelines))
+    show("\n".join(f"wrote {file}" for file in (out, trace) if file is not None))
     return 0
 
 
 def _timelines(paths: Sequence[Path], steps: str | None) -> list[Timeline]:
     first, end = parse_steps(steps) if steps is not None else (None, None)
-    found = [read_timeline(path, _print_warning).cut(first, end) for path in paths]
+    found = [read_timeline(path, warn).cut(first, end) for path in paths]
     most = max(len(timeline.steps) for timeline in found)
     if most > LEGIBLE:
         start = found[0].steps[0]
-        _print_warning(f"{most} steps make small boxes; for fewer of them: --steps {start}:{start + 6}")
+        warn(f"{most} steps make small boxes; for fewer of them: --steps {start}:{start + 6}")
     return found
 
 
@@ -180,10 +180,6 @@ def _browser_words(source: Path, out: Path, svg: str) -> list[str]:
     ]
 
 
-def _print_warning(line: str) -> None:
-    print(f"bllpipe: {line}", file=sys.stderr)
-
-
 def add_results(commands: Any) -> None:
     """The commands that read run directories."""
     report = commands.add_parser("report", help="one page with figures and curves of one or more runs")
@@ -226,12 +222,12 @@ def _report(options: argparse.Namespace, words: Sequence[str]) -> int:
     runs = [Path(text) for text in options.runs]
     out = Path(options.out) if options.out else runs[0] / "report.html"
     write_report(runs, out)
-    print(f"wrote {out}")
+    show(f"wrote {out}")
     if options.tensorboard:
         from bllpipe.tools.analysis.tensorboard import write_events
 
         write_events(runs, Path(options.tensorboard))
-        print(f"wrote {options.tensorboard}; look at it with tensorboard --logdir {options.tensorboard}")
+        show(f"wrote {options.tensorboard}; look at it with tensorboard --logdir {options.tensorboard}")
     return 0
 
 
@@ -241,11 +237,11 @@ def _evaluate(options: argparse.Namespace, words: Sequence[str]) -> int:
     from bllpipe.utils.files import output_file, run_directory
 
     file = output_file(options.json) if options.json else None
-    evaluation = evaluate_run(open_run(run_directory(options.directory), _warn), options.thresholds or THRESHOLDS)
-    print(evaluation_table(evaluation))
+    evaluation = evaluate_run(open_run(run_directory(options.directory), warn), options.thresholds or THRESHOLDS)
+    show(evaluation_table(evaluation))
     if file is not None:
         file.write_text(json.dumps(evaluation.to_json(), indent=1) + "\n")
-        print(f"wrote {file}")
+        show(f"wrote {file}")
     return 0
 
 
@@ -255,9 +251,5 @@ def _export(options: argparse.Namespace, words: Sequence[str]) -> int:
     from bllpipe.utils.files import output_file, run_directory
 
     file, heads = output_file(options.file), output_file(options.heads) if options.heads else None
-    export_run(open_run(run_directory(options.directory), _warn), options.to, file, options.check, print, heads)
+    export_run(open_run(run_directory(options.directory), warn), options.to, file, options.check, show, heads)
     return 0
-
-
-def _warn(text: str) -> None:
-    print(f"bllpipe: {text}", file=sys.stderr)

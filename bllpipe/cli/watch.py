@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bllpipe.errors import BllpipeError, ConfigError
 from bllpipe.tools.monitoring.run_status import RUNS, WITHIN_SECONDS, Health, health_of, newest
-from bllpipe.utils.console import warn
+from bllpipe.utils.console import show, warn
 
 if TYPE_CHECKING:
     from bllpipe.tools.monitoring.run_status import Follower
@@ -107,7 +107,7 @@ def _pause(seconds: float) -> bool:
 
 
 def _show(run: Follower, output: str) -> None:
-    print(_json(run) if output == "json" else _table(run), flush=True)
+    show(_json(run) if output == "json" else _table(run))
 
 
 def _table(run: Follower) -> str:
@@ -115,7 +115,7 @@ def _table(run: Follower) -> str:
 
     from bllpipe.tools.monitoring.live_table import lines
 
-    unicode = "utf" in (sys.stdout.encoding or "").lower()
+    unicode = "utf" in (getattr(sys.stdout, "encoding", None) or "").lower()
     return "\n".join(lines(run, Console(file=sys.stdout).width, unicode=unicode))
 
 
@@ -142,5 +142,5 @@ def add_health(commands: Any) -> None:
 def _health(options: argparse.Namespace, words: Sequence[str]) -> int:
     directory = Path(options.directory) if options.directory else newest(RUNS)
     found = health_of(directory, options.within) if directory else Health(False, f"there is no run in {RUNS}/")
-    print(found.reason)
+    show(found.reason)
     return 0 if found.is_well else 1

@@ -8,7 +8,6 @@ import threading
 import time
 import traceback
 import uuid
-from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,7 +22,7 @@ from bllpipe.tools.monitoring.live_table import release
 from bllpipe.training.run_directory import RunDirectory
 from bllpipe.training.watchdog import Heartbeats
 from bllpipe.training.worker import RoundError
-from bllpipe.utils.console import warn
+from bllpipe.utils.console import drop_unwritten, warn
 
 SILENT_SECONDS = 5.0  # that a rank gives the one that failed first to speak
 
@@ -130,9 +129,7 @@ def _first_on_its_machine(world: World) -> bool:
 def leave(code: int) -> NoReturn:
     """Ends the process at once: threads that sit in a receive cannot be asked to stop. What ends badly also gives the
     terminal all its rows back, as the rank that draws there may be the one that was killed."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # a full disk must not keep us here
-            stream.flush()
+    drop_unwritten()
     if code:
         release(sys.stdout)
     os._exit(code)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -38,10 +37,7 @@ def run_ranks(config: Config, words: Sequence[str], max_restarts: int) -> int:
         failures: dict[int, int] = {}
         for attempt in range(max_restarts + 1):
             if attempt > 0:
-                print(
-                    f"bllpipe: {describe_failure(failures, layout)}; restart {attempt} of {max_restarts}",
-                    file=sys.stderr,
-                )
+                warn(f"{describe_failure(failures, layout)}; restart {attempt} of {max_restarts}")
             if stopping.signal is None:
                 failures = ranks.run(attempt)
             if stopping.signal is not None:

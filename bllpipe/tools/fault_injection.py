@@ -29,6 +29,7 @@ from bllpipe.checkpoint.format import DirectoryName, tensor_file
 from bllpipe.checkpoint.writer import separate
 from bllpipe.errors import ConfigError
 from bllpipe.training.worker import Actor, Worker
+from bllpipe.utils.console import say
 
 Call = Callable[..., Any]
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "int": signal.SIGINT}
@@ -183,7 +184,7 @@ def _poison(tensor: Tensor, value: float) -> Tensor:
 
 def trigger(fault: Fault) -> None:
     """Says what it does, and does what the fault says."""
-    print(f"\nfault on purpose: {fault.action} rank {fault.rank} at {fault.point}", file=sys.stderr, flush=True)
+    say(f"\nfault on purpose: {fault.action} rank {fault.rank} at {fault.point}", sys.stderr)
     if fault.action in SIGNALS:
         os.kill(os.getpid(), SIGNALS[fault.action])
     elif fault.action == "sleep":

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import platform
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -38,6 +37,7 @@ from bllpipe.messages import Store
 from bllpipe.tools.monitoring.metrics import FAMILIES, MetricDef, Source, file_time
 from bllpipe.training.run_directory import RunDirectory
 from bllpipe.training.worker import Worker
+from bllpipe.utils.console import warn
 from bllpipe.version import __version__
 
 EVERY_SECONDS = 2.0
@@ -49,10 +49,6 @@ PATH = "/metrics"
 LOOK_SECONDS = 0.1  # between two looks whether to close
 ASK_SECONDS = 10.0  # whoever has connected and says nothing is left alone after so long
 EVERYWHERE = ("", "0.0.0.0")  # noqa: S104  # found in a config, never the default
-
-
-def warn(text: str) -> None:
-    print(f"bllpipe: {text}", file=sys.stderr, flush=True)
 
 
 class Exporter:

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from bllpipe.tools.monitoring.run_status import Follower, Row
+from bllpipe.utils.console import encoded, has_descriptor, is_terminal, write_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -153,20 +154,19 @@ def _number(value: float | None, scale: float, digits: int) -> str:
     return "" if value is None else f"{value * scale:.{digits}f}"
 
 
-def can_draw(out: TextIO) -> bool:
+def can_draw(out: TextIO | None) -> bool:
     """Whether ``out`` is a terminal that knows how to move its cursor."""
     from rich.console import Console
 
-    if not out.isatty():
+    if out is None or not is_terminal(out) or not has_descriptor(out):
         return False
-
     return not Console(file=out).is_dumb_terminal
 
 
-def release(out: TextIO) -> None:
+def release(out: TextIO | None) -> None:
     """Gives all rows of a terminal back, also those that another process kept, which was killed."""
     with suppress(OSError, ValueError):
-        if can_draw(out):
+        if out is not None and can_draw(out):
             _write(out, ALL_ROWS)
 
 
@@ -177,7 +177,7 @@ class Screen:
         from rich.console import Console
 
         self._out, self._kept, self._size = out, 0, (0, 0)
-        self.unicode = "utf" in (out.encoding or "").lower()
+        self.unicode = "utf" in (getattr(out, "encoding", None) or "").lower()
         self.colours = not Console(file=out).no_color
 
     def __enter__(self) -> Screen:
@@ -223,6 +223,4 @@ class Screen:
 def _write(out: TextIO, text: str) -> None:
     """At once and in one piece, past the buffer of ``out``: its lock is for others, when a terminal blocks."""
     out.flush()
-    left = text.encode(out.encoding or "ascii", "replace")
-    while left:
-        left = left[os.write(out.fileno(), left) :]
+    write_bytes(out.fileno(), encoded(text, out))

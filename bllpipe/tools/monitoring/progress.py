@@ -11,11 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-from bllpipe.errors import BllpipeError
 from bllpipe.messages import Store
 from bllpipe.tools.monitoring.live_table import Screen, lines
 from bllpipe.tools.monitoring.run_status import Follower
-from bllpipe.utils.console import say
+from bllpipe.utils.console import is_terminal, put, say
 
 EVERY_SECONDS = 0.5
 LEAVING_SECONDS = 2.0  # for a terminal that blocks
@@ -39,7 +38,7 @@ class Progress:
         """``moves``: whether ``out``, if it is a terminal, can move its cursor."""
         self._store, self._actors, self._out = store, actors, out
         self._first_step, self._last_step = first_step, last_step
-        self._terminal = moves and out.isatty()
+        self._terminal = moves and is_terminal(out)
         self._every = 1.0 if self._terminal else plain_seconds
         self._stop, self._started = threading.Event(), time.monotonic()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
@@ -52,13 +51,14 @@ class Progress:
         self._stop.set()
         self._thread.join(timeout=5)
         if self._terminal:
-            self._out.write("\n")
+            put("\n", self._out)
 
     def _run(self) -> None:
         while not self._stop.wait(self._every):
             figures = self._figures()
             if figures:
-                self._print(self.line(figures, time.monotonic() - self._started))
+                line = self.line(figures, time.monotonic() - self._started)
+                put(f"\r\x1b[2K{line}" if self._terminal else f"{line}\n", self._out)
 
     def _figures(self) -> list[dict[str, Any]]:
         """The newest figures of every block; empty until all have some."""
@@ -81,11 +81,6 @@ class Progress:
         if done > 0:
             parts.append(f"{_clock(seconds / done * (self._last_step - step))} left")
         return "  ".join(parts)
-
-    def _print(self, line: str) -> None:
-        with suppress(OSError):  # a log on a full disk
-            self._out.write(f"\r\x1b[2K{line}" if self._terminal else f"{line}\n")
-            self._out.flush()
 
 
 def _clock(seconds: float) -> str:
@@ -111,7 +106,7 @@ class Live:
         self._thread.join(LEAVING_SECONDS)
 
     def _run(self) -> None:
-        with suppress(OSError, BllpipeError):  # a run whose files cannot be read is a run without a view
+        with suppress(Exception):  # a run whose files cannot be read, or output taken, is a run without a view
             self._show(Follower(self._directory, self._last_step), self._stop.wait)
 
 
