@@ -16,6 +16,7 @@ from bllpipe.config.schema import DataConfig
 from bllpipe.data.base import LabelSet, Split, mean_and_std
 from bllpipe.data.catalog import DataSpec, Sample, check_labels, listing
 from bllpipe.errors import DataError
+from bllpipe.utils.console import warn
 from bllpipe.utils.process import end_with_parent
 
 MAX_PIXELS = 64_000_000  # as stored and as resized
@@ -28,7 +29,7 @@ class FolderImages:
     """An ImageSet that decodes in a DataLoader: short side to ``image_size``, centre crop, RGB."""
 
     def __init__(self, data: DataConfig) -> None:
-        self._listing = listing(str(data.path))
+        self._listing = listing(str(data.path), warn)
         labels = _labels(self._listing, str(data.path))
         self._size, self._workers = data.image_size, data.workers
         sizes = (len(self._listing["train"]), len(self._listing["test"]))
