@@ -53,13 +53,15 @@ def checkpoint_to_resume(
     return None if resume == "never" else open_checkpoint(Path(resume))
 
 
-def changes_since(checkpoint: Checkpoint, config: Config, accepted: Sequence[str], directory: Path) -> list[Change]:
-    """What is different in ``config``, all of it harmless or ``accepted``.
+def changes_since(
+    checkpoint: Checkpoint, config: Config, accepted: Sequence[str], directory: Path, data: Change | None = None
+) -> list[Change]:
+    """What is different in ``config``, and in the ``data`` if they are others, all of it harmless or ``accepted``.
 
     Raises CheckpointError when there is nothing to compare with; ConfigError for any other change, and when
     ``directory`` holds later checkpoints, with the old values: after an interruption they would be taken for new ones.
     """
-    found = changes(with_defaults(checkpoint.config()), to_mapping(config))
+    found = changes(with_defaults(checkpoint.config()), to_mapping(config)) + ([data] if data else [])
     refuse_others(found, accepted, str(checkpoint.path))
     if not all(change.is_harmless for change in found):
         _refuse_later(checkpoint, directory)
@@ -128,9 +130,10 @@ def refuse_others(found: Sequence[Change], accepted: Sequence[str], written_by: 
     if refused:
         lines = "".join(f"\n  {change}" for change in refused)
         keys = " ".join(change.key for change in refused)
+        give = "give data.path the old data back" if keys == "data" else "give these keys their old values"
         raise ConfigError(
             f"{written_by} was written with another configuration:{lines}\n"
-            f"give these keys their old values, or add --accept {keys} to go on with the new ones, "
+            f"{give}, or add --accept {keys} to go on with the new ones, "
             f"or start a new run with another --run-dir"
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -29,12 +29,13 @@ Sample = tuple[str, Path]
 @dataclass(frozen=True)
 class DataSpec:
     """Sizes of a data set: image counts of both splits, the shape of one image, [C, H, W] unless a script gives others,
-    and the number of classes."""
+    and the number of classes. ``labels_sha256`` is there once the labels have been read."""
 
     num_train: int
     num_test: int
     image_shape: tuple[int, ...]
     num_classes: int
+    labels_sha256: str = field(default="", compare=False)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -19,6 +19,7 @@ from bllpipe.checkpoint import Checkpoint, open_checkpoint, remove_unfinished
 from bllpipe.checkpoint.resume import Change, changes, changes_since, checkpoint_to_resume, choose_directory
 from bllpipe.config import Config, to_mapping
 from bllpipe.data.catalog import DataSpec
+from bllpipe.data.identity import described, identity
 from bllpipe.distributed.message_format import VERSION
 from bllpipe.distributed.torchrun import fault_text
 from bllpipe.engines import Options, Output, topology
@@ -124,7 +125,8 @@ def _decide(config: Config, options: Options, store: Store, job_store: Store, sp
     plan = RunSchedule.of(config, spec.num_train, spec.num_test)
     config = _with_cuts(config, spec)
     path, checkpoint = _place(config, options, job_store, attempt)
-    changed = changes_since(checkpoint, config, options.accept, path) if checkpoint else []
+    other_data = _data_change(checkpoint, spec) if checkpoint else None
+    changed = changes_since(checkpoint, config, options.accept, path, other_data) if checkpoint else []
     job_store.set("directory", str(path.absolute()))
     start, directory = checkpoint.step if checkpoint else 0, RunDirectory(path)
     tested = checkpoint is None or _is_tested(checkpoint, plan, directory)
@@ -140,6 +142,15 @@ def _decide(config: Config, options: Options, store: Store, job_store: Store, sp
         "blocks": config.blocks,
     }
     store.set("job", json.dumps(decided))
+
+
+def _data_change(checkpoint: Checkpoint, spec: DataSpec) -> Change | None:
+    """What the data are instead of those that ``checkpoint`` was trained on; None also for a checkpoint that does not
+    say, as older ones do not."""
+    then, now = checkpoint.facts()[0].get("data"), identity(spec)
+    if not isinstance(then, dict) or all(then.get(key) in (value, None, "") or not value for key, value in now.items()):
+        return None
+    return Change("data", described(then), described(now))
 
 
 def _is_tested(checkpoint: Checkpoint, plan: RunSchedule, directory: RunDirectory) -> bool:
