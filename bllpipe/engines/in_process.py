@@ -57,8 +57,11 @@ def run_together(
 ) -> int:
     """Builds every rank of the job here, with what ``open_wires`` gives between them, and lets ``execute`` carry out
     the itinerary; the exit code is not 0 when a signal has ended it early."""
-    with put_back(config):
-        return _run_here(config, options, execute, open_wires, wrap_port)
+    try:
+        with put_back(config):
+            return _run_here(config, options, execute, open_wires, wrap_port)
+    finally:
+        options.lock.release()
 
 
 def _run_here(

@@ -127,6 +127,7 @@ def _decide(config: Config, options: Options, store: Store, job_store: Store, sp
     path, checkpoint = _place(config, options, job_store, attempt)
     other_data = _data_change(checkpoint, spec) if checkpoint else None
     changed = changes_since(checkpoint, config, options.accept, path, other_data) if checkpoint else []
+    options.lock.take(path)  # before a failure of this start could be written there
     job_store.set("directory", str(path.absolute()))
     start, directory = checkpoint.step if checkpoint else 0, RunDirectory(path)
     tested = checkpoint is None or _is_tested(checkpoint, plan, directory)
@@ -167,6 +168,8 @@ def _place(config: Config, options: Options, job_store: Store, attempt: int) -> 
         path = Path(job_store.get("directory").decode())
     else:
         path = choose_directory(config, options.resume, options.run_dir)
+    if path.is_dir():  # before the newest checkpoint is looked for
+        options.lock.take(path)
     return path, checkpoint_to_resume(options.resume, path, warn, restarted)
 
 

@@ -106,6 +106,7 @@ def _take_part(config: Config, options: Options, part: Part, environment: RankEn
     try:
         with watcher(config, world) as watching:
             part(world, watching)
+        options.lock.release()
     except BaseException as error:
         fail(error, world, environment.rank, topology(config).role(environment.rank))
     if options.on_agreed is None:
