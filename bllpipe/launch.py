@@ -6,6 +6,7 @@ import argparse
 import sys
 import threading
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import get_args
 
@@ -118,11 +119,11 @@ def _launch(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     except BllpipeError as error:
         return fail_before_the_store(error, environment)
     if config.engine in SPREAD and environment is None:
+        give_back = partial(release, sys.stdout if options.output in ("auto", "live") else None)
         try:
-            return run_ranks(config, arguments, options.max_restarts)
+            return run_ranks(config, arguments, options.max_restarts, give_back)
         finally:
-            if options.output in ("auto", "live"):
-                release(sys.stdout)  # the rank that draws may have been killed
+            give_back()  # the rank that draws may have been killed
     try:
         return engine(config.engine)(config, chosen)
     except KeyboardInterrupt:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from bllpipe.training.worker import Actor, Worker
 
 LOOK_SECONDS = 0.2
+STOPPED_SECONDS = 2.0  # between two looks: this process was stopped, or held by its interpreter's lock
 Fail = Callable[[BllpipeError, int], None]  # and the rank it is about
 LEFT = -1  # the number of a posting after which there are none
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -64,6 +65,7 @@ class Watchdog:
         self._heard: float | None = None  # when the first signal came
         self.exit_code = 0  # 128 and that signal, if it has ended the run
         self._posted_stop = False
+        self._continued = 0.0  # when this process was last found to have been stopped, as by Ctrl-Z
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watcher", daemon=True)
 
@@ -84,10 +86,14 @@ class Watchdog:
         self._parts = parts
 
     def _watch(self) -> None:
-        looks = 0
+        looks, looked = 0, time.perf_counter()
         try:
             while not self._over.is_set():
                 heard = self._signals.wait(LOOK_SECONDS)
+                now = time.perf_counter()
+                if now - looked > STOPPED_SECONDS:
+                    self._continued = now
+                looked = now
                 if heard is not None:
                     self._hear(heard.name, 128 + heard)
                 self._bring_about_stop()
@@ -130,7 +136,8 @@ class Watchdog:
 
     def _find_stuck(self) -> None:
         for sighting in self._own():
-            if not sighting.edge and sighting.seconds > self._timeout:
+            running = min(sighting.seconds, time.perf_counter() - self._continued)
+            if not sighting.edge and running > self._timeout:
                 self._fail(self._stuck(f"{sighting}"), self._rank)
         other = (self._rank + 1) % len(self._roles)
         posting = self._sightings.of(other)

@@ -33,6 +33,7 @@ BAR, WIDE_BAR = 8, 16  # characters
 STEADY = {"step": 5, "waits for": 21}  # widths that do not change from look to look
 WIDE = 100  # columns from which on everything fits
 QUIET_SECONDS = 30.0  # after which it is said that nothing was heard
+SUSPENDED_SECONDS = 3.0  # without a drawing
 LEAST_ABOVE = 3  # rows that stay free for other lines
 SAVE, RESTORE, ERASE_BELOW = "\x1b7", "\x1b8", "\x1b[J"
 ALL_ROWS = f"{SAVE}\x1b[r{RESTORE}{ERASE_BELOW}"  # scroll again, and nothing is left of the view
@@ -165,7 +166,7 @@ def can_draw(out: TextIO | None) -> bool:
 
 def release(out: TextIO | None) -> None:
     """Gives all rows of a terminal back, also those that another process kept, which was killed."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RuntimeError):  # the last one in a signal handler that came into a flush
         if out is not None and can_draw(out):
             _write(out, ALL_ROWS)
 
@@ -176,7 +177,7 @@ class Screen:
     def __init__(self, out: TextIO) -> None:
         from rich.console import Console
 
-        self._out, self._kept, self._size = out, 0, (0, 0)
+        self._out, self._kept, self._size, self._drawn = out, 0, (0, 0), time.monotonic()
         self.unicode = "utf" in (getattr(out, "encoding", None) or "").lower()
         self.colours = not Console(file=out).no_color
 
@@ -199,13 +200,16 @@ class Screen:
         """Shows ``lines``, as many of them as there is room for."""
         size = self._measure()
         shown = list(lines)[: max(0, size[1] - LEAST_ABOVE)]
-        text = "" if (len(shown), size) == (self._kept, self._size) else self._make_room(len(shown), size)
+        was_suspended = time.monotonic() - self._drawn > SUSPENDED_SECONDS  # and the shell has written on our rows
+        is_same = (len(shown), size) == (self._kept, self._size) and not was_suspended
+        text = "" if is_same else self._make_room(len(shown), size)
         first = size[1] - len(shown) + 1
         rows = "".join(f"\x1b[{first + number};1H\x1b[0m{line}\x1b[0m\x1b[K" for number, line in enumerate(shown))
         if shown:  # the region every time: whoever leaves the run in trouble gives all rows back
             text += f"{SAVE}\x1b[1;{first - 1}r{rows}{RESTORE}"
         with suppress(OSError, ValueError):
             _write(self._out, text)
+        self._drawn = time.monotonic()
 
     def _make_room(self, number: int, size: tuple[int, int]) -> str:
         """Takes away what was drawn, and scrolls up what is there until ``number`` rows are free below the cursor."""

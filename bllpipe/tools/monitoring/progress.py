@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bllpipe.messages import Store
-from bllpipe.tools.monitoring.live_table import Screen, lines
+from bllpipe.tools.monitoring.live_table import Screen, lines, release
 from bllpipe.tools.monitoring.run_status import Follower
 from bllpipe.utils.console import is_terminal, put, say
+from bllpipe.utils.job_control import around_suspension
 
 EVERY_SECONDS = 0.5
 LEAVING_SECONDS = 2.0  # for a terminal that blocks
@@ -94,16 +96,18 @@ class Live:
 
     def __init__(self, directory: Path, last_step: int, show: Show) -> None:
         self._directory, self._last_step, self._show = directory, last_step, show
-        self._stop = threading.Event()
+        self._stop, self._suspension = threading.Event(), around_suspension(lambda: release(sys.stdout))
         self._thread = threading.Thread(target=self._run, name="live view", daemon=True)
 
     def __enter__(self) -> Live:
+        self._suspension.__enter__()
         self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._thread.join(LEAVING_SECONDS)
+        self._suspension.__exit__(None, None, None)
 
     def _run(self) -> None:
         with suppress(Exception):  # a run whose files cannot be read, or output taken, is a run without a view
@@ -114,7 +118,7 @@ def draw(out: TextIO) -> Show:
     """A table that is redrawn in place."""
 
     def show(run: Follower, wait: Wait) -> None:
-        with Screen(out) as screen:
+        with around_suspension(lambda: release(out)), Screen(out) as screen:
             while not wait(EVERY_SECONDS):
                 run.look()
                 screen.draw(lines(run, screen.width, screen.colours, screen.unicode))
