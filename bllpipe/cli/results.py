@@ -200,6 +200,7 @@ def add_results(commands: Any) -> None:
         metavar="P",
         help="confidences at which images leave early (default: 0.5 0.7 0.8 0.9 0.95 0.99)",
     )
+    evaluate.add_argument("--data-path", metavar="PATH", help="where the data are, if they have moved since the run")
     evaluate.set_defaults(run=_evaluate)
 
     export = commands.add_parser("export", help="write a run's network to one safetensors file, and check it")
@@ -213,6 +214,7 @@ def add_results(commands: Any) -> None:
     )
     export.add_argument("--heads", metavar="FILE", help="write the local heads too, for the ensemble of all exits")
     export.add_argument("--no-check", dest="check", action="store_false", help="do not compare FILE with the run")
+    export.add_argument("--data-path", metavar="PATH", help="where the data are, if they have moved since the run")
     export.set_defaults(run=_export)
 
 
@@ -237,7 +239,9 @@ def _evaluate(options: argparse.Namespace, words: Sequence[str]) -> int:
     from bllpipe.utils.files import output_file, run_directory
 
     file = output_file(options.json) if options.json else None
-    evaluation = evaluate_run(open_run(run_directory(options.directory), warn), options.thresholds or THRESHOLDS)
+    evaluation = evaluate_run(
+        open_run(run_directory(options.directory), warn, options.data_path), options.thresholds or THRESHOLDS
+    )
     show(evaluation_table(evaluation))
     if file is not None:
         file.write_text(json.dumps(evaluation.to_json(), indent=1) + "\n")
@@ -251,5 +255,6 @@ def _export(options: argparse.Namespace, words: Sequence[str]) -> int:
     from bllpipe.utils.files import output_file, run_directory
 
     file, heads = output_file(options.file), output_file(options.heads) if options.heads else None
-    export_run(open_run(run_directory(options.directory), warn), options.to, file, options.check, show, heads)
+    run = open_run(run_directory(options.directory), warn, options.data_path)
+    export_run(run, options.to, file, options.check, show, heads)
     return 0

@@ -6,7 +6,7 @@ Shapes: B images of a batch, C channels, H x W positions.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +73,15 @@ class FinishedRun:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision.compute == "bf16")
 
 
-def open_run(path: Path, warn: Callable[[str], None]) -> FinishedRun:
-    """The run in ``path``, with its data. From now on this process computes with as many threads as a rank of the run
-    did, because results depend on it.
+def open_run(path: Path, warn: Callable[[str], None], data_path: str | None = None) -> FinishedRun:
+    """The run in ``path``, with its data, which are at ``data_path`` if they have moved since. From now on this process
+    computes with as many threads as a rank of the run did, because results depend on it.
 
     Raises ConfigError, DataError, or CheckpointError when there is no checkpoint; ``warn`` hears of damaged ones.
     """
     config = load_stored_config(str(path / "config.yaml"))
+    if data_path is not None:
+        config = replace(config, data=replace(config.data, path=data_path))
     checkpoint = find_checkpoint(path / "checkpoints", warn)
     if checkpoint is None and config.checkpoint.every_steps == NEVER:
         raise CheckpointError(
