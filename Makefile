@@ -62,7 +62,7 @@ gpu-accuracy: $(READY) ## five more: BP and BLL for the same epochs; ARGS="OUT c
 
 chaos: $(READY) ## kill -9 a hundred times, does every run end in the same bits? ARGS="--kills 100 --seed 0 --workers 2"
 	$(BIN)/python -m benchmarks.chaos $(ARGS)
-	$(BIN)/python -m benchmarks.chaos_files
+	$(BIN)/python -m benchmarks.chaos.files
 
 soak: $(READY) ## 200 restarts and half an hour: does anything grow?
 	$(BIN)/python -m benchmarks.soak $(ARGS)

@@ -1,4 +1,4 @@
-"""Archives made from another one: ``few`` keeps some training images of every class, ``noisy`` gives a share of the
+"""Derives archives from another one: ``few`` keeps some training images of every class, ``noisy`` gives a share of the
 training images a wrong label, and the test images stay as they are; ``pairs`` puts two images side by side, each
 squeezed to half its width, and the classes of the two together are the class: K x K of them.
 

@@ -1,7 +1,7 @@
-"""A network of stages that wait instead of computing: its schedules, processes and messages are real, its devices not.
+"""A network of stages that wait instead of computing: schedules, processes and messages are real, the devices are not.
 
 A stage's forward and backward take given times and use no CPU, so many stages fit on few cores, and what is measured is
-the engine. Given to the launcher as ``model.name=benchmarks.emulated:stages``.
+the engine. Use it as ``model.name=benchmarks.emulated:stages``.
 
 Shapes: B images, C channels, S x S positions, K classes.
 """
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 @dataclass
 class Clock:
-    """Waits for a share of a whole batch's time, each time longer or shorter by up to ``jitter`` of it.
+    """Waits for a fraction of the time of a whole batch, which varies by up to ``jitter``.
 
-    A device's work is as long as it is, whatever this processor does on the side: a wait counts from the moment it
-    belongs to (``since``), and what one is too long the next is shorter.
+    The work of a device takes its time independently of the load of this processor: a wait begins at ``since``, and the
+    next wait is shorter by the time by which one was too long.
     """
 
     jitter: float
@@ -31,7 +31,7 @@ class Clock:
 
     def wait(self, seconds: float, since: float) -> None:
         if seconds == 0:
-            return  # even a sleep of nothing gives the core away
+            return  # sleep(0) would yield the core
         between = 2 * float(torch.rand((), generator=self.draws)) - 1 if self.jitter else 0.0
         end = since + seconds * (1 + self.jitter * between) - self._late
         time.sleep(max(0.0, end - time.perf_counter()))

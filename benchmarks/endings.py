@@ -1,7 +1,7 @@
-"""Seconds until the last process of a job has ended: refused before it begins, asked to stop, or without its launcher.
+"""Seconds until the last process of a job has ended: refused at the start, stopped by a signal, or its launcher killed.
 
-Tests hold in which order things happen, and no times: those are measured here. Refusals count from the command, the
-others from the signal to the launcher.
+Tests check the order of events, but no times: those are measured here. The time of a refusal begins with the command,
+that of the others with the signal to the launcher.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks.family import marked
 from benchmarks.report import Spread, table, write
 
-TIMEOUT = 300.0  # seconds until something must have happened
+TIMEOUT = 300.0  # seconds for each wait
 STEPS = 20  # before a signal
 MARK = "BLLPIPE_ENDINGS"
 OWN = (sys.executable, "-m", "bllpipe.launch")
@@ -54,7 +54,7 @@ CASES = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Reads the command line and prints a row a case; all cases in turn, as often as asked for."""
+    """Prints a row per case; the repetitions of the cases are interleaved."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.endings", description=__doc__)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--cases", nargs="+", choices=[case.name for case in CASES], metavar="NAME")
@@ -76,11 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(case: Case, run_dir: Path) -> float:
     """Seconds from the command, or the signal, to the end of the last process of the job."""
     mark = uuid.uuid4().hex
-    words = [word for setting in case.settings for word in ("--set", setting)]
+    overrides = [text for setting in case.settings for text in ("--set", setting)]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", MARK: mark}
     began = time.monotonic()
     process = subprocess.Popen(
-        [*case.start, *words, "--run-dir", str(run_dir)],
+        [*case.start, *overrides, "--run-dir", str(run_dir)],
         env=variables,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -94,16 +94,16 @@ def measure(case: Case, run_dir: Path) -> float:
     return time.monotonic() - began
 
 
-def wait(is_so: Callable[[], bool]) -> None:
+def wait(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + TIMEOUT
-    while not is_so():
+    while not condition():
         if time.monotonic() > end:
-            raise SystemExit(f"nothing has happened for {TIMEOUT:g} s")
+            raise SystemExit(f"expected the job to change its state within {TIMEOUT:g} s; it has not")
         time.sleep(0.01)
 
 
 def steps(run_dir: Path) -> int:
-    """The lines of metrics.jsonl: one a rank and step."""
+    """The number of lines of metrics.jsonl: one per rank and step."""
     path = run_dir / "metrics.jsonl"
     return len(path.read_bytes().splitlines()) if path.exists() else 0
 

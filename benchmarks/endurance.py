@@ -1,7 +1,7 @@
-"""A long run of emulated stages that take no time: does it get slower, does any rank's memory grow?
+"""A long run of emulated stages that take no time: does it become slower, does the memory of a rank grow?
 
-The run logs every so many steps; of every rank's figures after the first tenth a line is fitted, and its slope is given
-as the change over the whole run. Nothing but the engine works here, so a slope is the engine's.
+A line is fitted to the metrics of every rank after the first tenth of the run, and its slope is printed as the change
+over the whole run. The stages compute nothing, so a slope is that of the engine.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """The training lines of metrics.jsonl."""
-    words = ["--blocks", str(options.blocks), "--milliseconds", "0", "--engines", "bll"]
-    (case,) = cases(throughput.parser().parse_args(words))
+    argv = ["--blocks", str(options.blocks), "--milliseconds", "0", "--engines", "bll"]
+    (case,) = cases(throughput.parser().parse_args(argv))
     case = replace(case, settings=[*case.settings, f"log.every_steps={options.every}"])
     throughput.run(case, options.steps, folder)
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -51,8 +51,8 @@ def _run(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 
 
 def trends(lines: Sequence[Mapping[str, Any]], steps: int) -> list[dict[str, Any]]:
-    """Of every block and lane: seconds a step and resident memory, and the change of both from the end of the warm-up
-    to the end of the run, by a least-squares line, as a share of the mean."""
+    """Seconds per step and resident memory of every block and feedback loop, and the change of both from the end of the
+    warm-up to the end of the run, by a least-squares line, as a fraction of the mean."""
     by_actor: dict[tuple[int, str], list[Mapping[str, Any]]] = defaultdict(list)
     for line in lines:
         if line["step"] > WARMUP * steps:

@@ -22,7 +22,7 @@ SECTIONS = ("config", "common", "variants")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Reads the command line and carries it out; returns the exit code."""
+    """Runs the command; returns the exit code."""
     options = _parser().parse_args(arguments)
     return finish(lambda: _run(options) if options.command == "run" else _show(options))
 
@@ -58,8 +58,8 @@ def experiment_trials(
     unknown = [key for key in text if key not in SECTIONS]
     if unknown or not isinstance(text.get("config"), str) or not isinstance(text.get("variants"), dict):
         raise ConfigError(
-            f"{file} holds {', '.join(text) or 'nothing'}; needed are config: FILE, variants: NAME: overrides, "
-            f"and perhaps common: overrides"
+            f"{file} holds {', '.join(text) or 'nothing'}; expected config: FILE, variants: NAME: overrides, "
+            f"and optionally common: overrides"
         )
     common = _overrides(file, "common", text.get("common"))
     variants = {name: _overrides(file, name, overrides) for name, overrides in text["variants"].items()}
@@ -86,7 +86,7 @@ def _matching(file: str, names: Sequence[str], only: Sequence[str]) -> set[str]:
 
 def _overrides(file: str, name: str, overrides: Any) -> dict[str, Any]:
     if not isinstance(overrides, Mapping | None):
-        raise ConfigError(f"{file}: {name} is {overrides!r}; needed are lines of the form key.path: value under it")
+        raise ConfigError(f"{file}: {name} is {overrides!r}; expected lines of the form key.path: value under it")
     return flat(overrides or {})
 
 

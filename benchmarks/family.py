@@ -1,4 +1,4 @@
-"""The processes that a launcher has started, on Linux: who they are, and where they listen."""
+"""The processes that a launcher has started, and the sockets on which they listen; on Linux."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LISTENING = "0A"  # the state of a socket in /proc/net/tcp
 
 
 def descendants(process: int) -> Iterator[int]:
-    """``process`` and all that it and its children have started, as far as they are there."""
+    """``process`` and all of its descendants that still exist."""
     yield process
     with contextlib.suppress(OSError):
         for task in (PROC / str(process) / "task").iterdir():
@@ -30,13 +30,13 @@ def ranks_of(launcher: int) -> dict[int, int]:
 
 
 def marked(name: str, value: str) -> list[int]:
-    """All processes that were started with this variable in their environment, orphans too."""
+    """All processes with this variable in their environment, orphans included."""
     numbers = [int(path.name) for path in PROC.iterdir() if path.name.isdecimal()]
     return [process for process in numbers if _variables(process).get(name) == value]
 
 
 def _variables(process: int) -> dict[str, str]:
-    """The environment that a process was started with; nothing if it is gone."""
+    """The environment with which a process was started; empty if it has ended."""
     try:
         text = (PROC / str(process) / "environ").read_bytes().decode(errors="replace")
     except OSError:
@@ -45,7 +45,7 @@ def _variables(process: int) -> dict[str, str]:
 
 
 def listening(process: int) -> set[tuple[str, int]]:
-    """Where a process listens: address, in hexadecimal as the kernel writes it (0100007F is 127.0.0.1), and port."""
+    """Where a process listens: address in the kernel's hexadecimal (0100007F is 127.0.0.1), and port."""
     sockets = _listening_sockets()
     found = set()
     with contextlib.suppress(OSError):
@@ -56,7 +56,7 @@ def listening(process: int) -> set[tuple[str, int]]:
 
 
 def _listening_sockets() -> dict[str, tuple[str, int]]:
-    """Address and port of every listening TCP socket of the machine, by what its descriptor links to."""
+    """Address and port of every listening TCP socket of the machine, by the link target of its descriptor."""
     rows = [line.split() for name in ("tcp", "tcp6") for line in (PROC / "net" / name).read_text().splitlines()[1:]]
     return {f"socket:[{row[9]}]": _place(row[1]) for row in rows if row[3] == LISTENING}
 

@@ -2,10 +2,10 @@
 
 Every case is a run of its own: the network in bf16, synthetic images of CIFAR's size, augmented on the device, no test
 and no checkpoint. The rate is that of stretches between two lines of metrics, the first ones left out; operations are
-those of products and convolutions, and the limit is the GPU's bf16 peak. BLL is compared with the fastest that
-backpropagation makes of the same network and batch. A case that fails, or takes longer than its limit, is reported, and
-the others go on; the JSON file is written anew after every one. When the budget is spent the rest is left out, and said
-so. ``--device cpu --quick`` rehearses all of it with a tiny network; its figures mean nothing.
+those of products and convolutions, and the limit is the GPU's bf16 peak. BLL is compared with the fastest
+engine of backpropagation, for the same network and batch. A case that fails or exceeds its time limit is reported, and
+the others follow; the JSON file is rewritten after every case. When the time budget is spent, the remaining cases are
+listed as left out. ``--device cpu --quick`` rehearses all of it with a tiny network; its figures mean nothing.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 BLL = ("method=bll", "engine=streams")
 BP = ("method=bp", "engine=single")
 COMPILED, CAPTURED, BLOCKS = "gpu.compile=true", "gpu.capture=true", "gpu.capture=blocks"
-# The most telling ones first. A CPU knows nothing of gpu.*: there some of them are the same.
+# The most informative first. gpu.* has no effect on a CPU, so some of them are the same there.
 VARIANTS = {
     "bp captured": (*BP, CAPTURED),
     "bll one graph": (*BLL, CAPTURED),
@@ -29,7 +29,7 @@ MODELS = ("resnet50", "resnet18")
 BATCHES = (128, 32, 512, 64, 256, 16)
 COMPILED_BATCHES = (128, 32)  # the compiler takes a minute a network and batch
 
-LINE_STEPS = 100  # a line of metrics is no part of the one graph, in as many ticks as there are blocks
+LINE_STEPS = 100  # a line of metrics is no part of the one graph, for as many wavefront steps as there are blocks
 WARM_UP_LAPS = 1  # graphs are captured in it, kernels are chosen there
 FULL = (
     "model.width=64",
@@ -51,8 +51,8 @@ SPOILED = ("data.name=npz", "data.path=spoiled-on-purpose.npz")
 
 @dataclass(frozen=True)
 class Scale:
-    """Where and how large everything is. Cases whose names hold the text ``spoiled`` have data that do not exist: they
-    fail, and show what becomes of the others."""
+    """Device and size of all cases. Cases whose names contain ``spoiled`` have data that do not exist: they fail, which
+    rehearses that the others run all the same."""
 
     device: str = "cuda"
     quick: bool = False
@@ -62,7 +62,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Case:
-    """One run: ``laps`` stretches of ``lap_steps`` steps are timed after ``WARM_UP_LAPS`` that are not."""
+    """One run: ``laps`` intervals of ``lap_steps`` steps are measured after ``WARM_UP_LAPS`` others."""
 
     variant: str
     model: str
@@ -90,11 +90,11 @@ class Case:
         return self.lap_steps * (WARM_UP_LAPS + self.laps)
 
 
-Group = tuple[Case, ...]  # cases that take turns
+Group = tuple[Case, ...]  # cases whose repetitions are interleaved
 
 
 def make_case(scale: Scale, model: str, batch: int, variant: str) -> Case:
-    """The case of that name; a large batch has fewer stretches, as each takes longer. A rehearsal's is small."""
+    """A case; a large batch has fewer intervals, as each takes longer, and a rehearsal is small."""
     batch = max(2, batch // 16) if scale.quick else batch
     lap_steps, laps = (2, 2) if scale.quick else (LINE_STEPS, 2 if batch > 128 else 3)
     settings = tuple(_settings(scale, model, batch, VARIANTS[variant], lap_steps))
@@ -104,7 +104,7 @@ def make_case(scale: Scale, model: str, batch: int, variant: str) -> Case:
 
 
 def groups(scale: Scale, models: Sequence[str], batches: Sequence[int], variants: Sequence[str]) -> list[Group]:
-    """All that was asked for: whatever is compiled comes last."""
+    """All cases of the arguments; compiled ones come last."""
     ordinary = [variant for variant in variants if "compiled" not in variant]
     compiled = [variant for variant in variants if "compiled" in variant]
     few = [batch for batch in batches if batch in COMPILED_BATCHES or scale.quick]

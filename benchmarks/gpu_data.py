@@ -46,7 +46,7 @@ GRID_SIDE, IMAGE_SIDE = 100, 32  # images a row and column of a grid, pixels of 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Reads the command line and carries it out; returns the exit code."""
+    """Runs the command; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu_data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make(name: str, folders: Sequence[Path], out: Path) -> str:
-    """Writes ``out`` from what lies in ``folders``; says what it holds."""
+    """Writes ``out`` from the files in ``folders``; returns a description."""
     arrays = fashion_mnist(folders) if name == "fashion_mnist" else cifar10(folders)
     out.parent.mkdir(parents=True, exist_ok=True)
     np.savez(out, allow_pickle=False, **arrays)

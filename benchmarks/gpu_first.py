@@ -1,8 +1,8 @@
 """The first five minutes on a GPU: does it work, in which settings, and how fast is it?
 
-Versions, then forty steps of ResNet-18 in every way to capture, then the tests for GPUs while the compiler works ahead,
-then rates of ResNet-50. Each part has a limit of its own, and none takes the others with it. What is known is in
-OUT/first.json and OUT/gpu.json at any time; the tests write OUT/gpu-tests.log.
+Versions, then forty steps of ResNet-18 with every value of gpu.capture, then the GPU tests while the compiler works
+ahead, then rates of ResNet-50. Each part has its own time limit, and its failure does not end the others. The results
+so far are in OUT/first.json and OUT/gpu.json at any time; the tests write OUT/gpu-tests.log.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from bllpipe.utils.files import write_whole
 # Seconds. What a part does not take is left for the rates, which come last.
 WHOLE, VERSIONS, SMOKE, TESTS, CASE, COMPILED_CASE = 290.0, 60.0, 30.0, 100.0, 45.0, 100.0
 TO_THE_END = 6.0  # for the tables
-LAST_WORDS = 10.0  # for interrupted tests to say what has failed
-SMOKED = {"false": "bll eager", "blocks": "bll blocks", "true": "bll one graph"}  # gpu.capture, and who uses it
+REPORT_SECONDS = 10.0  # for interrupted tests to report failures
+SMOKE_VARIANTS = {"false": "bll eager", "blocks": "bll blocks", "true": "bll one graph"}  # gpu.capture, and who uses it
 BEST_FIRST = ("true", "blocks", "false")
 COMPILED = "bll one graph compiled"
 SMOKE_STEPS, AHEAD_STEPS = 20, 4  # between two lines; each run makes twice as many
@@ -55,7 +55,7 @@ RATES = (
 
 @dataclass
 class Report:
-    """What is known so far, in a file that is written whole after every change."""
+    """The results so far, in a file that is rewritten after every change."""
 
     path: Path
     known: dict[str, Any] = field(default_factory=dict)
@@ -65,21 +65,21 @@ class Report:
         write_whole(self.path, json.dumps(self.known, indent=1) + "\n")
 
     def carry_out(self, name: str, part: Callable[[], Any]) -> None:
-        """Puts what ``part`` returns under its name; an error of it is put there and told, and nothing else ends."""
+        """Records what ``part`` returns under its name; an error is recorded and printed, and the next part follows."""
         began = time.monotonic()
         print(f"== {time.strftime('%T')} {name}", flush=True)
         try:
             self.put(name, part())
-        except Exception as error:  # of whatever kind: the next part shall have its turn
+        except Exception as error:  # of any kind: the next part runs all the same
             self.put(name, {"error": f"{type(error).__name__}: {error}"})
             print(f"{name} failed: {type(error).__name__}: {error}", flush=True)
         self.put("seconds", {**self.known.get("seconds", {}), name: round(time.monotonic() - began, 1)})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Reads the command line and carries it out; the exit code is 1 when something did not work."""
+    """Runs all parts; the exit code is 1 if one has failed."""
     options = parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # which stops what was started
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # an exit stops the child processes
     if options.device == "cuda" and not torch.cuda.is_available():
         print(NO_GPU, file=sys.stderr)
         return 2
@@ -110,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def went_well(known: Mapping[str, Any]) -> dict[str, bool]:
-    """Of every part whether it did all that it should."""
+    """Whether each part succeeded."""
     tests = known["tests"]
     return {
         "versions": "error" not in known["versions"],
@@ -122,7 +122,7 @@ def went_well(known: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def versions(worker: Worker, deadline: float) -> dict[str, Any]:
-    """Of Python, torch, CUDA, the driver and the card."""
+    """The versions of Python, torch, CUDA, the driver and the GPU."""
     answer = worker.ask(surroundings, limit=min(VERSIONS, deadline - time.monotonic()))
     found: dict[str, Any] = {**(answer.value or {"error": answer.error}), "nvidia_smi": nvidia_smi()}
     print(json.dumps(found), flush=True)
@@ -130,7 +130,7 @@ def versions(worker: Worker, deadline: float) -> dict[str, Any]:
 
 
 def nvidia_smi() -> str:
-    """A line a card, as its driver tells; why there is none where there is none."""
+    """A line per GPU from nvidia-smi, or why there is none."""
     fields = "name,driver_version,memory.total,memory.used,clocks.sm,clocks.max.sm,power.limit,temperature.gpu"
     try:
         done = subprocess.run(
@@ -142,28 +142,28 @@ def nvidia_smi() -> str:
 
 
 def smoke(worker: Worker, scale: Scale, report: Report, deadline: float) -> dict[str, Any]:
-    """Forty steps of ResNet-18 in every way to capture."""
+    """Forty steps of ResNet-18 with every value of gpu.capture."""
     found: dict[str, Any] = {}
-    for capture, variant in SMOKED.items():
+    for capture, variant in SMOKE_VARIANTS.items():
         case = shortened(make_case(scale, "resnet18", 128, variant), SMOKE_STEPS)
-        found[capture] = told(worker, case, min(SMOKE, deadline - time.monotonic()))
+        found[capture] = run_case(worker, case, min(SMOKE, deadline - time.monotonic()))
         report.put("smoke", found)
     return found
 
 
 def shortened(case: Case, steps: int) -> Case:
-    """Two laps of ``steps`` steps, of which the second counts."""
+    """The case with two intervals of ``steps`` steps, of which the second is measured."""
     return replace(case, lap_steps=steps, laps=1, settings=(*case.settings, f"log.every_steps={steps}"))
 
 
-def told(worker: Worker, case: Case, limit: float) -> dict[str, Any]:
-    """Whether a run works, printed too."""
+def run_case(worker: Worker, case: Case, limit: float) -> dict[str, Any]:
+    """Runs ``case`` in ``worker``; prints and returns the result."""
     worker.begin(measure, case)
-    return heard(worker, case, limit)
+    return take_result(worker, case, limit)
 
 
-def heard(worker: Worker, case: Case, limit: float) -> dict[str, Any]:
-    """What became of the run that ``worker`` has begun."""
+def take_result(worker: Worker, case: Case, limit: float) -> dict[str, Any]:
+    """Waits for the run that ``worker`` has started; prints and returns its result."""
     answer = worker.answer(limit)
     found: dict[str, Any] = {"case": case.name, "steps": case.steps, "seconds": round(answer.seconds, 1)}
     if answer.error is None:
@@ -178,14 +178,14 @@ def heard(worker: Worker, case: Case, limit: float) -> dict[str, Any]:
 
 
 def best_setting(smoked: Mapping[str, Any]) -> str:
-    """The first way to capture that works, of the most promising ones first; ``false`` if nothing does."""
+    """The first value of gpu.capture that works, fastest first; ``false`` if none does."""
     works = [capture for capture in BEST_FIRST if smoked.get(capture, {}).get("works")]
     return f"gpu.capture={works[0] if works else 'false'}"
 
 
 def tests_and_compiler(out: Path, scale: Scale, report: Report, deadline: float) -> dict[str, Any]:
-    """The tests for GPUs; beside them the compiler, which needs no clock, and whose results are kept on disk: ResNet-18
-    in forty steps, and what the rates will need."""
+    """Runs the GPU tests, and concurrently compiles ResNet-18 (forty steps) and what the rates will need: the time of
+    compilation does not count, and its results are cached on disk."""
     until = min(time.monotonic() + TESTS, deadline)
     cases = [shortened(make_case(scale, "resnet18", 128, COMPILED), SMOKE_STEPS)]
     if not scale.quick:
@@ -197,7 +197,7 @@ def tests_and_compiler(out: Path, scale: Scale, report: Report, deadline: float)
             worker.begin(measure, case)
         found = gpu_tests(out / "gpu-tests.log", 2 if scale.quick else 6, until)
         print(f"tests: {json.dumps(found)}", flush=True)
-        compiled = [heard(*each, until - time.monotonic()) for each in zip(workers, cases, strict=True)]
+        compiled = [take_result(*each, until - time.monotonic()) for each in zip(workers, cases, strict=True)]
         report.put("compiled", compiled[0])
         report.put("compiled_ahead", compiled[1:])
     finally:
@@ -207,8 +207,8 @@ def tests_and_compiler(out: Path, scale: Scale, report: Report, deadline: float)
 
 
 def gpu_tests(log: Path, workers: int, until: float, tests: str = "tests/gpu") -> dict[str, Any]:
-    """The tests, several at a time, in a log file that tells each failure at once; interrupted in time."""
-    words = [
+    """Runs the tests in parallel; ``log`` shows each failure at once. Interrupts them at ``until``."""
+    argv = [
         "-n",
         str(workers),
         "-v",
@@ -222,14 +222,14 @@ def gpu_tests(log: Path, workers: int, until: float, tests: str = "tests/gpu") -
     ]
     with log.open("w") as file:
         started = subprocess.Popen(
-            [sys.executable, "-u", "-m", "pytest", *words], stdout=file, stderr=subprocess.STDOUT, process_group=0
+            [sys.executable, "-u", "-m", "pytest", *argv], stdout=file, stderr=subprocess.STDOUT, process_group=0
         )
         try:
-            started.wait(max(until - time.monotonic() - LAST_WORDS, 1))
+            started.wait(max(until - time.monotonic() - REPORT_SECONDS, 1))
         except subprocess.TimeoutExpired:
             started.send_signal(signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
-                started.wait(LAST_WORDS)
+                started.wait(REPORT_SECONDS)
         finally:
             if started.poll() is None:
                 os.killpg(started.pid, signal.SIGKILL)
@@ -247,7 +247,11 @@ def outcomes(text: str) -> dict[str, Any]:
 def rates(worker: Worker, scale: Scale, report: Report, path: str, deadline: float) -> dict[str, Any]:
     """Images/s of ResNet-50, without the ways to capture that do not work here."""
     ledger = Ledger(path, {"device": scale.device, "quick": scale.quick}, report.known["versions"])
-    broken = {variant for capture, variant in SMOKED.items() if not report.known["smoke"].get(capture, {}).get("works")}
+    broken = {
+        variant
+        for capture, variant in SMOKE_VARIANTS.items()
+        if not report.known["smoke"].get(capture, {}).get("works")
+    }
     if not report.known.get("compiled", {}).get("works"):
         broken.add(COMPILED)
     for model, batch, names, repeats in RATES:

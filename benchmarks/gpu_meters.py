@@ -1,4 +1,4 @@
-"""What a GPU run is measured by beside its clock: operations, energy, and in how much of the time a kernel ran."""
+"""Measurements of a GPU run besides its time: operations, energy, and the fraction of the time with kernels."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def peak_of(name: str) -> float | None:
 
 
 def operations_per_image(config: Config, batch: int = 2) -> float:
-    """Of products and convolutions in one training step of all blocks, there and back, as torch counts them."""
+    """Of products and convolutions in one training step of all blocks, forward and backward, as torch counts them."""
     return sum(_operations(config, number, batch) for number in range(config.num_blocks)) / batch
 
 
 def _operations(config: Config, number: int, batch: int) -> float:
     block, x, target = block_alone(number, config, batch)
-    counter: Any = FlopCounterMode(display=False)  # which begins anew whenever it is entered
+    counter: Any = FlopCounterMode(display=False)  # it restarts from 0 whenever it is entered
     with counter:
         block.update(block.forward(x), target, 0)
     return float(counter.get_total_flops())
@@ -51,7 +51,7 @@ def _operations(config: Config, number: int, batch: int) -> float:
 
 @dataclass
 class EnergyMeter:
-    """Joules that the GPU has taken, by time, sampled beside a run; empty where NVML is not installed."""
+    """Energy of the GPU in joules over time, sampled during a run; empty where NVML is not installed."""
 
     read: Any
     samples: list[tuple[float, float]] = field(default_factory=list)
@@ -63,7 +63,7 @@ class EnergyMeter:
             nvml = importlib.import_module("pynvml")
             nvml.nvmlInit()
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        except Exception:  # not installed, no driver, or no right to ask: then nothing is known of the energy
+        except Exception:  # not installed, no driver or no permission: the energy is unknown
             return cls(None)
         return cls(lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3)
 

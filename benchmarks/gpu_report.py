@@ -67,9 +67,9 @@ class Ledger:
 
     def fastest_bp(self, case: Case) -> Case | None:
         """The variant of backpropagation that is fastest on the network and batch of ``case``."""
-        rivals = [replace(case, variant=name) for name in VARIANTS if name.startswith("bp")]
-        measured = [rival for rival in rivals if self.found.get(rival)]
-        return max(measured, key=lambda rival: median(_rates(self.found[rival])), default=None)
+        baselines = [replace(case, variant=name) for name in VARIANTS if name.startswith("bp")]
+        measured = [baseline for baseline in baselines if self.found.get(baseline)]
+        return max(measured, key=lambda baseline: median(_rates(self.found[baseline])), default=None)
 
     def one_graph(self) -> list[Result]:
         """By network and batch: the rate of the whole wavefront as one graph over that of a graph a block and piece."""
@@ -88,7 +88,7 @@ class Ledger:
         return median(ratios) if ratios else None
 
     def _result(self, case: Case, own: Sequence[Mapping[str, Any]]) -> Result:
-        rate, rival = median(_rates(own)), self.fastest_bp(case)
+        rate, baseline = median(_rates(own)), self.fastest_bp(case)
         operations = self.operations.get((case.model, case.side))
         gpus = self.surroundings.get("gpus") or [""]
         peak = peak_of(gpus[0])
@@ -98,8 +98,8 @@ class Ledger:
             **{name: getattr(case, name) for name in ("variant", "model", "batch", "settings", "lap_steps", "laps")},
             "repetitions": len(own),
             "images_per_second": Spread.of([rate for each in own for rate in each["rates"]]),
-            "fastest_bp": rival.variant if rival else None,
-            "over_fastest_bp": self._ratio(case, rival) if rival else None,
+            "fastest_bp": baseline.variant if baseline else None,
+            "over_fastest_bp": self._ratio(case, baseline) if baseline else None,
             "operations_per_image": operations,
             "of_bf16_peak": rate * operations / peak if peak and operations else None,
             **{name: max(each[name] or 0 for each in own) for name in BYTES},

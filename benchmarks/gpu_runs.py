@@ -46,7 +46,7 @@ def measure(case: Case) -> dict[str, Any]:
 
 
 def time_without_kernel(case: Case) -> float | None:
-    """The share of the time in which no kernel ran, in the second half of a run of its own, under the profiler."""
+    """The fraction of the time without a kernel, in the second half of a separate run under the profiler."""
     start_afresh()
     with tempfile.TemporaryDirectory() as folder, profile(activities=[ProfilerActivity.CUDA]) as profiled:
         run(case.settings, case.steps, Path(folder) / "run")
@@ -56,9 +56,9 @@ def time_without_kernel(case: Case) -> float | None:
 
 
 def start_afresh() -> int:
-    """Gives back what the run before has left, code that was compiled for it too; the bytes of tensors still there.
+    """Frees what the previous run has left, its compiled code included; returns the bytes of tensors that remain.
 
-    A run has told the collector to pass over what it built; it is over, and this is looked at again."""
+    A run excludes its objects from garbage collection; after the run they are collected again."""
     forget_compiled()
     gc.unfreeze()
     gc.collect()
@@ -71,13 +71,13 @@ def start_afresh() -> int:
 
 
 def run(settings: Sequence[str], steps: int, run_dir: Path) -> Lines:
-    """Trains for ``steps`` steps; what it wrote."""
+    """Trains for ``steps`` steps; returns the lines of metrics.jsonl."""
     complete([*settings, f"steps={steps}"], run_dir)
     return read_lines(run_dir)
 
 
 def complete(settings: Sequence[str], run_dir: Path) -> dict[str, Any]:
-    """A run to its end, without a word; its summary. Raises RuntimeError when a signal has ended it early."""
+    """Runs to the end without output; returns the summary. Raises RuntimeError if a signal ended the run early."""
     config = load_config(None, list(settings))
     with contextlib.redirect_stdout(io.StringIO()):
         code = engine(config.engine)(config, Options(run_dir=str(run_dir), output="quiet"))

@@ -1,8 +1,8 @@
 """The second five minutes on a GPU: accuracy near the paper's size, BP and BLL for the same number of epochs.
 
-A short probe of each side finds a way to capture that works, and how long a step and a test take; from that follows
-how many epochs all runs of ResNet-18 can have. Then the runs, the most telling ones first, each reported as it ends.
-What is known is in OUT/second.json at any time; a run that its time ends is there with the accuracy of its last test.
+A short probe of each side finds a value of gpu.capture that works, and the time of a step and of a test, which decide
+the number of epochs of all runs of ResNet-18. Then the runs follow, the most informative first, each reported as it
+ends. OUT/second.json holds the results so far; a run that exceeds its time has the accuracy of its last test there.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def runs(bll: Recipe) -> list[Run]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Reads the command line and carries it out; the exit code is 1 when something did not work."""
+    """Runs all parts; the exit code is 1 if one has failed."""
     options = parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # which stops what was started
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # an exit stops the child processes
     if options.device == "cuda" and not torch.cuda.is_available():
         print(NO_GPU, file=sys.stderr)
         return 2
@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
 
 @dataclass
 class Session:
-    """One call: everything goes on until ``deadline``, of the monotonic clock."""
+    """One call, which ends at ``deadline`` of the monotonic clock."""
 
     options: argparse.Namespace
     worker: Worker
@@ -117,12 +117,12 @@ class Session:
     def _settings(self) -> tuple[str, ...]:
         """What all runs share; the data are made ready for them."""
         path: Path = self.options.npz or self.folder / "data.npz"
-        told = str(path) if self.options.npz else make(self.options.set, self.options.data, path)
+        description = str(path) if self.options.npz else make(self.options.set, self.options.data, path)
         if self.options.quick:
             path = small_copy(path, self.folder / "small.npz", 320)
         self.sizes = sizes_of(path)
-        print(told, flush=True)
-        self.report.put("data", {"set": self.options.set, "found": told, "images": self.sizes})
+        print(description, flush=True)
+        self.report.put("data", {"set": self.options.set, "found": description, "images": self.sizes})
         size = ("model.width=2", "data.batch_size=64") if self.options.quick else ("model.width=64",)
         device = (f"device={self.options.device}", f"data.path={path}")
         return (*COMMON, *OF_SET[self.options.set], *size, *device, *self.options.overrides)
@@ -168,13 +168,19 @@ class Session:
         length = (f"epochs={epochs}", f"evaluate.every_epochs={max(1, epochs // 3)}")
         settings = (*self.common, *run.settings(capture), *length, *self._spoiled(f"{run.name} {capture}"))
         answer = self.worker.ask(train, settings, run_dir, limit=self.left())
-        facts = {"run": run.name, "side": run.recipe.side, "model": run.model, "blocks": run.blocks, "seed": run.seed}
+        identity = {
+            "run": run.name,
+            "side": run.recipe.side,
+            "model": run.model,
+            "blocks": run.blocks,
+            "seed": run.seed,
+        }
         of_run = {"capture": capture, "lr": run.recipe.lr, "epochs": epochs, "wall": round(answer.seconds, 1)}
         if answer.error is None:
-            return {**facts, **of_run, "status": "completed", **answer.value}
+            return {**identity, **of_run, "status": "completed", **answer.value}
         if self.left() <= 0:
-            return {**facts, **of_run, "status": "cut short", **cut_short(run_dir)}
-        return {**facts, **of_run, "status": "failed", "error": answer.error, "details": answer.details}
+            return {**identity, **of_run, "status": "cut short", **cut_short(run_dir)}
+        return {**identity, **of_run, "status": "failed", "error": answer.error, "details": answer.details}
 
     def _epochs(self, run: Run) -> int:
         """The same for all runs of a network, found when its first one begins."""

@@ -1,8 +1,8 @@
-"""A process that does one task after another and is replaced when a task fails, ends it or takes too long.
+"""A process that runs one task after another, and is replaced when a task fails, exits or exceeds its time limit.
 
-A GPU that has failed once answers nothing more in the same process, and a graph that never ends cannot be stopped from
-inside; the next process starts with an empty GPU. As long as nothing fails all tasks share a process: starting one and
-its GPU takes seconds, and libraries keep the kernels they have chosen.
+After an error a CUDA context cannot be used again, and a graph that hangs cannot be stopped from within its process; a
+new process starts with an empty GPU. While no task fails, all tasks share a process: starting one and its GPU takes
+seconds, and libraries keep the kernels that they have chosen.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DETAIL_LINES = 30
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a task: its ``value``, or the ``error`` in a line and the end of its traceback."""
+    """The result of a task: its ``value``, or the ``error`` in one line and the end of its traceback."""
 
     value: Any = None
     error: str | None = None
@@ -36,9 +36,9 @@ class Answer:
 
 
 class Worker:
-    """The process. A context: on the way out the process is killed, whatever it does.
+    """The process. It is a context manager, which kills the process at exit.
 
-    It must be used by the thread that made it: the kernel kills the process when that thread ends.
+    Use it in the thread that created it: the kernel kills the process when that thread ends.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class Worker:
         self.stop()
 
     def ask(self, task: Callable[..., Any], *arguments: Any, limit: float) -> Answer:
-        """``task(*arguments)`` in the process, for at most ``limit`` seconds; all of them can be pickled."""
+        """Runs ``task(*arguments)`` in the process for at most ``limit`` seconds; task and arguments are pickled."""
         self.begin(task, *arguments)
         return self.answer(limit)
 
@@ -65,11 +65,11 @@ class Worker:
         if self._process is None:
             self._start()
         assert self._connection is not None
-        with suppress(BrokenPipeError):  # then it ended, which the answer says
+        with suppress(BrokenPipeError):  # the process has ended, which ``answer`` reports
             self._connection.send((task, arguments))
 
     def answer(self, limit: float) -> Answer:
-        """What became of the task; its process is stopped unless it ended well within ``limit`` seconds."""
+        """The result of the task; stops the process unless the task succeeded within ``limit`` seconds."""
         assert self._connection is not None and self._process is not None
         try:
             if self._connection.poll(max(limit, 0.0)):
@@ -79,17 +79,17 @@ class Worker:
         except (EOFError, OSError):
             self._process.join(5)
             answer = Answer(error=f"its process ended with exit code {self._process.exitcode}")
-        if answer.error is not None:  # its GPU may be in any state
+        if answer.error is not None:  # its CUDA context may be unusable
             self.stop()
         return Answer(answer.value, answer.error, answer.details, time.monotonic() - self._began)
 
     def stop(self) -> None:
-        """Kills the process and what it has started; the next task starts another one."""
+        """Kills the process and its children; the next task starts a new one."""
         if self._process is None or self._process.pid is None:
             return
         with suppress(ProcessLookupError):
             os.kill(self._process.pid, signal.SIGKILL)
-        with suppress(ProcessLookupError, PermissionError):  # gone already, or never came to lead a group
+        with suppress(ProcessLookupError, PermissionError):  # it has ended, or has not yet created its group
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.join(10)
         self._process = self._connection = None
@@ -103,7 +103,7 @@ class Worker:
 
 
 def _serve(connection: Connection, parent: int) -> None:
-    os.setpgid(0, 0)  # so that what a task starts, such as compilers, can be stopped with it
+    os.setpgid(0, 0)  # so that children of a task, such as compilers, are stopped with it
     end_with_parent(parent)
     while True:
         try:
@@ -112,7 +112,7 @@ def _serve(connection: Connection, parent: int) -> None:
             return
         try:
             answer = Answer(task(*arguments))
-        except BaseException as error:  # a sys.exit too: all that a task does is reported
+        except BaseException as error:  # sys.exit included
             lines = "".join(traceback.format_exception(error)).splitlines()[-DETAIL_LINES:]
             what = traceback.format_exception_only(error)[-1].strip().splitlines()
             answer = Answer(error=what[0] if what else type(error).__name__, details="\n".join(lines))

@@ -1,5 +1,6 @@
-"""The limit of a pipeline on this machine: every block repeats its own step at the same time as the others, each in a
-process of its own, with the same input again and again and without any message. The slowest one is the limit.
+"""The limit of a pipeline on this machine: the rate of its slowest block without messages.
+
+All blocks, each in its own process, repeat their steps at the same time with a constant input.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def _process(number: int, config: Config, n: int, warmup: int, start: Any, answe
         streams.synchronize()
         seconds.append(time.perf_counter() - began)
     answers.put((number, seconds))
-    start.wait(TIMEOUT)  # nobody stops before all have finished: the cores stay as busy as they were
+    start.wait(TIMEOUT)  # no process stops before all have finished, so that the load of the cores stays the same
 
 
 def block_alone(

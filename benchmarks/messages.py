@@ -1,7 +1,7 @@
-"""What a message costs: one activation there and back between two processes on this machine.
+"""The cost of a message: one activation is sent from one process to another on this machine, and back.
 
-Three ways, taken in turn in one run: an edge of the pipeline (header, check, receiver thread, ring), gloo alone (bare
-send and receive of the same bytes into a buffer that is there already; the limit of the edge), and a copy of the bytes
+Three ways, taken in turn in one run: an edge of the pipeline (header, check, receiver thread, ring), gloo alone
+(send and receive of the same bytes into an allocated buffer: the limit of the edge), and a copy of the bytes
 in memory (the limit of any transport). Times are halves of a round trip.
 """
 

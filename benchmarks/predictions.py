@@ -1,7 +1,8 @@
-"""Is bllpipe plan right about emulated devices? Reads what benchmarks.throughput --work emulated --json has written.
+"""Compares the predictions of bllpipe plan with measurements of emulated devices.
 
-What an operation costs beside its computing is taken from one case, the pipeline with the fewest microbatches; all
-other cases are predicted with it, and with nothing.
+The measurements are those of benchmarks.throughput --work emulated --json.
+The overhead of an operation is derived from one case, the pipeline with the fewest microbatches; all other cases are
+predicted with this overhead, and without one.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     record = json.loads(options.file.read_text())
     overhead, results = check(record["results"], record["settings"]["milliseconds"] / 1e3)
     print(table(["case", "images/s", "no overhead", "with overhead"], [_row(each) for each in results]))
-    print(f"an operation costs {1e3 * overhead:.2f} ms beside its computing, as the case marked * has shown")
+    print(f"overhead of an operation: {1e3 * overhead:.2f} ms, derived from the case marked *")
     write(options.json, __doc__.splitlines()[0], {"file": options.file.name, "overhead": overhead}, results)
     return 0
 
 
 def check(results: Sequence[Mapping[str, Any]], seconds: float) -> tuple[float, list[dict[str, Any]]]:
-    """The overhead of an operation in seconds, and both predictions of every case that bllpipe plan can play."""
+    """The overhead of an operation in seconds, and both predictions of every case that bllpipe plan can simulate."""
     known = [each for each in results if not each["jitter"] and _predict(each, seconds, 0.0)]
     teacher = min((each for each in known if each["microbatches"]), key=lambda each: int(each["microbatches"]))
     overhead = overhead_of(teacher, seconds)

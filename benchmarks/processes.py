@@ -1,4 +1,4 @@
-"""Subprocesses side by side, each in a process group of its own, so that none outlives whoever started them."""
+"""Concurrent subprocesses, each in its own process group, so that none outlives the process that started them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-# A launcher of ranks asks them to end and waits for up to 30 seconds before it kills them.
+# A launcher stops its ranks with SIGTERM, and kills them after up to 30 seconds.
 GRACE_SECONDS = 35.0
 
 
@@ -67,6 +67,6 @@ class Processes:
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """To the whole group, of which nobody may be left."""
+    """Sends the signal to the whole group; the group may have ended."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)

@@ -37,7 +37,7 @@ class Sample:
 
 
 def append(path: Path, record: Record) -> None:
-    """Adds one line in one write, so that nobody ever reads half of it."""
+    """Adds one line in one write, so that a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab", buffering=0) as file:
         file.write((json.dumps(record) + "\n").encode())
@@ -46,7 +46,7 @@ def append(path: Path, record: Record) -> None:
 def read(path: Path) -> list[Record]:
     """All records of a file, in order."""
     if not path.exists():
-        raise ConfigError(f"{path} does not exist; needed is a file that a run with --out FILE has written")
+        raise ConfigError(f"{path} does not exist; expected a file that a run with --out FILE has written")
     return [_parse(line, f"{path}, line {number}") for number, line in enumerate(path.read_text().splitlines(), 1)]
 
 

@@ -1,7 +1,7 @@
-"""Seconds from ``kill -9`` of a rank to the first training step after it, with torchrun's restarts and with our own.
+"""Seconds from ``kill -9`` of a rank to the first training step after it, restarted by torchrun and by bllpipe.launch.
 
-One run of the digits a launcher: rank after rank is killed, as often as asked for, and the run goes on from its newest
-checkpoint by itself. At the end its weights must be those of a run that nobody has disturbed.
+One run of the digits per launcher: the ranks are killed in turn, ``--kills`` times in all, and the launcher restarts
+the run from its newest checkpoint. The final weights must equal those of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import Any
 from benchmarks.family import ranks_of
 from benchmarks.report import Spread, table, write
 
-TIMEOUT = 120.0  # seconds until something must have happened
+TIMEOUT = 120.0  # seconds for each wait
 STEPS_BETWEEN = 50  # from a restart to the next kill
 SETTINGS = ("checkpoint.every_steps=20", "log.every_steps=1")
-WORDS = [word for setting in SETTINGS for word in ("--set", setting)]
+OVERRIDES = [text for setting in SETTINGS for text in ("--set", setting)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Reads the command line and prints a row a launcher."""
+    """Prints a row per launcher."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recovery", description=__doc__)
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--json", metavar="FILE")
@@ -61,12 +61,12 @@ def _start(launcher: str, run_dir: Path, restarts: int) -> subprocess.Popen[byte
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=5"]
     start = own if launcher == "own" else [*torchrun, f"--max-restarts={restarts}", "-m", "bllpipe.launch"]
     variables = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [*start, *WORDS, "--run-dir", str(run_dir)]
+    command = [*start, *OVERRIDES, "--run-dir", str(run_dir)]
     return subprocess.Popen(command, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def _recover(run_dir: Path, process: int) -> float:
-    """Kills a rank; the seconds until a rank writes down the first step of the next attempt."""
+    """Kills a rank; returns the seconds until a rank logs the first step of the next attempt."""
     begun = _status(run_dir)["time"]
     os.kill(process, signal.SIGKILL)
     killed = time.monotonic()
@@ -79,7 +79,7 @@ def _recover(run_dir: Path, process: int) -> float:
 
 
 def _wait_for_steps(run_dir: Path, number: int) -> None:
-    """Until this attempt has made so many steps."""
+    """Waits until this attempt has trained ``number`` steps."""
     since = time.monotonic()
     while not (run_dir / "status.json").exists():
         _pause(since)
@@ -90,7 +90,7 @@ def _wait_for_steps(run_dir: Path, number: int) -> None:
 
 def _pause(since: float) -> None:
     if time.monotonic() - since > TIMEOUT:
-        raise SystemExit(f"nothing has happened for {TIMEOUT:g} s")
+        raise SystemExit(f"expected the run to restart within {TIMEOUT:g} s; it has not")
     time.sleep(0.01)
 
 
@@ -106,7 +106,7 @@ def _lines(run_dir: Path) -> list[str]:
 
 
 def _finish(process: subprocess.Popen[bytes], run_dir: Path) -> str:
-    """Waits for the end of a run; its digest."""
+    """Waits for the end of a run; returns its digest."""
     if process.wait(TIMEOUT) != 0:
         raise SystemExit(f"the run ended with exit code {process.returncode}: {_status(run_dir)}")
     return str(json.loads((run_dir / "summary.json").read_text())["state_sha256"])

@@ -77,7 +77,7 @@ def write(
         {name: asdict(value) if isinstance(value, Timing | Spread) else value for name, value in result.items()}
         for result in results
     ]
-    kept = {name: value for name, value in settings.items() if name != "json"}  # where it lies is nobody's business
+    kept = {name: value for name, value in settings.items() if name != "json"}  # no path of this machine
     record: dict[str, Any] = {"benchmark": title, "settings": kept, "results": plain}
     record["environment"] = environment() if surroundings is None else dict(surroundings)
     write_whole(Path(path), json.dumps(record, indent=1) + "\n")

@@ -1,7 +1,8 @@
-"""What it costs a step that Prometheus asks every rank every second: stages take no time, so only the engine works.
+"""The cost of metrics for a training step when Prometheus scrapes every rank each second.
 
-Three kinds of jobs take turns: without metrics, with ports that nobody asks, and with ports that are asked. Who asks
-runs on the same cores, as a Prometheus on the same machine would.
+The stages take no time, so that the step is that of the engine. Three kinds of jobs are interleaved: without metrics,
+with ports that are not scraped, and with ports that are. The scraper uses the same cores, as a Prometheus on the same
+machine would.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def job(kind: str, options: argparse.Namespace) -> dict[str, Any]:
     """The summary of one job, and how long every scrape of it took."""
-    words = ["--blocks", str(options.blocks), "--milliseconds", "0", "--engines", "bll"]
+    argv = ["--blocks", str(options.blocks), "--milliseconds", "0", "--engines", "bll"]
     overrides = [word for setting in KINDS[kind] for word in ("--set", setting)]
-    (case,) = cases(throughput.parser().parse_args([*words, *overrides]))
+    (case,) = cases(throughput.parser().parse_args([*argv, *overrides]))
     with tempfile.TemporaryDirectory() as folder, Scraper(Path(folder) / "run" / "prometheus.json") as scraper:
         if kind == "asked":
             scraper.start()
@@ -59,7 +60,7 @@ def job(kind: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 class Scraper:
-    """Asks everybody in a prometheus.json every second, one after another, as soon as there is one."""
+    """Scrapes all ranks of a prometheus.json each second, one after another, as soon as the file exists."""
 
     def __init__(self, file: Path) -> None:
         self._file, self._over, self.seconds = file, threading.Event(), list[float]()

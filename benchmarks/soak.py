@@ -1,7 +1,7 @@
-"""Does anything grow? A job that is killed and restarted hundreds of times, and one that runs for half an hour: open
-files, threads, memory and temporary files of all their processes, at the beginning and at the end.
+"""Searches for leaks: a job that is killed and restarted hundreds of times, and one that runs for half an hour.
 
-Both run at the same time, the restarts under one launcher.
+Open files, threads, memory and temporary files of all their processes are compared at the beginning and the end. Both
+run at the same time; all restarts are those of one launcher.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bllpipe.utils.console import Bar
 
 ENDLESS = ("model.width=4", "data.batch_size=32", "blocks=2", "epochs=100000", "evaluate.every_epochs=0")
 SAMPLE_SECONDS = 5.0
-PATIENCE = 300.0  # seconds for a start to get further
+PATIENCE = 300.0  # seconds for the next step of a start
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -161,12 +161,12 @@ def _kill(job: Job, number: int, samples: list[Sample], draws: random.Random, ba
 
 
 def run_long(folder: Path, seconds: float, samples: list[Sample], bar: Bar) -> None:
-    """Nobody disturbs it; sampled are its ranks."""
+    """Samples the ranks of an undisturbed run."""
     end = time.monotonic() + seconds
     with closing(Job(folder, 0)) as job:
         while time.monotonic() < end:
             time.sleep(SAMPLE_SECONDS)
-            bar.advance("the long run goes on")
+            bar.advance("long run")
             if job.checkpoint():
                 samples.append(job.sample(job.ranks()))
 

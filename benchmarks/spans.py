@@ -1,4 +1,4 @@
-"""What spans cost: the digits job with every step traced and without a trace, in turn, and a single span alone.
+"""The cost of spans: the digits job with every step traced and without a trace, interleaved, and a single span alone.
 
 The limit is 1 % of a step. The job runs in the engine ``sequential``, in one thread, where nothing hides the cost:
 a step there has the spans of all ranks, and ends when the last of them is written down.
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ import torch
 from benchmarks.report import Timing, table, write
 from bllpipe.config import Config
 from bllpipe.messages import Round
-from bllpipe.training.instrument import wrapped
-from bllpipe.training.tracing import Track
+from bllpipe.training.instrument import wrap_method
+from bllpipe.training.tracing import Track, record
 
 LIMIT = 0.01  # of a step
 ALONE = 20_000  # calls that are timed together
@@ -36,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     results = measure(options.n, options.steps)
     print(table(["case", "a step", "spans a step"], [_row(result) for result in results[:2]]))
-    print(verdict(results))
+    print(conclusion(results))
     print(f"median of {options.n} (quartiles), the first run of each kind left out; torch {torch.__version__}")
     write(options.json, __doc__.splitlines()[0], {**vars(options), "limit": LIMIT}, results)
 
@@ -46,7 +47,7 @@ def measure(n: int, steps: int) -> list[dict[str, Any]]:
     seconds: dict[bool, list[float]] = {False: [], True: []}
     spans = 0.0
     for repetition in range(n + 1):
-        # whoever goes second finds a warmer machine, so they change places
+        # the second run finds a warmer machine, so the order alternates
         for traced in (False, True) if repetition % 2 else (True, False):
             step, found = run(steps, traced)
             seconds[traced].append(step)
@@ -60,11 +61,11 @@ def measure(n: int, steps: int) -> list[dict[str, Any]]:
 
 
 def _differences(seconds: dict[bool, list[float]]) -> list[float]:
-    """A step of a traced run less that of the run beside it."""
+    """The step of each traced run minus that of its untraced partner."""
     return [on - off for off, on in zip(seconds[False][1:], seconds[True][1:], strict=True)]
 
 
-def verdict(results: list[dict[str, Any]]) -> str:
+def conclusion(results: list[dict[str, Any]]) -> str:
     """The share of a step by the cost of one span, and by the difference of runs, which holds the noise of both."""
     off, spans = results[0]["step"].median, results[1]["spans"]
     span, difference = results[2]["span"], results[3]["difference"]
@@ -96,17 +97,21 @@ def run(steps: int, traced: bool) -> tuple[float, float]:
 
 def alone(n: int) -> list[float]:
     """Seconds of a call that is recorded, without those of the call itself."""
-    return [_calls(_recorded()) - _calls(_nothing) for _ in range(n)]
+    return [_calls(_traced().call) - _calls(Nothing().call) for _ in range(n)]
 
 
-def _recorded() -> Callable[[], None]:
-    track = Track("block 0", range(1))
+def _traced() -> Nothing:
+    track, nothing = Track("block 0", range(1)), Nothing()
     track.enter(Round("train", 0))
-    return wrapped(_nothing, track, "forward")
+    wrap_method(nothing, "call", around=partial(record, track, "forward"))
+    return nothing
 
 
-def _nothing() -> None:
+class Nothing:
     """What a span surrounds here."""
+
+    def call(self) -> None:
+        """Returns at once."""
 
 
 def _calls(call: Callable[[], None]) -> float:

@@ -1,4 +1,4 @@
-"""The paper's Table 1: runs every method with several seeds, and shows the result beside the published figures."""
+"""The paper's Table 1: runs every method with several seeds, and compares the result with the published numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.trial_options import add_run_options, finish, run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Reads the command line and carries it out; returns the exit code."""
+    """Runs the command; returns the exit code."""
     options = _parser().parse_args(arguments)
     return finish(lambda: _run(options) if options.command == "run" else _show(options))
 

@@ -1,4 +1,4 @@
-"""What the table compares: the figures of the paper, and the settings of every method, data set and size."""
+"""The numbers of the paper's Table 1, and the settings of every method, data set and size."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAPER: dict[str, dict[str, tuple[float, float]]] = {
 DATA_TITLES = {"fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 METHOD_TITLES = {"bp": "BP", "fa": "FA", "predsim": "Pred-Sim", "dgl": "DGL", "bll": "BLL"}
 
-# What a method sets.
+# The settings of each method.
 METHODS: dict[str, dict[str, Any]] = {
     "bp": {"method": "bp", "engine": "single"},
     "fa": {"method": "fa", "engine": "single"},
@@ -51,7 +51,7 @@ def table_trials(
     data_path: str | None = None,
     engine: str | None = None,
 ) -> list[Trial]:
-    """Every combination, all methods of the first seed first; ``engine`` is for the methods that learn in blocks."""
+    """Every combination, all methods of the first seed first; ``engine`` is for the methods of local learning."""
     for name in data or ():
         if name not in SIZES[size]:
             raise ConfigError(f"--size {size} has no {name}; use --data {' '.join(SIZES[size])}, or another --size")
@@ -67,8 +67,8 @@ def table_trials(
 
 def _trial(size: str, data: str, method: str, seed: int, overrides: Mapping[str, Any]) -> Trial:
     file, of_size = SIZES[size][data]
-    facts = {"method": method, "data": data, "size": size}
-    return Trial(f"{size}-{data}-{method}-s{seed}", CONFIGS / file, {**of_size, **overrides}, seed, facts)
+    labels = {"method": method, "data": data, "size": size}
+    return Trial(f"{size}-{data}-{method}-s{seed}", CONFIGS / file, {**of_size, **overrides}, seed, labels)
 
 
 def _rate(size: str, method: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The paper's Table 1 beside our own figures, and how far the methods are apart."""
+"""The paper's Table 1 next to the results of this repository, and the differences between the methods."""
 
 from __future__ import annotations
 
@@ -116,10 +116,10 @@ def _size(record: Record) -> str:
 
 def _hardware(record: Record) -> str:
     """GPUs, or else the processor, with the version of torch and how many runs shared it."""
-    facts = record["environment"]
-    gpus = [f"{facts['gpus'].count(name)} x {name}" for name in dict.fromkeys(facts["gpus"])]
-    device = ", ".join(gpus) or f"{facts['cpus']} CPUs of {facts['processor']}"
-    return f"{device}, torch {facts['torch']}, {record['workers']} run(s) at a time"
+    environment = record["environment"]
+    gpus = [f"{environment['gpus'].count(name)} x {name}" for name in dict.fromkeys(environment["gpus"])]
+    device = ", ".join(gpus) or f"{environment['cpus']} CPUs of {environment['processor']}"
+    return f"{device}, torch {environment['torch']}, {record['workers']} run(s) at a time"
 
 
 def _in_order(known: Mapping[str, object], found: Sequence[str], always: bool = False) -> list[str]:

@@ -1,9 +1,9 @@
-"""Images per second of BLL beside synchronous engines, all launched as users launch them, in turn, several times over.
+"""Images per second of BLL and of synchronous engines, launched as users launch them, interleaved and repeated.
 
 emulated   every stage waits instead of computing (benchmarks/emulated.py); schedules, processes and messages are real.
            The limit is 1 / max T_k, T_k being forward and backward of rank k.
-cpu        a ResNet on this machine's cores, cut by bllpipe plan for each engine. The limit is the slower block's own
-           step, measured in the same run while the other cores run the other blocks without any message.
+cpu        a ResNet on this machine's cores, cut by bllpipe plan for each engine. The limit is the step of the slowest
+           block, measured in the same run while the other cores run the other blocks without any message.
 gpu        the same on as many GPUs as there are.
 """
 
@@ -32,7 +32,7 @@ LIMIT_STEPS, LIMIT_WARMUP = 20, 5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Reads the command line and carries it out; returns the exit code."""
+    """Runs the command; returns the exit code."""
     options = parser().parse_args(arguments)
     every = cases(options, _plans(options))
     summaries: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -100,10 +100,10 @@ def _plans(options: argparse.Namespace) -> dict[int, Plan]:
     return plans
 
 
-def launch(name: str, module: str, words: Sequence[str]) -> None:
+def launch(name: str, module: str, argv: Sequence[str]) -> None:
     """Runs a module as users do; what it printed is shown if it fails."""
     start = ["env", "OMP_NUM_THREADS=1", sys.executable, "-m", module]
-    done = subprocess.run([*start, *words], capture_output=True, text=True, timeout=TIMEOUT)
+    done = subprocess.run([*start, *argv], capture_output=True, text=True, timeout=TIMEOUT)
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stdout}\n{done.stderr}")
 
@@ -114,7 +114,7 @@ def words_of(settings: Sequence[str]) -> list[str]:
 
 
 def _limit(case: Case) -> float:
-    """Images/s of the slowest block when nobody sends anything."""
+    """Images/s of the slowest block without messages."""
     config = load_config(None, case.settings)
     steps = limit.measure(config, LIMIT_STEPS, LIMIT_WARMUP)
     return config.data.batch_size / max(step.median for step in steps)

@@ -44,9 +44,8 @@ class Work:
 
 @dataclass(frozen=True)
 class Plan:
-    """What ``bllpipe plan`` says of real work on some ranks: the last units of all blocks but the last, by their number
-    and the microbatches that stages have, None for blocks that learn by themselves; and images/s by engine and
-    microbatches."""
+    """The prediction of ``bllpipe plan`` for a real network on some ranks: the last units of all blocks but the last,
+    by the number of blocks and microbatches (None for local learning); and images/s by engine and microbatches."""
 
     cuts: Mapping[tuple[int, int | None], list[str]]
     rates: Mapping[tuple[str, int | None], float]
@@ -139,7 +138,7 @@ EMULATED = [
     f"data.batch_size={EMULATED_BATCH}",
     "data.augment.crop_padding=0",
     "data.augment.rotation=0",
-    "optimizer.lr=1e-9",  # what such a network learns must not matter
+    "optimizer.lr=1e-9",  # the weights of such a network must not change its outputs
     "device=cpu",
     "log.plain_seconds=60",
 ]
@@ -165,7 +164,7 @@ def _emulated(case: Case, seconds: float) -> Case:
 def predicted_rate(
     engine: str, microbatches: int | None, per_rank: Sequence[float], overhead: float = 0.0
 ) -> float | None:
-    """Images/s of devices that take ``per_rank`` seconds a batch; None for schedules that bllpipe plan cannot play."""
+    """Images/s of devices that take ``per_rank`` seconds per batch; None for schedules that cannot be simulated."""
     units = [_unit(T * FORWARD_SHARE, T * (1 - FORWARD_SHARE)) for T in per_rank]
     setting = PredictionInputs(units, EMULATED_BATCH, Link(), overhead)
     if engine == "bll":

@@ -1,8 +1,8 @@
-"""Training seconds until the last block's test accuracy reaches a mark, for BLL and its rivals on the same two cores
-(or GPUs), with the same network, data and epochs.
+"""Training seconds until the last block's test accuracy reaches a target, for BLL and other methods.
 
-The test comes after every epoch and does not count as time. Every engine has the learning rate that suits it in short
-runs (benchmarks/questions/rates.yaml). In every repetition, a seed each, the engines take turns.
+All use the same two cores (or GPUs), network, data and epochs. The test follows every epoch and does not count as
+training time. Every engine uses the learning rate that was best in short runs (benchmarks/questions/rates.yaml). The
+engines are interleaved; every repetition has its own seed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NUMBER = 2  # of blocks, stages or replicas
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Reads the command line and carries it out; returns the exit code."""
+    """Runs the command; returns the exit code."""
     options = _parser().parse_args(arguments)
     runs: dict[str, list[list[dict[str, float]]]] = defaultdict(list)
     for seed in options.seeds:
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.time_to_accuracy", description=__doc__)
     parser.add_argument("--data-path", required=True, metavar="FILE.npz", help="CIFAR-10 as an archive")
-    parser.add_argument("--accuracy", type=float, default=65.0, metavar="%%", help="the mark (default: 65)")
+    parser.add_argument("--accuracy", type=float, default=65.0, metavar="%%", help="the target (default: 65)")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--blocks", default=str(NUMBER), help="2, or after which unit to cut: [layer2.1]")
     parser.add_argument("--microbatches", type=int, default=4)
@@ -78,9 +78,9 @@ def run(settings: Sequence[str], folder: Path) -> list[dict[str, float]]:
     ]
 
 
-def result(engine: str, runs: Sequence[Sequence[Mapping[str, float]]], mark: float) -> dict[str, Any]:
-    """Over the seeds; runs that never reach the mark have no time."""
-    times = [next((test["seconds"] for test in tests if test["accuracy"] >= mark), None) for tests in runs]
+def result(engine: str, runs: Sequence[Sequence[Mapping[str, float]]], target: float) -> dict[str, Any]:
+    """The statistics over the seeds; runs that never reach the target have no time."""
+    times = [next((test["seconds"] for test in tests if test["accuracy"] >= target), None) for tests in runs]
     reached = [time for time in times if time is not None]
     return {
         "engine": engine,

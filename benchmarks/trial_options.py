@@ -25,7 +25,7 @@ def add_run_options(parser: argparse.ArgumentParser, out: str, runs: str) -> Non
 
 
 def run(trials: Sequence[Trial], options: argparse.Namespace) -> int:
-    """Runs the trials as the options say; the exit code."""
+    """Runs the trials; returns the exit code."""
     arguments = (trials, options.out, options.runs, 60 * options.budget, options.workers, options.keep_runs)
     return run_trials(*arguments).exit_code
 

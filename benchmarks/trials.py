@@ -1,5 +1,7 @@
-"""Many runs of the launcher, several side by side, within a budget of time: what is finished is kept, the rest goes on
-from its checkpoints when the same command is given again."""
+"""Many runs of the launcher, some of them concurrent, within a time budget.
+
+Finished runs are recorded; the same command resumes the others from their checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -40,13 +42,13 @@ LOG_LINES = 12
 
 @dataclass(frozen=True)
 class Trial:
-    """One run. ``key`` names it for ever; ``overrides`` maps key.path to a value; ``facts`` go into its record."""
+    """One run. ``key`` identifies it; ``overrides`` maps key.path to a value; ``labels`` are added to its record."""
 
     key: str
     config: Path
     overrides: Mapping[str, Any]
     seed: int
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    labels: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self) -> list[str]:
         """The overrides as the launcher reads them."""
@@ -54,9 +56,9 @@ class Trial:
 
     def command(self, run_dir: Path) -> list[str]:
         """One thread a process: several share the cores, and results depend on the number."""
-        words = [word for setting in self.settings() for word in ("--set", setting)]
+        overrides = [text for setting in self.settings() for text in ("--set", setting)]
         start = ["env", "OMP_NUM_THREADS=1", sys.executable, "-m", "bllpipe.launch", "--config", str(self.config)]
-        return [*start, *words, "--run-dir", str(run_dir), "--resume", "auto"]
+        return [*start, *overrides, "--run-dir", str(run_dir), "--resume", "auto"]
 
 
 @dataclass
@@ -114,7 +116,7 @@ def resolved(config: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with the data's file alone: where it lay concerns nobody else."""
+    """The settings, with the name of the data's file instead of its path on this machine."""
     path = settings.get("data.path")
     return {**settings, "data.path": Path(path).name} if path else dict(settings)
 
@@ -145,7 +147,9 @@ class _Session:
         with self.bar:
             self._run(deque(self.trials.values()), Processes())
         if self.outcome.left:
-            self._say(f"the budget is spent: {', '.join(self.outcome.left)} left; the same command goes on with them")
+            self._print(
+                f"the budget is spent: {', '.join(self.outcome.left)} left; run the same command again to continue"
+            )
         return self.outcome
 
     def _run(self, waiting: deque[Trial], processes: Processes) -> None:
@@ -156,32 +160,32 @@ class _Session:
                 ended = processes.next_ended(self.deadline - time.monotonic()) if len(processes) else None
                 if ended is None:
                     break
-                self._conclude(*ended)
+                self._finish(*ended)
         finally:
             for key, code in processes.stop():
-                self._conclude(key, code, interrupted=True)
+                self._finish(key, code, interrupted=True)
 
     def _start(self, processes: Processes, trial: Trial) -> None:
         run_dir = self.runs / trial.key
         self.resumed[trial.key] = any(run_dir.glob("checkpoints/step-*"))
         processes.start(trial.key, trial.command(run_dir), self._log(trial.key))
-        self._say(f"{trial.key} {'goes on' if self.resumed[trial.key] else 'starts'}")
+        self._print(f"{trial.key} {'resumes' if self.resumed[trial.key] else 'starts'}")
 
-    def _conclude(self, key: str, code: int, interrupted: bool = False) -> None:
+    def _finish(self, key: str, code: int, interrupted: bool = False) -> None:
         if code and interrupted:
-            return self._say(f"{key} is interrupted; it will go on from its last checkpoint")
+            return self._print(f"{key} is interrupted; it will resume from its last checkpoint")
         self.outcome.left.remove(key)
         self.bar.advance(key)
         reason = f"exit code {code}" if code else _not_complete(self.runs / key)
         if reason:
             self.outcome.failed.append(key)
-            return self._say(f"{key} failed, {reason}; the end of {self._log(key)}:\n{_tail(self._log(key))}")
+            return self._print(f"{key} failed, {reason}; the end of {self._log(key)}:\n{_tail(self._log(key))}")
         record = self._record(self.trials[key])
         append(self.out, record)
         self.outcome.finished.append(key)
         if not self.keep_runs:
             shutil.rmtree(self.runs / key / "checkpoints")
-        self._say(f"{key} ends with {100 * record['test_accuracy']:.2f} % after {record['seconds']:.0f} s")
+        self._print(f"{key} ends with {100 * record['test_accuracy']:.2f} % after {record['seconds']:.0f} s")
 
     def _record(self, trial: Trial) -> dict[str, Any]:
         """``seconds`` and ``images_per_second`` are of the last piece when the trial was ``resumed``."""
@@ -192,7 +196,7 @@ class _Session:
             "key": trial.key,
             "method": config["method"],
             "data": config["data.name"],
-            **trial.facts,
+            **trial.labels,
             "seed": trial.seed,
             "overrides": without_folders(trial.overrides),
             **{name: summary[name] for name in FROM_SUMMARY},
@@ -205,7 +209,7 @@ class _Session:
             "config": without_folders(config),
         }
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         minutes = max(self.deadline - time.monotonic(), 0.0) / 60
         budget = "" if math.isinf(minutes) else f", {minutes:.1f} min"
         print(f"[{len(self.outcome.left)} left{budget}] {text}", flush=True)

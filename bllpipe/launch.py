@@ -13,12 +13,21 @@ from typing import get_args
 from bllpipe.config import Config, load_config
 from bllpipe.config.schema import PIPELINES, SYNCHRONOUS, residual_units, unit_name
 from bllpipe.data.catalog import DEFAULT_PATH, DOWNLOADS, PUBLISHED, check_given, check_obtainable, split_folders
-from bllpipe.distributed.torchrun import RankEnvironment, die_with_agent, has_agent, speaks_for_all, stop_torchrun
+from bllpipe.distributed.torchrun import (
+    RankEnvironment,
+    die_with_agent,
+    fault_text,
+    has_agent,
+    speaks_for_all,
+    stop_torchrun,
+)
 from bllpipe.engines import Options, Output, engine, topology
 from bllpipe.engines.launcher import run_ranks
 from bllpipe.errors import BllpipeError, ConfigError
 from bllpipe.models.partition import bounds
 from bllpipe.tools.monitoring.live_table import release
+from bllpipe.tools.monitoring.progress import ProgressDisplay
+from bllpipe.training.callbacks import Callback
 from bllpipe.training.run_schedule import RunSchedule
 from bllpipe.utils.console import drop_unwritten, repair_standard_streams, warn
 
@@ -112,7 +121,8 @@ def _launch(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         if environment is not None:
             die_with_agent(environment)
         config = load_config(options.config, options.overrides)
-        chosen = Options(options.resume, options.run_dir, tuple(options.accept), options.output)
+        accept, callbacks = tuple(options.accept), choose_callbacks(config)
+        chosen = Options(options.resume, options.run_dir, accept, options.output, callbacks=callbacks)
         chosen.check()
         check_start(config, environment)
         _check_restarts(options.max_restarts, config, environment)
@@ -130,6 +140,21 @@ def _launch(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         return 130
     except Exception as error:  # which the engine has explained
         return getattr(error, "exit_code", 1)
+
+
+def choose_callbacks(config: Config) -> tuple[Callback, ...]:
+    """What a run displays, exports and injects. Raises ConfigError for faults in BLLPIPE_FAULT that are not allowed or
+    not possible."""
+    callbacks: list[Callback] = [ProgressDisplay()]
+    if config.metrics.port is not None or config.metrics.textfile is not None:
+        from bllpipe.tools.monitoring.exporter import PrometheusExport  # and torch, which takes seconds
+
+        callbacks.append(PrometheusExport())
+    if text := fault_text():
+        from bllpipe.tools.fault_injection import FaultInjection, parse_faults  # and torch
+
+        callbacks.append(FaultInjection(parse_faults(text)))
+    return tuple(callbacks)
 
 
 def check_start(config: Config, environment: RankEnvironment | None) -> None:

@@ -27,7 +27,7 @@ def whole_number(name: str, value: Any, least: int) -> int:
     """An argument that counts; ConfigError unless it is a whole number of at least ``least``."""
     number = plain(value)
     if not isinstance(number, int) or isinstance(number, bool) or number < least:
-        raise ConfigError(f"{name} is {number!r:.80}; needed is at least {least}, a whole number")
+        raise ConfigError(f"{name} is {number!r:.80}; expected at least {least}, a whole number")
     return number
 
 

@@ -31,7 +31,7 @@ Given = Dataset[Any] | tuple[Array, Array] | Sequence[tuple[Any, int]]  # one sp
 Data = tuple[Given, Given] | str
 SPLITS: tuple[Split, Split] = ("train", "test")
 MOST_COMPARED = 64  # items of a split whose labels tell whether two ranks have the same data
-NEEDED = "needed is (train, test), each a pair (images, labels) of tensors or a torch Dataset of (image, label)"
+NEEDED = "expected (train, test), each a pair (images, labels) of tensors or a torch Dataset of (image, label)"
 NUMBER_KINDS = "fiub"  # of NumPy's types, those that images may have
 
 
@@ -121,7 +121,7 @@ class ItemImages:
         if tuple(image.shape) != self._shape:
             raise DataError(
                 f"{split} item {number} has the shape {list(image.shape)}, but the first one {list(self._shape)}; "
-                f"needed is one shape for all: resize in the set's transform"
+                f"expected one shape for all: resize in the set's transform"
             )
         return image
 
@@ -144,7 +144,7 @@ def _item(dataset: Any, split: Split, number: int) -> Tensor:
         image = image_tensor(image, f"{split} item {number}")
     if not isinstance(image, Tensor) or not image.is_floating_point():
         raise DataError(
-            f"{split} item {number} is {_kind(image)}; needed is a float tensor: give the set "
+            f"{split} item {number} is {_kind(image)}; expected a float tensor: give the set "
             f"transform=torchvision.transforms.ToTensor(), or pass uint8 tensors (images, labels)"
         )
     return image.float()
@@ -209,7 +209,7 @@ def _in_memory(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> Ten
     for name, images, labels in (("train", train_x, train_N), ("test", test_x, test_N)):
         _check_split(name, images, labels)
     if train_x.shape[1:] != test_x.shape[1:] or (train_x.dtype == torch.uint8) != (test_x.dtype == torch.uint8):
-        raise DataError(f"the train images are {_kind(train_x)}, the test images {_kind(test_x)}; needed is one form")
+        raise DataError(f"the train images are {_kind(train_x)}, the test images {_kind(test_x)}; expected one form")
     num_classes = check_labels(train_N, test_N, "the data")
     train_x, test_x = (x if x.dtype == torch.uint8 else x.float() for x in (train_x, test_x))
     for name, images in (("train", train_x), ("test", test_x)):
@@ -223,11 +223,11 @@ def _check_split(name: str, images: Tensor, labels: Tensor) -> None:
         images.dtype == torch.uint8 and images.dim() == 4
     ):
         raise DataError(
-            f"the {name} images are {_kind(images)}; needed are floats [N, ...], which are taken as they are, or uint8 "
+            f"the {name} images are {_kind(images)}; expected floats [N, ...], which are taken as they are, or uint8 "
             f"[N, C, H, W], which are normalised; images without channels become such with images.unsqueeze(1)"
         )
     if len(images) != len(labels):
-        raise DataError(f"the {name} split has {len(images)} images, but {len(labels)} labels; needed is one for each")
+        raise DataError(f"the {name} split has {len(images)} images, but {len(labels)} labels; expected one for each")
 
 
 def _kind(thing: Any) -> str:

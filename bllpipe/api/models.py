@@ -54,7 +54,7 @@ def user_model(model: Model) -> tuple[str, Callable[..., Any] | None]:
         return f"{GIVEN}:network", UserModules(modules_of(model))
     if not callable(model):
         raise ConfigError(
-            f"the model is a {type(model).__name__}; needed is an nn.Sequential, a list of modules, a function "
+            f"the model is a {type(model).__name__}; expected an nn.Sequential, a list of modules, a function "
             f"(in_channels, num_classes) that returns one, or a name such as resnet18"
         )
     name = importable_name(model)
@@ -112,7 +112,7 @@ def user_objective(objective: OwnObjective) -> tuple[dict[str, Any], Any]:
         return keys, None
     if isinstance(objective, nn.Module) or not callable(objective):
         raise ConfigError(
-            f"the objective is a {type(objective).__name__}; needed is a function (alpha, scores, target, x) that "
+            f"the objective is a {type(objective).__name__}; expected a function (alpha, scores, target, x) that "
             f"returns a dict of terms, a class of modules with such a forward, of which every block makes its own, or "
             f"the name of a method, such as dgl"
         )

@@ -17,10 +17,9 @@ from bllpipe.api.train import TrainArguments, build_config
 from bllpipe.config import Config
 from bllpipe.data.catalog import DataSpec, check_given
 from bllpipe.errors import ConfigError
-from bllpipe.learn.block import alpha_shape
+from bllpipe.learn.block import build_segments
 from bllpipe.models.partition import Link, bounds
 from bllpipe.models.registry import network_units
-from bllpipe.models.units import Segment
 from bllpipe.tools.planning.predict import Prediction, PredictionInputs, predict_local
 from bllpipe.tools.planning.profile import Profile
 from bllpipe.tools.planning.profiler import data_spec, measure, no_progress, present_device
@@ -103,6 +102,5 @@ def _check_units(config: Config, spec: DataSpec, blocks: int) -> None:
     """Whether a block could end behind every module."""
     units = network_units(config.model, spec.image_shape[0], spec.num_classes, config.seed)
     bounds([unit.name for unit in units], blocks)
-    shape, device = spec.image_shape, present_device(config)
-    for unit in units:
-        shape = alpha_shape(Segment([unit], config.seed).to(device), shape, device)
+    for _ in build_segments([[unit] for unit in units], config, spec.image_shape, present_device(config)):
+        pass  # building a segment checks it

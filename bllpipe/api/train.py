@@ -28,7 +28,7 @@ from bllpipe.engines import Options, engine, topology
 from bllpipe.engines.job import Job
 from bllpipe.engines.runner import is_complete
 from bllpipe.errors import BllpipeError, CheckpointError, ConfigError
-from bllpipe.launch import SPREAD, check_start, fail_before_the_store
+from bllpipe.launch import SPREAD, check_start, choose_callbacks, fail_before_the_store
 from bllpipe.tools.analysis.network_file import fill, network_weights
 from bllpipe.utils.console import warn
 from bllpipe.utils.files import read_record
@@ -85,8 +85,9 @@ def train(
         place = None if run_dir is None else path_text("run_dir", run_dir, "use a directory, such as run_dir='runs/a'")
         start = path_text("resume", resume, "use resume='auto', 'never', or the path of a checkpoint")
         keys = (accept,) if isinstance(accept, str) else tuple(accept)
-        options = Options(start, place, keys, on_agreed=jobs.append, number=number)
         made = build_config(model, data, said, environment is not None)
+        callbacks = choose_callbacks(made)
+        options = Options(start, place, keys, on_agreed=jobs.append, number=number, callbacks=callbacks)
         options.check()
         _check_ranks(made, environment)
         check_start(made, environment)

@@ -7,13 +7,14 @@ rename to step-N                   by the same; from now on the checkpoint exist
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -28,13 +29,22 @@ from bllpipe.utils.files import IfUnwritable, refusal, sync, unfinished, write_r
 from bllpipe.utils.tensors import plain
 
 COMMITTED = "yes"
+Point = Literal[
+    "save",  # nothing is written
+    "tensors",  # the tensor file is written under its temporary name
+    "facts",  # the tensor file is in place, the metadata file is not written
+    "manifest",  # all files are in place, the manifest is not written (in the last rank)
+    "rename",  # the manifest is written, the directory is not renamed (in the last rank)
+    "committed",  # the checkpoint is valid, older ones are not removed (in the last rank)
+]
+Reach = Callable[[Point, Path], None]  # and the file or directory that was written last
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of one attempt. The ranks find out through the store who is the last one of a step.
+    """Writes the checkpoints of one attempt. Through the store the ranks agree which one is the last of a step.
 
-    ``attempt`` must be new for every start of the run, so that what a killed start left behind is told apart;
-    each rank writes a step once, and its steps in order. ``if_unwritable`` says what happens when the disk refuses:
+    ``attempt`` must be new for every start of the run, so that its directories differ from those of a killed start.
+    Each rank writes a step once, and its steps in order. ``if_unwritable`` says what happens when the disk refuses:
     ``fail`` raises OutputError, ``go_on`` leaves this checkpoint out.
     """
 
@@ -51,17 +61,28 @@ class CheckpointWriter:
         assert keep >= 1, "the checkpoint just written is always kept"
         self._directory, self._store, self._world_size = directory, store, world_size
         self._attempt, self._keep, self._if_unwritable = attempt, keep, if_unwritable
+        self._calls: dict[Point, list[Callable[[int, Path], None]]] = {}
+
+    def on(self, point: Point, call: Callable[[int, Path], None]) -> None:
+        """From now on calls ``call`` at ``point`` of every checkpoint, with the step and the path that the point is
+        about."""
+        self._calls.setdefault(point, []).append(call)
+
+    def _reach(self, step: int, point: Point, path: Path) -> None:
+        for call in self._calls.get(point, ()):
+            call(step, path)
 
     def write(self, step: int, rank: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Writes this rank's pair; the last rank to come here makes the checkpoint valid.
+        """Writes this rank's pair. The last rank to do so makes the checkpoint valid.
 
         The tensors must not change meanwhile.
         """
         partial = self._directory / str(DirectoryName(step, "partial", self._attempt))
         published: dict[str, Any]
+        self._reach(step, "save", partial)
         try:
             partial.mkdir(parents=True, exist_ok=True)
-            entries = write_shard(partial, rank, tensors, facts)
+            entries = write_shard(partial, rank, tensors, facts, functools.partial(self._reach, step))
             published = {"files": {name: asdict(entry) for name, entry in entries.items()}}
         except (OSError, SafetensorError) as error:
             size = sum(tensor.nbytes for tensor in tensors.values())
@@ -70,8 +91,8 @@ class CheckpointWriter:
             self._finish(step, rank, partial)
 
     def wait_committed(self, step: int) -> None:
-        """Waits until every rank has written ``step`` and it is valid. Raises OutputError when the disk has refused,
-        WireError when another rank has not written its part in time."""
+        """Waits until every rank has written ``step`` and the checkpoint is valid. Raises OutputError when the disk has
+        refused, WireError when another rank has not written its part in time."""
         try:
             outcome = self._store.get(f"checkpoint/{step}/committed").decode()
         except RuntimeError as error:
@@ -82,7 +103,8 @@ class CheckpointWriter:
             raise OutputError(f"the last checkpoint, of step {step}, is not written: {outcome}")
 
     def _refuse(self, step: int, rank: int, what: str, partial: Path, error: Exception) -> str:
-        """What the disk has against this checkpoint; raised if that ends the run, and whoever waits for it is told."""
+        """Why this checkpoint cannot be written. Raises OutputError if that ends the run, and then tells the ranks that
+        wait for the checkpoint."""
         found = refusal(f"the checkpoint of step {step} ({what})", partial, error)
         if self._if_unwritable == "fail":
             self._store.set(f"checkpoint/{step}/committed", f"rank {rank} {found}")
@@ -90,14 +112,14 @@ class CheckpointWriter:
         return f"rank {rank} {found}"
 
     def _is_last(self, step: int, rank: int, published: Mapping[str, Any]) -> bool:
-        """Publishes what this rank has written, or why not, and counts."""
+        """Publishes what this rank has written, or why not. Whether all other ranks have done so before."""
         self._store.set(f"checkpoint/{step}/{rank}", json.dumps(published))
         written = self._store.add(f"checkpoint/{step}/written", 1)
         assert written <= self._world_size, f"step {step} was written twice"
         return written == self._world_size
 
     def _finish(self, step: int, rank: int, partial: Path) -> None:
-        """Makes the checkpoint valid, or takes away what there is of it, so that it does not fill the disk."""
+        """Makes the checkpoint valid, or removes its files, so that they do not fill the disk."""
         records = [json.loads(self._store.get(f"checkpoint/{step}/{other}")) for other in range(self._world_size)]
         refusals = [record["refused"] for record in records if "refused" in record]
         if not refusals:
@@ -108,20 +130,24 @@ class CheckpointWriter:
         if refusals:
             _remove(partial)
         self._store.set(f"checkpoint/{step}/committed", "; ".join(refusals) or COMMITTED)
-        self._tell(step, refusals)
+        self._warn_of(step, refusals)
         if not refusals:
-            self._tidy(step)
+            self._reach(step, "committed", self._directory / str(DirectoryName(step)))
+            self._remove_old(step)
 
     def _commit(self, step: int, partial: Path, records: list[dict[str, Any]]) -> None:
+        self._reach(step, "manifest", partial)
         entries = {name: FileEntry(**entry) for record in records for name, entry in record["files"].items()}
         manifest = Manifest(step, self._world_size, entries)
         manifest.write(partial)
         _remove(*(path for path in partial.iterdir() if path.name not in {MANIFEST, *manifest.files}))
         sync(partial)
+        self._reach(step, "rename", partial)
         self._put_in_place(step, partial)
 
     def _put_in_place(self, step: int, partial: Path) -> None:
-        """Renames; one of the same step is moved aside first, where readers find it should we die in between."""
+        """Renames ``partial``. A checkpoint of the same step is moved aside first, where readers find it if this
+        process is killed in between."""
         final = self._directory / str(DirectoryName(step))
         if final.exists():
             aside = self._directory / str(DirectoryName(step, "replaced", self._attempt))
@@ -130,9 +156,9 @@ class CheckpointWriter:
         partial.rename(final)
         sync(self._directory)
 
-    def _tell(self, step: int, refusals: list[str]) -> None:
-        """Warns once when checkpoints begin to be left out, and says when they can be written again. Steps end in
-        order, so the ranks can pass on through the store what has been said."""
+    def _warn_of(self, step: int, refusals: list[str]) -> None:
+        """Warns once when checkpoints begin to be left out, and once when they can be written again. Steps end in
+        order, so the store tells the last rank of a step whether there was a warning before."""
         in_trouble = self._store.check(["checkpoint/trouble"]) and self._store.get("checkpoint/trouble") == b"yes"
         if refusals and not in_trouble:
             found = "; ".join(refusals)
@@ -142,10 +168,10 @@ class CheckpointWriter:
         if bool(refusals) != in_trouble:
             self._store.set("checkpoint/trouble", "yes" if refusals else "no")
 
-    def _tidy(self, step: int) -> None:
+    def _remove_old(self, step: int) -> None:
         """Removes, up to ``step``, all but the newest ``keep``, those moved aside, and what killed attempts left.
 
-        What has a later step stays: it is not older than the checkpoint just written, whatever it is worth.
+        A directory of a later step stays: it is not older than the checkpoint just written.
         """
         known = [name for name in _names_in(self._directory) if name.step <= step]
         whole = sorted((name for name in known if name.state == "whole"), key=lambda name: name.step)
@@ -155,7 +181,7 @@ class CheckpointWriter:
 
 
 def remove_unfinished(directory: Path) -> None:
-    """Removes what killed attempts have begun in a directory of checkpoints; for a start, when nobody writes there."""
+    """Removes what killed attempts have begun in a directory of checkpoints. For a start, when no rank writes there."""
     _remove(*(directory / str(name) for name in _names_in(directory) if name.state == "partial"))
 
 
@@ -167,7 +193,7 @@ def _names_in(directory: Path) -> list[DirectoryName]:
 
 
 def _remove(*paths: Path) -> None:
-    """Removes as much as it can: what stays is in nobody's way."""
+    """Removes as much as it can: what stays does no harm."""
     for path in paths:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -177,16 +203,18 @@ def _remove(*paths: Path) -> None:
 
 
 def write_shard(
-    directory: Path, rank: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+    directory: Path, rank: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], reach: Reach
 ) -> dict[str, FileEntry]:
     """Writes the pair of a rank durably; returns the manifest's entries for both files.
 
-    Raises CheckpointError for so many tensors, or so many facts, that they could not be read back.
+    Raises CheckpointError for so many tensors, or so much metadata, that they could not be read back.
     """
     pair = (directory / tensor_file(rank), directory / facts_file(rank))
     with unfinished(pair[0]) as temporary:
         save_file(separate(tensors), temporary)
+        reach("tensors", temporary)
         check_header(temporary)
+    reach("facts", pair[0])
     write_record(pair[1], facts)
     return {path.name: FileEntry.of(path) for path in pair}
 

@@ -1,4 +1,4 @@
-"""The ``bllpipe`` command: start a run, look at a config, read a run's results, describe the machine, fetch data."""
+"""The ``bllpipe`` command: the parser of all subcommands, and ``main``."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from bllpipe.slurm.job_script import add_slurm
 from bllpipe.utils.console import drop_unwritten, repair_standard_streams, warn
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand; returns the exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    argv = list(sys.argv[1:] if argv is None else argv)
     repair_standard_streams()
-    options = _parser().parse_args(given)
+    options = _parser().parse_args(argv)
     try:
-        return int(options.run(options, given[1:]))
+        return int(options.run(options, argv[1:]))
     except BllpipeError as error:
         warn(str(error))
         return error.exit_code
-    except BrokenPipeError:  # the reader has seen enough, as in ``bllpipe eval RUN | head``
+    except BrokenPipeError:  # the reader has closed the pipe, as in ``bllpipe eval RUN | head``
         return 0
     finally:
         drop_unwritten()
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bllpipe", description=bllpipe.__doc__)
     parser.add_argument("--version", action="version", version=f"bllpipe {bllpipe.__version__}")
-    parser.set_defaults(parser=parser)  # for the command completion
+    parser.set_defaults(parser=parser)  # ``bllpipe completion`` describes it
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="start a run; the same as python -m bllpipe.launch")

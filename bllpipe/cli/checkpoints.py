@@ -1,4 +1,4 @@
-"""``bllpipe ckpt``: list the checkpoints of a run, verify every byte of them, show what is in one."""
+"""``bllpipe ckpt``: list the checkpoints of a run, verify every byte of them, or show the contents of one."""
 
 from __future__ import annotations
 
@@ -15,31 +15,32 @@ from bllpipe.utils.console import age_text, show, size_text
 if TYPE_CHECKING:
     from bllpipe.tools.analysis.checkpoint_inspection import CheckpointInfo
 
-
 DAMAGED = CheckpointError.exit_code
 
 
 def add_checkpoints(commands: Any) -> None:
-    """Adds the subcommand to those of ``bllpipe``."""
+    """Adds the command ``ckpt``."""
     about = "list, verify or show the checkpoints of a run"
     ckpt = commands.add_parser("ckpt", help=about, description=about).add_subparsers(required=True, metavar="COMMAND")
 
-    listing = ckpt.add_parser("ls", help="step, ranks, size, age and state of each, by the sizes of its files")
+    listing = ckpt.add_parser("ls", help="step, ranks, size, age and state of each, judged by the sizes of its files")
     listing.add_argument("path", metavar="RUN", help="a run directory, such as runs/NAME")
     listing.add_argument("--json", action="store_true", help="print JSON")
     listing.set_defaults(run=_list)
 
-    verify = ckpt.add_parser("verify", help=f"read every byte; exit code {DAMAGED} when anything is damaged")
+    verify = ckpt.add_parser("verify", help=f"read every byte; exit code {DAMAGED} if a checkpoint is damaged")
     verify.add_argument("path", metavar="RUN-or-CHECKPOINT", help="a run directory, or one of its checkpoints/step-N")
     verify.add_argument("--json", action="store_true", help="print JSON")
     verify.set_defaults(run=_verify)
 
     show = ckpt.add_parser("show", help="manifest, config and tensors of a checkpoint; no weight is read")
-    show.add_argument("path", metavar="CHECKPOINT", help="checkpoints/step-N, or a run directory: its newest")
+    show.add_argument(
+        "path", metavar="CHECKPOINT", help="checkpoints/step-N, or a run directory for its newest checkpoint"
+    )
     show.set_defaults(run=_show)
 
 
-def _list(options: argparse.Namespace, words: Sequence[str]) -> int:
+def _list(options: argparse.Namespace, argv: Sequence[str]) -> int:
     from bllpipe.tools.analysis.checkpoint_inspection import list_checkpoints
 
     found = list_checkpoints(Path(options.path), sizes_only=True)
@@ -47,23 +48,22 @@ def _list(options: argparse.Namespace, words: Sequence[str]) -> int:
         _print_json(found)
     else:
         show("\n".join(_rows(found)))
-        show(f"judged by names, manifests and sizes; every byte is read by: bllpipe ckpt verify {options.path}")
+        show(f"judged by names, manifests and sizes; use bllpipe ckpt verify {options.path} to read every byte")
     return 0
 
 
-def _verify(options: argparse.Namespace, words: Sequence[str]) -> int:
+def _verify(options: argparse.Namespace, argv: Sequence[str]) -> int:
     from bllpipe.tools.analysis.checkpoint_inspection import list_checkpoints
 
     found = list_checkpoints(Path(options.path))
     if options.json:
         _print_json(found)
     else:
-        show("\n".join(_rows(found)))
-        show(_verdict(found))
+        show("\n".join([*_rows(found), _conclusion(found)]))
     return DAMAGED if any(each.problems for each in found) else 0
 
 
-def _show(options: argparse.Namespace, words: Sequence[str]) -> int:
+def _show(options: argparse.Namespace, argv: Sequence[str]) -> int:
     from bllpipe.tools.analysis.checkpoint_inspection import describe_checkpoint
 
     show("\n".join(describe_checkpoint(Path(options.path))))
@@ -75,7 +75,7 @@ def _print_json(found: Sequence[CheckpointInfo]) -> None:
 
 
 def _rows(found: Sequence[CheckpointInfo]) -> Iterator[str]:
-    """A table, with what is wrong below the row that it is about."""
+    """A table; the problems of a checkpoint stand below its row."""
     width = max(len(each.name) for each in found)
     yield f"{'step':>10} {'ranks':>6} {'size':>10} {'age':>8}  {'directory':<{width}}  state"
     for each in found:
@@ -85,11 +85,12 @@ def _rows(found: Sequence[CheckpointInfo]) -> Iterator[str]:
         yield from (f"{'':10} {problem}" for problem in each.problems)
 
 
-def _verdict(found: Sequence[CheckpointInfo]) -> str:
+def _conclusion(found: Sequence[CheckpointInfo]) -> str:
+    """How many are damaged, and from which one a run would resume."""
     from bllpipe.tools.analysis.checkpoint_inspection import next_to_resume
 
-    taken = next_to_resume(found)
+    newest = next_to_resume(found)
     damaged = sum(bool(each.problems) for each in found)
     count = f"{damaged} of {len(found)} damaged" if damaged else "every byte is as it was written"
-    goes_on = f"--resume auto goes on from {taken.name}" if taken else "there is none to go on from"
-    return f"{count}; {goes_on}"
+    resume = f"--resume auto resumes from {newest.name}" if newest else "there is none to resume from"
+    return f"{count}; {resume}"

@@ -1,5 +1,5 @@
-"""``bllpipe env`` and ``bllpipe completion``: versions, devices and settings, as a bug report needs them, without names
-of users or machines; and a completion script for the shell, which starts no Python.
+"""``bllpipe env``: versions, devices and settings for a bug report, without names of users or machines.
+``bllpipe completion``: a completion script for the shell, which starts no Python.
 """
 
 from __future__ import annotations
@@ -10,36 +10,33 @@ import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bllpipe.config.loader import known_keys
 from bllpipe.distributed.torchrun import settings
 from bllpipe.utils.console import show
 
-if TYPE_CHECKING:
-    pass
-
 PACKAGES = ("torchvision", "numpy", "pillow", "pyyaml", "scikit-learn", "safetensors", "prometheus-client", "deepspeed")
 SHELLS = ("bash", "zsh", "fish")
-HOW = """bash: bllpipe completion bash > ~/.local/share/bash-completion/completions/bllpipe
+INSTALLATION = """bash: bllpipe completion bash > ~/.local/share/bash-completion/completions/bllpipe
 zsh:  bllpipe completion zsh > a folder of $fpath, as _bllpipe
 fish: bllpipe completion fish > ~/.config/fish/completions/bllpipe.fish
 """
 
 
 def add_env(commands: Any) -> None:
-    """The command ``env``."""
-    env = commands.add_parser("env", help="versions and devices, as a bug report needs them")
+    """Adds the command ``env``."""
+    env = commands.add_parser("env", help="print versions and devices, for a bug report")
     env.set_defaults(run=_env)
 
 
-def _env(options: argparse.Namespace, words: Sequence[str]) -> int:
+def _env(options: argparse.Namespace, argv: Sequence[str]) -> int:
     show(json.dumps(describe(), indent=1))
     return 0
 
 
 def describe() -> dict[str, Any]:
-    """The facts of ``environment()``, and versions, backends, threads, memory and variables."""
+    """The contents of a run's env.json, and versions, backends, threads, memory and environment variables."""
     import torch
     import torch.distributed as dist
 
@@ -75,7 +72,7 @@ def _nccl() -> str | None:
 
 
 def _driver() -> str | None:
-    """The driver of the GPUs, as its own tool says it."""
+    """The version of the GPU driver, from nvidia-smi; None without one."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
@@ -85,37 +82,33 @@ def _driver() -> str | None:
 
 
 def add_completion(commands: Any) -> None:
-    """The command ``completion``, which describes the parser that ``commands`` end up in."""
+    """Adds the command ``completion``, which describes the parser of all commands."""
     completion = commands.add_parser(
         "completion",
         help="print a shell's completion script",
-        epilog=HOW,
+        epilog=INSTALLATION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     completion.add_argument("shell", choices=SHELLS)
     completion.set_defaults(run=_completion)
 
 
-def _completion(options: argparse.Namespace, words: Sequence[str]) -> int:
+def _completion(options: argparse.Namespace, argv: Sequence[str]) -> int:
     import shtab
 
-    _mark_keys(options.parser, _keys())
+    keys = " ".join(known_keys())
+    function = f"_bllpipe_keys() {{ compgen -W '{keys}' -- \"$1\"; }}"
+    by_shell = {"bash": "_bllpipe_keys", "zsh": f"({keys})", "fish": keys, "preamble": {"bash": function}}
+    _complete_keys(options.parser, by_shell)
     show(shtab.complete(options.parser, options.shell))
     return 0
 
 
-def _mark_keys(parser: argparse.ArgumentParser, keys: Mapping[str, Any]) -> None:
-    """Tells shtab of every ``--set``, whichever command has it, that it takes a key of a config."""
+def _complete_keys(parser: argparse.ArgumentParser, keys: Mapping[str, Any]) -> None:
+    """Makes shtab complete the config keys after ``--set`` in all commands; ``keys`` holds the completion by shell."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for command in action.choices.values():
-                _mark_keys(command, keys)
+                _complete_keys(command, keys)
         elif "--set" in action.option_strings:
-            action.complete = keys  # type: ignore[attr-defined]  # as shtab wants it
-
-
-def _keys() -> dict[str, Any]:
-    """How each shell completes a key of a config."""
-    keys = " ".join(known_keys())
-    function = f"_bllpipe_keys() {{ compgen -W '{keys}' -- \"$1\"; }}"
-    return {"bash": "_bllpipe_keys", "zsh": f"({keys})", "fish": keys, "preamble": {"bash": function}}
+            action.complete = keys  # type: ignore[attr-defined]  # read by shtab

@@ -1,4 +1,4 @@
-"""``bllpipe plan``: measure the units of a network here, find the best cuts, predict every engine, write a cut out."""
+"""``bllpipe plan``: measure the units of a network, find the best cuts, predict the rate of every engine."""
 
 from __future__ import annotations
 
@@ -23,69 +23,98 @@ LINKS = (1.0, 10.0, 50.0)  # GB/s: a fast network, PCIe, NVLink
 MICROBATCHES = (4, 8, 16)
 REPETITIONS = 20
 FEW_REPETITIONS = 7
-LATENCY = 10e-6  # seconds of every message
+LATENCY = 10e-6  # seconds per message
 GIB = 2**30
 ENGINES = {"bll": "bll", "ddp": "ddp", "gpipe": "gpipe", "1f1b": "1f1b", "zb-h1": "zero-bubble (ZB-H1)"}
 NOTES = """\
-rate, and speed-up over one device that learns end to end, in steady state.
-Messages{links}. Parts of a batch
-cost what they were measured to{parts}. Beside its devices bll has a feedback rank, which a processor can carry."""
-OVERLAPPING = " overlap with computing, ddp's all-reduce with backward"
-CARRIED = ", and ddp's all-reduce, are carried by the processors that compute"
-UNMEASURED = ", or their share of it if of {} images, which flatters all but bll"
+rate, and speed-up over one device that trains end to end, in steady state.
+Messages{links}. The costs of parts
+of a batch are measured{parts}. In addition to its devices bll has a feedback rank, for which a CPU is enough."""
+OVERLAPPING = " overlap with computation, ddp's all-reduce with the backward pass"
+NOT_OVERLAPPING = ", and ddp's all-reduce, use the processors that compute"
+UNMEASURED = ", but proportional to their size for {} images, which favours all engines but bll"
 
 
 def add_plan(commands: Any) -> None:
-    """The subcommand and its options."""
-    plan = commands.add_parser("plan", help="measure a network here, cut it evenly, predict the rate of every engine")
-    plan.add_argument("--config", metavar="FILE")
-    plan.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[])
-    plan.add_argument("--blocks", type=int, nargs="+", metavar="P", help="devices (default: 2 4 8 ... up to the units)")
+    """Adds the command ``plan``."""
+    plan = commands.add_parser("plan", help="measure a network, find the best cuts, predict the rate of every engine")
+    plan.add_argument("--config", metavar="FILE", help="YAML file (default: the handwritten digits)")
     plan.add_argument(
-        "--link", type=float, nargs="+", default=LINKS, metavar="GB/s", help="between devices (default: 1 10 50)"
+        "--set",
+        metavar="KEY=VALUE",
+        dest="overrides",
+        action="append",
+        default=[],
+        help="override a key, e.g. epochs=3",
     )
-    plan.add_argument("--microbatches", type=int, nargs="+", default=MICROBATCHES, metavar="M", help="default: 4 8 16")
-    plan.add_argument("--memory", type=float, metavar="GiB", help="most that a block may need (counted, not measured)")
+    plan.add_argument(
+        "--blocks",
+        type=int,
+        nargs="+",
+        metavar="P",
+        help="numbers of devices (default: 2 4 8 ... up to the number of units)",
+    )
+    plan.add_argument(
+        "--link",
+        type=float,
+        nargs="+",
+        default=LINKS,
+        metavar="GB/s",
+        help="bandwidths between devices (default: 1 10 50)",
+    )
+    plan.add_argument(
+        "--microbatches", type=int, nargs="+", default=MICROBATCHES, metavar="M", help="per batch (default: 4 8 16)"
+    )
+    plan.add_argument("--memory", type=float, metavar="GiB", help="memory limit of a block (estimated, not measured)")
     plan.add_argument(
         "--overhead",
         type=float,
         default=0.0,
         metavar="MS",
-        help="what each forward and backward costs an engine beside its computing (benchmarks.predictions finds it)",
+        help="overhead of an engine per forward and per backward pass (benchmarks.predictions finds it; default: 0)",
     )
-    plan.add_argument("--repetitions", type=int, default=REPETITIONS, metavar="N", help=f"default: {REPETITIONS}")
+    plan.add_argument(
+        "--repetitions", type=int, default=REPETITIONS, metavar="N", help=f"of every timing (default: {REPETITIONS})"
+    )
     plan.add_argument(
         "--beside",
         type=int,
         default=0,
         metavar="N",
-        help="others that compute while it is measured: one less than there will be ranks on this processor",
+        help="background processes during the measurement: use one less than the run has ranks on this processor",
     )
-    plan.add_argument("--profile", metavar="FILE", help="use this profile; where there is none, measure and write it")
+    plan.add_argument(
+        "--profile", metavar="FILE", help="use this profile if the file exists; otherwise measure, and write it"
+    )
     plan.add_argument("--json", metavar="FILE", help="write profile, cuts and predictions to FILE")
-    plan.add_argument("--write", metavar="FILE.yaml", help="write the config with the best cut by name")
+    plan.add_argument("--write", metavar="FILE.yaml", help="write the config with the best cut")
     plan.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace, words: Sequence[str]) -> int:
-    """Prints the tables and writes the files that were asked for; returns the exit code."""
+def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Prints the tables and writes the files of the options; returns the exit code."""
     config = load_config(options.config, options.overrides)
     _check(options)
     files = {name: _file(name, getattr(options, name)) for name in ("profile", "json", "write")}
     parts = _part_sizes(config.data.batch_size, [*options.microbatches, *(options.blocks or BLOCKS)])
     profile = _profile(_local(config), options, files["profile"], parts)
-    asked = options.blocks or [number for number in BLOCKS if number <= len(profile.units)]
+    numbers = options.blocks or [number for number in BLOCKS if number <= len(profile.units)]
     shown = options.blocks or [config.num_parts]
-    _check_blocks(profile, [*asked, *shown])
+    if (most := max([*numbers, *shown])) > len(profile.units):
+        raise ConfigError(
+            f"{most} blocks, but the network has only {len(profile.units)} units to cut between; "
+            f"use --blocks {len(profile.units)} or less"
+        )
     limit = inf if options.memory is None else options.memory * GIB
     settings = _settings(profile, options)
     show(unit_table(profile))
+    steps = config.steps or config.epochs * profile.steps_per_epoch
     for number in shown:
         best = _best(profile, settings[0], number, limit)
-        show(f"\n{cut_table(profile, settings[0], best, _steps(config, profile))}")
-    predictions = [[predict_all(each, number, options.microbatches, limit) for number in asked] for each in settings]
+        show(f"\n{cut_table(profile, settings[0], best, steps)}")
+    predictions = [[predict_all(each, number, options.microbatches, limit) for number in numbers] for each in settings]
     unmeasured = [size for size in parts if size not in profile.parts]
-    show(f"\n{prediction_table(settings, asked, predictions, unmeasured)}")
+    show(f"\n{prediction_table(settings, numbers, predictions, unmeasured)}")
     for line in _left_out(profile, options):
         show(line)
     if files["json"]:
@@ -96,13 +125,13 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def _part_sizes(batch_size: int, numbers: Sequence[int]) -> list[int]:
-    """Images of the parts that the batch may be computed in, down to two: a normalisation refuses less."""
+    """Sizes of the parts of a batch that engines compute at once, down to 2: batch normalisation needs as many."""
     sizes = {part_size(batch_size, number) for number in numbers}
     return sorted(sizes - {1, batch_size}, reverse=True)
 
 
 def _settings(profile: Profile, options: argparse.Namespace) -> list[PredictionInputs]:
-    """One for every link."""
+    """One per link."""
     links = [Link(rate * 1e9, LATENCY, overlaps=not profile.is_of_a_processor) for rate in options.link]
     overhead = options.overhead / 1e3
     costs, parts = profile.costs(), profile.part_costs()
@@ -110,7 +139,7 @@ def _settings(profile: Profile, options: argparse.Namespace) -> list[PredictionI
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Numbers that no prediction can be made of."""
+    """Raises ConfigError for options out of range."""
     for name, values, least in (
         ("blocks", options.blocks or (), 1),
         ("microbatches", options.microbatches, 1),
@@ -119,16 +148,16 @@ def _check(options: argparse.Namespace) -> None:
         ("overhead", [options.overhead], 0),
     ):
         if any(value < least for value in values):
-            raise ConfigError(f"--{name} is {' '.join(map(str, values))}; needed is at least {least}")
+            raise ConfigError(f"--{name} is {' '.join(map(str, values))}; expected at least {least}")
     for name, values in (("link", options.link), ("memory", [] if options.memory is None else [options.memory])):
         if not all(0 < value < inf for value in values):
-            raise ConfigError(f"--{name} is {' '.join(f'{value:g}' for value in values)}; needed is a number above 0")
+            raise ConfigError(f"--{name} is {' '.join(f'{value:g}' for value in values)}; expected a number above 0")
     if options.write and len(options.blocks or ()) > 1:
         raise ConfigError(f"--write writes one cut, but --blocks are {options.blocks}; name one, such as --blocks 4")
 
 
 def _left_out(profile: Profile, options: argparse.Namespace) -> Iterator[str]:
-    """What the tables do not show, and why."""
+    """What the tables leave out, and why."""
     too_many = [] if options.blocks else [number for number in BLOCKS if number > len(profile.units)]
     too_small = [number for number in options.microbatches if number > profile.batch_size]
     if too_many:
@@ -139,30 +168,22 @@ def _left_out(profile: Profile, options: argparse.Namespace) -> Iterator[str]:
         yield f"left out: cuts with a block of more than {options.memory:g} GiB; ddp, which is not cut, is not checked"
 
 
-def _check_blocks(profile: Profile, numbers: Sequence[int]) -> None:
-    if max(numbers) > len(profile.units):
-        raise ConfigError(
-            f"{max(numbers)} blocks, but the network has only {len(profile.units)} units to cut between; "
-            f"use --blocks {len(profile.units)} or less"
-        )
-
-
 def _local(config: Config) -> Config:
-    """What is measured: a network that learns end to end is compared with bll, so its heads are those of bll."""
+    """The config to measure: for end-to-end training that of bll, with whose heads it is compared."""
     return replace(config, method="bll", engine="ranks") if config.is_end_to_end else config
 
 
 def _file(name: str, text: str | None) -> Path | None:
-    """The file that an option names, which need not exist."""
+    """The file of option ``name``, which need not exist."""
     if text is not None and Path(text).is_dir():
-        raise ConfigError(f"--{name} {text} is a directory; needed is the name of a file, such as {text}/FILE")
+        raise ConfigError(f"--{name} {text} is a directory; expected the name of a file, such as {text}/FILE")
     if text is not None and not Path(text).parent.is_dir():
-        raise ConfigError(f"--{name} {text} cannot be written: there is no directory {Path(text).parent}; make it")
+        raise ConfigError(f"--{name} {text} cannot be written: there is no directory {Path(text).parent}; create it")
     return None if text is None else Path(text)
 
 
 def _profile(config: Config, options: argparse.Namespace, file: Path | None, parts: Sequence[int]) -> Profile:
-    """The profile in ``file``, or a new one with parts of so many images."""
+    """The profile in ``file``, or a new one that also measures ``parts`` of a batch."""
     if file is not None and file.exists():
         return load_profile(file, config)
     from bllpipe.tools.planning.profiler import background_load, data_spec, measure  # torch
@@ -189,13 +210,13 @@ def _best(profile: Profile, setting: PredictionInputs, number: int, limit: float
 
 
 def _too_little_memory(profile: Profile, number: int, limit: float) -> ConfigError:
-    """Says how much ``number`` blocks need, and how many blocks would do."""
+    """An error that names the memory that ``number`` blocks need, and a number of blocks that fits."""
     costs = profile.costs()
     least = _least_memory(costs, number)
     if least == inf:
         return ConfigError(f"{number} blocks would leave one without parameters; use --blocks {number - 1} or less")
     enough = [more for more in range(number, len(costs) + 1) if _least_memory(costs, more) <= limit]
-    more = f", or --blocks {enough[0]}" if enough else "; no other number of blocks is small enough either"
+    more = f", or --blocks {enough[0]}" if enough else "; no larger number of blocks fits either"
     return ConfigError(
         f"--memory {limit / GIB:g}: the largest of {number} blocks needs {least / GIB:.3g} GiB at best; "
         f"use --memory {least / GIB * 1.01:.3g}{more}"
@@ -203,6 +224,7 @@ def _too_little_memory(profile: Profile, number: int, limit: float) -> ConfigErr
 
 
 def _least_memory(costs: Sequence[UnitCost], number: int) -> float:
+    """Bytes of the largest of ``number`` blocks, for the cut that minimises them; infinite if no cut is allowed."""
     allowed = local_cost(costs, Link())
 
     def memory(first: int, end: int) -> float:
@@ -210,11 +232,6 @@ def _least_memory(costs: Sequence[UnitCost], number: int) -> float:
 
     cut = best_cut(len(costs), number, memory)
     return inf if cut is None else largest(cut, len(costs), memory)
-
-
-def _steps(config: Config, profile: Profile) -> int:
-    """Steps of the run that ``config`` describes."""
-    return config.steps or config.epochs * profile.steps_per_epoch
 
 
 def _write_json(
@@ -235,10 +252,10 @@ def _write_json(
 def _write_config(
     file: Path, config: Config, profile: Profile, setting: PredictionInputs, number: int, limit: float
 ) -> None:
-    """The cut for what ``config`` runs: stages have no heads, so theirs may differ."""
+    """Writes the best cut for the engine of ``config``: stages have no heads, so theirs may differ from blocks'."""
     if config.is_end_to_end:
         cut = best_cut(len(profile.units), number, stage_cost(setting.units, setting.link, limit))
-        assert cut is not None, "what blocks with heads allow, stages without heads allow too"
+        assert cut is not None, "a cut allowed for blocks with heads is allowed for stages without heads"
     else:
         cut = list(_best(profile, setting, number, limit).cut)
     blocks: list[int | str] = [profile.names[position - 1] for position in cut]
@@ -253,8 +270,8 @@ def prediction_table(
     predictions: Sequence[Sequence[Sequence[Prediction]]],
     unmeasured: Sequence[int] = (),
 ) -> str:
-    """Rates of every engine: a row a number of devices and engine, a column a link. The cost of parts of ``unmeasured``
-    sizes is a guess."""
+    """Rates: a row per number of devices and engine, a column per link. The costs of parts of ``unmeasured`` sizes are
+    taken as proportional to the size."""
     rows = []
     for index, number in enumerate(numbers):
         by_link = [{_row_name(found): found for found in of_link[index]} for of_link in predictions]
@@ -263,7 +280,7 @@ def prediction_table(
     single = settings[0].batch_size / settings[0].single_seconds
     heads = ["devices", "engine", *(f"images/s at {rate_text(setting)}" for setting in settings)]
     notes = NOTES.format(
-        links=OVERLAPPING if settings[0].link.overlaps else CARRIED,
+        links=OVERLAPPING if settings[0].link.overlaps else NOT_OVERLAPPING,
         parts=UNMEASURED.format(" or ".join(map(str, unmeasured))) if unmeasured else "",
     )
     return f"{table(heads, rows)}\none device: {single:,.0f} images/s\n{notes}"

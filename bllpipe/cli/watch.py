@@ -1,4 +1,4 @@
-"""``bllpipe watch`` and ``bllpipe health``: a run as its files show it, from any terminal."""
+"""``bllpipe watch`` and ``bllpipe health``: the state of a run, read from its files in any terminal."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ if TYPE_CHECKING:
     from bllpipe.tools.monitoring.run_status import Follower
 
 EVERY_SECONDS = 1.0
-SILENT = 1  # exit code: a run that says it runs, and has written nothing for too long
+UNHEALTHY = 1  # exit code: for watch, the run's status is "running", but it has written nothing for too long
 
 
 def add_watch(commands: Any) -> None:
-    """The command ``watch``."""
-    watch = commands.add_parser("watch", help="follow a run by its files, from any terminal")
+    """Adds the command ``watch``."""
+    watch = commands.add_parser("watch", help="follow a run in any terminal, by its files")
     watch.add_argument("directory", nargs="?", metavar="RUN", help="a run directory (default: the newest in runs/)")
     watch.add_argument(
         "--output",
         choices=("auto", "live", "plain", "json"),
         default="auto",
-        help="auto (default): a table that is redrawn on a terminal, else the table once a change",
+        help="auto (default): a live table on a terminal, else the table after every change",
     )
-    watch.add_argument("--once", action="store_true", help="show what is known now, and end")
+    watch.add_argument("--once", action="store_true", help="print the current state, and exit")
     watch.add_argument(
         "--within",
         type=float,
         default=WITHIN_SECONDS,
         metavar="SECONDS",
-        help="follow a run no longer that has written nothing for so long (default: %(default)g)",
+        help="exit when the run has written nothing for so long (default: %(default)g)",
     )
     watch.set_defaults(run=_watch)
 
@@ -45,96 +45,90 @@ def _watch(options: argparse.Namespace, words: Sequence[str]) -> int:
     from bllpipe.tools.monitoring.live_table import can_draw
 
     run = _open(options.directory)
-    run.look()
-    drawn = options.output == "live" or (options.output == "auto" and can_draw(sys.stdout))
+    run.refresh()
+    live = options.output == "live" or (options.output == "auto" and can_draw(sys.stdout))
     try:
-        if not options.once and _lasts(run, options.within):
-            (_draw if drawn else _show_changes)(run, options)
+        if not options.once and _is_active(run, options.within):
+            (_draw if live else _show_changes)(run, options)
         _show(run, options.output)
     except KeyboardInterrupt:
         return 130
-    if options.once or not _runs(run):
+    if options.once or run.status.get("status") != "running":
         return 0
-    warn(f"{health_of(run.directory, options.within).reason}: its processes may be gone; --resume auto goes on with it")
-    return SILENT
+    reason = health_of(run.directory, options.within).reason
+    warn(f"{reason}: its processes may be gone; use --resume auto to continue the run")
+    return UNHEALTHY
 
 
 def _open(text: str | None) -> Follower:
-    """What follows the run; ConfigError where there is none, or its config is of another version."""
+    """Raises ConfigError where there is no run, or its config is of another version."""
     from bllpipe.tools.monitoring.run_status import Follower
 
     path = Path(text) if text else newest(RUNS)
     if path is None:
-        raise ConfigError(f"there is no run in {RUNS}/; needed is the directory of a run: bllpipe watch RUN")
+        raise ConfigError(f"there is no run in {RUNS}/; name a run directory: bllpipe watch RUN")
     if not (path / "config.yaml").is_file():
-        raise ConfigError(f"{path} holds no config.yaml; needed is the directory of a run, such as runs/NAME")
+        raise ConfigError(f"{path} holds no config.yaml; expected a run directory, such as runs/NAME")
     try:
         return Follower(path)
     except BllpipeError as error:
         raise ConfigError(
-            f"{path}/config.yaml cannot be read: {error}; needed is the version of bllpipe that env.json there names"
+            f"{path}/config.yaml cannot be read: {error}; use the version of bllpipe that env.json there names"
         ) from error
 
 
 def _draw(run: Follower, options: argparse.Namespace) -> None:
     from bllpipe.tools.monitoring.progress import draw
 
-    draw(sys.stdout)(run, lambda seconds: _pause(seconds) or not _lasts(run, options.within))
+    draw(sys.stdout)(run, lambda seconds: _sleep(seconds) or not _is_active(run, options.within))
 
 
 def _show_changes(run: Follower, options: argparse.Namespace) -> None:
-    """All but the last, which is shown when the run is over."""
+    """Prints the run after every change but the last, which the caller prints."""
     shown = None
-    while _lasts(run, options.within):
+    while _is_active(run, options.within):
         if (run.step, run.status) != shown:
             shown = run.step, run.status
             _show(run, options.output)
-        _pause(EVERY_SECONDS)
-        run.look()
+        _sleep(EVERY_SECONDS)
+        run.refresh()
 
 
-def _runs(run: Follower) -> bool:
-    return bool(run.status.get("status") == "running")
+def _is_active(run: Follower, within: float) -> bool:
+    """Whether the run is running and healthy."""
+    return run.status.get("status") == "running" and health_of(run.directory, within).is_healthy
 
 
-def _lasts(run: Follower, within: float) -> bool:
-    """Whether something may still come."""
-    return _runs(run) and health_of(run.directory, within).is_well
-
-
-def _pause(seconds: float) -> bool:
+def _sleep(seconds: float) -> bool:
+    """Returns False: the display continues."""
     return threading.Event().wait(seconds)
 
 
 def _show(run: Follower, output: str) -> None:
-    show(_json(run) if output == "json" else _table(run))
-
-
-def _table(run: Follower) -> str:
     from rich.console import Console
 
     from bllpipe.tools.monitoring.live_table import lines
-
-    unicode = "utf" in (getattr(sys.stdout, "encoding", None) or "").lower()
-    return "\n".join(lines(run, Console(file=sys.stdout).width, unicode=unicode))
-
-
-def _json(run: Follower) -> str:
     from bllpipe.tools.monitoring.progress import snapshot
 
-    return snapshot(run)
+    if output == "json":
+        show(snapshot(run))
+    else:
+        unicode = "utf" in (getattr(sys.stdout, "encoding", None) or "").lower()
+        show("\n".join(lines(run, Console(file=sys.stdout).width, unicode=unicode)))
 
 
 def add_health(commands: Any) -> None:
-    """The command ``health``."""
-    health = commands.add_parser("health", help="whether a run is well: exit code 0 or 1, and a line that says why")
+    """Adds the command ``health``."""
+    health = commands.add_parser(
+        "health", help="check whether a run is healthy: exit code 0 or 1, and the reason in one line"
+    )
     health.add_argument("directory", nargs="?", metavar="RUN", help="a run directory (default: the newest in runs/)")
     health.add_argument(
         "--within",
         type=float,
         default=WITHIN_SECONDS,
         metavar="SECONDS",
-        help="a run that has written nothing for so long is not well (default: %(default)g)",
+        help="a running run that has written nothing for so long is unhealthy (default: %(default)g)",
     )
     health.set_defaults(run=_health)
 
@@ -143,4 +137,4 @@ def _health(options: argparse.Namespace, words: Sequence[str]) -> int:
     directory = Path(options.directory) if options.directory else newest(RUNS)
     found = health_of(directory, options.within) if directory else Health(False, f"there is no run in {RUNS}/")
     show(found.reason)
-    return 0 if found.is_well else 1
+    return 0 if found.is_healthy else UNHEALTHY

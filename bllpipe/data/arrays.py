@@ -32,7 +32,7 @@ def label_array(values: Any, what: str) -> Any:
     check_label_form(array.dtype.kind, array.shape, array_form(array), what)
     if array.size and array.max() >= MAX_CLASSES:
         raise DataError(
-            f"{what} has the label {array.max()}; needed are classes numbered from 0, at most {MAX_CLASSES:,}"
+            f"{what} has the label {array.max()}; expected classes numbered from 0, at most {MAX_CLASSES:,}"
         )
     return array.astype(np.int64)
 

@@ -107,7 +107,7 @@ def mean_and_std(data: DataConfig, channels: int, train_NCHW: Tensor | None) -> 
         if len(values) != channels:
             raise ConfigError(f"{key} has {len(values)} values, but the images have {channels} channels; give one each")
     if not all(value > 0 for value in std):
-        raise ConfigError(f"data.std is {std}; needed are numbers above 0")
+        raise ConfigError(f"data.std is {std}; expected numbers above 0")
     return mean, std
 
 

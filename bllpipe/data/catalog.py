@@ -71,21 +71,21 @@ def check_labels(train_N: Any, test_N: Any, source: str) -> int:
     """
     for split, labels_N in (("train", train_N), ("test", test_N)):
         if len(labels_N) == 0:
-            raise DataError(f"{source}: the {split} split has no images; needed is at least one")
+            raise DataError(f"{source}: the {split} split has no images; expected at least one")
         if int(labels_N.min()) < 0:
-            raise DataError(f"{source}: {split} label {int(labels_N.min())}; needed are classes numbered from 0")
+            raise DataError(f"{source}: {split} label {int(labels_N.min())}; expected classes numbered from 0")
     classes = int(train_N.max()) + 1
     if classes > MAX_CLASSES:
         raise DataError(
-            f"{source}: training label {classes - 1}; needed are classes numbered from 0, at most {MAX_CLASSES:,}"
+            f"{source}: training label {classes - 1}; expected classes numbered from 0, at most {MAX_CLASSES:,}"
         )
     if int(test_N.max()) >= classes:
         raise DataError(
             f"{source}: test label {int(test_N.max())}, but training labels only go up to {classes - 1}; "
-            f"needed are the same classes in both"
+            f"expected the same classes in both"
         )
     if classes < 2:
-        raise DataError(f"{source}: only one class; needed are at least 2")
+        raise DataError(f"{source}: only one class; expected at least 2")
     return classes
 
 
@@ -151,7 +151,7 @@ def split_folders(path: str) -> dict[str, Path]:
     folders = {"train": root / "train", "test": root / "test" if (root / "test").is_dir() else root / "val"}
     for folder in folders.values():
         if not folder.is_dir():
-            raise DataError(f"{folder} does not exist; needed are {root}/train/CLASS/*.png and {root}/test/CLASS/*.png")
+            raise DataError(f"{folder} does not exist; expected {root}/train/CLASS/*.png and {root}/test/CLASS/*.png")
     return folders
 
 
@@ -170,7 +170,7 @@ def _samples(folder: Path, root: Path, warn: Callable[[str], None]) -> list[Samp
     if found := str(left_out):
         warn(f"{folder}: left out {found}; an image counts where it is CLASS/NAME with one of {' '.join(SUFFIXES)}")
     if not samples:
-        raise DataError(f"{folder} holds no images; needed are {folder}/CLASS/*.png")
+        raise DataError(f"{folder} holds no images; expected {folder}/CLASS/*.png")
     return samples
 
 
@@ -178,7 +178,7 @@ def _entries(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
     except OSError as error:
-        raise DataError(f"{folder} cannot be read: {error.strerror}; needed is a folder of images") from error
+        raise DataError(f"{folder} cannot be read: {error.strerror}; expected a folder of images") from error
 
 
 def _check_inside(path: Path, root: Path) -> None:

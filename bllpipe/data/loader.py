@@ -8,11 +8,12 @@ Shapes: B images, C channels, H x W.
 
 from __future__ import annotations
 
-import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from math import pi
-from queue import Queue
+from threading import Thread
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,12 +24,13 @@ from bllpipe.data.base import ImageSet, LabelSet, MemoryImages, Split, sent
 from bllpipe.data.catalog import DataSpec
 from bllpipe.distributed.local_links import Channel
 from bllpipe.errors import ConfigError
-from bllpipe.messages import Alpha, Receiver, Round, Target, messages
+from bllpipe.messages import Alpha, Round, Target, messages
 from bllpipe.utils.tensors import stream
 
 CPU = torch.device("cpu")
 LARGEST_SHARE = 4  # the part of a GPU's memory that images take by themselves: one in so many
 DEPTH = 2  # batches that are drawn ahead
+Item = TypeVar("Item")
 
 
 class ImageSource:
@@ -106,7 +108,7 @@ def placed(images: ImageSet, config: GpuConfig, device: torch.device) -> ImageSe
     if stays_on_device(images, config, torch.cuda.mem_get_info(device)[1]):
         assert isinstance(images, MemoryImages), "checked just now"
         return images.on(device)
-    return DrawnAhead(images, Tensor.pin_memory)
+    return PrefetchedImages(images, Tensor.pin_memory)
 
 
 def stays_on_device(images: ImageSet, config: GpuConfig, memory_bytes: int) -> bool:
@@ -122,9 +124,9 @@ def stays_on_device(images: ImageSet, config: GpuConfig, memory_bytes: int) -> b
     return config.images == "device" or (config.images == "auto" and fits)
 
 
-class DrawnAhead:
-    """An ImageSet whose batches a thread draws, or decodes, while the device is at those before them; ``pin`` puts them
-    into memory from which a GPU copies by itself."""
+class PrefetchedImages:
+    """An ImageSet whose batches a thread draws, or decodes, while the device works on those before them; ``pin`` copies
+    them into memory from which a GPU reads by itself."""
 
     def __init__(self, images: ImageSet, pin: Callable[[Tensor], Tensor]) -> None:
         self._images, self._pin = images, pin
@@ -132,20 +134,41 @@ class DrawnAhead:
         self.mean, self.std = images.mean, images.std
 
     def batches(self, wanted: Iterable[tuple[Split, Tensor]]) -> Iterator[Tensor]:
-        ready: Queue[Tensor | BaseException | None] = Queue(DEPTH)
-        threading.Thread(target=self._draw, args=(wanted, ready), name="images", daemon=True).start()
-        while (drawn := ready.get()) is not None:
-            if isinstance(drawn, BaseException):
-                raise drawn
-            yield drawn
+        yield from Prefetcher(map(self._pin, self._images.batches(wanted)).__next__)  # starts with the first batch
 
-    def _draw(self, wanted: Iterable[tuple[Split, Tensor]], ready: Queue[Tensor | BaseException | None]) -> None:
-        try:
-            for images_BCHW in self._images.batches(wanted):
-                ready.put(self._pin(images_BCHW))
-            ready.put(None)
-        except BaseException as error:  # raised where the batch is asked for
-            ready.put(error)
+
+class Prefetcher(Generic[Item]):
+    """What ``draw`` returns until it raises StopIteration, drawn by a thread ahead of its use: an iterator, and the
+    receiver of a block's images. At most ``depth`` items wait.
+
+    The thread ends with the last item, with an error, which is raised where the item is asked for, or when the
+    prefetcher is closed or no longer referred to.
+    """
+
+    def __init__(self, draw: Callable[[], Item], num_threads: int | None = None, depth: int = DEPTH) -> None:
+        self._ready = Channel[Item](depth)
+        # The thread knows the channel alone: with a reference to the prefetcher it would keep itself alive.
+        self.thread = Thread(target=_draw_ahead, args=(draw, self._ready, num_threads), name="images", daemon=True)
+        self.close = weakref.finalize(self, self._ready.close, StopIteration())
+        self.thread.start()
+
+    def __iter__(self) -> Iterator[Item]:
+        return self
+
+    def __next__(self) -> Item:
+        return self._ready.get()
+
+    recv = __next__
+
+
+def _draw_ahead(draw: Callable[[], Item], ready: Channel[Item], num_threads: int | None) -> None:
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)  # OpenMP counts threads per thread
+    try:
+        while True:
+            ready.put(draw())
+    except BaseException as error:  # StopIteration too: the last item has been drawn, or the channel is closed
+        ready.close(error)
 
 
 def epoch_order(seed: int, epoch: int, num_train: int) -> Tensor:
@@ -208,22 +231,3 @@ def _rotate(images_BCHW: Tensor, degrees: float, generator: torch.Generator) -> 
     grid = affine_grid(turns, list(images_BCHW.shape), align_corners=False)
     turned = grid_sample(images_BCHW.to(torch.float32), grid, align_corners=False)
     return turned.round_().clamp_(0, 255).to(torch.uint8)
-
-
-class Ahead:
-    """Images that a thread draws and augments while the block before which they wait computes on those before them."""
-
-    def __init__(self, images: Receiver[Alpha], cpu_threads: int, depth: int = 2) -> None:
-        self._images, self._ready = images, Channel[Alpha](depth)
-        threading.Thread(target=self._draw, args=(cpu_threads,), name="images", daemon=True).start()
-
-    def recv(self) -> Alpha:
-        return self._ready.get()
-
-    def _draw(self, cpu_threads: int) -> None:
-        torch.set_num_threads(cpu_threads)  # OpenMP counts threads per thread
-        try:
-            while True:
-                self._ready.put(self._images.recv())
-        except BaseException as error:  # StopIteration too: nobody asks for more than there is
-            self._ready.close(error)

@@ -66,7 +66,7 @@ def open_archive(path: str) -> Archive:
     if train[1:] != test[1:]:
         raise DataError(
             f"{path}: training images are {list(train[1:])}, test images {list(test[1:])} "
-            f"(channels, height, width); needed is one shape"
+            f"(channels, height, width); expected one shape"
         )
     return Archive(path, members, train_N, test_N, DataSpec(train[0], test[0], train[1:], classes))
 
@@ -75,9 +75,9 @@ def _open(path: str) -> Members:
     if not Path(path).is_file():
         kind = "is a folder" if Path(path).is_dir() else "is a pipe or a device"
         found = kind if Path(path).exists() else "does not exist"
-        raise DataError(f"{path} {found}; needed is a NumPy archive with {', '.join(NAMES)}")
+        raise DataError(f"{path} {found}; expected a NumPy archive with {', '.join(NAMES)}")
     if _starts_as_array(path):
-        raise DataError(f"{path} holds a single array; needed is an archive with {', '.join(NAMES)}")
+        raise DataError(f"{path} holds a single array; expected an archive with {', '.join(NAMES)}")
     members = Members(path)
     missing = [name for name in NAMES if name not in members.names]
     if missing:
@@ -91,7 +91,7 @@ def _starts_as_array(path: str) -> bool:
         with Path(path).open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; needed is a NumPy archive") from error
+        raise DataError(f"{path} cannot be read: {error.strerror}; expected a NumPy archive") from error
 
 
 def _check_memory(members: Members) -> None:
@@ -99,7 +99,7 @@ def _check_memory(members: Members) -> None:
     needed, free = sum(members.member(name).bytes for name in NAMES), free_bytes()
     if free is not None and needed > free:
         raise DataError(
-            f"{members.path} unfolds to {needed:,} bytes, but only {free:,} of memory are free; needed is an archive "
+            f"{members.path} unfolds to {needed:,} bytes, but only {free:,} of memory are free; expected an archive "
             f"that fits, or data.name=imagefolder, which reads a batch at a time"
         )
 
@@ -117,10 +117,10 @@ def _image_shape(members: Members, name: str) -> tuple[int, int, int, int]:
     shape, dtype = found.shape, found.dtype
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3, 4)) or 0 in shape[1:]:
         raise DataError(
-            f"{members.path}: {name} is {list(shape)}; needed is [N, H, W] or [N, H, W, C] with 1, 3 or 4 channels"
+            f"{members.path}: {name} is {list(shape)}; expected [N, H, W] or [N, H, W, C] with 1, 3 or 4 channels"
         )
     if dtype != np.uint8 and dtype.kind != "f":
-        raise DataError(f"{members.path}: {name} is {dtype}; needed is uint8, or floats from 0 to 1")
+        raise DataError(f"{members.path}: {name} is {dtype}; expected uint8, or floats from 0 to 1")
     count, height, width, channels = (*shape, 1)[:4]
     return count, channels, height, width
 
@@ -129,7 +129,7 @@ def _from_floats(array: Any, what: str) -> Any:
     """Floats in 0..1 as uint8."""
     check_finite(array, what)
     if array.size and (array.min() < 0 or array.max() > 1):
-        raise DataError(f"{what} has floats from {array.min():g} to {array.max():g}; needed are 0 to 1, or uint8")
+        raise DataError(f"{what} has floats from {array.min():g} to {array.max():g}; expected 0 to 1, or uint8")
     return np.rint(array * 255).astype(np.uint8)
 
 

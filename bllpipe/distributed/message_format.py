@@ -21,6 +21,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from bllpipe.config.schema import Config
 from bllpipe.errors import WireError
 from bllpipe.messages import Alpha, Message, Phase, Round, Stats, Target
 from bllpipe.topology import Edge
@@ -224,6 +225,11 @@ def _describe_tensor(numbers: list[int]) -> str:
     dtype, dims, *shape = numbers
     name = str(DTYPES[dtype]).removeprefix("torch.") if 0 <= dtype < len(DTYPES) else f"dtype {dtype}"
     return f"{name}{shape[: max(0, min(dims, MAX_DIMS))]}"
+
+
+def wire_dtype(config: Config) -> torch.dtype:
+    """The format of activations on their way, ``precision.wire``."""
+    return torch.bfloat16 if config.precision.wire == "bf16" else torch.float32
 
 
 def _name(names: tuple[str, ...], index: int) -> str:

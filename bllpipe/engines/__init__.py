@@ -1,4 +1,4 @@
-"""How a run is executed. Only here are loops, wires, data and files put together."""
+"""How a run is executed. Only engines compose loops, links, data and files."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from bllpipe.config.loader import check_keys
 from bllpipe.config.schema import SYNCHRONOUS, TORCH_PIPELINES, TWO_STAGES
 from bllpipe.errors import ConfigError
 from bllpipe.topology import Placement, Topology
+from bllpipe.training.callbacks import Callback
 from bllpipe.training.run_lock import RunLock
 
 Output = Literal["auto", "live", "plain", "quiet", "json"]
@@ -21,8 +22,8 @@ Output = Literal["auto", "live", "plain", "quiet", "json"]
 class Options:
     """What the command line says beside the config. ``resume`` is ``auto``, ``never`` or the path of a checkpoint;
     ``accept`` names keys, and sections of keys, that may differ from those of the checkpoint; ``output`` is what is
-    shown while the run trains. A script hears of the job through ``on_agreed``, and its process goes on behind the run;
-    this is the run of that ``number`` in it."""
+    displayed while the run trains. A script gets the job through ``on_agreed``, and its process continues after the
+    run, which is the run ``number`` of that process."""
 
     resume: str = "never"
     run_dir: str | None = None
@@ -30,6 +31,7 @@ class Options:
     output: Output = "auto"
     on_agreed: Callable[[Any], None] | None = None  # takes a Job, whose module imports this one
     number: int = 1
+    callbacks: tuple[Callback, ...] = ()
     lock: RunLock = field(default_factory=RunLock, compare=False)  # of the run directory, in the rank that decides
 
     def check(self) -> None:
@@ -43,6 +45,7 @@ class Options:
 
 
 Engine = Callable[[Config, Options], int]  # returns the exit code of the process
+NETWORK = "block 0"  # the actor of a network that learns end to end, wherever its stages or replicas are
 NAMES = ("ranks", "threads", "sequential", "streams", "single", *SYNCHRONOUS)
 # The module of an engine and its function, where these are not ``run`` in a module of the same name.
 MODULES = {
@@ -63,8 +66,8 @@ PLACEMENTS: dict[str, Placement] = {
 
 
 def topology(config: Config) -> Topology:
-    """Who takes part: a whole network is one block that learns without feedback, unless its stages or replicas are
-    spread over ranks."""
+    """The ranks of a run and their blocks. A network that learns end to end is one block without feedback, unless its
+    stages or replicas are spread over ranks."""
     if config.engine in SYNCHRONOUS:
         each = 2 if config.engine in TWO_STAGES else 1
         return Topology(config.num_parts // each, has_feedback=False, placement=PLACEMENTS[config.engine])
@@ -72,8 +75,8 @@ def topology(config: Config) -> Topology:
 
 
 def engine(name: str) -> Engine:
-    """The engine called ``name``; its module, and torch with it, is imported only now. It computes with torch's
-    defaults, whatever the process has switched on around it."""
+    """The engine called ``name``. Its module, and torch with it, is imported only now. The engine computes with torch's
+    defaults, whatever settings the process has changed."""
     assert name in NAMES, "the config admits no other"
     from bllpipe.utils.torch_state import torch_defaults
 

@@ -8,7 +8,6 @@ what starts fresh, and what is left over, is named.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -24,7 +23,7 @@ from bllpipe.data.base import ImageSet, LabelSet
 from bllpipe.data.identity import identity as data_identity
 from bllpipe.data.loader import LabelSource, label_batches
 from bllpipe.distributed.torchrun import speaks_for_all
-from bllpipe.engines.job import Job, input_shape, shape_of
+from bllpipe.engines.job import Job
 from bllpipe.engines.ports import ActorPorts, NullSender, PortWrapper, Wires, identity, image_port, rounds_of
 from bllpipe.errors import CheckpointError, ConfigError
 from bllpipe.learn.block import Block, alpha_shape, make_block
@@ -38,8 +37,6 @@ from bllpipe.models.checks import batch_norms_seen, check_batches, check_has_val
 from bllpipe.models.partition import cut
 from bllpipe.models.registry import last_width, network_units
 from bllpipe.models.units import Segment, Unit
-from bllpipe.tools.fault_injection import inject
-from bllpipe.tools.monitoring.exporter import monitored
 from bllpipe.topology import Edge
 from bllpipe.training.instrument import guard, trace
 from bllpipe.training.loops import BlockLoop, FeedbackLoop, Loop
@@ -95,7 +92,7 @@ class JobBuilder:
 
     def _lane(self, block: int, name: str, labels: LabelSet, device: torch.device) -> Actor:
         job, ports, config = self.job, self._ports(), self.job.config
-        channels, family = num_channels(shape_of(job, block)), FAMILIES[config.objective.family]
+        channels, family = num_channels(job.store.shape_of(block)), FAMILIES[config.objective.family]
         loop = FeedbackLoop(
             name,
             make_feedback(config.feedback, job.spec.num_classes, channels, config.seed, name, device, family),
@@ -108,7 +105,7 @@ class JobBuilder:
 
     def _block(self, rank: int, segment: Segment) -> Block:
         job = self.job
-        shapes = input_shape(job, rank), shape_of(job, rank)
+        shapes = job.input_shape(rank), job.store.shape_of(rank)
         is_last = rank == job.topology.num_blocks - 1
         sizes = job.spec.num_classes, job.plan.total_steps
         block = make_block(segment, *shapes, job.config, *sizes, is_last, width_for_heads(job))
@@ -153,8 +150,10 @@ def make_worker(job: Job, rank: int, actors: list[Actor]) -> Worker:
         job.directory.checkpoints, job.store, num_ranks, job.attempt, settings.keep, settings.if_unwritable
     )
     facts = {"config": to_mapping(job.config), "data": data_identity(job.spec)}
-    part = monitored(job, Worker(rank, job.topology.role(rank), actors, writer, facts, span_file(job, rank, actors)))
-    return inject(part, job.faults) if job.faults else part
+    worker = Worker(rank, job.topology.role(rank), actors, writer, facts, span_file(job, rank, actors))
+    for callback in job.callbacks:
+        callback.on_start(job, worker)
+    return worker
 
 
 def with_spans(job: Job, actor: Actor) -> Actor:
@@ -191,15 +190,14 @@ def restore_actors(job: Job, rank: int, actors: Sequence[Actor]) -> None:
     if fresh:
         role = job.topology.role(rank)
         warn(f"rank {rank} ({role}): starts fresh, as {place} holds nothing that fits: {in_groups(fresh)}")
-    job.store.set(f"taken/{rank}", json.dumps(sorted(taken)))
+    job.store.post("restored", rank, sorted(taken))
 
 
 def report_unused(job: Job) -> None:
     """Names what the checkpoint holds and no rank has taken. One rank does so, when all take up theirs."""
     if job.checkpoint is None:
         return
-    ranks = range(job.topology.world_size)
-    taken = {name for rank in ranks for name in json.loads(job.store.get(f"taken/{rank}"))}
+    taken = {name for names in job.store.gather("restored", job.topology.world_size) for name in names}
     left = [name for name in job.checkpoint.names() if name not in taken]
     if left:
         warn(f"nobody takes from {job.checkpoint.path.name}: {in_groups(left)}")
@@ -251,14 +249,14 @@ def build_segment(job: Job, number: int, device: torch.device, kind: Literal["bl
     propagate(segment, config.method, num_classes, config.seed)
     segment = place(segment, config, device)  # only now, so that weights for the way back lie as the others do
     with batch_norms_seen(segment) as norms:
-        shape = _output_shape(segment, input_shape(job, number), device, name)
+        shape = _output_shape(segment, job.input_shape(number), device, name)
     check_batches(norms, *_smallest_batches(job), name)
     if number == len(parts) - 1 and shape != (num_classes,):
         raise ConfigError(
-            f"the last {kind} gives {list(shape)} for each image; needed are {num_classes} class scores: "
+            f"the last {kind} gives {list(shape)} for each image; expected {num_classes} class scores: "
             f"let the network end with a layer that gives them"
         )
-    job.store.set(f"shape/{number}", json.dumps(shape))
+    job.store.set_shape(number, shape)
     return segment
 
 

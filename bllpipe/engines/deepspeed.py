@@ -62,7 +62,11 @@ def pipeline_engine(
             [module] * num_stages, num_stages=num_stages, loss_fn=loss, partition_method="uniform"
         )
         dummy = torch.optim.SGD(network.parameters(), lr=0.0)
-        return deepspeed.initialize(model=network, optimizer=dummy, config=settings)[0]
+        network.to(memory_format=torch.contiguous_format)  # DeepSpeed broadcasts parameters as bytes, by a view
+        engine = deepspeed.initialize(model=network, optimizer=dummy, config=settings)[0]
+        if module.channels_last:
+            network.to(memory_format=torch.channels_last)
+        return engine
 
 
 def _deepspeed_on(device: torch.device) -> Any:

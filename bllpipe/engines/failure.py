@@ -1,13 +1,13 @@
-"""How a run ends badly: one message from one rank, a status file that says why, and no process left waiting."""
+"""The end of a run that fails: one message from one rank, a status file with the reason, and no process that waits."""
 
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 import traceback
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,18 +17,17 @@ from bllpipe.distributed.process_group import World, open_store
 from bllpipe.distributed.torchrun import RankEnvironment, stop_torchrun
 from bllpipe.errors import BllpipeError, OutputError, WireError
 from bllpipe.messages import Store
-from bllpipe.tools.monitoring.exporter import mark_failed
-from bllpipe.tools.monitoring.live_table import release
+from bllpipe.training.callbacks import Callback
 from bllpipe.training.run_directory import RunDirectory
 from bllpipe.training.watchdog import Heartbeats
 from bllpipe.training.worker import RoundError
 from bllpipe.utils.console import drop_unwritten, warn
 
-SILENT_SECONDS = 5.0  # that a rank gives the one that failed first to speak
+SILENT_SECONDS = 5.0  # for which a rank waits until the first one that failed has reported
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """What really happened, without the round that it happened in, and in our words if the store gave up."""
+    """The error itself, without the round in which it was raised; a WireError in place of a timeout of the store."""
     cause = error.__cause__ if isinstance(error, RoundError) and error.__cause__ else error
     if not isinstance(cause, DistStoreError):
         return cause
@@ -40,7 +39,7 @@ def cause_of(error: BaseException) -> BaseException:
 
 
 def explain(error: BaseException) -> str:
-    """The message for people; a traceback only for what bllpipe itself did wrong."""
+    """The message of the error; with a traceback unless it is a BllpipeError."""
     error = cause_of(error)
     if isinstance(error, BllpipeError):
         return str(error)
@@ -52,57 +51,71 @@ def exit_code(error: BaseException) -> int:
     return cause.exit_code if isinstance(cause, BllpipeError) else 1
 
 
-def report_failure(error: BaseException, store: Store, job_store: Store, rank: int, role: str) -> int:
-    """Prints the error and writes status.json, unless another rank failed first; returns the exit code of the first.
+def report_failure(
+    error: BaseException,
+    store: Store,
+    job_store: Store,
+    rank: int,
+    role: str,
+    callbacks: Sequence[Callback] = (),
+) -> int:
+    """Prints the error, writes status.json and calls ``callbacks``, unless another rank failed first; returns the exit
+    code of the first.
 
-    When one rank fails its neighbours fail too, for want of messages. Only the first is worth reading, so whoever
-    claims the key speaks. The others are silent, and stay until it has spoken: the launcher ends all when one has left.
+    When one rank fails its neighbours fail too, as its messages do not arrive. Only the first error is worth reading,
+    so the rank that sets the key reports. The others print nothing, and stay until it has reported: the launcher ends
+    all ranks when one has left.
     """
     own = f"{uuid.uuid4().hex}, exit code {exit_code(error)}"
     try:
         first = store.compare_set("failure", "", own).decode()
         if first != own:
-            _wait_for_words(store)
+            _wait_for_report(store)
             return int(first.rpartition(" ")[2])
         directory = job_store.get("directory").decode() if job_store.check(["directory"]) else None
-        _speak(error, rank, role, directory, store)
+        _print_error(error, rank, role, store)
+        if directory is not None:
+            _write_status(error, rank, role, Path(directory))
+            for callback in callbacks:
+                callback.on_failure(Path(directory), cause_of(error))
         store.set("failure/told", "yes")
     except RuntimeError:  # the store is gone with its launcher: better twice than not at all
-        _speak(error, rank, role, None, store)
+        _print_error(error, rank, role, store)
     return exit_code(error)
 
 
-def _speak(error: BaseException, rank: int, role: str, directory: str | None, store: Store) -> None:
-    place, words = f"rank {rank} ({role})", explain(error)
-    warn(f"{'' if words.startswith(place) else f'{place}: '}{words}{_last_seen(error, store)}")
-    if directory is not None:
-        step = {"step": error.entry.step} if isinstance(error, RoundError) else {}
-        facts = {**step, "rank": rank, "role": role, "reason": explain(error).strip()}
-        try:
-            RunDirectory(Path(directory)).write_status("failed", **facts)
-            mark_failed(RunDirectory(Path(directory)), type(cause_of(error)).__name__)
-        except OutputError as second:
-            warn(f"rank {rank} ({role}): and {second.found}")
+def _print_error(error: BaseException, rank: int, role: str, store: Store) -> None:
+    place, text = f"rank {rank} ({role})", explain(error)
+    warn(f"{'' if text.startswith(place) else f'{place}: '}{text}{_last_heartbeats(error, store)}")
 
 
-def _wait_for_words(store: Store) -> None:
+def _write_status(error: BaseException, rank: int, role: str, directory: Path) -> None:
+    step = {"step": error.entry.step} if isinstance(error, RoundError) else {}
+    details = {**step, "rank": rank, "role": role, "reason": explain(error).strip()}
+    try:
+        RunDirectory(directory).write_status("failed", **details)
+    except OutputError as second:
+        warn(f"rank {rank} ({role}): and {second.found}")
+
+
+def _wait_for_report(store: Store) -> None:
     deadline, pause = time.monotonic() + SILENT_SECONDS, threading.Event()
     while not store.check(["failure/told"]) and time.monotonic() < deadline:
         pause.wait(0.02)
 
 
-def _last_seen(error: BaseException, store: Store) -> str:
-    """Where everybody was, for whoever looks for the reason of a message that did not come."""
+def _last_heartbeats(error: BaseException, store: Store) -> str:
+    """Where all ranks were, if a message has not arrived: the reason is often in another rank."""
     if not isinstance(cause_of(error), WireError):
         return ""
     try:
-        return "".join(f"\n  rank {rank}: {posting}" for rank, posting in Heartbeats(store).all_ranks())
+        return "".join(f"\n  rank {rank}: {heartbeat}" for rank, heartbeat in Heartbeats(store).all_ranks())
     except RuntimeError:
         return ""
 
 
 def enter(environment: RankEnvironment, timeout: float, number: int = 1) -> World:
-    """Opens the store of job ``number``; without one there is nobody to tell, and this process ends."""
+    """Opens the store of job ``number``. Without a store no other rank can be told, so this process ends."""
     try:
         return open_store(environment, timeout, number)
     except WireError as error:
@@ -110,13 +123,13 @@ def enter(environment: RankEnvironment, timeout: float, number: int = 1) -> Worl
         leave(error.exit_code)
 
 
-def fail(error: BaseException, world: World, rank: int, role: str) -> NoReturn:
-    """Ends this process because of ``rank``, mostly its own, with the exit code of the first failure in the job; and
-    torchrun if a restart is pointless."""
-    code = report_failure(error, world.store, world.job_store, rank, role)
+def fail(error: BaseException, world: World, rank: int, role: str, callbacks: Sequence[Callback] = ()) -> NoReturn:
+    """Ends this process because of an error in ``rank``, usually its own, with the exit code of the first failure in
+    the job. Ends torchrun too if the failure is not retryable."""
+    code = report_failure(error, world.store, world.job_store, rank, role, callbacks)
     if _first_on_its_machine(world):
         stop_torchrun(world.environment, code)
-    leave(code)
+    leave(code, callbacks)
 
 
 def _first_on_its_machine(world: World) -> bool:
@@ -126,10 +139,11 @@ def _first_on_its_machine(world: World) -> bool:
         return False
 
 
-def leave(code: int) -> NoReturn:
-    """Ends the process at once: threads that sit in a receive cannot be asked to stop. What ends badly also gives the
-    terminal all its rows back, as the rank that draws there may be the one that was killed."""
+def leave(code: int, callbacks: Sequence[Callback] = ()) -> NoReturn:
+    """Ends the process at once: threads that wait in a receive cannot be stopped. Calls ``callbacks`` first, unless the
+    run has ended without an error."""
     drop_unwritten()
     if code:
-        release(sys.stdout)
+        for callback in callbacks:
+            callback.on_exit()
     os._exit(code)

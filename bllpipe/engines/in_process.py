@@ -28,11 +28,11 @@ from bllpipe.engines.failure import cause_of, report_failure
 from bllpipe.engines.job import Job, agree
 from bllpipe.engines.ports import PortWrapper, Wires, identity, ring_wires
 from bllpipe.engines.runner import (
+    displays,
     finish,
     is_complete,
     post_worker_report,
     prepare_process,
-    progress,
     report_complete,
     run_actors,
 )
@@ -79,7 +79,7 @@ def _run_here(
             _run(config, options, store, execute, open_wires, wrap_port, watcher.ending)
         return watcher.exit_code if watcher.ending.stopped else 0
     except BaseException as error:
-        report_failure(error, store, store, rank=0, role="the only process")
+        report_failure(error, store, store, rank=0, role="the only process", callbacks=options.callbacks)
         raise cause_of(error) from None
 
 
@@ -112,15 +112,10 @@ def _run(
     report_unused(job)
     freeze_garbage()
     started = time.perf_counter()
-    try:
-        with progress(job):
-            execute(job, parts, wires)
-        for part in parts:
-            post_worker_report(job, part)
-    except BaseException:
-        for part in parts:
-            part.on_failure()
-        raise
+    with displays(job):
+        execute(job, parts, wires)
+    for part in parts:
+        post_worker_report(job, part)
     finish(job, started)
 
 

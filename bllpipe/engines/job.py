@@ -20,13 +20,12 @@ from bllpipe.checkpoint.resume import Change, changes, changes_since, checkpoint
 from bllpipe.config import Config, to_mapping
 from bllpipe.data.catalog import DataSpec
 from bllpipe.data.identity import described, identity
-from bllpipe.distributed.message_format import VERSION
-from bllpipe.distributed.torchrun import fault_text
+from bllpipe.distributed.message_format import VERSION, wire_dtype
 from bllpipe.engines import Options, Output, topology
 from bllpipe.errors import ConfigError, NoProgressError
 from bllpipe.messages import Phase, Round, Store
-from bllpipe.tools.fault_injection import Fault, parse_faults
 from bllpipe.topology import Topology
+from bllpipe.training.callbacks import Callback
 from bllpipe.training.run_directory import RunDirectory
 from bllpipe.training.run_schedule import RunSchedule, StopAgreement
 from bllpipe.utils.console import say, warn
@@ -37,13 +36,38 @@ OWN_KEYS = ("name", "data.path", "data.workers", "feedback.device")
 OWN_SECTIONS = ("log.",)
 
 
+class JobStore:
+    """The store of one attempt, with what the ranks of a job tell each other in it: the shapes of alpha, which only
+    the rank that builds a block knows, and records that one rank gathers from all."""
+
+    def __init__(self, store: Store) -> None:
+        self.set, self.get, self.add = store.set, store.get, store.add
+        self.check, self.compare_set = store.check, store.compare_set
+
+    def set_shape(self, number: int, shape: Sequence[int]) -> None:
+        """Posts the shape of the alpha of block or stage ``number``, without the batch."""
+        self.set(f"shape/{number}", json.dumps(shape))
+
+    def shape_of(self, number: int) -> tuple[int, ...]:
+        """The shape that ``set_shape`` posts; waits for it."""
+        return tuple(json.loads(self.get(f"shape/{number}")))
+
+    def post(self, kind: str, rank: int, record: object) -> None:
+        """Posts the record of ``kind`` of one rank, as JSON."""
+        self.set(f"{kind}/{rank}", json.dumps(record))
+
+    def gather(self, kind: str, world_size: int) -> list[Any]:
+        """The records of ``kind`` of all ranks, in order; waits for the slowest."""
+        return [json.loads(self.get(f"{kind}/{rank}")) for rank in range(world_size)]
+
+
 @dataclass(frozen=True)
 class Job:
     """A run as every rank knows it."""
 
     config: Config
     topology: Topology
-    store: Store
+    store: JobStore
     directory: RunDirectory
     attempt: str
     spec: DataSpec
@@ -51,13 +75,18 @@ class Job:
     checkpoint: Checkpoint | None
     tested: bool = True  # whether nothing is left to do of the step that the checkpoint was written after
     ending: StopAgreement = field(default_factory=StopAgreement)
-    faults: Sequence[Fault] = ()
     output: Output = "auto"
+    callbacks: Sequence[Callback] = ()
 
     @property
     def start(self) -> int:
         """Training steps that are done already."""
         return self.checkpoint.step if self.checkpoint else 0
+
+    @property
+    def restarts(self) -> int:
+        """How often the run was started again after a failure."""
+        return int(self.attempt.partition("-")[0])
 
     def rounds(self) -> Iterator[Round]:
         """A fresh iterator over the rounds that are left."""
@@ -71,10 +100,14 @@ class Job:
         """The rounds that are left whose messages travel on an edge: ``train``, or ``train`` and ``evaluate``."""
         return (entry for entry in self.rounds() if entry.phase in phases)
 
+    def input_shape(self, number: int) -> tuple[int, ...]:
+        """The shape of the input of block or stage ``number``, without the batch."""
+        return self.spec.image_shape if number == 0 else self.store.shape_of(number - 1)
+
     @property
     def alpha_dtype(self) -> torch.dtype:
         """The format of activations on the wire."""
-        return torch.bfloat16 if self.config.precision.wire == "bf16" else torch.float32
+        return wire_dtype(self.config)
 
 
 def agree(
@@ -104,7 +137,7 @@ def agree(
     job = Job(
         config,
         topology(config),
-        store,
+        JobStore(store),
         directory,
         decided["attempt"],
         spec,
@@ -112,8 +145,8 @@ def agree(
         checkpoint,
         decided["tested"],
         ending or StopAgreement(),
-        [fault for fault in parse_faults(fault_text()) if fault.attempt == attempt],
         options.output,
+        options.callbacks,
     )
     if options.on_agreed is not None:
         options.on_agreed(job)
@@ -208,16 +241,6 @@ def _with_cuts(config: Config, spec: DataSpec) -> Config:
     from bllpipe.learn.balance import resolved  # torch's counters, which few runs need
 
     return resolved(config, spec.image_shape, spec.num_classes)
-
-
-def input_shape(job: Job, number: int) -> tuple[int, ...]:
-    """The shape of what block or stage ``number`` is given, without the batch."""
-    return job.spec.image_shape if number == 0 else shape_of(job, number - 1)
-
-
-def shape_of(job: Job, number: int) -> tuple[int, ...]:
-    """The shape of the alpha of block or stage ``number``, without the batch."""
-    return tuple(json.loads(job.store.get(f"shape/{number}")))
 
 
 def introduce(config: Config, store: Store) -> None:

@@ -7,8 +7,8 @@ Shapes: B images, K classes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -21,13 +21,14 @@ from bllpipe.data.loader import LabelSource
 from bllpipe.data.registry import load_labels
 from bllpipe.distributed.process_group import add_up, receive_from, send_to
 from bllpipe.engines.build import build_segment
-from bllpipe.engines.job import Job, shape_of
+from bllpipe.engines.job import Job
 from bllpipe.engines.ports import image_port
 from bllpipe.engines.synchronous import RankContext, StageTrainer
 from bllpipe.learn.block import Outcome
 from bllpipe.learn.memory_format import as_channels_last
 from bllpipe.messages import Alpha, Receiver, Round, Target
 from bllpipe.models.units import Segment
+from bllpipe.training.instrument import wrap_method
 from bllpipe.training.loops import Loop
 from bllpipe.training.timing import Meter, Metered
 
@@ -169,7 +170,7 @@ def sent_bytes(job: Job, rank: int) -> int:
     for number in range(job.topology.num_stages - 1):
         ends = {rank_of(number), rank_of(number + 1)}
         if rank in ends and len(ends) == 2:
-            total += job.config.data.batch_size * prod(shape_of(job, number)) * wire_format(job, number).itemsize
+            total += job.config.data.batch_size * prod(job.store.shape_of(number)) * wire_format(job, number).itemsize
     return total
 
 
@@ -200,7 +201,7 @@ def make_hop(job: Job, module: StageModule, number: int, device: torch.device) -
 
 def _receiving(job: Job, number: int, device: torch.device) -> Callable[[int], Tensor]:
     """Receives a test batch of stage ``number``."""
-    source, shape, dtype = job.topology.rank_of(number), shape_of(job, number), wire_format(job, number)
+    source, shape, dtype = job.topology.rank_of(number), job.store.shape_of(number), wire_format(job, number)
     return lambda size: receive_from(source, torch.empty(size, *shape, dtype=dtype, device=device))
 
 
@@ -226,7 +227,7 @@ class TimedSchedule:
         for stage in stages:
             for name in COMPUTE:
                 if hasattr(stage, name):
-                    setattr(stage, name, self._counted(getattr(stage, name)))
+                    wrap_method(stage, name, around=self._computing)
 
     def step(self, *images: Tensor, target: Tensor | None = None, losses: list[Tensor] | None = None) -> Any:
         start, computed = time.perf_counter(), self._computed
@@ -236,11 +237,8 @@ class TimedSchedule:
         self.meter.sent += self._sent_bytes
         return scores
 
-    def _counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*arguments: Any, **named: Any) -> Any:
-            start = time.perf_counter()
-            result = call(*arguments, **named)
-            self._computed += time.perf_counter() - start
-            return result
-
-        return counted
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._computed += time.perf_counter() - start

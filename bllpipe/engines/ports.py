@@ -8,10 +8,10 @@ from typing import Any, Protocol
 import torch
 
 from bllpipe.data.base import ImageSet
-from bllpipe.data.loader import Ahead, ImageSource, placed
+from bllpipe.data.loader import ImageSource, Prefetcher, placed
 from bllpipe.distributed.cuda_streams import OpenStreams, RingWires
 from bllpipe.distributed.message_format import Field, Layout, alpha_fields, stats_fields, target_fields
-from bllpipe.engines.job import Job, shape_of
+from bllpipe.engines.job import Job
 from bllpipe.learn.distributions import num_channels
 from bllpipe.learn.memory_format import lies_channels_last
 from bllpipe.messages import Alpha, Message, Phase, Receiver, Round, Sender
@@ -45,7 +45,7 @@ def layout_of(job: Job, edge: Edge) -> Layout:
     if edge.kind == "stats":
         ring = max(ring, job.config.feedback.lag)  # a lane may be that many steps ahead of what it absorbs
     roles = (job.topology.role(edge.src), job.topology.role(edge.dst))
-    fields, received = _fields(job, edge, shape_of(job, block)), torch.float32
+    fields, received = _fields(job, edge, job.store.shape_of(block)), torch.float32
     if edge.kind == "alpha" and job.config.precision.compute == "bf16":
         received = job.alpha_dtype  # a block that computes in bf16 reads what was sent, where it lies
     return Layout(edge, roles, fields, job.config.data.batch_size, ring, received)
@@ -106,7 +106,7 @@ def image_port(
     config = job.config
     settled = placed(images, config.gpu, device)
     source = ImageSource(settled, job.messages(*phases), config.seed, config.data.augment, device)
-    return Ahead(source, config.cpu_threads) if ahead and device.type == "cpu" else source
+    return Prefetcher(source.recv, config.cpu_threads) if ahead and device.type == "cpu" else source
 
 
 def ring_wires(open_streams: OpenStreams, job: Job, device: torch.device) -> RingWires:

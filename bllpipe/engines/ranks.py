@@ -104,23 +104,26 @@ def _take_part(config: Config, options: Options, part: Part, environment: RankEn
     prepare_process(config, environment.rank)
     world = enter(environment, config.backend.timeout_seconds, options.number)
     try:
-        with watcher(config, world) as watching:
+        with watchdog(config, options, world) as watching:
             part(world, watching)
         options.lock.release()
     except BaseException as error:
-        fail(error, world, environment.rank, topology(config).role(environment.rank))
+        fail(error, world, environment.rank, topology(config).role(environment.rank), options.callbacks)
     if options.on_agreed is None:
         leave(0)
 
 
-def watcher(config: Config, world: World) -> Watchdog:
-    """The watcher of this rank, with a connection to the store for itself."""
-    layout, beside = topology(config), world.another_connection()
+def watchdog(config: Config, options: Options, world: World) -> Watchdog:
+    """The watchdog of this rank, with its own connection to the store."""
+    layout, own_world = topology(config), world.another_connection()
     roles = [layout.role(rank) for rank in range(layout.world_size)]
 
     def fail_because(error: BaseException, rank: int) -> NoReturn:
-        fail(error, beside, rank, roles[rank])
+        fail(error, own_world, rank, roles[rank], options.callbacks)
+
+    def leave_at_once(code: int) -> NoReturn:
+        leave(code, options.callbacks)
 
     timeout = config.backend.timeout_seconds
     ending = StopAgreement(saves=config.checkpoint.every_steps != NEVER)
-    return Watchdog(beside.store, world.environment.rank, roles, ending, timeout, fail_because, leave)
+    return Watchdog(own_world.store, world.environment.rank, roles, ending, timeout, fail_because, leave_at_once)

@@ -5,11 +5,10 @@ whole, the summary is written, and one table is printed.
 from __future__ import annotations
 
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -21,8 +20,6 @@ from bllpipe.config import Config
 from bllpipe.engines import Output
 from bllpipe.engines.build import report_unused
 from bllpipe.engines.job import Job
-from bllpipe.tools.monitoring.live_table import can_draw
-from bllpipe.tools.monitoring.progress import Live, Progress, draw, write_json
 from bllpipe.training.run_directory import gather_reports, outcome, post_report, summarise, table
 from bllpipe.training.worker import Actor, Worker
 from bllpipe.utils.console import say, warn
@@ -31,28 +28,13 @@ from bllpipe.utils.process import freeze_garbage, keep_freed_memory
 from bllpipe.utils.tensors import derived_seed
 from bllpipe.utils.torch_state import seed_all
 
-NETWORK = "block 0"  # what learns end to end is one block, wherever its stages or replicas are
 
-
-def progress(job: Job) -> AbstractContextManager[object]:
-    """What is shown of this job while it trains, to be entered by the one process that prints it."""
-    match job.output:
-        case "quiet":
-            return nullcontext()
-        case "json":
-            return Live(job.directory.path, job.plan.last_step, write_json(sys.stdout, job.config.log.plain_seconds))
-        case "live":
-            return Live(job.directory.path, job.plan.last_step, draw(sys.stdout))
-        case "auto" if can_draw(sys.stdout):
-            return Live(job.directory.path, job.plan.last_step, draw(sys.stdout))
-        case _:
-            return _lines(job)
-
-
-def _lines(job: Job) -> Progress:
-    actors = [NETWORK] if job.config.is_end_to_end else [f"block {rank}" for rank in job.topology.block_ranks]
-    out, seconds = sys.stdout, job.config.log.plain_seconds
-    return Progress(job.store, actors, job.start, job.plan.last_step, out, seconds, can_draw(out))
+def displays(job: Job) -> ExitStack:
+    """The displays of all callbacks, for the one process that prints."""
+    with ExitStack() as stack:
+        for callback in job.callbacks:
+            stack.enter_context(callback.display(job))
+        return stack.pop_all()
 
 
 def prepare_process(config: Config, rank: int) -> None:
@@ -68,7 +50,7 @@ def train(job: Job, part: Worker, behind_rounds: Callable[[], None] = lambda: No
     started = time.perf_counter()
     if part.rank == 0:
         report_unused(job)
-        with progress(job):
+        with displays(job):
             run_rounds(job, part)
     else:
         run_rounds(job, part)
@@ -91,7 +73,8 @@ def post_worker_report(job: Job, part: Worker) -> None:
     if part.last_saved is not None:
         part.checkpoints.wait_committed(part.last_saved)
     post_report(job.store, part.rank, part.report())
-    part.on_end()
+    for callback in job.callbacks:
+        callback.on_end(part)
 
 
 def finish(job: Job, started: float) -> None:

@@ -194,7 +194,7 @@ class CapturePolicy:
     def __init__(self, job: Job, num_columns: int) -> None:
         trace, self._lag = job.config.trace, job.config.feedback.lag
         self._traced = range(trace.first_step, trace.first_step + trace.num_steps)
-        self._has_faults = bool(job.faults)
+        self._wraps_steps = any(callback.wraps_steps for callback in job.callbacks)
         self._first = [job.start + max(ORDINARY_STEPS, self._lag)] * num_columns
 
     def is_so(self, tick: Tick) -> bool:
@@ -202,7 +202,7 @@ class CapturePolicy:
         for number, entry in tick:
             if entry.phase == "save":  # behind it a lane first uses up the statistics that the checkpoint holds
                 self._first[number] = max(self._first[number], entry.step + self._lag)
-        return len(tick) == len(self._first) and not self._has_faults and all(self._trains(*each) for each in tick)
+        return len(tick) == len(self._first) and not self._wraps_steps and all(self._trains(*each) for each in tick)
 
     def _trains(self, number: int, entry: Round) -> bool:
         """Whether the round is a step that nobody times, and whose lane absorbs what was just sent."""

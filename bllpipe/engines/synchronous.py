@@ -16,12 +16,12 @@ from bllpipe.data.base import ImageSet
 from bllpipe.data.registry import load_images
 from bllpipe.distributed.process_group import World, close_group, open_group
 from bllpipe.distributed.torchrun import RankEnvironment
-from bllpipe.engines import Options, topology
+from bllpipe.engines import NETWORK, Options, topology
 from bllpipe.engines.build import make_actor, make_worker
 from bllpipe.engines.devices import Machine, compare_devices, distinct_gpus, rank_device, set_up
 from bllpipe.engines.job import Job, agree
 from bllpipe.engines.ranks import take_part
-from bllpipe.engines.runner import NETWORK, is_complete, report_complete, train
+from bllpipe.engines.runner import is_complete, report_complete, train
 from bllpipe.errors import ConfigError
 from bllpipe.learn.block import Outcome
 from bllpipe.learn.memory_format import as_channels_last, lies_channels_last

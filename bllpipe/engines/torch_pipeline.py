@@ -21,7 +21,7 @@ from torch.distributed.pipelining import (
 
 from bllpipe.config import Config
 from bllpipe.engines import Options
-from bllpipe.engines.job import Job, shape_of
+from bllpipe.engines.job import Job
 from bllpipe.engines.pipeline_stages import Schedule, StageModule, build_stage_loop, microbatch_size, wire_format
 from bllpipe.engines.synchronous import RankContext, StageTrainer, run_synchronous
 from bllpipe.training.loops import Loop
@@ -68,7 +68,7 @@ def torch_stage(job: Job, module: StageModule, number: int, device: torch.device
 
 def _message(job: Job, number: int) -> Tensor:
     """What stage ``number`` gives for a microbatch, without values. It wants a gradient back, and torch must know."""
-    return _like_batch(job, shape_of(job, number), wire_format(job, number)).requires_grad_()
+    return _like_batch(job, job.store.shape_of(number), wire_format(job, number)).requires_grad_()
 
 
 def _like_batch(job: Job, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -1,18 +1,18 @@
-"""A block's step captured once as CUDA graphs and replayed from then on.
+"""The step of a block, captured once as CUDA graphs and replayed from then on.
 
 The step of a block sends and receives nothing: forward, statistics, loss, backward and update each become a CUDA graph,
-which takes one launch instead of hundreds. A replay does again what the device did, on the same memory; no Python
-runs. So
+which takes one launch instead of hundreds. A replay repeats the work of the device on the same memory; no Python runs.
+So
 
-  - the first steps are ordinary ones: libraries choose their kernels, buffers are made
-  - what changes from step to step lies in memory that stays where it is: the block's input, its target, and the
-    learning rate, which the optimizer keeps on the device
-  - inputs come to a few places in turn, the slots of a ring: each has graphs of its own, and is not copied; an input
-    from anywhere else is copied to one of the places first
+  - the first steps are warm-up, without graphs: libraries choose their kernels, buffers are allocated
+  - what changes from step to step is at fixed addresses: the block's input, its target, and the learning rate, which
+    the optimizer keeps on the device
+  - inputs come in a few buffers in turn, the slots of a ring: each has its own graphs, and is not copied; any other
+    input is copied into one of these buffers first
   - tests, whose batches may be smaller, are not captured
 
-A larger graph may be recorded around the steps of many blocks (engines/streams_graph.py): inside it the block has its
-own methods again.
+A larger graph may be captured around the steps of many blocks (engines/streams_graph.py): inside it the methods of the
+block are the original ones.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ from bllpipe.learn.memory_format import make_pools_deterministic
 from bllpipe.messages import Target
 
 ORDINARY_STEPS = 3
-MOST_PLACES = 2  # slots of a ring
+MAX_INPUTS = 2  # slots of a ring
 Result = TypeVar("Result")
 REPLACED = ("forward", "infer", "stats", "losses", "backward", "step_optimizer")
 
 
 class Graphs(Protocol):
-    """Where the graphs of one block come from. They are replayed one at a time, in the order of their recording."""
+    """Captures the graphs of one block. They are replayed one at a time, in the order of their capture."""
 
     def record(self, compute: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
-        """Does not carry out what ``compute`` asks of the device, but gives what does so, as often as it is called, and
-        the tensors that will then hold the results."""
+        """Captures the kernels of ``compute`` without running them; returns the replay, and the tensors that hold the
+        results after it."""
 
 
 class CudaGraphs:
-    """Graphs of a GPU, which share memory. Each block has a stream of its own to record on, as libraries keep a
-    workspace a stream, and blocks compute side by side.
+    """Graphs of a GPU that share a memory pool. Each block captures on its own stream, because libraries keep a
+    workspace per stream and blocks run concurrently.
 
-    What is recorded may use other streams too, once they wait for an event of the recording; it must wait for them at
-    its end. What they allocate comes from the memory of the graphs as well, and stays with the stream that asked.
+    A capture may use other streams too, once they wait for an event of the capture; it must wait for them at its end.
+    Their allocations come from the pool of the graphs as well, and stay with their stream.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -58,7 +58,7 @@ class CudaGraphs:
 
     def record(self, compute: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
         graph = torch.cuda.CUDAGraph()
-        # other threads (images, links, the watcher) may use the device meanwhile
+        # other threads (images, links, the watchdog) may use the device meanwhile
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             result = compute()
         return graph.replay, result
@@ -66,48 +66,47 @@ class CudaGraphs:
 
 @dataclass
 class CapturedInput:
-    """Where an input of the block lies, and what was recorded for it: by the name of the piece its replay and its
-    results. ``held`` are the other inputs, each in memory of its own."""
+    """An input buffer of the block, and the graphs captured for it: replay and results, by the name of the piece of the
+    step. ``static`` are the other inputs, each in its own buffer."""
 
     x: Tensor
     graphs: Graphs
     pieces: dict[str, tuple[Callable[[], None], Any]] = field(default_factory=dict)
-    held: dict[str, Tensor] = field(default_factory=dict)
+    static: dict[str, Tensor] = field(default_factory=dict)
 
-    def play(self, name: str, compute: Callable[[], Result]) -> Result:
-        """Carries out the piece called ``name``, which is recorded when it comes for the first time."""
+    def replay(self, name: str, compute: Callable[[], Result]) -> Result:
+        """Replays the piece ``name``, which is captured at its first call."""
         if name not in self.pieces:
             self.pieces[name] = self.graphs.record(compute)
         replay, result = self.pieces[name]
         replay()
-        return result  # type: ignore[no-any-return]  # what was recorded under this name
+        return result  # type: ignore[no-any-return]  # captured under this name
 
-    def hold(self, name: str, tensor: Tensor) -> Tensor:
-        """The values of ``tensor``, at the same place every time."""
-        if name not in self.held:
-            self.held[name] = torch.empty_like(tensor)
-        return self.held[name].copy_(tensor, non_blocking=True)
+    def copy_static(self, name: str, tensor: Tensor) -> Tensor:
+        """The values of ``tensor``, in the same buffer every time."""
+        if name not in self.static:
+            self.static[name] = torch.empty_like(tensor)
+        return self.static[name].copy_(tensor, non_blocking=True)
 
     def finish(self, name: str, compute: Callable[[], Result]) -> Result:
-        """Plays the last piece of a step. When that is recorded nobody needs the way back through the results, and it
-        must go: autograd would use its leaves again in a later recording, on the stream of this one."""
+        """Replays the last piece of a step. At its capture the autograd graph of the results is dropped: autograd would
+        reuse its leaves in a later capture, on the stream of this one."""
         if name not in self.pieces:
             self.pieces = {other: (replay, _detached(result)) for other, (replay, result) in self.pieces.items()}
-        return self.play(name, compute)
+        return self.replay(name, compute)
 
-    def fits(self, x: Tensor) -> bool:
-        """Whether ``x`` lies here already."""
-        mine = self.x
-        return (mine.data_ptr(), mine.shape, mine.stride()) == (x.data_ptr(), x.shape, x.stride())
+    def is_input(self, x: Tensor) -> bool:
+        """Whether ``x`` is this buffer."""
+        return (self.x.data_ptr(), self.x.shape, self.x.stride()) == (x.data_ptr(), x.shape, x.stride())
 
 
 class CapturedStep:
-    """Takes the place of those methods of ``block`` that make up its step."""
+    """Replaces the methods of ``block`` that make up its step."""
 
     def __init__(self, block: Block, graphs: Graphs) -> None:
         self._block, self._graphs = block, graphs
-        self._places: list[CapturedInput] = []
-        self._place: CapturedInput | None = None  # that of the step under way; None in tests and in ordinary steps
+        self._inputs: list[CapturedInput] = []
+        self._current: CapturedInput | None = None  # that of the current step; None in tests and in warm-up steps
         self._steps = 0
         self._forward, self._infer, self._stats = block.forward, block.infer, block.stats
         self._losses, self._backward = block.losses, block.backward
@@ -119,20 +118,20 @@ class CapturedStep:
         self._steps += 1
         if self._steps <= ORDINARY_STEPS:
             return self._forward(x)
-        place = self._place = self._place_of(x)
-        self._block.x, self._block.means_BC = place.x, None
-        return place.play("forward", lambda: self._forward(place.x))
+        captured = self._current = self._input_of(x)
+        self._block.x, self._block.means_BC = captured.x, None
+        return captured.replay("forward", lambda: self._forward(captured.x))
 
     def infer(self, x: Tensor) -> Tensor:
-        self._place = None
+        self._current = None
         return self._infer(x)
 
     def stats(self, alpha: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
-        if self._place is None:
+        if self._current is None:
             return self._stats(alpha, label_B)
-        held_B = self._place.hold("label of the stats", label_B)
-        sums_KC, counts_K, means_BC = self._place.play("stats", lambda: self._stats_and_means(alpha, held_B))
-        self._block.means_BC = means_BC  # those of this place
+        static_B = self._current.copy_static("label of the stats", label_B)
+        sums_KC, counts_K, means_BC = self._current.replay("stats", lambda: self._stats_and_means(alpha, static_B))
+        self._block.means_BC = means_BC  # those of this input
         return sums_KC, counts_K
 
     def _stats_and_means(self, alpha: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -142,40 +141,40 @@ class CapturedStep:
     def losses(
         self, alpha: Tensor, target: Target, scores_BK: Tensor | None = None
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        if self._place is None:
+        if self._current is None:
             return self._losses(alpha, target, scores_BK)
-        hold = self._place.hold
-        parts = hold("beta", target.beta_BC), hold("known", target.known_B), hold("label", target.label_B)
-        return self._place.play("losses", lambda: self._losses(alpha, Target(target.round, *parts)))
+        copy = self._current.copy_static
+        parts = copy("beta", target.beta_BC), copy("known", target.known_B), copy("label", target.label_B)
+        return self._current.replay("losses", lambda: self._losses(alpha, Target(target.round, *parts)))
 
     def backward(self, terms: Mapping[str, Tensor]) -> None:
-        if self._place is None:
+        if self._current is None:
             return self._backward(terms)
-        return self._place.play("backward", lambda: self._backward(terms))
+        return self._current.replay("backward", lambda: self._backward(terms))
 
     def step_optimizer(self, step: int) -> float:
         learner = self._block.learner
         lr = learner.set_rate(step)
-        if self._place is None:
+        if self._current is None:
             learner.apply()
         else:
-            self._place.finish("update", learner.apply)
+            self._current.finish("update", learner.apply)
         return lr
 
-    def _place_of(self, x: Tensor) -> CapturedInput:
-        """The place where ``x`` lies, or to which it is copied."""
-        for place in self._places:
-            if place.fits(x):
-                return place
-        if len(self._places) < MOST_PLACES:
-            self._places.append(CapturedInput(x, self._graphs))  # which keeps it: nothing else will ever lie there
-            return self._places[-1]
-        self._places[0].x.copy_(x, non_blocking=True)
-        return self._places[0]
+    def _input_of(self, x: Tensor) -> CapturedInput:
+        """The input buffer that is ``x``, or into which ``x`` is copied."""
+        for captured in self._inputs:
+            if captured.is_input(x):
+                return captured
+        if len(self._inputs) < MAX_INPUTS:
+            self._inputs.append(CapturedInput(x, self._graphs))  # keeps x alive, so that its memory is not reused
+            return self._inputs[-1]
+        self._inputs[0].x.copy_(x, non_blocking=True)
+        return self._inputs[0]
 
 
 def _detached(result: Any) -> Any:
-    """The tensors of a piece's result without the nodes that made them."""
+    """The tensors of a piece's result without their autograd graph."""
     match result:
         case Tensor():
             return result.detach()
@@ -188,8 +187,8 @@ def _detached(result: Any) -> Any:
 
 @contextmanager
 def as_part_of_a_graph(block: Block, lr: float) -> Iterator[None]:
-    """The block with its own methods, whatever has taken their place: for a larger graph, which is recorded around its
-    step. Its rate was set to ``lr`` in front of that graph; inside it the rate would stay what it is."""
+    """The block with its original methods, for a larger graph that is captured around its step. The caller has set the
+    rate to ``lr`` before that graph; inside it ``step_optimizer`` does not set it."""
     replaced = {name: vars(block).pop(name) for name in REPLACED if name in vars(block)}
 
     def step_optimizer(step: int) -> float:
@@ -205,7 +204,7 @@ def as_part_of_a_graph(block: Block, lr: float) -> Iterator[None]:
 
 
 def speed_up(block: Block, config: Config) -> Block:
-    """The block, deterministic, compiled and captured as asked for."""
+    """The block, deterministic, compiled and captured as ``gpu.*`` says."""
     device = block.learner.device
     if device.type != "cuda":
         return block
@@ -220,13 +219,13 @@ def speed_up(block: Block, config: Config) -> Block:
 
 
 def graphs_of_ticks(config: Config, device: torch.device) -> Graphs | None:
-    """Where the graphs of a whole wavefront come from; None where there shall be none."""
+    """Captures the graphs of wavefront steps; None without ``gpu.capture=true`` on a GPU."""
     return CudaGraphs(device) if device.type == "cuda" and config.gpu.capture is True else None
 
 
 def compile_parts(block: Block, backend: Backend = "inductor") -> None:
-    """Segment; statistics; head, objective and hits: a region each, for the shapes that come. Names of parameters stay
-    as they are."""
+    """Compiles three regions, for the shapes of their inputs: the segment; the statistics; head, objective and hits.
+    Names of parameters do not change."""
     name = f"the block that ends with {block.segment.last_unit}"
     compile_part(block.segment, name, backend)
     compile_part(block.statistics, f"the statistics of {name}", backend)

@@ -1,14 +1,14 @@
-"""The messages alpha and beta as exponential families, p(z) = h(z) exp(<eta, T(z)> - A(eta)), and what follows for any
-of them: the posterior rho = alpha * beta has the natural parameters eta_alpha + eta_beta (paper, eq. 2), and
+"""The messages alpha and beta as exponential families, p(z) = h(z) exp(<eta, T(z)> - A(eta)). For all of them the
+posterior rho = alpha * beta has the natural parameters eta_alpha + eta_beta (paper, eq. 2), and
 
     KL(rho || alpha) = <eta_beta, mu(eta_rho)> - A(eta_rho) + A(eta_alpha),   mu = dA / d eta.
 
 A block's channel means are the message: a mean for Gaussians, a logit for Bernoulli variables, the logits of one
 categorical variable over the channels.
 
-A feedback that minimised this KL would learn to send nothing (eta_beta = 0) wherever the family has such a message;
-only a Gaussian of fixed variance always sends something. So the feedback is fitted by maximum likelihood: beta gets the
-expected statistics of its class, which for fixed Gaussians is the minimum of the KL as well.
+A feedback that minimised this KL would learn eta_beta = 0, no message, wherever the family has such a parameter; a
+Gaussian of fixed variance has none. So the feedback is fitted by maximum likelihood: beta gets the expected statistics
+of its class, which for fixed Gaussians minimises the KL as well.
 
 Shapes: B messages or images, C channels, P natural parameters a channel, H x W positions, K classes, T tokens.
 """
@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, layer_norm, softplus
 
-SMALLEST = 1e-6  # probabilities that beta may take
-LEAST_DEVIATION = 1e-3  # of a channel over the batch
+MIN_PROBABILITY = 1e-6  # of beta
+MIN_DEVIATION = 1e-3  # of a channel over the batch
 
 
 class Family(Protocol):
-    """What bllpipe needs of an exponential family."""
+    """An exponential family."""
 
     def natural(self, message_BC: Tensor) -> Tensor:
         """eta [B, C] or [B, C, P] of a message."""
@@ -40,10 +40,10 @@ class Family(Protocol):
         """mu = E[T(z)] = dA / d eta, of the shape of eta."""
 
     def statistic(self, message_BC: Tensor) -> Tensor:
-        """What the feedback averages over a class: E[z], [B, C]."""
+        """E[z], [B, C], which the feedback averages over a class."""
 
     def message(self, statistic_BC: Tensor) -> Tensor:
-        """The message whose statistic that is."""
+        """The message that has this statistic."""
 
     def divergence(self, alpha_BC: Tensor, beta_BC: Tensor) -> Tensor:
         """KL(rho || alpha) [B] in nats, up to a constant that depends on neither message."""
@@ -62,9 +62,8 @@ def kl_of_posterior(family: Family, alpha_BC: Tensor, beta_BC: Tensor) -> Tensor
 
 
 def negative_log_likelihood(family: Family, beta_BC: Tensor, statistic_BC: Tensor, weight_B: Tensor) -> Tensor:
-    """-log beta(z) of observations z with these statistics, ``weight_B`` of them a row; without what beta leaves alone.
-
-    The statistics are sums: those of the class, not its mean.
+    """-log beta(z) of observations z with these statistics, ``weight_B`` of them a row; without terms that do not
+    depend on beta. The statistics are sums over the class, not means.
     """
     eta = family.natural(beta_BC)
     first_BC = eta if eta.dim() == 2 else eta[..., 0]
@@ -78,9 +77,9 @@ class Gaussian:
     variance: Tensor | float = 1.0
 
     def natural(self, message_BC: Tensor) -> Tensor:
-        given = self.variance
-        # filled on the device itself: a number that is copied there makes the host wait, and cannot be captured
-        precision = 1 / (given if isinstance(given, Tensor) else message_BC.new_full((), given))
+        variance = self.variance
+        # filled on the device: copying a number to it synchronizes the host, and cannot be captured
+        precision = 1 / (variance if isinstance(variance, Tensor) else message_BC.new_full((), variance))
         return torch.stack([message_BC * precision, (-precision / 2).expand_as(message_BC)], dim=-1)
 
     def log_partition(self, eta: Tensor) -> Tensor:
@@ -99,12 +98,12 @@ class Gaussian:
         return statistic_BC
 
     def divergence(self, alpha_BC: Tensor, beta_BC: Tensor) -> Tensor:
-        """sum_j (a_j - b_j)^2 / (8 s^2): the general form, less C (log 2 - 1/2) / 2, and without its cancellation.
+        """sum_j (a_j - b_j)^2 / (8 s^2): the general form minus C (log 2 - 1/2) / 2, and without its cancellation.
 
         rho = N((a + b) / 2, s^2 / 2).
         """
-        towards_BC = posterior_mean(alpha_BC, beta_BC) - alpha_BC
-        return (towards_BC.square() / self.variance).sum(dim=1) / 2
+        difference_BC = posterior_mean(alpha_BC, beta_BC) - alpha_BC
+        return (difference_BC.square() / self.variance).sum(dim=1) / 2
 
 
 def posterior_mean(alpha_BC: Tensor, beta_BC: Tensor) -> Tensor:
@@ -129,7 +128,7 @@ class Bernoulli:
         return message_BC.sigmoid()
 
     def message(self, statistic_BC: Tensor) -> Tensor:
-        return statistic_BC.logit(eps=SMALLEST)
+        return statistic_BC.logit(eps=MIN_PROBABILITY)
 
     def divergence(self, alpha_BC: Tensor, beta_BC: Tensor) -> Tensor:
         return kl_of_posterior(self, alpha_BC, beta_BC)
@@ -152,7 +151,7 @@ class Categorical:
         return message_BC.softmax(dim=1)
 
     def message(self, statistic_BC: Tensor) -> Tensor:
-        return statistic_BC.clamp(min=SMALLEST).log()
+        return statistic_BC.clamp(min=MIN_PROBABILITY).log()
 
     def divergence(self, alpha_BC: Tensor, beta_BC: Tensor) -> Tensor:
         return kl_of_posterior(self, alpha_BC, beta_BC)
@@ -168,20 +167,20 @@ FAMILIES: dict[str, Family] = {
 
 def channel_means(alpha: Tensor) -> Tensor:
     """The parameters a of the forward message, float32 [B, C]: [B, C, H, W] over positions, [B, T, C] over tokens."""
-    if alpha.dim() == 4:  # added up in float32 as they are read: no copy of alpha in that format
+    if alpha.dim() == 4:  # accumulated in float32 without a float32 copy of alpha
         return alpha.mean(dim=(2, 3), dtype=torch.float32)
     return alpha.mean(dim=1, dtype=torch.float32) if alpha.dim() == 3 else alpha.float()
 
 
 def known_means(alpha: Tensor, means_BC: Tensor) -> Tensor:
-    """``channel_means(alpha)`` with their gradients, where the values are known already: alpha is not read."""
+    """``channel_means(alpha)`` with their gradients, where ``means_BC`` are their values: alpha is not read."""
     if alpha.dim() < 3:
         return alpha.float()
     return _KnownMeans.apply(alpha, means_BC)  # type: ignore[no-any-return,no-untyped-call]  # torch leaves it untyped
 
 
 class _KnownMeans(torch.autograd.Function):
-    """The gradient of a mean needs no value of what it is the mean of."""
+    """The gradient of a mean does not depend on the values."""
 
     @staticmethod
     def forward(ctx: Any, alpha: Tensor, means_BC: Tensor) -> Tensor:
@@ -191,40 +190,40 @@ class _KnownMeans(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient_BC,) = gradients
-        one_each = gradient_BC[:, :, None, None] if len(ctx.shape) == 4 else gradient_BC[:, None]
-        return (one_each.expand(ctx.shape) / ctx.num_positions).to(ctx.dtype), None
+        broadcast = gradient_BC[:, :, None, None] if len(ctx.shape) == 4 else gradient_BC[:, None]
+        return (broadcast.expand(ctx.shape) / ctx.num_positions).to(ctx.dtype), None
 
 
-def _over_batch(mean_BC: Tensor) -> Tensor:
-    """Every channel with mean 0 and variance 1 over the batch, tests included."""
+def _normalized_over_batch(mean_BC: Tensor) -> Tensor:
+    """Every channel with mean 0 and variance 1 over the batch, in tests too."""
     centred_BC = mean_BC - mean_BC.mean(dim=0)
-    return centred_BC / (centred_BC.square().mean(dim=0) + LEAST_DEVIATION**2).sqrt()
+    return centred_BC / (centred_BC.square().mean(dim=0) + MIN_DEVIATION**2).sqrt()
 
 
 NORMALIZATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda mean_BC: mean_BC,
     "sample": lambda mean_BC: layer_norm(mean_BC, mean_BC.shape[1:]),
-    "batch": _over_batch,
+    "batch": _normalized_over_batch,
 }
 
 
 def forward_message(alpha: Tensor, normalization: str) -> Tensor:
-    """What is compared with beta, float32 [B, C]: the channel means, as they are or normalised."""
+    """The forward message, which is compared with beta, float32 [B, C]: the channel means, normalised or not."""
     return NORMALIZATIONS[normalization](channel_means(alpha))
 
 
 def num_channels(alpha_shape: Sequence[int]) -> int:
-    """How many channel means an alpha of ``alpha_shape`` (without the batch) has."""
+    """The number of channel means of an alpha of ``alpha_shape`` (without the batch)."""
     return alpha_shape[0] if len(alpha_shape) == 3 else alpha_shape[-1]
 
 
 def one_hot(label_B: Tensor, num_classes: int) -> Tensor:
-    """Which class each label is, bool [B, K]. Unlike torch's own it looks at no value, and so waits for no device."""
+    """One-hot labels, bool [B, K]. Unlike torch's own function it reads no value, and so does not synchronize."""
     return label_B.unsqueeze(1) == torch.arange(num_classes, device=label_B.device)
 
 
 def class_statistics(statistic_BC: Tensor, label_B: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Per-class sums S [K, C] and counts n [K]: all that a feedback network of labels needs.
+    """Per-class sums S [K, C] and counts n [K], the sufficient statistics for a feedback network of labels.
 
     A feedback network sees only the label, so the squared error of Gaussians on a batch is
     sum_c n_c |g_c|^2 - 2 g_c . S_c and a constant. A matrix product, because it is deterministic on a GPU too.
@@ -234,8 +233,8 @@ def class_statistics(statistic_BC: Tensor, label_B: Tensor, num_classes: int) ->
 
 
 def alignment(alpha_BC: Tensor, beta_BC: Tensor, known_B: Tensor) -> Tensor:
-    """How far alpha points where beta points: the cosine between the two, each less its mean over the batch (after a
-    ReLU all means are positive, and any two would look alike), averaged over the samples that have a beta."""
+    """The cosine between alpha and beta, each minus its mean over the batch (after a ReLU all means are positive, and
+    any two would be similar), averaged over the samples that have a beta."""
     num_known = known_B.sum().clamp(min=1)
     weight_B1 = (known_B / num_known).unsqueeze(1)
     centred_alpha_BC = alpha_BC - (weight_B1 * alpha_BC).sum(dim=0)

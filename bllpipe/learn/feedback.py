@@ -1,7 +1,7 @@
 """The feedback network g_k of one block: from labels alone to the message beta_k.
 
-Its input is one-hot, so it is a table with a row a class, and the class sums S and counts n of a batch are all it
-needs to learn. Three ways to fill the table; each is an nn.Module with
+Its input is one-hot, so it is a table with one row a class, and it learns from the class sums S and counts n of a batch
+alone. There are three ways to fill the table; each is an nn.Module with
 
     absorb(sums_KC, counts_K)    learn from the statistics of one batch
     table()                      beta_KC and known_K (1.0 where a class has a target)
@@ -24,22 +24,22 @@ from bllpipe.utils.tensors import derived_seed
 
 
 class Feedback(Protocol):
-    """What a lane needs of a feedback network."""
+    """A feedback network, as a feedback loop uses it."""
 
     def absorb(self, sums_KC: Tensor, counts_K: Tensor) -> None: ...
 
     def table(self) -> tuple[Tensor, Tensor]: ...
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that a resumed run needs, by name; the tensors are the live ones."""
+        """The state that a checkpoint holds, by name; the tensors are not copies."""
 
 
 class ClosedForm(nn.Module):
     """The least-squares optimum of one linear layer: W[c] = S_c / (n_c + ridge).
 
     With fixed Gaussians the loss of eq. 6 is convex in phi_k, and its minimum is the mean of the class; for other
-    families the mean of the class is the maximum of the likelihood. A batch may lack many classes, so sums and counts
-    decay instead of being forgotten.
+    families the mean of the class maximises the likelihood. A batch may lack many classes, so sums and counts decay
+    instead of being reset.
     """
 
     sums_KC: Tensor
@@ -100,7 +100,7 @@ class Learned(nn.Module):
 
 
 class Fixed(nn.Module):
-    """Random targets that never change: the control for what learning the feedback is worth."""
+    """Random targets that never change: the control for the effect of learning the feedback."""
 
     def __init__(self, network: nn.Module, num_classes: int) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class Fixed(nn.Module):
         self.num_classes = num_classes
 
     def absorb(self, sums_KC: Tensor, counts_K: Tensor) -> None:
-        """Learns nothing."""
+        """Ignores the statistics."""
 
     def table(self) -> tuple[Tensor, Tensor]:
         parameter = next(self.network.parameters())

@@ -6,7 +6,7 @@ pass.
   dfa   the gradient of the class scores goes to every unit directly, through a fixed random matrix (Nokland 2016);
         within a unit it is backpropagated
 
-In all of them the gradient of a weight is exact for the incoming gradient, and normalisations are left alone.
+In all of them the gradient of a weight is exact for the incoming gradient, and normalisations stay as they are.
 
 Shapes: B images, C channels, O outputs, I inputs, F features of a unit's output, K classes.
 """
@@ -30,22 +30,24 @@ class ConvolveAligned(torch.autograd.Function):
     """conv2d(x, weight) whose gradient with respect to x is taken with ``feedback_weight`` instead."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, feedback_weight: Tensor, how: Any) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, feedback_weight: Tensor, geometry: Any
+    ) -> Tensor:
         ctx.save_for_backward(x, weight, feedback_weight)
-        ctx.how, ctx.bias_sizes = how, None if bias is None else list(bias.shape)
-        return conv2d(x, weight, bias, *how)
+        ctx.geometry, ctx.bias_sizes = geometry, None if bias is None else list(bias.shape)
+        return conv2d(x, weight, bias, *geometry)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (error,), (x, weight, feedback_weight) = gradients, ctx.saved_tensors
-        wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        to_x = to_weight = to_bias = None
-        if wants_x:
-            to_x = _convolution_backward(ctx, error, x, feedback_weight, [True, False, False])[0].to(x.dtype)
-        if wants_weight or wants_bias:
-            found = _convolution_backward(ctx, error, x, weight, [False, wants_weight, wants_bias])
-            to_weight, to_bias = (None if each is None else each.to(weight.dtype) for each in found[1:])
-        return to_x, to_weight, to_bias, None, None
+        (gradient,), (x, weight, feedback_weight) = gradients, ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_x = grad_weight = grad_bias = None
+        if needs_x:
+            grad_x = _convolution_backward(ctx, gradient, x, feedback_weight, [True, False, False])[0].to(x.dtype)
+        if needs_weight or needs_bias:
+            results = _convolution_backward(ctx, gradient, x, weight, [False, needs_weight, needs_bias])
+            grad_weight, grad_bias = (None if each is None else each.to(weight.dtype) for each in results[1:])
+        return grad_x, grad_weight, grad_bias, None, None
 
 
 class LinearAligned(torch.autograd.Function):
@@ -58,30 +60,30 @@ class LinearAligned(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (error,), (x, weight, feedback_weight) = gradients, ctx.saved_tensors
-        wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        error_NO, x_NI = error.flatten(0, -2), x.flatten(0, -2).to(error.dtype)
-        to_x = (error @ feedback_weight.to(error.dtype)).to(x.dtype) if wants_x else None
-        to_weight = (error_NO.T @ x_NI).to(weight.dtype) if wants_weight else None
-        to_bias = error_NO.sum(dim=0).to(weight.dtype) if wants_bias else None
-        return to_x, to_weight, to_bias, None
+        (gradient,), (x, weight, feedback_weight) = gradients, ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        gradient_NO, x_NI = gradient.flatten(0, -2), x.flatten(0, -2).to(gradient.dtype)
+        grad_x = (gradient @ feedback_weight.to(gradient.dtype)).to(x.dtype) if needs_x else None
+        grad_weight = (gradient_NO.T @ x_NI).to(weight.dtype) if needs_weight else None
+        grad_bias = gradient_NO.sum(dim=0).to(weight.dtype) if needs_bias else None
+        return grad_x, grad_weight, grad_bias, None
 
 
 def _convolution_backward(
-    ctx: Any, error: Tensor, x: Tensor, weight: Tensor, mask: list[bool]
+    ctx: Any, gradient: Tensor, x: Tensor, weight: Tensor, mask: list[bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gradients of x, weight and bias, those of ``mask``, in the number format of ``error``."""
-    stride, padding, dilation, groups = ctx.how
-    x, weight = x.to(error.dtype), weight.to(error.dtype)
+    """Gradients of x, weight and bias, those of ``mask``, in the dtype of ``gradient``."""
+    stride, padding, dilation, groups = ctx.geometry
+    x, weight = x.to(gradient.dtype), weight.to(gradient.dtype)
     return torch.ops.aten.convolution_backward(  # type: ignore[no-any-return]  # torch.ops is untyped
-        error, x, weight, ctx.bias_sizes, stride, padding, dilation, False, [0, 0], groups, mask
+        gradient, x, weight, ctx.bias_sizes, stride, padding, dilation, False, [0, 0], groups, mask
     )
 
 
 class Aligned(nn.Module):
     """A convolution or linear layer with the parameters, and the names of parameters, of ``layer``.
 
-    With ``feedback_weight`` None the errors travel through the signs of the weights.
+    With ``feedback_weight`` None gradients are propagated through the signs of the weights.
     """
 
     feedback_weight: Tensor | None
@@ -90,18 +92,19 @@ class Aligned(nn.Module):
         super().__init__()
         self.weight, self.bias = layer.weight, layer.bias
         is_linear = isinstance(layer, nn.Linear)
-        self.how = None if is_linear else (layer.stride, layer.padding, layer.dilation, layer.groups)
+        self.geometry = None if is_linear else (layer.stride, layer.padding, layer.dilation, layer.groups)
         self.register_buffer("feedback_weight", feedback_weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        back = concordant(self.weight.detach()) if self.feedback_weight is None else self.feedback_weight
-        if self.how is None:
-            return LinearAligned.apply(x, self.weight, self.bias, back)  # type: ignore[no-any-return, no-untyped-call]
-        return ConvolveAligned.apply(x, self.weight, self.bias, back, self.how)  # type: ignore[no-any-return, no-untyped-call]
+        feedback = concordant(self.weight.detach()) if self.feedback_weight is None else self.feedback_weight
+        arguments = x, self.weight, self.bias, feedback
+        if self.geometry is None:
+            return LinearAligned.apply(*arguments)  # type: ignore[no-any-return, no-untyped-call]
+        return ConvolveAligned.apply(*arguments, self.geometry)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def kaiming_uniform(shape: torch.Size, fan: int, generator: torch.Generator) -> Tensor:
-    """Uniform with variance 2 / fan (He et al. 2015): errors keep their size on the way back."""
+    """Uniform with variance 2 / fan (He et al. 2015): the backward pass keeps the size of gradients."""
     bound = sqrt(6 / fan)
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
@@ -115,44 +118,43 @@ def _fan_out(weight: Tensor) -> int:
     return prod(weight.shape) // weight.shape[1]
 
 
-def _align_layers(segment: Segment, seed: int, random: bool) -> None:
-    """Puts an ``Aligned`` in the place of every convolution and linear layer."""
-    for path, layer in list(segment.named_modules()):
-        if not isinstance(layer, nn.Conv2d | nn.Linear):
-            continue
-        _check_layer(path, layer)
-        draws = stream(seed, "feedback weights", path)
-        drawn = kaiming_uniform(layer.weight.shape, _fan_out(layer.weight), draws) if random else None
-        segment.set_submodule(path, Aligned(layer, None if drawn is None else drawn.to(layer.weight.device)))
-
-
-def _check_layer(path: str, layer: nn.Conv2d | nn.Linear) -> None:
-    if isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
-        raise ConfigError(
-            f"{path} pads with {layer.padding_mode!r} by {layer.padding!r}; feedback alignment needs convolutions that "
-            f"pad with zeros by a number of pixels"
-        )
-
-
 def fixed_random(segment: Segment, num_classes: int, seed: int) -> None:
-    """fa: a ``feedback_weight`` beside every weight."""
-    _align_layers(segment, seed, random=True)
+    """fa: every convolution and linear layer becomes an ``Aligned`` with a random ``feedback_weight``."""
+    for path, layer in _alignable_layers(segment):
+        generator = stream(seed, "feedback weights", path)
+        weight = kaiming_uniform(layer.weight.shape, _fan_out(layer.weight), generator)
+        segment.set_submodule(path, Aligned(layer, weight.to(layer.weight.device)))
 
 
 def sign_symmetric(segment: Segment, num_classes: int, seed: int) -> None:
-    """usf: nothing to remember."""
-    _align_layers(segment, seed, random=False)
+    """usf: every convolution and linear layer becomes an ``Aligned`` without a ``feedback_weight``."""
+    for path, layer in _alignable_layers(segment):
+        segment.set_submodule(path, Aligned(layer, None))
+
+
+def _alignable_layers(segment: Segment) -> list[tuple[str, nn.Conv2d | nn.Linear]]:
+    """Convolutions and linear layers by path; ConfigError for a convolution with another padding."""
+    segment.detach_structure()
+    layers = [(path, each) for path, each in segment.named_modules() if isinstance(each, nn.Conv2d | nn.Linear)]
+    for path, layer in layers:
+        if isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
+            raise ConfigError(
+                f"{path}: feedback alignment expected a convolution padded with zeros by a number of pixels, got "
+                f"padding_mode {layer.padding_mode!r} and padding {layer.padding!r}; use padding_mode='zeros' and a "
+                f"number, or --set method=bp"
+            )
+    return layers
 
 
 class OutputGradient:
-    """e = dL / d scores [B, K] of the batch whose backward pass is under way."""
+    """e = dL / d scores [B, K] of the batch whose backward pass is running."""
 
     def __init__(self) -> None:
-        self.error_BK: Tensor | None = None
+        self.gradient_BK: Tensor | None = None
 
 
 class SaveGradient(torch.autograd.Function):
-    """The identity; keeps the error that passes."""
+    """The identity; stores the incoming gradient in ``output``."""
 
     @staticmethod
     def forward(ctx: Any, scores_BK: Tensor, output: OutputGradient) -> Tensor:
@@ -161,12 +163,12 @@ class SaveGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        ctx.output.error_BK = gradients[0]
+        ctx.output.gradient_BK = gradients[0]
         return gradients[0], None
 
 
 class ReplaceGradient(torch.autograd.Function):
-    """The identity; what comes back is e B, not the error that arrives."""
+    """The identity; its backward pass returns e B in place of the incoming gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, feedback_weight_KF: Tensor, output: OutputGradient) -> Tensor:
@@ -176,40 +178,38 @@ class ReplaceGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (arriving,), (feedback_weight_KF,) = gradients, ctx.saved_tensors
-        assert ctx.output.error_BK is not None, "the class scores come last, and so first on the way back"
-        error = ctx.output.error_BK.to(feedback_weight_KF.dtype) @ feedback_weight_KF
-        return error.view_as(arriving).to(arriving.dtype), None, None
+        (incoming,), (feedback_weight_KF,) = gradients, ctx.saved_tensors
+        assert ctx.output.gradient_BK is not None, "the backward pass begins at the class scores"
+        gradient = ctx.output.gradient_BK.to(feedback_weight_KF.dtype) @ feedback_weight_KF
+        return gradient.view_as(incoming).to(incoming.dtype), None, None
 
 
 def direct(segment: Segment, num_classes: int, seed: int) -> None:
-    """dfa: a ``feedback_weight`` for every unit but the last, drawn when the first batch shows how large it must be."""
+    """dfa: a ``feedback_weight`` for every unit but the last, drawn at the first batch, which shows its size.
+
+    Hooks and feedback weights belong to the segment, under the names that they would have in the modules: modules of
+    a script are used in more than one run.
+    """
     output = OutputGradient()
-    *units, last = segment.unit_ends
-    for path in units:
-        segment.get_submodule(path).register_forward_hook(
-            _detour(stream(seed, "feedback weights", path), num_classes, output)
-        )
-    segment.get_submodule(last).register_forward_hook(lambda module, inputs, scores_BK: _tap(scores_BK, output))
+    *paths, last = segment.unit_ends
+    for path in paths:
+        generator = stream(seed, "feedback weights", path)
+        segment.output_hooks[path] = _replace_gradient(segment, path, generator, num_classes, output)
+    segment.output_hooks[last] = lambda scores_BK: SaveGradient.apply(scores_BK, output)  # type: ignore[no-untyped-call]  # untyped in torch
 
 
-def _tap(scores_BK: Tensor, output: OutputGradient) -> Tensor:
-    return SaveGradient.apply(scores_BK, output)  # type: ignore[no-any-return, no-untyped-call]  # untyped in torch
+def _replace_gradient(
+    segment: Segment, path: str, generator: torch.Generator, num_classes: int, output: OutputGradient
+) -> Callable[[Tensor], Tensor]:
+    buffers, name = segment._buffers, f"{path}.feedback_weight"  # register_buffer takes no name with a dot
 
-
-def _detour(draws: torch.Generator, num_classes: int, output: OutputGradient) -> Any:
-    def hook(module: nn.Module, inputs: Any, x: Tensor) -> Tensor:
-        if not hasattr(module, "feedback_weight"):
+    def hook(x: Tensor) -> Tensor:
+        if name not in buffers:
             features = prod(x.shape[1:])
-            drawn = kaiming_uniform(torch.Size([num_classes, features]), features, draws)
-            module.register_buffer("feedback_weight", drawn.to(x.device))
-        return ReplaceGradient.apply(x, module.feedback_weight, output)  # type: ignore[no-any-return, no-untyped-call]
+            buffers[name] = kaiming_uniform(torch.Size([num_classes, features]), features, generator).to(x.device)
+        return ReplaceGradient.apply(x, buffers[name], output)  # type: ignore[no-any-return, no-untyped-call]
 
     return hook
-
-
-def backpropagation(segment: Segment, num_classes: int, seed: int) -> None:
-    """bp, and every block that learns from its own loss: through the true weights, as autograd has it."""
 
 
 PROPAGATIONS: dict[str, Callable[[Segment, int, int], None]] = {
@@ -220,5 +220,7 @@ PROPAGATIONS: dict[str, Callable[[Segment, int, int], None]] = {
 
 
 def propagate(segment: Segment, method: str, num_classes: int, seed: int) -> None:
-    """Changes the way back through ``segment`` as ``method`` has it; to be called before its first batch."""
-    PROPAGATIONS.get(method, backpropagation)(segment, num_classes, seed)
+    """Changes the backward pass of ``segment`` for fa, usf and dfa, before its first batch; every other ``method``
+    propagates gradients through the true weights, as autograd does."""
+    if method in PROPAGATIONS:
+        PROPAGATIONS[method](segment, num_classes, seed)

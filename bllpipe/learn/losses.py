@@ -1,16 +1,16 @@
-"""Local losses: what a block minimises, as named terms that add up to its loss.
+"""Local losses: what a block minimises, as named terms whose sum is its loss.
 
 A loss is a function (alpha, scores_BK, target, x) -> terms, or an nn.Module of that form if it has parameters of its
-own. To try another one, write such a function and name it as ``objective.function``. Nothing in it may depend on
-another block: gradients end at the block's input x.
+own. A user-defined loss is such a function, named by ``objective.function``. It must not depend on another block:
+gradients end at the block's input x.
 
   bll      KL(rho || alpha) (paper, eq. 5 and 6), and a predictive loss for the entropy term. The KL alone is smallest
            for an output that is constant within a class, so the predictive loss of the local head (Nokland & Eidnes
            2019, used in section 3 of the paper) is not optional; ``kl_weight`` 0 is the control that shows what the
            feedback adds
-  predsim  predictive loss and similarity matching (Nokland & Eidnes 2019): images of one class look alike to the block
+  predsim  predictive loss and similarity matching (Nokland & Eidnes 2019): features of one class become similar
   InfoPro  reconstruction (Wang et al. 2021): a greedy block drops whatever its own head does not use, unless it must
-           still be able to tell what came in
+           still be able to reconstruct its input
 
 Shapes: B images, C channels, H x W positions, F features, K classes.
 """
@@ -40,13 +40,14 @@ from bllpipe.learn.memory_format import without_autocast
 from bllpipe.messages import Target
 from bllpipe.models.registry import imported
 
-# (alpha, scores_BK, target, x) -> named terms that add up to the loss of the block; x is what the block was given.
+# (alpha, scores_BK, target, x) -> named terms whose sum is the loss of the block; x is the input of the block.
 Objective = Callable[[Tensor, Tensor, Target, Tensor], dict[str, Tensor]]
 DECAY = 0.99  # of the learned variance, from step to step
 LEAST_VARIANCE = 1e-4
 SMALLEST = 1e-6
-NEEDED = 'needed is a dict of scalar tensors that add up to the loss, such as {"pred": cross_entropy(scores, label)}'
-# What else stands in a line of metrics.jsonl, and what the progress of a run tells beside it.
+EXPECTED = "expected a dict of scalar tensors whose sum is the loss"
+EXAMPLE = 'use {"pred": cross_entropy(scores, label)}'
+# The other fields of a line of metrics.jsonl and of the progress of a run.
 RECORD_FIELDS = frozenset(
     (
         "phase",
@@ -101,8 +102,8 @@ class BlockLocal(nn.Module):
     def forward(
         self, alpha: Tensor, scores_BK: Tensor, target: Target, x: Tensor, means_BC: Tensor | None = None
     ) -> dict[str, Tensor]:
-        found_BC = channel_means(alpha) if means_BC is None else known_means(alpha, means_BC)
-        alpha_BC = NORMALIZATIONS[self.config.normalize](found_BC)
+        means_BC = channel_means(alpha) if means_BC is None else known_means(alpha, means_BC)
+        alpha_BC = NORMALIZATIONS[self.config.normalize](means_BC)
         kl = posterior_kl(self._family(alpha_BC, target), alpha_BC, target.beta_BC, target.known_B)
         pred = predictive(self.config, scores_BK, target)
         return {"kl": self.config.kl_weight * kl, "pred": self.config.pred_weight * pred}
@@ -118,34 +119,34 @@ class BlockLocal(nn.Module):
 class PredSim(nn.Module):
     """(1 - b) * CE(head(alpha), y) + b * MSE(R(conv3x3(alpha)), R(one-hot y)), b = ``sim_share``.
 
-    R compares all images of the mini-batch with each other, so a batch is never split. Tokens and vectors have no
-    positions: a linear layer takes the place of the convolution.
+    R compares all images of the mini-batch, so a batch is never split. Tokens and vectors have no positions: a linear
+    layer replaces the convolution.
     """
 
     def __init__(self, config: ObjectiveConfig, alpha_shape: Sequence[int], num_classes: int) -> None:
         super().__init__()
         self.config, self.num_classes = config, num_classes
-        channels = alpha_shape[0] if len(alpha_shape) == 3 else alpha_shape[-1]
-        on_positions = len(alpha_shape) == 3
+        channels = num_channels(alpha_shape)
         self.similarity = (
             nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-            if on_positions
+            if len(alpha_shape) == 3
             else nn.Linear(channels, channels, bias=False)
         )
 
     def forward(self, alpha: Tensor, scores_BK: Tensor, target: Target, x: Tensor) -> dict[str, Tensor]:
-        wanted_BB = similarity_matrix(one_hot(target.label_B, self.num_classes))
-        sim = mse_loss(similarity_matrix(self.similarity(alpha)), wanted_BB)
+        target_BB = similarity_matrix(one_hot(target.label_B, self.num_classes))
+        sim = mse_loss(similarity_matrix(self.similarity(alpha)), target_BB)
         pred = predictive(self.config, scores_BK, target)
         return {"sim": self.config.sim_share * sim, "pred": (1 - self.config.sim_share) * pred}
 
 
 def user_loss(config: ObjectiveConfig, alpha_shape: Sequence[int], num_classes: int) -> Objective:
-    """What ``objective.function`` names, or a script has given: a function (alpha, scores_BK, target, x) -> terms, or a
-    subclass of nn.Module of which every block makes one: (config, alpha_shape, num_classes)."""
-    found: Callable[..., Any] = config.given or imported("objective.function", str(config.function))
-    is_class = isinstance(found, type) and issubclass(found, nn.Module)
-    return UserLoss(found(config, alpha_shape, num_classes) if is_class else found, str(config.function))
+    """The user-defined loss, imported by ``objective.function`` or passed as an object: a function (alpha, scores_BK,
+    target, x) -> terms, or a subclass of nn.Module, which every block instantiates: (config, alpha_shape,
+    num_classes)."""
+    loss: Callable[..., Any] = config.given or imported("objective.function", str(config.function))
+    is_class = isinstance(loss, type) and issubclass(loss, nn.Module)
+    return UserLoss(loss(config, alpha_shape, num_classes) if is_class else loss, str(config.function))
 
 
 OBJECTIVES: dict[str, Callable[[ObjectiveConfig, Sequence[int], int], Objective]] = {
@@ -159,7 +160,7 @@ OBJECTIVES: dict[str, Callable[[ObjectiveConfig, Sequence[int], int], Objective]
 def make_objective(
     config: Config, input_shape: Sequence[int], alpha_shape: Sequence[int], num_classes: int
 ) -> Objective:
-    """The local loss of ``config.method`` for a block that makes ``alpha_shape`` of ``input_shape``."""
+    """The local loss of ``config.method`` for a block that maps ``input_shape`` to ``alpha_shape``."""
     objective = OBJECTIVES[config.method](config.objective, alpha_shape, num_classes)
     if not config.objective.keep_weight:
         return objective
@@ -167,8 +168,8 @@ def make_objective(
 
 
 class TakesMeans(Protocol):
-    """An objective that may also be given the channel means [B, C] of alpha, without their way back, if these are known
-    already."""
+    """An objective that also accepts the channel means [B, C] of alpha, without their graph, if these were computed
+    before."""
 
     def __call__(
         self, alpha: Tensor, scores_BK: Tensor, target: Target, x: Tensor, means_BC: Tensor | None = None
@@ -176,7 +177,7 @@ class TakesMeans(Protocol):
 
 
 def takes_means(objective: Objective) -> TypeGuard[TakesMeans]:
-    """Whether ``objective`` uses means that it is given."""
+    """Whether ``objective`` accepts ``means_BC``."""
     return bool(getattr(objective, "takes_means", False))
 
 
@@ -194,9 +195,9 @@ def posterior_kl(family: Family, alpha_BC: Tensor, beta_BC: Tensor, known_B: Ten
 
 
 class LearnedVariance(nn.Module):
-    """Gaussians' variance per channel by maximum likelihood: the decayed mean of (a - b)^2.
+    """The variance of Gaussians per channel by maximum likelihood: the decayed mean of (a - b)^2.
 
-    No gradient passes: a variance that followed the KL would grow without end.
+    It has no gradient: a variance that followed the KL would grow without bound.
     """
 
     variance_C: Tensor
@@ -207,16 +208,17 @@ class LearnedVariance(nn.Module):
 
     @torch.no_grad()
     def absorb(self, error_BC: Tensor, known_B: Tensor) -> None:
-        """Takes in the distances a - b of one batch."""
+        """Updates the variance with the distances a - b of one batch."""
         num_known = known_B.sum()
-        found_C = (error_BC.square() * known_B.unsqueeze(1)).sum(dim=0) / num_known.clamp(min=1)
-        self.variance_C.lerp_(found_C, (1 - DECAY) * (num_known > 0).to(found_C.dtype))
+        batch_C = (error_BC.square() * known_B.unsqueeze(1)).sum(dim=0) / num_known.clamp(min=1)
+        self.variance_C.lerp_(batch_C, (1 - DECAY) * (num_known > 0).to(batch_C.dtype))
 
 
 def similarity_matrix(features: Tensor) -> Tensor:
     """R [B, B]: cosines between the samples, from -1 to 1.
 
-    Of [B, C, H, W] the deviation over the positions counts, [B, C]; each sample is then centred over its features.
+    Features of maps [B, C, H, W] are the standard deviations over the positions, [B, C]; each sample is then centred
+    over its features.
     """
     with without_autocast(features.device):
         features = features.float()
@@ -228,7 +230,8 @@ def similarity_matrix(features: Tensor) -> Tensor:
 
 
 class ReconstructionLoss(nn.Module):
-    """``objective``, and ``weight`` times the share of the input's variance that a decoder cannot tell from alpha.
+    """``objective``, and ``weight`` times the share of the input's variance that a decoder of alpha cannot
+    reconstruct.
 
     The decoder is a 1x1 convolution from alpha's channels to the input's, and bilinear interpolation.
     """
@@ -239,8 +242,8 @@ class ReconstructionLoss(nn.Module):
         super().__init__()
         if len(input_shape) != 3 or len(alpha_shape) != 3:
             raise ConfigError(
-                f"objective.keep_weight needs blocks between images or feature maps, but one makes "
-                f"{list(alpha_shape)} of {list(input_shape)}; use --set objective.keep_weight=0"
+                f"objective.keep_weight: expected blocks that map images or feature maps to feature maps, got a block "
+                f"from {list(input_shape)} to {list(alpha_shape)}; use --set objective.keep_weight=0"
             )
         self.objective, self.weight = objective, weight
         self.takes_means = takes_means(objective)
@@ -250,8 +253,8 @@ class ReconstructionLoss(nn.Module):
         self, alpha: Tensor, scores_BK: Tensor, target: Target, x: Tensor, means_BC: Tensor | None = None
     ) -> dict[str, Tensor]:
         x_BCHW = x.float()
-        told_BCHW = interpolate(self.decoder(alpha).float(), size=x.shape[2:], mode="bilinear", align_corners=False)
-        untold = mse_loss(told_BCHW, x_BCHW) / x_BCHW.var().clamp(min=SMALLEST)
+        decoded_BCHW = interpolate(self.decoder(alpha).float(), size=x.shape[2:], mode="bilinear", align_corners=False)
+        reconstruction = mse_loss(decoded_BCHW, x_BCHW) / x_BCHW.var().clamp(min=SMALLEST)
         if means_BC is not None and takes_means(self.objective):
             terms = self.objective(alpha, scores_BK, target, x, means_BC)
         else:
@@ -261,29 +264,29 @@ class ReconstructionLoss(nn.Module):
                 "a term of the objective is called 'keep', as the one of objective.keep_weight; use another name, or "
                 "--set objective.keep_weight=0"
             )
-        return {**terms, "keep": self.weight * untold}
+        return {**terms, "keep": self.weight * reconstruction}
 
 
 class UserLoss(nn.Module):
-    """``terms``, with a look at what it returns."""
+    """A user-defined loss ``terms``, whose result is checked."""
 
     def __init__(self, terms: Objective, name: str) -> None:
         super().__init__()
         self.terms, self.name = terms, name
 
     def forward(self, alpha: Tensor, scores_BK: Tensor, target: Target, x: Tensor) -> dict[str, Tensor]:
-        given = {"alpha": alpha, "scores": scores_BK, "x": x, "target.label_B": target.label_B}
-        given |= {"target.beta_BC": target.beta_BC, "target.known_B": target.known_B}
-        versions = {name: tensor._version for name, tensor in given.items()}
+        inputs = {"alpha": alpha, "scores": scores_BK, "x": x, "target.label_B": target.label_B}
+        inputs |= {"target.beta_BC": target.beta_BC, "target.known_B": target.known_B}
+        versions = {name: tensor._version for name, tensor in inputs.items()}
         terms = self.terms(alpha, scores_BK, target, x)
-        if changed := [name for name, tensor in given.items() if tensor._version != versions[name]]:
+        if changed := [name for name, tensor in inputs.items() if tensor._version != versions[name]]:
             raise ConfigError(
-                f"objective.function={self.name} changes {' and '.join(changed)} in place, which others read too; use "
-                f"a function that returns a new tensor, such as alpha.relu() for alpha.relu_()"
+                f"objective.function={self.name} changes {' and '.join(changed)} in place, which the pipeline reads "
+                f"too; use a function that returns a new tensor, such as alpha.relu() for alpha.relu_()"
             )
         if not isinstance(terms, Mapping) or not terms:
-            what = "an empty dict" if isinstance(terms, Mapping) else f"a {type(terms).__name__}"
-            raise ConfigError(f"objective.function={self.name} returned {what}; {NEEDED}")
+            kind = "an empty dict" if isinstance(terms, Mapping) else f"a {type(terms).__name__}"
+            raise ConfigError(f"objective.function={self.name}: {EXPECTED}, got {kind}; {EXAMPLE}")
         for name, term in terms.items():
             self._check_name(name)
             self._check(name, term)
@@ -304,19 +307,20 @@ class UserLoss(nn.Module):
 
     def _check(self, name: str, term: object) -> None:
         if not isinstance(term, Tensor):
-            raise ConfigError(f"objective.function={self.name}: term {name!r} is a {type(term).__name__}; {NEEDED}")
+            kind = type(term).__name__
+            raise ConfigError(f"objective.function={self.name}: {EXPECTED}, got a {kind} as term {name!r}; {EXAMPLE}")
         if term.dim():
             raise ConfigError(
-                f"objective.function={self.name}: term {name!r} has the shape {list(term.shape)}; needed is a scalar: "
-                f"take its .mean()"
+                f"objective.function={self.name}: term {name!r}: expected a scalar, got the shape {list(term.shape)}; "
+                f"use its .mean()"
             )
         if term.is_complex():
             raise ConfigError(
-                f"objective.function={self.name}: term {name!r} is a complex number; expected a real one, such as its "
+                f"objective.function={self.name}: term {name!r}: expected a real number, got a complex one; use its "
                 f".abs()"
             )
         if self.training and torch.is_grad_enabled() and not term.requires_grad:
             raise ConfigError(
-                f"objective.function={self.name}: term {name!r} depends on no parameter of the block; needed is a "
-                f"function of alpha or scores, without .detach() or .item()"
+                f"objective.function={self.name}: term {name!r} depends on no parameter of the block; use a function "
+                f"of alpha or scores, without .detach() or .item()"
             )

@@ -1,11 +1,11 @@
-"""How modules and activations lie in memory (channels last, precision), pools with deterministic gradients, and
-BatchNorm without cuDNN.
+"""The memory format of modules and activations (channels last), pools with deterministic gradients, and BatchNorm
+without cuDNN.
 
-torch adds up the gradients of an adaptive pool in any order on a GPU. An adaptive pool is a product with a matrix of
-shares on either side, and products are deterministic both ways.
+On a GPU torch sums the gradients of an adaptive pool in no fixed order. An adaptive pool is a product with a matrix of
+weights on either side, and products are deterministic forward and backward.
 
-cuDNN's kernel for the backward pass of channels-last maps wants all of a GPU's processors at once, and does not begin
-while a kernel of NCCL waits on some of them for a message (pytorch/pytorch#80259). Such a wait is ordinary here:
+cuDNN's kernel for the backward pass of channels-last maps needs all multiprocessors of a GPU at once, and does not
+start while an NCCL kernel waits on some of them for a message (pytorch/pytorch#80259). Such a wait is ordinary here:
 receives are posted ahead. torch chooses the kernels of both passes in the forward pass.
 
 Shapes: B images, C channels, H x W positions, h x w of them after the pool.
@@ -23,18 +23,19 @@ from torch.nn.functional import adaptive_avg_pool1d
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bllpipe.config.schema import Config
+from bllpipe.models.units import Segment
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 def lies_channels_last(config: Config, device: torch.device) -> bool:
-    """Whether all channels of a position lie together in memory. Most convolutions are faster so, but their results
-    depend on it in the last bits: ``auto`` leaves CPUs as they are."""
+    """Whether activations and weights are channels_last. Most convolutions are faster so, but the last bits of their
+    results depend on it: ``auto`` does not change them on a CPU."""
     return device.type == "cuda" if config.channels_last == "auto" else config.channels_last
 
 
 def place(module: Module, config: Config, device: torch.device) -> Module:
-    """The module on ``device``, its convolutions' weights as activations lie there."""
+    """The module on ``device``, the weights of its convolutions in the memory format of activations."""
     module = module.to(device)
     if lies_channels_last(config, device):
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # left out of torch's own types
@@ -42,16 +43,21 @@ def place(module: Module, config: Config, device: torch.device) -> Module:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """What is computed inside has the formats of its tensors. Where there is no autocast there is nothing to leave."""
+    """Disables autocast: what is computed inside has the dtypes of its tensors."""
     available = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
-def as_channels_last(x: Tensor) -> Tensor:
-    """Feature maps [B, C, H, W] with all channels of a position together; anything else as it is.
+def autocast(config: Config, device: torch.device) -> AbstractContextManager[Any]:
+    """The scope of ``precision.compute``."""
+    return nullcontext() if config.precision.compute == "fp32" else torch.autocast(device.type, torch.bfloat16)
 
-    Strides are always those of a new channels_last tensor. With one channel or one position others describe the same
-    memory, and torch would choose kernels by where the maps came from: a message, or the same process.
+
+def as_channels_last(x: Tensor) -> Tensor:
+    """Feature maps [B, C, H, W] in channels_last format; any other tensor unchanged.
+
+    Strides are always those of a new channels_last tensor. With one channel or one position other strides describe the
+    same memory, and torch would choose kernels by the origin of the maps: a message, or the same process.
     """
     if x.dim() != 4:
         return x
@@ -62,7 +68,7 @@ def as_channels_last(x: Tensor) -> Tensor:
 
 
 class DeterministicAvgPool(nn.Module):
-    """What ``nn.AdaptiveAvgPool2d(size)`` gives, up to rounding: [B, C, H, W] to [B, C, h, w]."""
+    """``nn.AdaptiveAvgPool2d(size)`` up to rounding: [B, C, H, W] to [B, C, h, w]."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         super().__init__()
@@ -71,49 +77,61 @@ class DeterministicAvgPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         (height, width), (h, w) = x.shape[-2:], self.size
         with without_autocast(x.device):
-            pooled_Ww = x.float() @ _shares(width, w, x.device)
-            pooled_hw = _shares(height, h, x.device).T @ pooled_Ww
+            pooled_Ww = x.float() @ _pool_weights(width, w, x.device)
+            pooled_hw = _pool_weights(height, h, x.device).T @ pooled_Ww
         return pooled_hw.to(x.dtype)
 
 
 @torch.no_grad()
-def _shares(length: int, parts: int, device: torch.device) -> Tensor:
-    """How much each of ``length`` positions gives to each of ``parts`` means, float32 [length, parts]; made on the
-    device, which nobody waits for."""
+def _pool_weights(length: int, parts: int, device: torch.device) -> Tensor:
+    """The weight of each of ``length`` positions in each of ``parts`` means, float32 [length, parts]; made on the
+    device without a synchronization."""
     return adaptive_avg_pool1d(torch.eye(length, device=device), parts)
 
 
 def make_pools_deterministic(module: nn.Module) -> None:
-    """Every adaptive average pool in ``module`` becomes one by products, but those to a single position: torch takes
-    their plain mean. They have no state, so names stay."""
+    """Replaces every adaptive average pool in ``module`` by a product, except pools to a single position, of which
+    torch takes the plain mean. Pools have no state, so names stay. A script's own modules do not change."""
+    if any(_replaceable_size(part) for part in module.modules()):
+        detach_structure(module)
     for parent in list(module.modules()):
         for name, child in parent.named_children():
-            size = _size(child) if isinstance(child, nn.AdaptiveAvgPool2d) else None
-            if size not in (None, (1, 1)):
+            if size := _replaceable_size(child):
                 setattr(parent, name, DeterministicAvgPool(size))
 
 
-def _size(pool: nn.AdaptiveAvgPool2d) -> tuple[int, int] | None:
-    """None for one that keeps a side as it is."""
+def _replaceable_size(pool: nn.Module) -> tuple[int, int] | None:
+    """The output size of an adaptive pool; None for other modules, a pool to one position, and one that keeps a
+    side."""
+    if not isinstance(pool, nn.AdaptiveAvgPool2d):
+        return None
     size = pool.output_size
     height, width = size if isinstance(size, (tuple, list)) else (size, size)
-    return None if height is None or width is None else (height, width)
+    return None if height is None or width is None or (height, width) == (1, 1) else (height, width)
+
+
+def detach_structure(module: nn.Module) -> None:
+    """Makes changes of layers in a segment invisible in a script's own modules; anything else is bllpipe's own."""
+    if isinstance(module, Segment):
+        module.detach_structure()
 
 
 def without_cudnn(module: nn.Module) -> None:
-    """From now on no BatchNorm in ``module`` uses cuDNN; convolutions do as ever."""
+    """From now on no BatchNorm in ``module`` uses cuDNN; convolutions still do. A script's own modules do not
+    change."""
+    detach_structure(module)
     for part in module.modules():
         if isinstance(part, _BatchNorm):
-            vars(part)["forward"] = _computed_without(part.forward)  # of this one, not of its class
+            vars(part)["forward"] = _disabling_cudnn(part.forward)  # of this instance, not of its class
 
 
-def _computed_without(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    def computed(x: Tensor) -> Tensor:
-        before = torch.backends.cudnn.enabled
+def _disabling_cudnn(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def forward_without_cudnn(x: Tensor) -> Tensor:
+        enabled = torch.backends.cudnn.enabled
         torch.backends.cudnn.enabled = False
         try:
             return forward(x)
         finally:
-            torch.backends.cudnn.enabled = before
+            torch.backends.cudnn.enabled = enabled
 
-    return computed
+    return forward_without_cudnn

@@ -1,16 +1,15 @@
-"""Modules that are trained together: SGD or AdamW with their state in named tensors, and the learning rate of each
-step.
+"""The optimiser of one block: SGD or AdamW with their state in named tensors, and the learning rate of each step.
 
-The arithmetic is torch's own (the functional forms behind torch.optim). Its optimizer classes are left out because
-their first step imports the compiler, which takes seconds in every rank, and because a state by name is what
-checkpoints and other cuts need. The learning rate is a pure function of the step: nothing to save, the same for all
-blocks.
+The arithmetic is torch's own (the functional forms behind torch.optim). Its optimizer classes are not used because
+their first step imports the compiler, which takes seconds in every rank, and because checkpoints need a state by name,
+which can be loaded into another cut. The learning rate is a pure function of the step: nothing to save, the same for
+all blocks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from itertools import product
 from math import cos, pi
 from typing import Any
@@ -21,20 +20,21 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from bllpipe.config.schema import Config, OptimizerConfig, ScheduleConfig
+from bllpipe.learn.memory_format import autocast
 from bllpipe.utils.tensors import restore
 
 ENTRIES = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq", "step")}
 PREFIX = "optimizer."
-HEADS = "heads."  # how names of local heads' parameters begin
+HEADS = "heads."  # prefix of the names of local heads' parameters
 Norm = Callable[[Sequence[Tensor]], Tensor]  # of gradients, as of one long vector
 
 
 class Optimizer:
     """One optimiser over named parameters; ``state`` holds its tensors as ``<parameter>.<entry>``.
 
-    Normalisations and biases (fewer than two dimensions) are not decayed unless ``decay_norm_and_bias`` asks for it.
-    Parameters that ``factors`` names learn with the rate times their factor, so AdamW decays them with it too.
-    On a GPU the learning rates lie there too, so that an update can be captured.
+    Normalisations and biases (fewer than two dimensions) are decayed with ``decay_norm_and_bias`` only. Parameters in
+    ``factors`` learn with the rate times their factor, so AdamW's decay of them is scaled too. On a GPU the learning
+    rates are tensors on it, so that an update can be captured.
     """
 
     def __init__(
@@ -51,21 +51,21 @@ class Optimizer:
             for entry in ENTRIES[config.name]
         }
         self.decayed = [name for name, p in self.parameters.items() if p.dim() > 1 or config.decay_norm_and_bias]
-        self.spared = [name for name in self.parameters if name not in set(self.decayed)]
+        self.undecayed = [name for name in self.parameters if name not in set(self.decayed)]
         self.rate: float | Tensor = 0.0
-        self.device_rates: dict[float, Tensor] = {}  # by factor, where ``rate`` lies on the device
+        self.device_rates: dict[float, Tensor] = {}  # by factor, if ``rate`` is on the device
         if any(p.is_cuda for p in self.parameters.values()):
             self.keep_rate_on_device()
 
     def keep_rate_on_device(self) -> None:
-        """The learning rates become float32 scalars that stay where they are, beside the parameters."""
+        """Turns the learning rates into float32 scalars at fixed addresses on the device of the parameters."""
         device = next(iter(self.parameters.values())).device
         self.device_rates = {factor: torch.zeros((), device=device) for factor in {1.0, *self.factors.values()}}
         lr, self.rate = float(self.rate), self.device_rates[1.0]
         self.set_rate(lr)
 
     def set_rate(self, lr: float) -> None:
-        """Updates are made with ``lr`` from now on; the host does not wait."""
+        """Sets the learning rate of later updates; the host does not wait."""
         if isinstance(self.rate, Tensor):
             for factor, rate in self.device_rates.items():
                 rate.fill_(lr * factor)
@@ -73,7 +73,7 @@ class Optimizer:
             self.rate = lr
 
     def zero_grad(self) -> None:
-        """Forgets the gradients of the step before."""
+        """Drops the gradients of the step before."""
         for parameter in self.parameters.values():
             parameter.grad = None
 
@@ -84,17 +84,15 @@ class Optimizer:
 
     @torch.no_grad()
     def apply(self) -> None:
-        """One update with the rate that was set; parameters without a gradient stay as they are."""
+        """One update with the current rate; parameters without a gradient do not change."""
         update = self._sgd if self.config.name == "sgd" else self._adamw
-        decays = ((self.decayed, self.config.weight_decay), (self.spared, 0.0))
+        decays = ((self.decayed, self.config.weight_decay), (self.undecayed, 0.0))
         for factor, (names, weight_decay) in product(dict.fromkeys(self.factors.values()), decays):
-            learning = [name for name in names if self.factors[name] == factor]
-            moved = [name for name in learning if self.parameters[name].grad is not None]
-            if moved:
-                update(moved, weight_decay, self._rate_times(factor))
-
-    def _rate_times(self, factor: float) -> float | Tensor:
-        return self.device_rates[factor] if isinstance(self.rate, Tensor) else self.rate * factor
+            group = [name for name in names if self.factors[name] == factor]
+            updated = [name for name in group if self.parameters[name].grad is not None]
+            if updated:
+                rate = self.device_rates[factor] if isinstance(self.rate, Tensor) else self.rate * factor
+                update(updated, weight_decay, rate)
 
     def _sgd(self, names: Sequence[str], weight_decay: float, lr: float | Tensor) -> None:
         sgd(
@@ -135,7 +133,7 @@ class Optimizer:
 
 
 class Learner:
-    """``modules``, each with the prefix of its names, and one optimiser; ``norm`` gives the norm that is clipped."""
+    """``modules``, each with the prefix of its names, and one optimiser; ``norm`` computes the norm for clipping."""
 
     def __init__(
         self,
@@ -156,19 +154,19 @@ class Learner:
         self._unclipped: Tensor | None = None
 
     def step(self, step: int) -> float:
-        """Training step ``step`` along the gradients at hand; returns its learning rate."""
+        """Training step ``step`` along the current gradients; returns its learning rate."""
         lr = self.set_rate(step)
         self.apply()
         return lr
 
     def set_rate(self, step: int) -> float:
-        """Learns with the rate of training step ``step`` from now on; returns it."""
+        """Sets the learning rate of training step ``step``, and returns it."""
         lr = self.config.optimizer.lr * rate_factor(step, self.total_steps, self.config.schedule)
         self.optimizer.set_rate(lr)
         return lr
 
     def apply(self) -> None:
-        """One update along the gradients at hand; the host is not asked for anything, nor does it ask."""
+        """One update along the current gradients, without a synchronization."""
         clip_norm = self.config.optimizer.clip_norm
         if clip_norm is not None:
             self._unclipped = self.norm(self._gradients())
@@ -176,14 +174,14 @@ class Learner:
         self.optimizer.apply()
 
     def gradient_norm(self) -> Tensor:
-        """The norm of the last step's gradients, before they were clipped."""
+        """The norm of the last step's gradients before clipping."""
         return self.norm(self._gradients()) if self._unclipped is None else self._unclipped
 
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self.parameters.values() if p.grad is not None]
 
     def weights(self) -> dict[str, Tensor]:
-        """Parameters and buffers, the live ones, by the names that a checkpoint gives them."""
+        """Parameters and buffers, not copies, by their names in checkpoints."""
         return {
             f"{prefix}.{name}": value
             for prefix, module in self.modules
@@ -192,13 +190,13 @@ class Learner:
         }
 
     def state(self) -> dict[str, Tensor]:
-        """``weights`` and the optimiser's state: everything that a resumed run needs."""
+        """``weights`` and the optimiser's state: all that a checkpoint holds."""
         return {**self.weights(), **{f"{PREFIX}{name}": value for name, value in self.optimizer.state.items()}}
 
     def load(self, state: Mapping[str, Tensor]) -> list[str]:
-        """Takes what is its own from ``state``; returns the names of weights that it did not find.
+        """Copies the tensors of these modules from ``state``; returns the names of weights that are missing there.
 
-        Raises CheckpointError, and takes nothing, when a tensor has another shape or dtype than its own.
+        Raises CheckpointError, and copies nothing, when a tensor has another shape or dtype.
         """
         restore(self.state(), state)
         return sorted(self.weights().keys() - state.keys())
@@ -208,14 +206,12 @@ class Learner:
         return next(iter(self.parameters.values())).device
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The run's own precision of computing."""
-        if self.config.precision.compute == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+        """The scope of ``precision.compute``."""
+        return autocast(self.config, self.device)
 
 
 def rate_factor(step: int, total_steps: int, config: ScheduleConfig) -> float:
-    """The fraction of the peak learning rate with which training step ``step`` (from 0) is made."""
+    """The learning rate of training step ``step`` (from 0) as a fraction of the peak."""
     factor = SCHEDULES[config.name](step / max(total_steps, 1), config)
     if config.name != "onecycle" and step < config.warmup_steps:
         factor *= (step + 1) / config.warmup_steps
@@ -227,14 +223,14 @@ def _constant(progress: float, config: ScheduleConfig) -> float:
 
 
 def _cosine(progress: float, config: ScheduleConfig) -> float:
-    return _blend(1.0, config.final_fraction, progress)
+    return _half_cosine(1.0, config.final_fraction, progress)
 
 
 def _one_cycle(progress: float, config: ScheduleConfig) -> float:
     """Up to the peak and down again, both along half a cosine (Smith & Topin 2018)."""
     if progress < config.peak_at:
-        return _blend(config.start_fraction, 1.0, progress / config.peak_at)
-    return _blend(1.0, config.final_fraction, (progress - config.peak_at) / max(1 - config.peak_at, 1e-9))
+        return _half_cosine(config.start_fraction, 1.0, progress / config.peak_at)
+    return _half_cosine(1.0, config.final_fraction, (progress - config.peak_at) / max(1 - config.peak_at, 1e-9))
 
 
 def _multistep(progress: float, config: ScheduleConfig) -> float:
@@ -249,6 +245,6 @@ SCHEDULES: dict[str, Callable[[float, ScheduleConfig], float]] = {
 }
 
 
-def _blend(start: float, end: float, progress: float) -> float:
+def _half_cosine(start: float, end: float, progress: float) -> float:
     """Half a cosine from ``start`` to ``end``."""
     return end + (start - end) * (1 + cos(pi * min(progress, 1.0))) / 2

@@ -7,11 +7,14 @@ the last. Nothing is built before it is needed, so a rank only ever holds its ow
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bllpipe.errors import ConfigError
 from bllpipe.utils.tensors import derived_seed
 
 
@@ -25,8 +28,8 @@ class Layer:
 
 @dataclass(frozen=True)
 class Unit:
-    """Consecutive layers that stay together; ``name`` is what a cut can refer to. Of a network of the user's own a unit
-    is one module, which ``is_built`` already."""
+    """Consecutive layers that stay together; ``name`` is what a cut can refer to. In a user-defined network a unit is
+    one module, which ``is_built`` already."""
 
     name: str
     layers: tuple[Layer, ...]
@@ -35,21 +38,40 @@ class Unit:
 
 class Segment(nn.Module):
     """Consecutive units, built: parameters have the names, and for one seed the values, that they have in the whole
-    network, wherever it is cut."""
+    network, wherever it is cut. ``output_hooks`` are applied to the outputs of layers, by path."""
 
     def __init__(self, units: Sequence[Unit], seed: int) -> None:
         super().__init__()
         self.last_unit = units[-1].name
         self.unit_ends = [unit.layers[-1].path for unit in units]
+        self.output_hooks: dict[str, Callable[[Tensor], Tensor]] = {}
         self._paths = [layer.path for unit in units for layer in unit.layers]
+        self._user_paths = [layer.path for unit in units for layer in unit.layers if unit.is_built]
         for layer in (layer for unit in units for layer in unit.layers):
-            _place(self, layer, seed)
+            _build_into(self, layer, seed)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, ...] of the block before to the alpha of this one."""
         for path in self._paths:
             x = self.get_submodule(path)(x)
+            if path in self.output_hooks:
+                x = self.output_hooks[path](x)
         return x
+
+    def detach_structure(self) -> None:
+        """Replaces user-defined modules by copies that share their parameters, buffers and hooks: from now on layers
+        inside them can be replaced, and a script's own modules do not change. Raises ConfigError for a module that
+        cannot be copied."""
+        for path in self._user_paths:
+            try:
+                self.set_submodule(path, _structure_copy(self.get_submodule(path)))
+            except Exception as error:  # whatever an attribute of a user's module may raise
+                raise ConfigError(
+                    f"module {path} of the model: expected a module that can be copied, as layers in it are replaced, "
+                    f"got {error!s:.200}; use --set method=bp and --set gpu.deterministic=false, or remove what cannot "
+                    f"be copied"
+                ) from error
+        self._user_paths = []
 
 
 def units_from_modules(modules: Mapping[str, nn.Module]) -> list[Unit]:
@@ -61,8 +83,18 @@ def units_from_modules(modules: Mapping[str, nn.Module]) -> list[Unit]:
     return [Unit(name, (Layer(name, keep(module)),), is_built=True) for name, module in modules.items()]
 
 
-def _place(root: nn.Module, layer: Layer, seed: int) -> None:
-    """Builds the layer from its own random stream and hangs it into ``root`` under its path."""
+def _structure_copy(module: nn.Module) -> nn.Module:
+    """A copy of ``module`` and of all modules in it, with the same tensors and hooks. It shares the dictionaries of
+    them too: a buffer that moves to a GPU moves in both."""
+    shared: list[Any] = [*module.parameters(), *module.buffers()]
+    for part in module.modules():
+        shared += [part._parameters, part._buffers]
+        shared += [value for name, value in vars(part).items() if name.endswith("_hooks")]
+    return deepcopy(module, {id(each): each for each in shared})
+
+
+def _build_into(root: nn.Module, layer: Layer, seed: int) -> None:
+    """Builds the layer from its own random stream and adds it to ``root`` under its path."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, "weights", layer.path))
         module = layer.make()

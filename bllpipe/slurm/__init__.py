@@ -1,1 +1,1 @@
-"""Runs on a cluster with SLURM: whether a run fits the nodes it is given, and job scripts."""
+"""Runs on a SLURM cluster: job scripts, and whether a run fits on the nodes of a job."""

@@ -1,4 +1,4 @@
-"""``bllpipe slurm``: whether the processes of a run fit on the nodes of a job, and the script that runs it."""
+"""``bllpipe slurm``: write a job script, after checking that the run fits on the nodes of the job."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from bllpipe.utils.files import output_file
 
 LEAD_SECONDS = 300  # from the signal to the time limit: enough for a step and a checkpoint
 DEFAULT_TIME = "04:00:00"
-UNITS = (86_400, 3_600, 60, 1)  # seconds
-LEAST_SECONDS = 60  # SLURM counts in minutes
+UNITS = (86_400, 3_600, 60, 1)  # seconds of a day, hour, minute, second
+MIN_SECONDS = 60  # SLURM counts in minutes
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of SLURM. ``seconds`` is the time limit that ``time`` writes down."""
+    """The resources of a job. ``seconds`` is the time limit ``time`` in seconds."""
 
     nodes: int
     gpus_per_node: int
@@ -38,7 +38,7 @@ class Request:
 
 
 def job_script(request: Request, arguments: Sequence[str]) -> str:
-    """A script for sbatch that gives ``arguments`` to bllpipe.launch, and needs no other file of ours."""
+    """A script for sbatch that runs bllpipe.launch with ``arguments``. It contains job.sh, and needs no other file."""
     directives = "".join(f"#SBATCH --{directive}\n" for directive in _directives(request))
     common = files("bllpipe.slurm").joinpath("job.sh").read_text()
     return (
@@ -50,6 +50,7 @@ def job_script(request: Request, arguments: Sequence[str]) -> str:
 
 
 def _directives(request: Request) -> list[str]:
+    """The options of sbatch."""
     lead = min(LEAD_SECONDS, request.seconds // 4)
     return [
         "job-name=bllpipe",
@@ -68,59 +69,53 @@ def _directives(request: Request) -> list[str]:
 
 
 def num_ranks(config: Config) -> int:
-    """The processes of the run; an engine of a single process has one, whatever it holds."""
+    """The number of processes of the run; 1 for engines that run all blocks in one process."""
     return topology(config).world_size if config.engine in SPREAD else 1
 
 
 def ranks_of_nodes(num_ranks: int, num_nodes: int) -> list[int]:
-    """The ranks of each node: equal shares, what is left over on the last nodes, where the feedback is."""
+    """The number of ranks of each node: the same for all, plus one on the last nodes, where the feedback rank is."""
     share, left = divmod(num_ranks, num_nodes)
     return [share + (node >= num_nodes - left) for node in range(num_nodes)]
 
 
 def check_fit(config: Config, num_nodes: int, gpus_per_node: int | None) -> None:
-    """Raises ConfigError unless every node gets a rank, and every rank that computes on a GPU has one of its own.
+    """Raises ConfigError unless every node gets a rank, and every rank that computes on a GPU has its own.
 
-    ``gpus_per_node`` is None when nobody knows. Nodes without GPUs have room for any number of ranks, and so have GPUs
-    that ranks are to share, with gloo between them.
+    ``gpus_per_node`` is None if unknown. Nodes without GPUs hold any number of ranks, and so do GPUs that ranks share,
+    which gloo allows and NCCL refuses.
     """
-    ranks, needed = num_ranks(config), _num_gpus(config)
+    ranks, num_gpus = num_ranks(config), _num_gpus(config)
     if num_nodes > ranks:
         raise ConfigError(f"{_count(ranks, 'rank')} cannot be spread over {num_nodes} nodes; use --nodes {ranks}")
     if gpus_per_node == 0:
-        _refuse_to_do_without(config)
-    elif gpus_per_node is not None and needed > num_nodes * gpus_per_node and not _may_share(config):
-        raise _too_few(config, needed, num_nodes, gpus_per_node)
-
-
-def _may_share(config: Config) -> bool:
-    """Whether several ranks may be on one GPU, which NCCL refuses."""
-    return config.engine == "ranks" and config.backend.alpha == "gloo"
+        for key, device in (("device", config.device), ("feedback.device", config.feedback.device)):
+            if device == "cuda":
+                raise ConfigError(
+                    f"{key} is cuda, but the nodes have no GPUs; use --gpus-per-node 4, or --set {key}=cpu"
+                )
+    may_share = config.engine == "ranks" and config.backend.alpha == "gloo"
+    if gpus_per_node and num_gpus > num_nodes * gpus_per_node and not may_share:
+        raise _too_few_gpus(config, num_gpus, num_nodes, gpus_per_node)
 
 
 def _num_gpus(config: Config) -> int:
-    """How many GPUs the run takes. The feedback does without one unless it asks for it."""
+    """The number of GPUs that the run uses. The feedback rank uses a CPU unless feedback.device is cuda."""
     if config.device == "cpu":
         return 0
-    waives = config.engine in SPREAD and topology(config).has_feedback and config.feedback.device != "cuda"
-    return num_ranks(config) - waives
+    feedback_on_cpu = config.engine in SPREAD and topology(config).has_feedback and config.feedback.device != "cuda"
+    return num_ranks(config) - feedback_on_cpu
 
 
-def _refuse_to_do_without(config: Config) -> None:
-    for key, device in (("device", config.device), ("feedback.device", config.feedback.device)):
-        if device == "cuda":
-            raise ConfigError(f"{key} is cuda, but the nodes have no GPUs; use --gpus-per-node 4, or --set {key}=cpu")
-
-
-def _too_few(config: Config, needed: int, num_nodes: int, gpus_per_node: int) -> ConfigError:
+def _too_few_gpus(config: Config, num_gpus: int, num_nodes: int, gpus_per_node: int) -> ConfigError:
     layout, found = topology(config), num_nodes * gpus_per_node
-    blocks = _count(layout.num_blocks, "block") if layout.placement == "block" else _count(needed, "rank")
-    feedback = needed - layout.num_blocks
+    blocks = _count(layout.num_blocks, "block") if layout.placement == "block" else _count(num_gpus, "rank")
+    feedback = num_gpus - layout.num_blocks
     also = " and the feedback, whose feedback.device is cuda," if feedback else ""
     fewer = found - feedback if layout.placement in ("block", "stage", "replica") else 0
     return ConfigError(
-        f"{blocks}{also} need {needed} GPUs, but {_count(num_nodes, 'node')} with {_count(gpus_per_node, 'GPU')} each "
-        f"have {found}; use --nodes {-(-needed // gpus_per_node)}"
+        f"{blocks}{also} need {num_gpus} GPUs, but {_count(num_nodes, 'node')} with "
+        f"{_count(gpus_per_node, 'GPU')} each have {found}; use --nodes {-(-num_gpus // gpus_per_node)}"
         + (f", or --set blocks={fewer}" if fewer > 0 else "")
         + (", or --set backend.alpha=gloo to let ranks share GPUs" if config.engine == "ranks" else "")
     )
@@ -131,23 +126,30 @@ def _count(number: int, noun: str) -> str:
 
 
 def add_slurm(commands: Any) -> None:
-    """Adds the subcommand to those of ``bllpipe``."""
+    """Adds the command ``slurm``."""
     slurm = commands.add_parser("slurm", help="write a SLURM job script for a config")
-    slurm.add_argument("--config", metavar="FILE", help="YAML file; without it: the handwritten digits")
-    slurm.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[])
-    slurm.add_argument("--nodes", type=int, default=1, metavar="N", help="default: 1")
-    slurm.add_argument("--gpus-per-node", type=int, default=4, metavar="G", help="default: 4; 0: compute on CPUs")
+    slurm.add_argument("--config", metavar="FILE", help="YAML file (default: the handwritten digits)")
     slurm.add_argument(
-        "--time", default=DEFAULT_TIME, metavar="HH:MM:SS", help=f"limit of each start (default: {DEFAULT_TIME})"
+        "--set",
+        metavar="KEY=VALUE",
+        dest="overrides",
+        action="append",
+        default=[],
+        help="override a key, e.g. epochs=3",
     )
-    slurm.add_argument("--partition", metavar="P", help="of your site")
-    slurm.add_argument("--account", metavar="A", help="of your project")
-    slurm.add_argument("--run-dir", metavar="DIR", help="where the run's files go (default: runs/slurm-JOB)")
+    slurm.add_argument("--nodes", type=int, default=1, metavar="N", help="default: 1")
+    slurm.add_argument("--gpus-per-node", type=int, default=4, metavar="G", help="default: 4; 0 for a run on CPUs")
+    slurm.add_argument(
+        "--time", default=DEFAULT_TIME, metavar="HH:MM:SS", help=f"time limit of each start (default: {DEFAULT_TIME})"
+    )
+    slurm.add_argument("--partition", metavar="P", help="partition of your site")
+    slurm.add_argument("--account", metavar="A", help="account of your project")
+    slurm.add_argument("--run-dir", metavar="DIR", help="run directory (default: runs/slurm-JOB)")
     slurm.add_argument("--out", metavar="FILE", help="write FILE instead of printing the script")
     slurm.set_defaults(run=_run)
 
 
-def _run(options: argparse.Namespace, words: Sequence[str]) -> int:
+def _run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     config = load_config(options.config, options.overrides)
     check_plan(config)
     text = job_script(_request(config, options), _arguments(options))
@@ -164,13 +166,13 @@ def _request(config: Config, options: argparse.Namespace) -> Request:
     for name, least in (("nodes", 1), ("gpus_per_node", 0)):
         if getattr(options, name) < least:
             option = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{option} is {getattr(options, name)}; needed is at least {least}: {option} {least}")
+            raise ConfigError(f"{option} is {getattr(options, name)}; expected at least {least}; use {option} {least}")
     check_fit(config, options.nodes, options.gpus_per_node)
     most_ranks = max(ranks_of_nodes(num_ranks(config), options.nodes))
     return Request(
         nodes=options.nodes,
         gpus_per_node=options.gpus_per_node,
-        cpus_per_node=most_ranks * (config.cpu_threads + 1),  # one for the threads that receive and watch
+        cpus_per_node=most_ranks * (config.cpu_threads + 1),  # one more for the receiver threads and the watchdog
         time=options.time,
         seconds=_seconds(options.time),
         partition=_name("--partition", options.partition),
@@ -182,22 +184,22 @@ def _seconds(time: str) -> int:
     """SLURM's HH:MM:SS or D-HH:MM:SS in seconds."""
     found = re.fullmatch(r"(?:(\d{1,3})-)?(\d{1,3}):([0-5]\d):([0-5]\d)", time)
     if not found:
-        raise ConfigError(f"--time is {time!r}; needed is HH:MM:SS or D-HH:MM:SS, such as --time {DEFAULT_TIME}")
+        raise ConfigError(f"--time is {time!r}; expected HH:MM:SS or D-HH:MM:SS, such as --time {DEFAULT_TIME}")
     seconds = sum(int(number or 0) * unit for number, unit in zip(found.groups(), UNITS, strict=True))
-    if seconds < LEAST_SECONDS:
-        raise ConfigError(f"--time is {time}; needed is a minute at least: --time 00:01:00")
+    if seconds < MIN_SECONDS:
+        raise ConfigError(f"--time is {time}; expected at least a minute; use --time 00:01:00")
     return seconds
 
 
 def _name(option: str, name: str | None) -> str | None:
-    """A name as SLURM knows them; nothing that could become another line of the script."""
+    """A name of SLURM's; refuses text that could become another line of the script."""
     if name is not None and not re.fullmatch(r"[\w.,@+-]+", name, re.ASCII):
-        raise ConfigError(f"{option} is {name!r}; needed is a name of letters, digits and . _ - + @ ,")
+        raise ConfigError(f"{option} is {name!r}; expected a name of letters, digits and . _ - + @ ,")
     return name
 
 
 def _arguments(options: argparse.Namespace) -> list[str]:
-    """The words of bllpipe.launch."""
+    """The arguments of bllpipe.launch."""
     config = ["--config", options.config] if options.config else []
-    overrides = [word for override in options.overrides for word in ("--set", override)]
+    overrides = [text for override in options.overrides for text in ("--set", override)]
     return [*config, *overrides, *(["--run-dir", options.run_dir] if options.run_dir else [])]

@@ -1,4 +1,4 @@
-"""torchrun as a job script wants it: a signal ends it without a traceback, as status.json says how the ranks ended."""
+"""torchrun for job scripts: no traceback after a signal, as status.json says how the ranks ended."""
 
 from __future__ import annotations
 

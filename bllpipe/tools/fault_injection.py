@@ -4,7 +4,7 @@
 
 Several are separated by semicolons. ``attempt`` (default 0) is the restart in which it happens, ``seconds`` (default
 3600) how long ``sleep`` and ``hold`` last; ``step`` may be left out for every step. Only the methods that a fault asks
-for are wrapped, so that neither the loops nor the mathematics know of it; without the variable none is.
+for are wrapped, so that neither the loops nor the mathematics know of it; without the variable none is wrapped.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from bllpipe.checkpoint.format import DirectoryName, tensor_file
-from bllpipe.checkpoint.writer import separate
+from bllpipe.checkpoint import writer as checkpoint
+from bllpipe.engines.job import Job
 from bllpipe.errors import ConfigError
+from bllpipe.training.callbacks import Callback
+from bllpipe.training.instrument import wrap_method
 from bllpipe.training.worker import Actor, Worker
 from bllpipe.utils.console import say
 
-Call = Callable[..., Any]
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "int": signal.SIGINT}
 # By point: part of the loop, method, and whether the fault comes before it. A loop has some of them.
 BEFORE, AFTER = True, False
@@ -46,144 +46,137 @@ STEPS: dict[str, list[tuple[str, str, bool]]] = {
 Point = Literal[
     "waiting",  # before a rank waits for its input
     "forward",  # alpha is computed, and not sent
-    "sent",  # alpha, or a lane's target, is on its way
-    "update",  # the gradients are there, the weights are the old ones
+    "sent",  # alpha, or the target of a feedback loop, is sent
+    "update",  # the gradients are computed, the weights are not updated
     "updated",  # the step is done
     "evaluate",  # in a test batch
     "save",  # a checkpoint is due, nothing of it is written
     "tensors",  # half of the tensor file is written
-    "facts",  # the tensor file is written, the facts are not
-    "manifest",  # all files are written, the manifest is not (the rank that comes last)
-    "rename",  # the manifest is written, the directory has not its name (the same rank)
-    "committed",  # it has, and older checkpoints are not yet removed (the same rank)
+    "facts",  # the tensor file is written, the metadata are not
+    "manifest",  # all files are written, the manifest is not (in the last rank)
+    "rename",  # the manifest is written, the directory is not renamed (in the last rank)
+    "committed",  # it is renamed, older checkpoints are not yet removed (in the last rank)
     "summary",  # the last checkpoint is written, the summary is not
-    "input",  # of nan and inf: what the block is given
-    "alpha",  # what it makes of it
-    "beta",  # what it is to aim at
-    "loss",  # the first term of its loss
-    "gradient",  # that of its first parameter
-    "weights",  # its first parameter, behind the update
+    "input",  # nan and inf only: the input of the block
+    "alpha",  # its output
+    "beta",  # its target
+    "loss",  # the terms of its loss
+    "gradient",  # the gradient of its first parameter
+    "weights",  # its first parameter, after the update
 ]
 Action = Literal["kill", "stop", "sleep", "hold", "term", "int", "raise", "nan", "inf"]
-SPOILED: tuple[Point, ...] = ("input", "alpha", "beta", "loss", "gradient", "weights")
+CORRUPTED: tuple[Point, ...] = ("input", "alpha", "beta", "loss", "gradient", "weights")
 FORM = "BLLPIPE_FAULT is rank=R,step=T,point=POINT,action=ACTION[,attempt=N][,seconds=S]"
 
 
-def inject(part: Worker, faults: Sequence[Fault]) -> Worker:
-    """The part, with those of ``faults`` that are about its rank."""
-    for fault in faults:
-        if fault.rank == part.rank:
-            _arm(part, fault)
-    return part
+class FaultInjection(Callback):
+    """Injects ``faults`` into the workers of their ranks."""
+
+    wraps_steps = True
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        self._faults = faults
+
+    def on_start(self, job: Job, worker: Worker) -> None:
+        for fault in self._faults:
+            if (fault.rank, fault.attempt) == (worker.rank, job.restarts):
+                inject(worker, fault)
 
 
-def _arm(part: Worker, fault: Fault) -> None:
+def inject(worker: Worker, fault: Fault) -> None:
+    """Wraps the methods of the worker, or registers at the points of its checkpoints, as the fault asks."""
     if fault.point in STEPS:
-        for actor in part.actors:
-            _arm_step(actor, fault)
-    elif fault.spoils:
-        for actor in part.actors:
-            _spoil(actor, fault)
+        for actor in worker.actors:
+            _inject_into_step(actor, fault)
+    elif fault.corrupts:
+        for actor in worker.actors:
+            _corrupt(actor, fault)
+    elif fault.point == "summary":
+        wrap_method(worker, "report", before=partial(trigger, fault))
     else:
-        _arm_checkpoint(part, fault)
+        worker.checkpoints.on(cast(checkpoint.Point, fault.point), partial(_trigger_in_checkpoint, fault))
 
 
-def _arm_step(actor: Actor, fault: Fault) -> None:
+def _inject_into_step(actor: Actor, fault: Fault) -> None:
     phase = "evaluate" if fault.point == "evaluate" else "train"
 
-    def strike() -> None:
+    def before(*arguments: Any) -> None:
         if actor.entry is not None and actor.entry.phase == phase and fault.is_due(actor.entry.step):
             trigger(fault)
 
-    for name, method, before in STEPS[fault.point]:
+    def after(result: Any, *arguments: Any) -> Any:
+        before()
+        return result
+
+    for name, method, comes_before in STEPS[fault.point]:
         target = getattr(actor.loop, name, None)
         if hasattr(target, method):
-            _wrap(target, method, strike, before)
+            wrap_method(target, method, before=before if comes_before else None, after=None if comes_before else after)
 
 
-def _arm_checkpoint(part: Worker, fault: Fault) -> None:
-    """Between the files of a checkpoint, and behind the last one."""
-    writer: Any = part.checkpoints
-
-    def strike(step: int, *more: Any) -> None:
-        if fault.is_due(step):
-            trigger(fault)
-
-    match fault.point:
-        case "save" | "tensors" | "facts":
-            _wrap_with(writer, "write", partial(_half_way, fault, writer))
-        case "manifest":
-            _wrap_with(writer, "_commit", strike)
-        case "rename":
-            _wrap_with(writer, "_put_in_place", strike)
-        case "committed":
-            _wrap_with(writer, "_tidy", strike)
-        case "summary":
-            _wrap(part, "report", partial(trigger, fault), BEFORE)
-
-
-def _half_way(fault: Fault, writer: Any, step: int, rank: int, tensors: dict[str, Tensor], facts: object) -> None:
-    """Leaves what a writer leaves that is interrupted here."""
+def _trigger_in_checkpoint(fault: Fault, step: int, path: Path) -> None:
     if not fault.is_due(step):
         return
-    if fault.point != "save":
-        folder: Path = writer._directory / str(DirectoryName(step, "partial", writer._attempt))
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / tensor_file(rank)
-        unfinished = file.with_name(f".{file.name}")
-        save_file(separate(tensors), unfinished)
-        if fault.point == "tensors":
-            os.truncate(unfinished, unfinished.stat().st_size // 2)
-        else:
-            unfinished.replace(file)
-    trigger(fault)
+    if fault.point == "tensors":
+        whole = path.read_bytes()
+        os.truncate(path, len(whole) // 2)
+        trigger(fault)
+        path.write_bytes(whole)  # a rank that was only delayed writes the rest
+    else:
+        trigger(fault)
 
 
-def _spoil(actor: Actor, fault: Fault) -> None:
-    """Puts NaN or Inf where the fault says; lanes have none of these."""
+def _corrupt(actor: Actor, fault: Fault) -> None:
+    """Puts NaN or Inf where the fault says; feedback loops have none of these points."""
     loop: Any = actor.loop
     value = float(fault.action)
     block = getattr(loop, "block", None)
     if block is None:
         return
 
-    def due() -> bool:
+    def is_due() -> bool:
         return actor.entry is not None and actor.entry.phase == "train" and fault.is_due(actor.entry.step)
 
-    def spoiled(tensor: Tensor) -> Tensor:
-        return tensor + _poison(tensor, value) if due() else tensor
+    def corrupted(tensor: Tensor, *arguments: Any) -> Tensor:
+        if not is_due():
+            return tensor
+        poison = torch.zeros_like(tensor)
+        poison.view(-1)[0] = value
+        return tensor + poison
 
-    def first() -> Tensor:
+    def corrupt_in_place(tensor: Tensor | None) -> None:
+        if is_due() and tensor is not None:
+            tensor.data.view(-1)[0] = value
+
+    def first_parameter() -> Tensor:
         parameter: Tensor = next(iter(block.learner.parameters.values()))
         return parameter
 
-    def into(tensor: Tensor | None) -> None:
-        if due() and tensor is not None:
-            tensor.data.view(-1)[0] = value
+    def corrupted_terms(result: tuple[dict[str, Tensor], Tensor, Tensor], *arguments: Any) -> tuple[Any, ...]:
+        terms, *others = result
+        return {name: corrupted(term) for name, term in terms.items()}, *others
+
+    def corrupt_weights(lr: float, *arguments: Any) -> float:
+        corrupt_in_place(first_parameter())
+        return lr
 
     match fault.point:
         case "input":
-            _map(loop.inputs, "recv", lambda message: replace(message, alpha_BCHW=spoiled(message.alpha_BCHW)))
+            wrap_method(loop.inputs, "recv", after=lambda got: replace(got, alpha_BCHW=corrupted(got.alpha_BCHW)))
         case "alpha":
-            _map(block, "forward", spoiled)
+            wrap_method(block, "forward", after=corrupted)
         case "beta":
-            _map(loop.targets, "recv", lambda message: replace(message, beta_BC=spoiled(message.beta_BC)))
+            wrap_method(loop.targets, "recv", after=lambda got: replace(got, beta_BC=corrupted(got.beta_BC)))
         case "loss":
-            _map(block, "objective", lambda terms: {name: spoiled(term) for name, term in terms.items()})
+            wrap_method(block.local, "forward", after=corrupted_terms)
         case "gradient":
-            _wrap(block, "step_optimizer", lambda: into(first().grad), BEFORE)
+            wrap_method(block, "step_optimizer", before=lambda step: corrupt_in_place(first_parameter().grad))
         case "weights":
-            _wrap(block, "step_optimizer", lambda: into(first()), AFTER)
-
-
-def _poison(tensor: Tensor, value: float) -> Tensor:
-    poison = torch.zeros_like(tensor)
-    poison.view(-1)[0] = value
-    return poison
+            wrap_method(block, "step_optimizer", after=corrupt_weights)
 
 
 def trigger(fault: Fault) -> None:
-    """Says what it does, and does what the fault says."""
+    """Prints the fault, and does what it says."""
     say(f"\nfault on purpose: {fault.action} rank {fault.rank} at {fault.point}", sys.stderr)
     if fault.action in SIGNALS:
         os.kill(os.getpid(), SIGNALS[fault.action])
@@ -195,41 +188,9 @@ def trigger(fault: Fault) -> None:
         raise RuntimeError(f"a fault on purpose: {fault}")
 
 
-def _wrap(target: Any, name: str, strike: Callable[[], None], before: bool) -> None:
-    """Strikes before or after every call of the method."""
-    method: Call = getattr(target, name)
-
-    def call(*arguments: Any, **named: Any) -> Any:
-        if before:
-            strike()
-        result = method(*arguments, **named)
-        if not before:
-            strike()
-        return result
-
-    setattr(target, name, call)
-
-
-def _wrap_with(target: Any, name: str, strike: Call) -> None:
-    """Strikes before every call of the method, with its arguments."""
-    method: Call = getattr(target, name)
-
-    def call(*arguments: Any) -> Any:
-        strike(*arguments)
-        return method(*arguments)
-
-    setattr(target, name, call)
-
-
-def _map(target: Any, name: str, change: Call) -> None:
-    """Changes what the method returns."""
-    method: Call = getattr(target, name)
-    setattr(target, name, lambda *arguments, **named: change(method(*arguments, **named)))
-
-
 @dataclass(frozen=True)
 class Fault:
-    """One of them."""
+    """One fault; ``step`` None means every step."""
 
     rank: int
     point: Point
@@ -242,7 +203,7 @@ class Fault:
         return self.step is None or self.step == step
 
     @property
-    def spoils(self) -> bool:
+    def corrupts(self) -> bool:
         return self.action in ("nan", "inf")
 
 
@@ -252,33 +213,35 @@ def parse_faults(text: str) -> list[Fault]:
 
 
 def _parse(text: str) -> Fault:
-    words = dict(word.strip().partition("=")[::2] for word in text.split(","))
-    unknown = words.keys() - {field.name for field in fields(Fault)}
-    if unknown or not {"rank", "point", "action"} <= words.keys():
+    values = dict(item.strip().partition("=")[::2] for item in text.split(","))
+    unknown = values.keys() - {field.name for field in fields(Fault)}
+    if unknown or not {"rank", "point", "action"} <= values.keys():
         raise ConfigError(f"the fault {text!r} is not understood; {FORM}")
     fault = Fault(
-        rank=_number(words, "rank", 0),
-        point=_one_of(words["point"], get_args(Point)),
-        action=_one_of(words["action"], get_args(Action)),
-        step=_number(words, "step", 0) if "step" in words else None,
-        attempt=_number(words, "attempt", 0),
-        seconds=float(_number(words, "seconds", 3600)),
+        rank=_number(values, "rank", 0),
+        point=_one_of(values["point"], get_args(Point)),
+        action=_one_of(values["action"], get_args(Action)),
+        step=_number(values, "step", 0) if "step" in values else None,
+        attempt=_number(values, "attempt", 0),
+        seconds=float(_number(values, "seconds", 3600)),
     )
-    if fault.spoils != (fault.point in SPOILED):
-        raise ConfigError(f"the fault {text!r} cannot be: nan and inf go with the points {', '.join(SPOILED)} alone")
+    if fault.corrupts != (fault.point in CORRUPTED):
+        raise ConfigError(
+            f"the fault {text!r} is not possible: nan and inf go with the points {', '.join(CORRUPTED)} alone"
+        )
     return fault
 
 
-def _number(words: Mapping[str, str], name: str, default: int) -> int:
+def _number(values: Mapping[str, str], name: str, default: int) -> int:
     try:
-        return int(words.get(name, default))
+        return int(values.get(name, default))
     except ValueError:
-        raise ConfigError(f"the fault's {name} is {words[name]!r}; needed is a whole number: {FORM}") from None
+        raise ConfigError(f"the fault's {name} is {values[name]!r}; expected a whole number; {FORM}") from None
 
 
-def _one_of(word: str, known: tuple[str, ...]) -> Any:
-    if word not in known:
-        near = get_close_matches(word, known, n=1)
+def _one_of(value: str, known: tuple[str, ...]) -> Any:
+    if value not in known:
+        near = get_close_matches(value, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-        raise ConfigError(f"the fault's {word!r} is not known; {hint}")
-    return word
+        raise ConfigError(f"the fault's {value!r} is not known; {hint}")
+    return value

@@ -1,28 +1,24 @@
-"""What is wrapped around the actors of a rank, so that neither loops nor mathematics know of it: a look at their losses
-for NaN and Inf, and spans of their ports, of what their loops compute and of their
-records.
+"""Instrumentation of the actors of a rank, of which neither loops nor mathematics know: checks of their losses for NaN
+and Inf, and spans of their ports, of the computation in their loops and of their metrics.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial, wraps
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from functools import partial, update_wrapper
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bllpipe.learn.block import Outcome
 from bllpipe.training.tracing import Track, record
 from bllpipe.training.worker import Actor
 from bllpipe.utils.tensors import is_finite, require_finite
 
 INPUT = "its input"
-Named = Iterable[tuple[str, Tensor]]
-P = ParamSpec("P")
-T = TypeVar("T")
-# What is wrapped in a loop's parts, by the name of the part: methods, and the kind of span that each makes.
+# By attribute of a loop: the methods that are traced, and the kind of their spans.
 KINDS: dict[str, dict[str, str]] = {
     "inputs": {"recv": "load"},  # of images; what comes over an edge is ``receive``
     "targets": {"recv": "load"},
@@ -48,110 +44,108 @@ KINDS: dict[str, dict[str, str]] = {
 }
 
 
+def wrap_method(
+    target: Any,
+    name: str,
+    *,
+    before: Callable[..., object] | None = None,
+    after: Callable[..., Any] | None = None,
+    around: Callable[[], AbstractContextManager[object]] | None = None,
+) -> None:
+    """Wraps the method ``name`` of this one instance.
+
+    ``before`` gets the arguments of every call. ``after`` gets the result and the arguments, and returns the result for
+    the caller. ``around`` makes a context for every call of the method itself.
+    """
+    method = getattr(target, name)
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        if before is not None:
+            before(*arguments, **named)
+        if around is None:
+            result = method(*arguments, **named)
+        else:
+            with around():
+                result = method(*arguments, **named)
+        return result if after is None else after(result, *arguments, **named)
+
+    # updated=(): the attributes of a module that is called like a method stay its own
+    setattr(target, name, update_wrapper(call, method, updated=()))
+
+
 def guard(actor: Actor, at_lines: bool) -> Actor:
-    """The actor, looking at the losses of every step, or ``at_lines`` of metrics alone."""
+    """The actor with a check of the losses of every step, or of those in a line of metrics alone (``at_lines``)."""
     block, share = getattr(actor.loop, "block", None), getattr(actor.loop, "share", None)
     if at_lines:
-        actor.recorder.look = partial(_look, actor, block, share)
+        actor.recorder.look = partial(_check_line, actor, block, share)
         return actor
     if block is not None:
-        block.losses = _guarded(block.losses, actor, lambda *given: _of_block(block, *given))
-    if share is not None:  # whose schedule has taken hold of its loss already
-        share.outcome = _guarded(share.outcome, actor, _of_share)
+        wrap_method(block, "losses", after=partial(_check_losses, actor, block))
+    if share is not None:  # not its loss, which its schedule calls by a reference of its own
+        wrap_method(share, "outcome", after=partial(_check_outcome, actor))
     return actor
 
 
-def _guarded(compute: Callable[..., Any], actor: Actor, tensors: Callable[..., Named]) -> Callable[..., Any]:
-    """``compute``, with a look at its results; the first of ``tensors`` that is not finite is to blame."""
-
-    def computed(*given: Any) -> Any:
-        result = compute(*given)
-        terms = result.terms if isinstance(result, Outcome) else result[0]
-        if not all(is_finite(term) for term in terms.values()):
-            _blame(tensors(*given, result), actor)
-        return result
-
-    return computed
+def _check_losses(actor: Actor, block: Any, result: Any, alpha: Tensor, target: Any, *scores: Tensor) -> Any:
+    """From cause to effect: the first of these that is not finite is named. The weights are those before the update."""
+    terms: Mapping[str, Tensor] = result[0]
+    if not all(map(is_finite, terms.values())):
+        named = {f"the loss term {name!r}": term for name, term in terms.items()}
+        weights = block.learner.weights()
+        _raise_for(actor, {INPUT: block.x, **weights, "beta": target.beta_BC, "alpha": alpha, **named})
+    return result
 
 
-def _look(actor: Actor, block: Any, share: Any, terms: Mapping[str, float]) -> None:
-    """Looks at the mean terms of a line."""
+def _check_outcome(actor: Actor, result: Any, scores_BK: Tensor, label_B: Tensor, loss: Tensor, *more: Any) -> Any:
+    """Without the weights, which the update has changed already."""
+    if not all(map(is_finite, result.terms.values())):
+        _raise_for(actor, {"its class scores": scores_BK, "the loss": loss})
+    return result
+
+
+def _check_line(actor: Actor, block: Any, share: Any, terms: Mapping[str, float]) -> None:
+    """The mean terms of a line. The weights are those after the updates of all of its steps."""
     if not all(map(math.isfinite, terms.values())):
-        _blame(_behind_updates(block, share, terms), actor)
+        given = {} if block is None else {INPUT: block.x}
+        weights = (share if block is None else block).learner.weights()
+        means = {f"the mean of the loss term {name!r}": torch.tensor(mean) for name, mean in terms.items()}
+        _raise_for(actor, {**given, **weights, **means})
 
 
-def _blame(tensors: Named, actor: Actor) -> None:
+def _raise_for(actor: Actor, tensors: Mapping[str, Tensor]) -> None:
     place = actor.recorder.place
-    require_finite(dict(tensors), place["rank"], place["role"], str(actor.entry), received=[INPUT])
+    require_finite(tensors, place["rank"], place["role"], str(actor.entry), received=[INPUT])
 
 
-def _of_block(block: Any, alpha: Tensor, target: Any, *scores_and_result: Any) -> Named:
-    """From cause to effect; the weights are those before this step's update."""
-    yield INPUT, block.x
-    yield from block.learner.weights().items()
-    yield "beta", target.beta_BC
-    yield "alpha", alpha
-    for name, term in scores_and_result[-1][0].items():
-        yield f"the loss term {name!r}", term
-
-
-def _of_share(scores_BK: Tensor, label_B: Tensor, loss: Tensor, *more: Any) -> Named:
-    """The update is done: the weights are no witness any more."""
-    yield "its class scores", scores_BK
-    yield "the loss", loss
-
-
-def _behind_updates(block: Any, share: Any, terms: Mapping[str, float]) -> Named:
-    """What is still there of the causes: the weights are those behind the updates of all steps of the line."""
-    if block is not None:
-        yield INPUT, block.x
-    yield from (share if block is None else block).learner.weights().items()
-    for name, mean in terms.items():
-        yield f"the mean of the loss term {name!r}", torch.tensor(mean)
-
-
-def wrapped(method: Callable[P, T], track: Track, kind: str, edge: str = "") -> Callable[P, T]:
-    """``method``, recording a span of ``kind`` a call."""
-
-    @wraps(method)
-    def call(*arguments: P.args, **named: P.kwargs) -> T:
-        with record(track, kind, edge=edge):
-            return method(*arguments, **named)
-
-    return call
-
-
-def wrap(instance: object, kinds: Mapping[str, str], track: Track, edge: str = "") -> None:
-    """Replaces those methods of ``instance`` that it has."""
+def trace_methods(instance: object, kinds: Mapping[str, str], track: Track, edge: str = "") -> None:
+    """Records a span for every call of those methods in ``kinds`` that ``instance`` has."""
     for name, kind in kinds.items():
-        method = getattr(instance, name, None)
-        if method is not None:
-            setattr(instance, name, wrapped(method, track, kind, edge))
+        if getattr(instance, name, None) is not None:
+            wrap_method(instance, name, around=partial(record, track, kind, edge=edge))
 
 
 def trace(actor: Actor, window: range) -> Actor:
-    """The actor with spans of its ports, of what its loop computes, and of its records."""
+    """The actor with spans of its ports, of the computation in its loop, and of its metrics."""
     track = actor.track = Track(actor.recorder.place["actor"], window)
     ports = actor.stopwatch.ports
     for port in ports:
-        wrap(port, {"send": "send", "recv": "receive"}, track, port.meter.edge)
+        trace_methods(port, {"send": "send", "recv": "receive"}, track, port.meter.edge)
     for name, kinds in KINDS.items():
         found = getattr(actor.loop, name, None)
         for part in found if isinstance(found, list) else [found]:
             if not any(part is port for port in ports):
-                wrap(part, kinds, track)
-    draw = getattr(getattr(actor.loop, "labels", None), "__next__", None)
-    if draw is not None:  # a lane's; an iterator takes no new methods
-        vars(actor.loop)["labels"] = _drawn(wrapped(draw, track, "load"))
-    wrap(actor.recorder, {"record": "log"}, track)
+                trace_methods(part, kinds, track)
+    labels = getattr(actor.loop, "labels", None)
+    if isinstance(labels, Iterator):  # of a feedback loop; the methods of an iterator cannot be replaced
+        vars(actor.loop)["labels"] = _traced(labels, track)
+    trace_methods(actor.recorder, {"record": "log"}, track)
     return actor
 
 
-def _drawn(draw: Callable[[], T]) -> Iterator[T]:
-    """Whatever ``draw`` gives until it raises StopIteration."""
+def _traced(labels: Iterator[Tensor], track: Track) -> Iterator[Tensor]:
     while True:
-        try:
-            drawn = draw()
-        except StopIteration:
+        with record(track, "load"):
+            label_B = next(labels, None)
+        if label_B is None:
             return
-        yield drawn
+        yield label_B

@@ -20,8 +20,8 @@ from bllpipe.config import Config, to_yaml
 from bllpipe.errors import CheckpointError
 from bllpipe.messages import Store
 from bllpipe.training.run_schedule import RunSchedule
-from bllpipe.utils.console import warn
-from bllpipe.utils.files import IfUnwritable, WritePolicy, append_line, read_record, write_whole, writing
+from bllpipe.utils.console import percent, warn
+from bllpipe.utils.files import IfUnwritable, WritePolicy, append_line, json_object, read_record, write_whole, writing
 from bllpipe.utils.tensors import state_sha256
 from bllpipe.version import __version__
 
@@ -72,10 +72,9 @@ class RunDirectory:
     def read_status(self) -> dict[str, Any]:
         """What status.json says; nothing if there is none that can be read."""
         try:
-            record = json.loads((self.path / "status.json").read_text())
-        except (OSError, ValueError):
+            return json_object((self.path / "status.json").read_bytes())
+        except OSError:
             return {}
-        return record if isinstance(record, dict) else {}
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         with writing("the summary", self.path / "summary.json"):
@@ -212,11 +211,11 @@ def table(summary: Mapping[str, Any]) -> str:
     accuracies = dict(zip(summary["tested_ranks"], summary["block_accuracy"], strict=False))
     for rank, role in enumerate(summary["roles"]):
         rows.append(
-            f"{rank:>4}  {role:<9} {_percent(accuracies.get(rank)):>13} {_percent(summary['busy'][rank]):>6} "
+            f"{rank:>4}  {role:<9} {percent(accuracies.get(rank)):>13} {percent(summary['busy'][rank]):>6} "
             f"{summary['parameters'][rank]:>11,} {summary['peak_memory_bytes'][rank] / 2**20:>8.0f} MiB"
         )
     if "ensemble_accuracy" in summary:
-        rows.append(f"all heads together {_percent(summary['ensemble_accuracy']):>10}")
+        rows.append(f"all heads together {percent(summary['ensemble_accuracy']):>10}")
     return "\n".join([*rows, outcome(summary), f"state_sha256 {summary['state_sha256']}"])
 
 
@@ -224,11 +223,7 @@ def outcome(summary: Mapping[str, Any]) -> str:
     """The figures that matter, in one line."""
     rate, accuracy, steps = summary["images_per_second"], summary["test_accuracy"], f"{summary['steps']} steps"
     return (
-        (f"{steps} without a test " if accuracy is None else f"test accuracy {_percent(accuracy)} after {steps} ")
+        (f"{steps} without a test " if accuracy is None else f"test accuracy {percent(accuracy)} after {steps} ")
         + f"({summary['epochs']:.1f} epochs) in {summary['seconds']:.1f} s; "
         + (f"{rate:.0f} images/s in steady state" if rate else "it ended before its rate was steady")
     )
-
-
-def _percent(fraction: float | None) -> str:
-    return "-" if fraction is None else f"{100 * fraction:.2f} %"

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -102,8 +102,6 @@ class Worker:
 
     last_saved: int | None = None
     saves: CheckpointStats = field(default_factory=CheckpointStats)
-    on_end: Callable[[], None] = lambda: None  # what is to be done when the rank has nothing more to tell
-    on_failure: Callable[[], None] = lambda: None  # the same when it fails, and its process goes on
 
     def run_round(self, actor: Actor, entry: Round) -> None:
         """One round of one actor, its checkpoint included; RoundError says in which round something went wrong."""

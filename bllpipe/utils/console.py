@@ -240,6 +240,11 @@ def _clock(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
+def percent(fraction: float | None) -> str:
+    """A fraction such as 98.50 %, and ``-`` if it is unknown."""
+    return "-" if fraction is None else f"{100 * fraction:.2f} %"
+
+
 def size_text(number: int) -> str:
     """Bytes in the unit that leaves few digits, such as 1.2 MB."""
     size, unit = float(number), "B"

@@ -121,7 +121,9 @@ def run_directory(text: str) -> Path:
     """The run directory called ``text``; ConfigError when it is not one."""
     path = Path(text)
     if not path.is_dir():
-        raise ConfigError(f"{path} is not a directory; needed is that of a run, such as runs/digits-resnet18-bll")
+        raise ConfigError(
+            f"{path} is not a directory; expected the directory of a run, such as runs/digits-resnet18-bll"
+        )
     if not (path / "config.yaml").is_file():
         raise ConfigError(f"{path} holds no config.yaml, so it is not the directory of a run; name one under runs/")
     return path
@@ -131,7 +133,7 @@ def output_file(text: str) -> Path:
     """The file called ``text``, which need not exist; ConfigError when its folder does not."""
     path = Path(text)
     if path.is_dir():
-        raise ConfigError(f"{path} is a directory; needed is the name of a file, such as {path}/FILE")
+        raise ConfigError(f"{path} is a directory; expected the name of a file, such as {path}/FILE")
     if not path.parent.is_dir():
         raise ConfigError(f"{path} cannot be written: there is no directory {path.parent}; make it, or name another")
     return path
@@ -172,8 +174,17 @@ def ordinary_size(path: Path) -> int:
         raise CheckpointError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from error
     if not stat.S_ISREG(found.st_mode):
         kind = KINDS.get(stat.S_IFMT(found.st_mode), "no file")
-        raise CheckpointError(f"{path} is damaged: it is {kind}; needed is the file that was written there")
+        raise CheckpointError(f"{path} is damaged: it is {kind}; expected the file that was written there")
     return found.st_size
+
+
+def json_object(text: str | bytes) -> dict[str, Any]:
+    """The JSON object in ``text``; empty for anything else."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:

@@ -1,6 +1,4 @@
-"""Tensors: random streams that depend on their names alone, digests of their bits, exact copies out of checkpoints, and
-a check for NaN and Inf.
-"""
+"""Tensors: named random streams, digests, strict copies from checkpoints, and a check for NaN and Inf."""
 
 from __future__ import annotations
 
@@ -14,14 +12,14 @@ from torch import Tensor
 
 from bllpipe.errors import CheckpointError, NonFiniteError
 
-COURTESY_SECONDS, MOST_COURTESIES = 0.5, 8
+REPORT_DELAY_SECONDS, MAX_REPORT_DELAYS = 0.5, 8
 ADVICE = "lower optimizer.lr, set optimizer.clip_norm, or check the images"
 
 
 def part_digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 (hex) over the tensors in the order of their names: name, dtype, shape, and the bytes of the values.
 
-    Each head is one line of JSON, so that no name can be mistaken for the bytes of another tensor.
+    Name, dtype and shape are one line of JSON, so that no name can be mistaken for the bytes of another tensor.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -37,26 +35,26 @@ def state_sha256(part_digests: Sequence[str]) -> str:
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """The values alone, one after another in the memory of the CPU: no autograd, no strides, no lazy conjugation."""
+    """A contiguous CPU tensor of the values: no autograd, no lazy conjugation."""
     return tensor.detach().to("cpu").contiguous().resolve_conj().resolve_neg()
 
 
 def derived_seed(seed: int, *names: str | int) -> int:
-    """A 63-bit seed for the stream called ``names`` under the run's ``seed``; equal on every machine."""
+    """A 63-bit seed for the stream called ``names`` of a run with ``seed``; the same on all machines."""
     text = "/".join(str(part) for part in (seed, *names))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def stream(seed: int, *names: str | int) -> torch.Generator:
-    """A fresh CPU generator for the stream called ``names``, for example ``stream(0, "order", epoch)``."""
+    """A new CPU generator for the stream called ``names``, for example ``stream(0, "order", epoch)``."""
     return torch.Generator().manual_seed(derived_seed(seed, *names))
 
 
 @torch.no_grad()
 def restore(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
-    """Copies into ``own`` what ``saved`` has of it.
+    """Copies the tensors that ``own`` and ``saved`` have in common into ``own``.
 
-    Raises CheckpointError, and copies nothing, unless every tensor has the very shape and dtype that is needed.
+    Raises CheckpointError, and copies nothing, unless the shapes and dtypes of all of them are equal.
     """
     shared = [name for name in own if name in saved]
     for name in shared:
@@ -65,18 +63,18 @@ def restore(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
         own[name].copy_(saved[name])
 
 
-def check_same(name: str, needed: Tensor, found: Tensor) -> None:
-    """Raises CheckpointError, naming the tensor, unless ``found`` has the shape and the dtype of ``needed``."""
-    if (found.dtype, found.shape) != (needed.dtype, needed.shape):
+def check_same(name: str, expected: Tensor, found: Tensor) -> None:
+    """Raises CheckpointError, naming the tensor, unless ``found`` has the shape and dtype of ``expected``."""
+    if (found.dtype, found.shape) != (expected.dtype, expected.shape):
         raise CheckpointError(
-            f"the checkpoint holds {name} as {dtype_and_shape(found)}, but this run needs {dtype_and_shape(needed)}; "
-            f"give the config and the data back their old values, or name a checkpoint of this network"
+            f"the checkpoint holds {name} as {dtype_and_shape(found)}, but this run needs {dtype_and_shape(expected)}; "
+            f"use the config and the data of the checkpoint, or a checkpoint of this network"
         )
 
 
 def is_of_network(name: str) -> bool:
-    """Whether a checkpoint's tensor of that name is the network's own: no head, no feedback, and none of the random
-    weights through which feedback alignment carries errors back."""
+    """Whether a checkpoint's tensor of that name belongs to the network: not to a head or a feedback network, and not
+    to the random backward weights of feedback alignment."""
     return name.startswith("model.") and not name.endswith(".feedback_weight")
 
 
@@ -86,23 +84,26 @@ def dtype_and_shape(tensor: Tensor) -> str:
 
 
 def require_finite(tensors: Mapping[str, Tensor], rank: int, role: str, when: str, received: Container[str]) -> None:
-    """Raises NonFiniteError for the first tensor that holds NaN or Inf. One that was ``received`` comes from another
-    rank, which is about to find that out too: it shall say it first."""
+    """Raises NonFiniteError for the first tensor that holds NaN or Inf.
+
+    ``received`` names the tensors that come from another rank. That rank finds the error too: a delay lets it report
+    first, so that the message names where the NaN arose.
+    """
     for name, tensor in tensors.items():
         if not is_finite(tensor):
             if name in received:
-                threading.Event().wait(COURTESY_SECONDS * min(rank, MOST_COURTESIES))
+                threading.Event().wait(REPORT_DELAY_SECONDS * min(rank, MAX_REPORT_DELAYS))
             place = f"rank {rank} ({role}), {when}"
             raise NonFiniteError(f"{place}: {describe(name, tensor)}; {ADVICE}")
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Integers always are."""
+    """Whether no value is NaN or Inf; always true for integers."""
     return not tensor.is_floating_point() or bool(tensor.isfinite().all())
 
 
 def describe(name: str, tensor: Tensor) -> str:
-    """How much of it is what."""
+    """How many values are NaN or Inf; the value itself of a single one."""
     if tensor.numel() == 1:
         return f"{name} is {float(tensor.detach()):g}"
     nan, inf = int(tensor.isnan().sum()), int(tensor.isinf().sum())

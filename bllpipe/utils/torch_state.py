@@ -1,9 +1,9 @@
-"""What a script may have switched on around a run: autocast, gradient and inference mode, default dtype and device,
-precision and kernels, threads, random streams.
+"""torch's global state, which a script may have changed before a run: autocast, gradient and inference mode, default
+dtype and device, precision and kernels, threads, random streams.
 
-A run depends on its configuration alone. So it sets every switch on which its bits depend to the value that a fresh
-process has, and puts all of them back when it ends. ``torch.autograd.set_detect_anomaly`` stays on, as it changes no
-bit.
+The result of a run depends on its configuration alone. ``torch_defaults`` therefore sets all state that can change its
+bits to the value of a fresh process, and restores it after the run. ``torch.autograd.set_detect_anomaly`` is left as it
+is, as it changes no bit.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ def _autocast(device_type: str) -> Switch:
 
 
 def _flushes_denormals() -> bool:
-    """torch has no function that tells: half of the smallest normal number is 0 where they are flushed."""
+    """torch has no function for it: half of the smallest normal number is 0 if denormals are flushed."""
     return sys.float_info.min / 2 == 0
 
 
 def _matmul_precision() -> str:
-    """``mixed`` where a script has used torch's newer names for it, which are switches of their own below."""
+    """``mixed`` if a script has set ``fp32_precision``, torch's newer interface, which has its own switches below."""
     try:
         return torch.get_float32_matmul_precision()
     except RuntimeError:
@@ -62,7 +62,7 @@ def _set_matmul_precision(precision: str) -> None:
 
 
 def _switches() -> list[Switch]:
-    """In an order in which the general ones come before those that may inherit from them."""
+    """Ordered so that general switches come before those that inherit from them."""
     backends: Any = torch.backends  # whose attributes torch does not declare
     precisions = [
         (backends, "none"),
@@ -99,7 +99,7 @@ def _switches() -> list[Switch]:
 
 @contextmanager
 def torch_defaults() -> Iterator[None]:
-    """Inside, torch computes as in a fresh process; afterwards, and after an error, it is as it was."""
+    """A context in which torch's state is that of a fresh process; restores the previous state at its end."""
     with ExitStack() as stack:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(mode=False))
@@ -107,7 +107,7 @@ def torch_defaults() -> Iterator[None]:
             stack.enter_context(torch.device("cpu"))
         stack.enter_context(_outside_autocast())
         stack.enter_context(_outside_parametrize_cache())
-        stack.enter_context(_random_streams_kept())
+        stack.enter_context(_random_states_restored())
         stack.enter_context(_switched(Switch(torch.get_num_threads, torch.set_num_threads, torch.get_num_threads())))
         for switch in _switches():
             stack.enter_context(_switched(switch))
@@ -116,7 +116,7 @@ def torch_defaults() -> Iterator[None]:
 
 @contextmanager
 def _switched(switch: Switch) -> Iterator[None]:
-    """Written only where it differs: some switches, once written, no longer inherit from others."""
+    """Writes a switch only if its value differs: some switches, once written, no longer inherit from others."""
     before = switch.read()
     if before != switch.default:
         switch.write(switch.default)
@@ -129,8 +129,8 @@ def _switched(switch: Switch) -> Iterator[None]:
 
 @contextmanager
 def _outside_autocast() -> Iterator[None]:
-    """As if no autocast region were open: torch keeps the casts of weights until the outermost one is left, so a run's
-    own autocast inside of another would compute with those of the first step."""
+    """Sets the nesting depth of autocast to 0: torch caches casts of weights until the outermost region ends, so a
+    run's autocast inside a script's would compute every step with the weights of the first one."""
     depth = torch.autocast_increment_nesting() - 1  # type: ignore[no-untyped-call]
     for _ in range(depth + 1):
         torch.autocast_decrement_nesting()  # type: ignore[no-untyped-call]
@@ -138,14 +138,14 @@ def _outside_autocast() -> Iterator[None]:
     try:
         yield
     finally:
-        torch.clear_autocast_cache()  # the run has changed the weights that the script's region may have cast
+        torch.clear_autocast_cache()  # the run has changed weights that the cache may hold
         for _ in range(depth):
             torch.autocast_increment_nesting()  # type: ignore[no-untyped-call]
 
 
 @contextmanager
 def _outside_parametrize_cache() -> Iterator[None]:
-    """``torch.nn.utils.parametrize.cached`` keeps weights that are computed from others until it is left."""
+    """``torch.nn.utils.parametrize.cached`` caches computed weights until its context ends."""
     cache: Any = parametrize  # its state has no public name
     depth, cache._cache_enabled, cache._cache = cache._cache_enabled, 0, {}
     try:
@@ -155,8 +155,8 @@ def _outside_parametrize_cache() -> Iterator[None]:
 
 
 @contextmanager
-def _random_streams_kept() -> Iterator[None]:
-    """The script's random numbers go on behind the run where they were."""
+def _random_states_restored() -> Iterator[None]:
+    """Restores the states of the global random generators after the run."""
     plain, arrays, tensors = random.getstate(), np.random.get_state(), torch.get_rng_state()
     on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:
@@ -170,7 +170,7 @@ def _random_streams_kept() -> Iterator[None]:
 
 
 def seed_all(seed: int) -> None:
-    """What draws from a global random stream (dropout, a data set's transforms) starts the same in every run."""
+    """Seeds the global random generators, from which dropout and the transforms of a data set draw."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

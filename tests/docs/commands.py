@@ -24,7 +24,7 @@ from bllpipe.engines import topology
 from bllpipe.tools.fault_injection import parse_faults
 from tests.docs.pages import REPOSITORY
 from tests.docs.shell import FAULTS, Call, calls
-from tests.waiting import PATIENCE
+from tests.support.waiting import PATIENCE
 
 PLACEHOLDER = re.compile(r"[A-Z][A-Z_]+|[A-Z]")
 NUMBERS = re.compile(r"\b(N|MS|SECONDS|STEPS)\b")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.docs.pages import REPOSITORY
-from tests.waiting import PATIENCE
+from tests.support.waiting import PATIENCE
 
 FAULTS = ("BLLPIPE_FAULT", "BLLPIPE_ALLOW_FAULTS")
 NOTE = f"""#!/bin/sh

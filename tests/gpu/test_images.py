@@ -7,10 +7,10 @@ import torch
 
 from bllpipe.config.schema import AugmentConfig, DataConfig
 from bllpipe.data.base import MemoryImages
-from bllpipe.data.loader import DrawnAhead, ImageSource, LabelSource
+from bllpipe.data.loader import ImageSource, LabelSource, PrefetchedImages
 from bllpipe.messages import messages
 from tests.gpu.machines import needs_gpus
-from tests.unit.data.test_source import LABELS, PLAN, arrays
+from tests.unit.data.test_loader import LABELS, PLAN, arrays
 
 pytestmark = [needs_gpus(1), pytest.mark.timeout(60, method="thread")]
 CROPPED = AugmentConfig(crop_padding=2, flip=True, rotation=0.0)
@@ -20,7 +20,7 @@ DATA = DataConfig(name="npz", batch_size=4)
 def pairs(config: AugmentConfig, is_ahead: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Every batch as a CPU and as a GPU makes it."""
     gpu, images = torch.device("cuda", 0), MemoryImages(arrays(), DATA)
-    moved = DrawnAhead(images, torch.Tensor.pin_memory) if is_ahead else images.on(gpu)
+    moved = PrefetchedImages(images, torch.Tensor.pin_memory) if is_ahead else images.on(gpu)
     here = ImageSource(images, PLAN.rounds(), 0, config)
     there = ImageSource(moved, PLAN.rounds(), 0, config, gpu)
     found = [(here.recv().alpha_BCHW, there.recv().alpha_BCHW) for _ in messages(PLAN.rounds())]

@@ -13,7 +13,7 @@ from bllpipe.engines.streams_graph import Tick, WavefrontGraph
 from bllpipe.messages import Round
 from bllpipe.training.worker import Actor
 from tests.gpu.machines import needs_gpus
-from tests.ranks import jobs
+from tests.support import jobs
 
 pytestmark = [needs_gpus(1), pytest.mark.timeout(120, method="thread")]
 FIRST, LINE = 6, 10  # ordinary steps and captures are over by then; a line is written every so many steps

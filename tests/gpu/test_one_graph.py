@@ -9,7 +9,7 @@ import torch
 
 from bllpipe.engines.streams_graph import Tick, WavefrontGraph
 from tests.gpu.machines import needs_gpus
-from tests.ranks import jobs
+from tests.support import jobs
 
 pytestmark = [needs_gpus(1), pytest.mark.timeout(120, method="thread")]
 STEPS, BLOCKS, FIRST = 20, 4, 3  # ordinary steps come first

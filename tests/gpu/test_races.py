@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.gpu.machines import needs_gpus
-from tests.ranks import jobs
+from tests.support import jobs
 
 pytestmark = [needs_gpus(1), pytest.mark.timeout(120)]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.gpu.machines import needs_gpus
-from tests.ranks import jobs
+from tests.support import jobs
 
 SETTINGS = ("device=cuda", "blocks=2", "gpu.deterministic=true", "model.width=8")
 MORE = ("data.augment.rotation=0", "steps=30", "log.every_steps=10")

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 DOCKER = Path(__file__).parents[2] / "docker"
 MISSING = [name for name in ("prometheus", "promtool") if shutil.which(name) is None]

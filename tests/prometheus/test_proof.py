@@ -20,8 +20,8 @@ import pytest
 
 from tests.prometheus.dashboard import alerts, queries
 from tests.prometheus.server import DOCKER, Prometheus, needs_prometheus, prometheus, promtool
-from tests.ranks import jobs
-from tests.waiting import wait_until
+from tests.support import jobs
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.prometheus, needs_prometheus]
 

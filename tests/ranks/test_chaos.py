@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import chaos
+from benchmarks.chaos import kills as chaos
 
 
 def test_the_same_seed_is_the_same_campaign() -> None:

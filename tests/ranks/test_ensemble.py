@@ -11,7 +11,7 @@ import torch
 from bllpipe import launch
 from bllpipe.tools.analysis.evaluation import evaluate_run, exit_scores
 from bllpipe.tools.analysis.finished_run import evaluation_batches, load_blocks, open_run
-from tests.ranks import jobs
+from tests.support import jobs
 
 # two tests, behind steps 44 and 46, of 355 images each: the last batch has three; activations are rounded on the wire
 SETTINGS = (*jobs.SMALL, "steps=46", "evaluate.every_epochs=1", "optimizer.lr=0.02", "precision.wire=bf16")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.ranks import jobs
+from tests.support import jobs
 
 pytestmark = pytest.mark.ranks
 TWO = (*jobs.SMALL, "blocks=2")
@@ -102,7 +102,7 @@ def test_missing_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train_y": np.arange(64) - 1}, "train label -1; needed are classes numbered from 0"),
+        ({"train_y": np.arange(64) - 1}, "train label -1; expected classes numbered from 0"),
         ({"test_y": np.full(16, 9)}, "test label 9, but training labels only go up to 3"),
         ({"train_x": np.full((64, 8, 8, 3), np.nan, np.float32)}, "NaN or Inf, the first in image 0"),
     ],

@@ -15,8 +15,8 @@ import pytest
 from bllpipe import launch
 from bllpipe.checkpoint import open_checkpoint
 from bllpipe.errors import OutputError
-from tests.disks import small_disk
-from tests.ranks import jobs
+from tests.support import jobs
+from tests.support.disks import small_disk
 
 # Two checkpoints fit into a mebibyte, three do not.
 SETTINGS = (

@@ -16,8 +16,8 @@ from bllpipe.distributed.process_links import Handshake
 from bllpipe.errors import WireError
 from bllpipe.messages import Alpha, Round, Target
 from bllpipe.topology import Edge
-from tests.ranks.spawning import run_ranks
-from tests.waiting import PATIENCE
+from tests.support.spawning import run_ranks
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.ranks
 CPU = torch.device("cpu")

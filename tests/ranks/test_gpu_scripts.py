@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.ranks.jobs import REPOSITORY
+from tests.support.jobs import REPOSITORY
 
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(600)]
 SIZES = {"train": 320, "test": 64}

@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.ranks import jobs
-from tests.waiting import PATIENCE, wait_until
+from tests.support import jobs
+from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.ranks
 TIMEOUT = 4

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks import jobs
-from tests.ranks.spawning import launch_in_a_process
+from tests.support import jobs
 from tests.support.same_bits import metrics_without_timing, state_digest
-from tests.waiting import PATIENCE
+from tests.support.spawning import launch_in_a_process
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.ranks
 SETTINGS = (*jobs.SMALL, "steps=60", "checkpoint.every_steps=5", "log.every_steps=7")

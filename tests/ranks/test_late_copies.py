@@ -16,9 +16,9 @@ import torch.distributed as dist
 from bllpipe.distributed.cuda_streams import HostStreams
 from bllpipe.distributed.gloo import GlooReceiver, GlooSender, MessageBuffer
 from bllpipe.messages import Message
-from tests.ranks.spawning import run_ranks
 from tests.ranks.test_gloo_links import CPU, ROUNDS, alpha, layout
-from tests.waiting import PATIENCE
+from tests.support.spawning import run_ranks
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.ranks
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.family import listening
-from tests.ranks import jobs
-from tests.ranks.running import OWN, Running, running, torchrun
+from tests.support import jobs
+from tests.support.running import OWN, Running, running, torchrun
 
 pytestmark = [pytest.mark.ranks, pytest.mark.skipif(sys.platform != "linux", reason="needs prctl and /proc")]
 LAUNCHERS = {"own": OWN, "torchrun": torchrun(3)}

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from bllpipe.checkpoint import find_checkpoint
-from tests.ranks import jobs
-from tests.ranks.spawning import FORKSERVER
+from tests.support import jobs
+from tests.support.spawning import FORKSERVER
 
 EPOCHS, SEEDS = 8, (0, 1, 2)
 # The least mean accuracy over the seeds. Measured: bll 96.4, dgl 96.7, predsim 75.1, bp 94.5, fa 66.3, usf 87.0 and

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks import jobs
+from tests.support import jobs
 
 pytestmark = pytest.mark.ranks
 SETTINGS = (*jobs.SMALL, "blocks=2", "steps=30", "checkpoint.every_steps=10")
@@ -20,8 +20,8 @@ def test_a_run_goes_on_without_the_port_that_another_has_and_ends_in_the_same_bi
         told = (f"metrics.port={port - 1}", f"metrics.textfile={tmp_path / 'missing'}")
         done = jobs.succeed(jobs.ranks(3, jobs.words(tmp_path / "told", *SETTINGS, *told)))
     lines = done.stderr.splitlines()
-    assert sum(f"rank 1 tells no figures: it cannot listen at 127.0.0.1:{port}" in line for line in lines) == 1
-    assert sum("cannot write figures to" in line for line in lines) == 3
+    assert sum(f"rank 1 exports no metrics: it cannot listen at 127.0.0.1:{port}" in line for line in lines) == 1
+    assert sum("cannot write metrics to" in line for line in lines) == 3
     assert json.loads((tmp_path / "told" / "prometheus.json").read_text()) == []
     silent = jobs.in_this_process(tmp_path / "silent", "engine=sequential", *SETTINGS)
     assert jobs.summary(tmp_path / "told")["state_sha256"] == silent["state_sha256"]

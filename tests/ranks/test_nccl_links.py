@@ -13,8 +13,8 @@ from bllpipe.config.schema import BackendConfig
 from bllpipe.distributed.message_format import Layout
 from bllpipe.distributed.nccl import NcclReceiver, NcclSender
 from bllpipe.distributed.process_links import ProcessWires
-from tests.ranks.spawning import run_ranks
 from tests.ranks.test_gloo_links import CPU, EDGE, ROUNDS, alpha, layout
+from tests.support.spawning import run_ranks
 
 pytestmark = pytest.mark.ranks
 BACKENDS = {"alpha": "nccl", "target": "gloo", "stats": "gloo"}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks import jobs
+from tests.support import jobs
 
 STEPS, SLOW = 30, 3
 LAST = STEPS - 1
@@ -23,7 +23,7 @@ def events(tmp_path_factory: pytest.TempPathFactory) -> list[Times]:
     run_dir = tmp_path_factory.mktemp("no-lock") / "run"
     settings = (*jobs.SMALL, f"steps={STEPS}", f"backend.ring={STEPS}", "evaluate.every_epochs=0")
     arguments = [str(run_dir), str(SLOW), str(LAST), ",".join(FIRST), *settings, "checkpoint.every_steps=0"]
-    jobs.succeed(jobs.ranks(5, arguments, module="tests.ranks.slow_job"))
+    jobs.succeed(jobs.ranks(5, arguments, module="tests.support.slow_job"))
     files = [Path(f"{run_dir}-events-{rank}.json") for rank in range(5)]
     return [{(name, step): when for name, step, when in json.loads(file.read_text())} for file in files]
 

@@ -8,7 +8,7 @@ import pytest
 
 import bllpipe
 from bllpipe.distributed.message_format import VERSION
-from tests.ranks import jobs
+from tests.support import jobs
 
 pytestmark = pytest.mark.ranks
 TWO = (*jobs.SMALL, "blocks=2", "steps=5")
@@ -16,7 +16,7 @@ TWO = (*jobs.SMALL, "blocks=2", "steps=5")
 
 def odd_rank(run_dir: Path, num_ranks: int, settings: tuple[str, ...], *odd: str) -> str:
     """What a job says that ends because its rank 1 is odd."""
-    done = jobs.ranks(num_ranks, [*jobs.words(run_dir, *TWO, *settings), "--odd", *odd], module="tests.ranks.odd_job")
+    done = jobs.ranks(num_ranks, [*jobs.words(run_dir, *TWO, *settings), "--odd", *odd], module="tests.support.odd_job")
     assert done.returncode != 0 and "SIGABRT" not in done.stderr
     assert done.stderr.count("bllpipe: ") == 1 and "fault in bllpipe" not in done.stderr
     status = jobs.read_json(run_dir / "status.json")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks import jobs
-from tests.ranks.running import OWN, running, torchrun
+from tests.support import jobs
+from tests.support.running import OWN, running, torchrun
 
 pytestmark = [pytest.mark.ranks, pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")]
 TINY = ("blocks=1", "data.name=synthetic", "data.synthetic_images=64", "data.image_size=8", "data.batch_size=8")
@@ -25,8 +25,12 @@ def launcher(name: str, num_ranks: int, restarts: int) -> tuple[str, ...]:
 
 
 def network(name: str, **settings: float) -> tuple[str, ...]:
-    """A network of tests/ranks/networks.py."""
-    return (*TINY, f"model.name=tests.ranks.networks:{name}", *(f"model.args.{k}={v}" for k, v in settings.items()))
+    """A network of tests/support/networks/ranks.py."""
+    return (
+        *TINY,
+        f"model.name=tests.support.networks.ranks:{name}",
+        *(f"model.args.{k}={v}" for k, v in settings.items()),
+    )
 
 
 def messages(said: str) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bllpipe import launch
-from tests.ranks import jobs
+from tests.support import jobs
 
 STEPS = 9
 SHORT = (*jobs.SMALL, "engine=sequential", "data.name=synthetic", "data.synthetic_images=128", "data.image_size=8")

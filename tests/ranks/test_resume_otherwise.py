@@ -13,7 +13,7 @@ import torch
 
 from bllpipe import launch
 from bllpipe.checkpoint import open_checkpoint
-from tests.ranks import jobs
+from tests.support import jobs
 
 # A test that waits for ever is a test that fails soon.
 SHORT = (
@@ -203,7 +203,7 @@ def test_a_whole_network_goes_on_in_stages_in_replicas_and_whole_again(tmp_path:
     """Nothing starts fresh and nothing is left over. Without batch norms a batch may be split in any way, so the
     weights are the same but for the order of sums."""
     settings = (*(word for word in SHORT if "model" not in word), "method=bp", "blocks=2", "pipeline.microbatches=2")
-    plain = (*settings, "model.name=tests.unit.engines.networks:plain")
+    plain = (*settings, "model.name=tests.support.networks.engines:plain")
     jobs.in_this_process(tmp_path / "straight", *plain, "engine=single")
     begin(tmp_path / "run", *plain, "engine=single", stop_at=3)
     said = ""

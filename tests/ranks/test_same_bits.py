@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks import jobs
+from tests.support import jobs
 
 STEPS = 60  # more than one epoch: evaluations and a checkpoint lie in between
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bllpipe.tools.analysis.timeline import Timeline, messages, read_timeline
-from tests.ranks import jobs
+from tests.support import jobs
 
 SETTINGS = (*jobs.SMALL, "steps=40")
 STEPS = range(20, 32)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bllpipe import launch
-from tests.ranks import jobs
+from tests.support import jobs
 
 SETTINGS = (*jobs.SMALL, "engine=threads", "steps=40", "checkpoint.every_steps=6")
 

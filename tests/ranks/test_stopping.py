@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.ranks import jobs
+from tests.support import jobs
 from tests.support.same_bits import metrics_without_timing, state_digest
-from tests.waiting import PATIENCE, wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.ranks
 STEPS = 400

@@ -30,8 +30,8 @@ from bllpipe.learn.optimizer import Optimizer
 from bllpipe.messages import Round
 from bllpipe.models.registry import network_units
 from bllpipe.models.units import Segment
-from tests.ranks import jobs
-from tests.ranks.spawning import run_ranks
+from tests.support import jobs
+from tests.support.spawning import run_ranks
 
 pytestmark = pytest.mark.ranks
 

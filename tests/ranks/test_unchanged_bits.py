@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.ranks import jobs
+from tests.support import jobs
 
 TORCH = "2.14."
 OLDEST = {

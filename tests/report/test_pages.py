@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from bllpipe.tools.analysis.report import write_report
-from tests.ranks import jobs
 from tests.report.browser import CONTRAST, CUT_OFF, SMALLEST, TOO_WIDE, Shown, chromium, needs_browser, shown
+from tests.support import jobs
 
 pytestmark = [pytest.mark.browser, needs_browser]
 

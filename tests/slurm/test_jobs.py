@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from bllpipe.cli import main
-from tests.ranks import jobs
 from tests.slurm.cluster import Cluster, missing, running_cluster
+from tests.support import jobs
 from tests.support.same_bits import metrics_without_timing, state_digest
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]

@@ -111,7 +111,7 @@ def evaluate_run(run: FinishedRun, thresholds: Sequence[float] = THRESHOLDS) -> 
     """Tests all exits of ``run``; ConfigError for a threshold that is no probability."""
     for threshold in thresholds:
         if not 0 <= threshold <= 1:
-            raise ConfigError(f"--threshold {threshold:g} is no probability; needed are numbers from 0 to 1")
+            raise ConfigError(f"--threshold {threshold:g} is no probability; expected numbers from 0 to 1")
     blocks = load_blocks(run)
     costs = block_costs(blocks, run.images.spec.image_shape)
     predictions = predict(run, blocks, run.wire_dtype)

@@ -6,6 +6,7 @@ Shapes: B images of a batch, C channels, H x W positions.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,13 @@ from bllpipe.config.schema import NEVER
 from bllpipe.data.base import ImageSet
 from bllpipe.data.loader import ImageSource, label_batches
 from bllpipe.data.registry import load_images, load_labels
+from bllpipe.distributed.message_format import wire_dtype
 from bllpipe.errors import CheckpointError
-from bllpipe.learn.block import Block, alpha_shape, make_block
-from bllpipe.learn.memory_format import place
+from bllpipe.learn.block import Block, build_segments, make_block
+from bllpipe.learn.memory_format import autocast
 from bllpipe.messages import Round
 from bllpipe.models.partition import cut
 from bllpipe.models.registry import last_width, network_units
-from bllpipe.models.units import Segment
 from bllpipe.training.run_schedule import RunSchedule
 from bllpipe.utils.files import read_record
 
@@ -66,11 +67,11 @@ class FinishedRun:
     @property
     def wire_dtype(self) -> torch.dtype:
         """The format in which activations went from block to block."""
-        return torch.bfloat16 if self.config.precision.wire == "bf16" else torch.float32
+        return wire_dtype(self.config)
 
-    def autocast(self) -> torch.autocast:
-        """The run's own precision of computing."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision.compute == "bf16")
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The scope of the run's ``precision.compute``."""
+        return autocast(self.config, self.device)
 
 
 def open_run(path: Path, warn: Callable[[str], None], data_path: str | None = None) -> FinishedRun:
@@ -106,7 +107,7 @@ def load_blocks(run: FinishedRun) -> list[Block]:
         _check_shapes(run, block.learner.weights(), weights)
     if missing := [name for block in blocks for name in block.learner.load(weights)]:
         raise CheckpointError(
-            f"{run.checkpoint.path} lacks {some(missing)}; needed is a checkpoint of the network that "
+            f"{run.checkpoint.path} lacks {some(missing)}; expected a checkpoint of the network that "
             f"{run.path}/config.yaml describes"
         )
     return blocks
@@ -127,14 +128,11 @@ def _fresh_blocks(run: FinishedRun) -> list[Block]:
     config, spec, steps = run.config, run.images.spec, run.plan.total_steps
     units = network_units(config.model, spec.image_shape[0], spec.num_classes, config.seed)
     parts, width = cut(units, config.cuts), last_width(config, units)
-    blocks: list[Block] = []
-    x_shape: tuple[int, ...] = spec.image_shape
-    for part in parts:
-        segment, is_last = place(Segment(part, config.seed), config, run.device), part is parts[-1]
-        shape = alpha_shape(segment, x_shape, run.device)
-        blocks.append(make_block(segment, x_shape, shape, config, spec.num_classes, steps, is_last, width))
-        x_shape = shape
-    return blocks
+    segments = build_segments(parts, config, spec.image_shape, run.device)
+    return [
+        make_block(segment, input_shape, output_shape, config, spec.num_classes, steps, part is parts[-1], width)
+        for part, (segment, input_shape, output_shape) in zip(parts, segments, strict=True)
+    ]
 
 
 def _check_shapes(run: FinishedRun, own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:

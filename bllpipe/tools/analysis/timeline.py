@@ -7,7 +7,6 @@ one count from 1,000, those of the third from 2,000.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from bllpipe.errors import ConfigError
 from bllpipe.training.tracing import VERSION
+from bllpipe.utils.files import json_object
 
 WAITING = ("receive", "send", "wait")  # kinds in which a rank computes nothing
 Warn = Callable[[str], None]
@@ -152,27 +152,18 @@ def parse_steps(text: str) -> tuple[int | None, int | None]:
 
 def _read_rank(file: Path, warn: Warn) -> RankSpans:
     first, *rest = file.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
-    header = _record(first)
+    header = json_object(first)
     numbers = [header.get(name, 0) for name in ("rank", "clock_offset_ns", "clock_uncertainty_ns")]
     if header.get("version") != VERSION or "rank" not in header or not all(isinstance(each, int) for each in numbers):
         raise ConfigError(
             f"{file} does not begin with a header of version {VERSION}, so it holds no spans that can be read; remove "
             f"it, or trace the run again"
         )
-    found = [_span(_record(line), header) for line in rest]
+    found = [_span(json_object(line), header) for line in rest]
     if damaged := found.count(None):
         warn(f"{file}: damaged lines, left out: {damaged} of {len(found)}")
     spans = sorted((span for span in found if span is not None), key=lambda span: (span.start, span.end))
     return RankSpans(header["rank"], str(header.get("role")), header.get("clock_uncertainty_ns", 0), tuple(spans))
-
-
-def _record(line: str) -> dict[str, Any]:
-    """A JSON object; empty if the line is none."""
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _span(record: dict[str, Any], header: dict[str, Any]) -> TimelineSpan | None:

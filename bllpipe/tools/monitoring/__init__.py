@@ -1,1 +1,1 @@
-"""What people and Prometheus see of a run while it trains."""
+"""A run while it trains: progress display, Prometheus metrics, health check."""

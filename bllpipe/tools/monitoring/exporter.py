@@ -1,15 +1,16 @@
-"""A thread beside the loops of a rank exports its metrics: over HTTP, in a text file, and to Prometheus' file_sd.
+"""A thread of every rank exports its metrics: over HTTP, to a text file, and rank 0 lists all ranks for Prometheus'
+file-based service discovery (file_sd).
 
-Whatever goes wrong here is a warning: metrics never end a run. Each request has a thread, so a slow one delays no
-other, and metrics are read only when asked for. prometheus.json in the run directory lists the ranks:
+An error here is a warning: metrics never end a run. Each HTTP request has its own thread, so that a slow client delays
+no other, and metrics are read only on request. prometheus.json in the run directory lists the ranks:
 
   [{"targets": ["127.0.0.1:9502"],
     "labels": {"run": "digits", "rank": "2", "role": "block 2", "instance": "digits rank 2",
                "__metrics_path__": "/metrics/0-2f6c90"}}, ...]
 
-Prometheus takes the labels over; without instance it would make one of the address. A run that ends in order leaves an
-empty list, so a rank that is listed and does not answer was killed, or has failed. A failed one has two more labels,
-status and error, as its process cannot be asked.
+Prometheus adds the labels to every metric; without instance it would derive that label from the address. A run that
+completes or is stopped leaves an empty list, so a listed rank that does not answer was killed or has failed. After a
+failure the labels status and error are added here, as the process is gone.
 """
 
 from __future__ import annotations
@@ -34,25 +35,27 @@ from bllpipe.config.schema import MetricsConfig
 from bllpipe.engines.job import Job
 from bllpipe.errors import BllpipeError
 from bllpipe.messages import Store
-from bllpipe.tools.monitoring.metrics import FAMILIES, MetricDef, Source, file_time
+from bllpipe.tools.monitoring.metrics import METRICS, MetricDef, Source, file_time
+from bllpipe.training.callbacks import Callback
 from bllpipe.training.run_directory import RunDirectory
 from bllpipe.training.worker import Worker
 from bllpipe.utils.console import warn
 from bllpipe.version import __version__
 
 EVERY_SECONDS = 2.0
+FAILURE_SECONDS = 1.0  # for the thread to end when the run has failed: other ranks wait for that
 KINDS: dict[str, type[CounterMetricFamily | GaugeMetricFamily]] = {
     "counter": CounterMetricFamily,
     "gauge": GaugeMetricFamily,
 }
 PATH = "/metrics"
-LOOK_SECONDS = 0.1  # between two looks whether to close
-ASK_SECONDS = 10.0  # whoever has connected and says nothing is left alone after so long
-EVERYWHERE = ("", "0.0.0.0")  # noqa: S104  # found in a config, never the default
+POLL_SECONDS = 0.1  # how often the server checks whether it shall close
+REQUEST_SECONDS = 10.0  # a connection on which no request arrives is closed after so long
+ALL_INTERFACES = ("", "0.0.0.0")  # noqa: S104  # possible values of metrics.host, never its default
 
 
 class Exporter:
-    """Tells the figures of ``source`` as ``settings`` say; the ranks of the run are those ``roles`` describes."""
+    """Exports the metrics of ``source`` as ``settings`` say. ``roles`` holds the role of every rank of the run."""
 
     def __init__(
         self,
@@ -66,31 +69,34 @@ class Exporter:
         self._settings, self._source, self._store, self._warn = settings, source, store, warn
         self._listener: Listener | None = None
         self._discovery: Discovery | None = None
-        if settings.port is not None and source.part.rank == 0:
+        if settings.port is not None and source.worker.rank == 0:
             copy = copy_name(settings.discovery, source.run_name)
             self._discovery = Discovery(store, directory, copy, source, roles)
-        self._textfile = _textfile(settings.textfile, source) if settings.textfile is not None else None
-        self._written = registry(source, source.labels)
-        self._said: set[str] = set()
-        self._over = threading.Event()
+        self._textfile: Path | None = None
+        if settings.textfile is not None:
+            self._textfile = Path(settings.textfile) / f"bllpipe-{source.run_name}-{source.worker.rank}.prom"
+        self._textfile_registry = registry(source, source.labels)
+        self._warned: set[str] = set()
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def close(self) -> None:
-        """The rank has nothing more to tell: nobody shall look for it, or take old figures for new ones."""
+        """At the end of a run: stops, empties the list of ranks and removes the text file, so that no reader takes old
+        values for current ones."""
         self.stop()
         with suppress(OSError):
             if self._discovery is not None:
-                self._discovery.end()
+                self._discovery.clear()
             if self._textfile is not None:
                 self._textfile.unlink(missing_ok=True)
 
-    def stop(self) -> None:
-        """Tells no more; what was written stays, for those who ask why the run has failed."""
-        self._over.set()
-        self._thread.join(timeout=5)
+    def stop(self, timeout: float = 5.0) -> None:
+        """After a failure: stops, but leaves the files, which show the last values."""
+        self._stop.set()
+        self._thread.join(timeout)
         if self._listener is not None:
             self._listener.close()
 
@@ -98,94 +104,90 @@ class Exporter:
         try:
             if self._settings.port is not None:
                 self._listen(self._settings.port)
-            self._tell()
-            while not self._over.wait(EVERY_SECONDS):
-                self._tell()
-        except RuntimeError:  # the store is gone with its launcher, and so will we be
+            self._write_files()
+            while not self._stop.wait(EVERY_SECONDS):
+                self._write_files()
+        except RuntimeError:  # the store has ended with the launcher, which is about to end this process too
             return
 
     def _listen(self, port: int) -> None:
-        rank, host = self._source.part.rank, self._settings.host
-        own = port + rank if port else 0
+        rank, host = self._source.worker.rank, self._settings.host
+        rank_port = port + rank if port else 0
         try:
-            self._listener = Listener(registry(self._source), host, own, self._source.path)
+            self._listener = Listener(registry(self._source), host, rank_port, self._source.path)
         except OSError as error:
             self._warn(
-                f"rank {rank} tells no figures: it cannot listen at {host}:{own} ({error.strerror or error}); the run "
-                f"goes on. For figures, free the port, or start with --set metrics.port=0 for any free one"
+                f"rank {rank} exports no metrics: it cannot listen at {host}:{rank_port} ({error.strerror or error}); "
+                f"the run continues. Free the port, or use --set metrics.port=0 for any free one"
             )
         announce(self._store, rank, address(host, self._listener.port) if self._listener else None)
 
-    def _tell(self) -> None:
+    def _write_files(self) -> None:
         try:
             if self._discovery is not None:
-                self._discovery.look()
+                self._discovery.update()
             if self._textfile is not None:
-                write_to_textfile(str(self._textfile), self._written)
+                write_to_textfile(str(self._textfile), self._textfile_registry)
         except OSError as error:
-            self._warn_once(
-                f"rank {self._source.part.rank} cannot write figures to {error.filename} ({error.strerror}); the run "
-                f"goes on, and tries again"
+            text = (
+                f"rank {self._source.worker.rank} cannot write metrics to {error.filename} ({error.strerror}); the run "
+                f"continues, and the rank tries again every {EVERY_SECONDS:g} s"
             )
-
-    def _warn_once(self, text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
-            self._warn(text)
-
-
-def _textfile(folder: str, source: Source) -> Path:
-    return Path(folder) / f"bllpipe-{source.run_name}-{source.part.rank}.prom"
+            if text not in self._warned:
+                self._warned.add(text)
+                self._warn(text)
 
 
 class RankCollector:
-    """All figures of one rank, each with ``labels`` on top of its own."""
+    """prometheus_client's interface to the metrics of one rank; adds ``labels`` to those of every metric."""
 
     def __init__(self, source: Source, labels: Mapping[str, str] | None = None) -> None:
         self._source, self._labels = source, labels or {}
 
     def collect(self) -> Iterator[Metric]:
-        """Those of which there is a value."""
-        for family in FAMILIES:
-            metric = self._metric(family)
+        """The metrics that have a value."""
+        for definition in METRICS:
+            metric = self._metric(definition)
             if metric.samples:
                 yield metric
 
-    def _metric(self, family: MetricDef) -> Metric:
-        metric = KINDS[family.kind](family.name, family.doc, labels=[*self._labels, *family.labels])
-        for values, value in family.samples(self._source):
+    def _metric(self, definition: MetricDef) -> Metric:
+        labels = [*self._labels, *definition.labels]
+        metric = KINDS[definition.kind](definition.name, definition.doc, labels=labels)
+        for values, value in definition.samples(self._source):
             metric.add_metric([*self._labels.values(), *values], value)
         return metric
 
 
 def registry(source: Source, labels: Mapping[str, str] | None = None) -> CollectorRegistry:
-    """A registry with nothing but the figures of ``source``."""
+    """A registry of the metrics of ``source`` alone."""
     made = CollectorRegistry(auto_describe=False)
     made.register(RankCollector(source, labels))
     return made
 
 
-class _Quiet(WSGIRequestHandler):
-    """Says nothing of every request. The standard library wants a class."""
+class _RequestHandler(WSGIRequestHandler):
+    """Logs no requests, and closes idle connections."""
 
-    timeout = ASK_SECONDS
+    timeout = REQUEST_SECONDS
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
 class Listener:
-    """Answers at ``host`` and ``port`` (0: any free one) from now on. Raises OSError when the port is taken.
+    """An HTTP server at ``host`` and ``port`` (0: any free one), which starts at once. Raises OSError when the port is
+    in use.
 
-    Prometheus asks for ``own_path``, which is another one for every start of a run: if another run listens here later,
-    whoever still looks for this one gets no figures instead of false ones. People may ask for /metrics.
+    Prometheus reads ``own_path``, which differs for every start of a run: if another run listens at this port later, a
+    Prometheus that still looks for this run gets error 404 instead of the other run's metrics. People may use /metrics.
     """
 
     def __init__(self, registry: CollectorRegistry, host: str, port: int, own_path: str) -> None:
         app = _only({PATH, own_path}, make_wsgi_app(registry))
-        self._server = make_server(host, port, app, ThreadingWSGIServer, _Quiet)
+        self._server = make_server(host, port, app, ThreadingWSGIServer, _RequestHandler)
         self.port = self._server.server_port
-        serve = partial(self._server.serve_forever, poll_interval=LOOK_SECONDS)
+        serve = partial(self._server.serve_forever, poll_interval=POLL_SECONDS)
         threading.Thread(target=serve, name="metrics port", daemon=True).start()
 
     def close(self) -> None:
@@ -195,37 +197,47 @@ class Listener:
 
 
 def _only(paths: set[str], app: Callable[..., Iterable[bytes]]) -> Any:
-    """``app``, which knows one page, at ``paths`` and nowhere else."""
+    """``app`` at ``paths``, and error 404 at all others."""
 
     def routed(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if environ["PATH_INFO"] in paths:
             return app(environ, start_response)
         start_response("404 Not Found", [("Content-Type", "text/plain")])
-        return [f"the figures are at {PATH}\n".encode()]
+        return [f"the metrics are at {PATH}\n".encode()]
 
     return routed
 
 
-def monitored(job: Job, part: Worker) -> Worker:
-    """The part, which tells its figures from now on if the config asks for it."""
-    settings, layout = job.config.metrics, job.topology
-    if settings.port is None and settings.textfile is None:
-        return part
-    roles = [layout.role(rank) for rank in range(layout.world_size)]
-    exporter = Exporter(settings, source_of(job, part), roles, job.store, job.directory)
-    exporter.start()
-    part.on_end, part.on_failure = exporter.close, exporter.stop
-    return part
+class PrometheusExport(Callback):
+    """Exports the metrics of every worker from its start to its end, and marks a run that has failed."""
+
+    def __init__(self) -> None:
+        self._exporters: dict[int, Exporter] = {}
+
+    def on_start(self, job: Job, worker: Worker) -> None:
+        roles = [job.topology.role(rank) for rank in range(job.topology.world_size)]
+        exporter = Exporter(job.config.metrics, source_of(job, worker), roles, job.store, job.directory)
+        exporter.start()
+        self._exporters[worker.rank] = exporter
+
+    def on_end(self, worker: Worker) -> None:
+        self._exporters.pop(worker.rank).close()
+
+    def on_failure(self, run_directory: Path, error: BaseException) -> None:
+        while self._exporters:
+            _, exporter = self._exporters.popitem()
+            exporter.stop(FAILURE_SECONDS)  # before the marks, which it would overwrite
+        mark_failed(RunDirectory(run_directory), type(error).__name__)
 
 
-def source_of(job: Job, part: Worker) -> Source:
-    """The rank, and what is known of its run."""
+def source_of(job: Job, worker: Worker) -> Source:
+    """Everything from which the metrics of ``worker`` are read."""
     config = job.config
     return Source(
-        part=part,
+        worker=worker,
         run_name=job.directory.path.name,
         attempt=job.attempt,
-        restarts=int(job.attempt.partition("-")[0]),
+        restarts=job.restarts,
         start=job.start,
         last_step=job.plan.last_step,
         save_every=job.plan.save_every,
@@ -245,22 +257,22 @@ def source_of(job: Job, part: Worker) -> Source:
 
 
 def announce(store: Store, rank: int, address: str | None) -> None:
-    """Tells rank 0 where ``rank`` listens; None: nowhere."""
+    """Tells rank 0, through the store, at which address ``rank`` listens; None: at none."""
     store.set(_key(rank), address or "")
 
 
 def address(host: str, port: int) -> str:
-    """Where others find what listens at ``host``: by the name of this machine if that is every address of it."""
-    return f"{socket.gethostname() if host in EVERYWHERE else host}:{port}"
+    """The address for other machines: with this machine's name if ``host`` stands for all of its interfaces."""
+    return f"{socket.gethostname() if host in ALL_INTERFACES else host}:{port}"
 
 
 def copy_name(folder: str | None, run_name: str) -> Path | None:
-    """The copy in the folder that Prometheus looks at for all runs."""
+    """The copy of prometheus.json in the folder of ``metrics.discovery``, which holds those of all runs."""
     return Path(folder) / f"bllpipe-{run_name}.json" if folder is not None else None
 
 
 class Discovery:
-    """Writes prometheus.json as the ranks ``roles`` describes say where they are. Rank 0 has it."""
+    """Rank 0: writes prometheus.json when ranks have announced their addresses."""
 
     def __init__(
         self, store: Store, directory: RunDirectory, copy: Path | None, source: Source, roles: Sequence[str]
@@ -270,18 +282,18 @@ class Discovery:
         self._addresses: dict[int, str] = {}
         self._is_written = False
 
-    def look(self) -> None:
-        """Asks for those that have said nothing yet, without waiting; writes the file if there is news."""
+    def update(self) -> None:
+        """Reads new announcements from the store, without waiting; writes the file if there are any."""
         missing = [rank for rank in range(len(self._roles)) if rank not in self._addresses]
-        news = {rank: self._store.get(_key(rank)).decode() for rank in missing if self._store.check([_key(rank)])}
-        self._addresses |= news
-        self._is_written = self._is_written and not news
+        new = {rank: self._store.get(_key(rank)).decode() for rank in missing if self._store.check([_key(rank)])}
+        self._addresses |= new
+        self._is_written = self._is_written and not new
         if not self._is_written:
             self._directory.write_targets(self._groups(), self._copy)
             self._is_written = True
 
-    def end(self) -> None:
-        """Nobody is to be asked any more."""
+    def clear(self) -> None:
+        """Writes an empty list: Prometheus forgets the ranks."""
         self._directory.write_targets([], self._copy)
 
     def _groups(self) -> list[dict[str, Any]]:
@@ -290,12 +302,12 @@ class Discovery:
 
     def _labels(self, rank: int) -> dict[str, str]:
         run = self._source.run_name
-        place = {"run": run, "rank": str(rank), "role": self._roles[rank]}
-        return {**place, "instance": f"{run} rank {rank}", "__metrics_path__": self._source.path}
+        identity = {"run": run, "rank": str(rank), "role": self._roles[rank], "instance": f"{run} rank {rank}"}
+        return {**identity, "__metrics_path__": self._source.path}
 
 
 def mark_failed(directory: RunDirectory, error: str) -> None:
-    """Puts the failure, by its kind, into the labels of all ranks of the run, if it has any."""
+    """Adds the labels status and error to all ranks that prometheus.json lists, if there is one."""
     groups = directory.read_targets()
     if not groups:
         return
@@ -303,7 +315,7 @@ def mark_failed(directory: RunDirectory, error: str) -> None:
     try:
         folder = load_stored_config(str(directory.path / "config.yaml")).metrics.discovery
         directory.write_targets(failed, copy_name(folder, directory.path.name))
-    except (OSError, BllpipeError):  # there is a failure to be reported, and this is not it
+    except (OSError, BllpipeError):  # the failure of the run is reported, not this one
         return
 
 

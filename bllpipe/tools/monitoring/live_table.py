@@ -1,12 +1,12 @@
-"""A followed run as a table, a row a rank: how busy each is, and which rank it waits for. The table keeps the lower
-rows of the terminal, while whatever any process prints scrolls by above.
+"""A live table of a run, one row per rank: how busy the rank is, and for which rank it waits. The table occupies the
+lowest rows of the terminal; the output of all processes scrolls above it.
 
-The rows are kept by a scrolling region (DECSTBM), as package managers keep their progress bar: lines of other ranks
-need not know of the table, and are not garbled by it. A drawing is one write, which leaves the cursor where it was:
+A scroll region (DECSTBM) reserves the rows, as the progress bars of package managers do: the other ranks print without
+knowing of the table, and neither overwrites the other. A drawing is one write, which restores the cursor:
 
-  | lines of any rank         |  scrolls, row 1 to height - kept
-  | _                         |  the cursor: everything below it is the table's, also where a resize has moved it
-  | run  running  bll/ranks   |  the rows kept
+  | lines of any rank         |  scrolls, row 1 to height - reserved
+  | _                         |  the cursor: all below it belongs to the table, also where a resize has moved it
+  | run  running  bll/ranks   |  the reserved rows
   |    role     step  img/s   |
 """
 
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 BAR, WIDE_BAR = 8, 16  # characters
-STEADY = {"step": 5, "waits for": 21}  # widths that do not change from look to look
-WIDE = 100  # columns from which on everything fits
-QUIET_SECONDS = 30.0  # after which it is said that nothing was heard
-SUSPENDED_SECONDS = 3.0  # without a drawing
-LEAST_ABOVE = 3  # rows that stay free for other lines
+MIN_WIDTHS = {"step": 5, "waits for": 21}  # so that columns keep their width between drawings
+WIDE = 100  # terminal columns that all table columns need
+SILENT_SECONDS = 30.0  # after which the header shows that the run writes nothing
+SUSPENDED_SECONDS = 3.0  # without a drawing: the process was stopped, as by Ctrl-Z
+MIN_ROWS_ABOVE = 3  # rows that remain for other output
 SAVE, RESTORE, ERASE_BELOW = "\x1b7", "\x1b8", "\x1b[J"
-ALL_ROWS = f"{SAVE}\x1b[r{RESTORE}{ERASE_BELOW}"  # scroll again, and nothing is left of the view
+RESET = f"{SAVE}\x1b[r{RESTORE}{ERASE_BELOW}"  # no scroll region, and the table erased
 
 
 def lines(run: Follower, width: int, colours: bool = False, unicode: bool = True) -> list[str]:
-    """The view as lines of at most ``width`` columns; with ``colours``, they hold ANSI sequences."""
+    """The table as lines of at most ``width`` columns; with ``colours`` they contain ANSI sequences."""
     from rich.console import Console
     from rich.text import Text
 
@@ -62,7 +62,7 @@ def lines(run: Follower, width: int, colours: bool = False, unicode: bool = True
 
 
 def header(run: Follower, width: int) -> str:
-    """Run, state, method, engine, epoch, steps and time left in one line; a long name of a run gives way."""
+    """Run, status, method, engine, epoch, steps and time left in one line; a long run name is shortened."""
     total = "?" if run.last_step is None else run.last_step
     parts = [
         str(run.status.get("status", "starting")),
@@ -72,15 +72,15 @@ def header(run: Follower, width: int) -> str:
     ]
     if run.seconds_left is not None:
         parts.append(f"{clock(run.seconds_left)} left")
-    if run.status.get("status") == "running" and (silent := time.time() - run.written) > QUIET_SECONDS:
+    if run.status.get("status") == "running" and (silent := time.time() - run.written) > SILENT_SECONDS:
         parts.append(f"silent for {clock(silent)}")
-    facts, name = "  ".join(parts), run.directory.name
-    room = max(8, width - len(facts) - 2)
-    return f"{name if len(name) <= room else f'{name[: room - 3]}...'}  {facts}"
+    text, name = "  ".join(parts), run.directory.name
+    space = max(8, width - len(text) - 2)
+    return f"{name if len(name) <= space else f'{name[: space - 3]}...'}  {text}"
 
 
 def _ended(run: Follower) -> str:
-    """Why it ended, if that is known: the first line of the reason."""
+    """The status and the first line of its reason, if there is one."""
     reason = str(run.status.get("reason") or "").strip()
     return f"{run.status.get('status')}: {reason.splitlines()[0]}" if reason else ""
 
@@ -93,7 +93,7 @@ def clock(seconds: float) -> str:
 
 
 def bar(share: float, length: int = BAR, unicode: bool = True) -> str:
-    """``share`` of a bar filled: ``######----``."""
+    """A bar, filled to the fraction ``share``: ``######----``."""
     full, empty = ("█", "░") if unicode else ("#", "-")
     filled = round(share * length)
     return full * filled + empty * (length - filled)
@@ -107,7 +107,7 @@ def _table(run: Follower, width: int, unicode: bool) -> Table:
     for name in ("", "role", "step", "img/s", "busy", "waits for", "loss", *(["acc %"] if wide else []), "test %"):
         left = name in ("role", "busy", "waits for")
         justify: Literal["left", "right"] = "left" if left else "right"
-        table.add_column(name, justify=justify, min_width=STEADY.get(name), no_wrap=True, overflow="crop")
+        table.add_column(name, justify=justify, min_width=MIN_WIDTHS.get(name), no_wrap=True, overflow="crop")
     roles = {row.rank: row.role for row in run.rows.values()}
     for rank, rows in groupby(run.ordered(), lambda row: row.rank):
         table.add_row(str(rank), *_cells(list(rows), roles, wide, unicode))
@@ -115,12 +115,12 @@ def _table(run: Follower, width: int, unicode: bool) -> Table:
 
 
 def _cells(rows: Sequence[Row], roles: Mapping[int, str], wide: bool, unicode: bool) -> list[str | Text]:
-    """Those of a rank; the lanes of a feedback rank share one row, as they share a process."""
+    """The cells of one rank. All feedback loops of a feedback rank share one row, as they share a process."""
     first, step = rows[0], min(row.step for row in rows)
     rate = min((row.rate for row in rows if row.rate is not None), default=None)
     accuracy = [_number(first.accuracy, 100, 1)] if wide else []
-    figures = [_number(first.loss, 1, 3), *accuracy, _number(first.test_accuracy, 100, 1)]
-    return [first.role, str(step), _number(rate, 1, 0), _busy(rows, wide, unicode), _waits(rows, roles), *figures]
+    metrics = [_number(first.loss, 1, 3), *accuracy, _number(first.test_accuracy, 100, 1)]
+    return [first.role, str(step), _number(rate, 1, 0), _busy(rows, wide, unicode), _waits(rows, roles), *metrics]
 
 
 def _busy(rows: Sequence[Row], wide: bool, unicode: bool) -> Text:
@@ -131,13 +131,13 @@ def _busy(rows: Sequence[Row], wide: bool, unicode: bool) -> Text:
         return Text("")
     share = min(1.0, sum(shares))
     style = "green" if share >= 0.8 else "yellow" if share >= 0.5 else "red"
-    if rows[0].role == "feedback":  # to have time is what it is for
+    if rows[0].role == "feedback":  # a feedback rank should be idle most of the time
         style = "default"
     return Text(f"{bar(share, WIDE_BAR if wide else BAR, unicode)} {100 * share:3.0f}%", style=style)
 
 
 def _waits(rows: Sequence[Row], roles: Mapping[int, str]) -> str:
-    """Whom a rank waits for, to give or to take what, and the share of its time: ``block 0, alpha 28%``."""
+    """The rank and the kind of message for which a rank waits, and the fraction of time: ``block 0, alpha 28%``."""
     waits = [row.waits_for for row in rows if row.waits_for is not None]
     share = sum(share for _, share in waits) / len(rows)
     if share < 0.005:
@@ -145,10 +145,10 @@ def _waits(rows: Sequence[Row], roles: Mapping[int, str]) -> str:
     edge, _ = waits[0]
     kind, _, ends = edge.partition(" ")
     other = [int(end) for end in ends.split("->") if end.isdecimal() and int(end) != rows[0].rank]
-    if len(other) != 1:  # what learns end to end has no edges of its own
+    if len(other) != 1:  # an edge of end-to-end training does not name two ranks
         return f"{edge} {100 * share:.0f}%"
-    whom = "blocks" if len(rows) > 1 else roles.get(other[0], f"rank {other[0]}")
-    return f"{whom}, {kind} {100 * share:.0f}%"
+    peer = "blocks" if len(rows) > 1 else roles.get(other[0], f"rank {other[0]}")
+    return f"{peer}, {kind} {100 * share:.0f}%"
 
 
 def _number(value: float | None, scale: float, digits: int) -> str:
@@ -156,7 +156,7 @@ def _number(value: float | None, scale: float, digits: int) -> str:
 
 
 def can_draw(out: TextIO | None) -> bool:
-    """Whether ``out`` is a terminal that knows how to move its cursor."""
+    """Whether ``out`` is a terminal with a cursor that can be moved."""
     from rich.console import Console
 
     if out is None or not is_terminal(out) or not has_descriptor(out):
@@ -165,19 +165,19 @@ def can_draw(out: TextIO | None) -> bool:
 
 
 def release(out: TextIO | None) -> None:
-    """Gives all rows of a terminal back, also those that another process kept, which was killed."""
-    with suppress(OSError, ValueError, RuntimeError):  # the last one in a signal handler that came into a flush
+    """Resets the scroll region of a terminal, also after the process that set it was killed."""
+    with suppress(OSError, ValueError, RuntimeError):  # RuntimeError: a signal handler has interrupted a flush
         if out is not None and can_draw(out):
-            _write(out, ALL_ROWS)
+            _write(out, RESET)
 
 
 class Screen:
-    """Draws on ``out``; all that it drew is gone when it is left. An output that takes no more stops nothing."""
+    """Draws on the terminal ``out``, and erases the drawing at exit. A closed or full output is ignored."""
 
     def __init__(self, out: TextIO) -> None:
         from rich.console import Console
 
-        self._out, self._kept, self._size, self._drawn = out, 0, (0, 0), time.monotonic()
+        self._out, self._reserved, self._size, self._drawn = out, 0, (0, 0), time.monotonic()
         self.unicode = "utf" in (getattr(out, "encoding", None) or "").lower()
         self.colours = not Console(file=out).no_color
 
@@ -187,34 +187,34 @@ class Screen:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._kept:
-            self._kept = 0
+        if self._reserved:
+            self._reserved = 0
             with suppress(OSError, ValueError):
-                _write(self._out, ALL_ROWS)
+                _write(self._out, RESET)
 
     @property
     def width(self) -> int:
         return self._measure()[0]
 
     def draw(self, lines: Sequence[str]) -> None:
-        """Shows ``lines``, as many of them as there is room for."""
+        """Draws as many of ``lines`` as fit."""
         size = self._measure()
-        shown = list(lines)[: max(0, size[1] - LEAST_ABOVE)]
+        shown = list(lines)[: max(0, size[1] - MIN_ROWS_ABOVE)]
         was_suspended = time.monotonic() - self._drawn > SUSPENDED_SECONDS  # and the shell has written on our rows
-        is_same = (len(shown), size) == (self._kept, self._size) and not was_suspended
-        text = "" if is_same else self._make_room(len(shown), size)
+        is_same = (len(shown), size) == (self._reserved, self._size) and not was_suspended
+        text = "" if is_same else self._reserve(len(shown), size)
         first = size[1] - len(shown) + 1
         rows = "".join(f"\x1b[{first + number};1H\x1b[0m{line}\x1b[0m\x1b[K" for number, line in enumerate(shown))
-        if shown:  # the region every time: whoever leaves the run in trouble gives all rows back
+        if shown:  # set the region every time: a failing rank calls release()
             text += f"{SAVE}\x1b[1;{first - 1}r{rows}{RESTORE}"
         with suppress(OSError, ValueError):
             _write(self._out, text)
         self._drawn = time.monotonic()
 
-    def _make_room(self, number: int, size: tuple[int, int]) -> str:
-        """Takes away what was drawn, and scrolls up what is there until ``number`` rows are free below the cursor."""
-        self._kept, self._size = number, size
-        return ALL_ROWS + (f"{chr(10) * number}\x1b[{number}A" if number else "")
+    def _reserve(self, number: int, size: tuple[int, int]) -> str:
+        """Erases the drawing, and scrolls up until ``number`` rows are free below the cursor."""
+        self._reserved, self._size = number, size
+        return RESET + (f"{chr(10) * number}\x1b[{number}A" if number else "")
 
     def _measure(self) -> tuple[int, int]:
         try:
@@ -225,6 +225,7 @@ class Screen:
 
 
 def _write(out: TextIO, text: str) -> None:
-    """At once and in one piece, past the buffer of ``out``: its lock is for others, when a terminal blocks."""
+    """Writes all of ``text`` at once and past the buffer of ``out``, whose lock other threads must get while a terminal
+    blocks this one."""
     out.flush()
     write_bytes(out.fileno(), encoded(text, out))

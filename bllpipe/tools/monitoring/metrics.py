@@ -1,12 +1,12 @@
-"""Every Prometheus metric of a rank: its name, its kind, its meaning and where it is read. docs/monitoring.md has the
-same table.
+"""The Prometheus metrics of a rank: name, kind, documentation and the function that reads the value. docs/monitoring.md
+has the same table.
 
-Names are in base units and tell them. Counters count from the start of the process, so that a rate is right across
-restarts; a gauge says how far the run is. The labels run, rank and role come on top: from the service discovery, or in
-a text file.
+Values are in base units, which the names end with. Counters start at 0 with the process, so that ``rate()`` is correct
+across restarts; gauges describe the run. The labels run, rank and role are added by the service discovery, or in the
+text file.
 
-An actor is a block (or stage, or replica), or the feedback of one block. Every reading only looks at numbers that the
-training thread changes meanwhile, one at a time; none looks at a tensor.
+An actor is a block (or stage, or replica), or the feedback loop of one block. The training thread changes the numbers
+while they are read; a reading uses each of them by itself, and never reads a tensor.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from bllpipe.training.timing import Metered
 from bllpipe.training.worker import Actor, Worker
 from bllpipe.utils.process import gpu_bytes, peak_gpu_bytes, resident_bytes
 
-ACTOR, EDGE, BOOK = ("actor",), ("actor", "edge"), ("actor", "phase")
+ACTOR, EDGE, PHASE = ("actor",), ("actor", "edge"), ("actor", "phase")
 SETTINGS = ("method", "engine", "model", "data")
 VERSIONS = ("version", "torch", "python")
-# The values of a figure's own labels, and the value; figures that are not known (yet) are left out.
+# Values of the metric's own labels, and its value. A metric without a value (yet) has no sample.
 Sample = tuple[tuple[str, ...], float]
 
 
 @dataclass(frozen=True)
 class MetricDef:
-    """One figure, and the labels by which it comes several times."""
+    """One metric; ``labels`` are those that distinguish its samples."""
 
     name: str
     kind: Literal["counter", "gauge"]
@@ -40,20 +40,20 @@ class MetricDef:
     labels: tuple[str, ...] = ()
 
     def samples(self, source: Source) -> Iterator[Sample]:
-        """What there is of it now."""
+        """The current values."""
         return self.reading(source)
 
 
 def last_progress(source: Source, actor: Actor) -> float:
-    """When the actor began the round it is in."""
+    """When the actor began its current round."""
     return time.time() - (time.perf_counter() - actor.entered) if actor.entered else source.began
 
 
 def of_actors(read: Callable[[Source, Actor], float | None]) -> Reading:
-    """A value for every actor, with the label actor."""
+    """A sample per actor, with the label actor."""
 
     def reading(source: Source) -> Iterator[Sample]:
-        for actor in source.part.actors:
+        for actor in source.worker.actors:
             value = read(source, actor)
             if value is not None:
                 yield (actor.name,), value
@@ -62,7 +62,7 @@ def of_actors(read: Callable[[Source, Actor], float | None]) -> Reading:
 
 
 def of_rank(read: Callable[[Source], float | None]) -> Reading:
-    """One value, without labels."""
+    """A single sample without labels."""
 
     def reading(source: Source) -> Iterator[Sample]:
         value = read(source)
@@ -73,7 +73,7 @@ def of_rank(read: Callable[[Source], float | None]) -> Reading:
 
 
 def steps_of_run(source: Source, actor: Actor) -> float:
-    """Training steps of the run that the actor has done, in this process or before."""
+    """Training steps of the run that the actor has done, in this process and in those before it."""
     return max(source.start, actor.entry.step if actor.entry else 0)
 
 
@@ -123,10 +123,10 @@ PROGRESS = (
 
 
 def of_edges(read: Callable[[Actor, Metered], float | None]) -> Reading:
-    """A value for every edge of every actor, with the labels actor and edge."""
+    """A sample per edge of every actor, with the labels actor and edge."""
 
     def reading(source: Source) -> Iterator[Sample]:
-        for actor in source.part.actors:
+        for actor in source.worker.actors:
             for port in actor.stopwatch.ports:
                 value = read(actor, port)
                 if value is not None:
@@ -136,25 +136,25 @@ def of_edges(read: Callable[[Actor, Metered], float | None]) -> Reading:
 
 
 def phase_seconds(source: Source) -> Iterator[Sample]:
-    """Seconds in the rounds of the training, and in those of tests, of every actor."""
-    for actor in source.part.actors:
+    """Seconds of every actor in training rounds and in test rounds."""
+    for actor in source.worker.actors:
         yield (actor.name, "train"), actor.stopwatch.in_rounds
         yield (actor.name, "evaluate"), actor.stopwatch.in_tests
 
 
 def queued(actor: Actor, port: Metered) -> float | None:
-    """Messages at this end of an edge; None where the wire cannot tell."""
+    """Messages queued at this end of an edge; None over NCCL, whose queue has no readable length."""
     return getattr(port, "queued", None)
 
 
 def sent(actor: Actor, port: Metered) -> float | None:
-    """Bytes sent in training; None for an edge that only brings messages."""
+    """Bytes sent in training; None for an edge over which the actor only receives."""
     number = actor.stopwatch.sent.get(port.meter.edge, 0)
     return number if number or hasattr(port, "send") else None
 
 
 def waiting_now(actor: Actor, port: Metered) -> float:
-    """For how many seconds the actor has been waiting at this edge."""
+    """Seconds for which the actor has been waiting at this edge; 0 if it is not waiting."""
     meter = port.meter
     return max(0.0, time.perf_counter() - meter.began) if meter.is_waiting else 0.0
 
@@ -165,7 +165,7 @@ TIME = (
         "counter",
         "Seconds in the rounds of the training (train) and of tests (evaluate), waiting for messages included.",
         phase_seconds,
-        BOOK,
+        PHASE,
     ),
     MetricDef(
         "bllpipe_waiting_seconds_total",
@@ -198,14 +198,14 @@ TIME = (
 )
 
 
-def of_books(read: Callable[[MetricMeans], Mapping[str, float]]) -> Reading:
-    """Values of the last line and of the last test of every actor that has losses, with the labels actor, phase and
-    what the mapping is by."""
+def of_phases(read: Callable[[MetricMeans], Mapping[str, float]]) -> Reading:
+    """Samples of the last line of metrics.jsonl and of the last test of every actor that has a loss, with the labels
+    actor, phase and the key of the mapping."""
 
     def reading(source: Source) -> Iterator[Sample]:
-        for actor in source.part.actors:
-            books = {"train": actor.recorder.trained, "test": actor.recorder.tested}
-            for phase, means in books.items():
+        for actor in source.worker.actors:
+            phases = {"train": actor.recorder.trained, "test": actor.recorder.tested}
+            for phase, means in phases.items():
                 for name, value in (read(means) if means else {}).items():
                     yield (actor.name, phase, name), value
 
@@ -213,12 +213,12 @@ def of_books(read: Callable[[MetricMeans], Mapping[str, float]]) -> Reading:
 
 
 def of_lines(read: Callable[[MetricMeans], float | None]) -> Reading:
-    """A value of the last line of every actor that has losses, with the label actor."""
+    """A sample of the last line of metrics.jsonl of every actor that has a loss, with the label actor."""
     return of_actors(lambda source, actor: read(actor.recorder.trained) if actor.recorder.trained else None)
 
 
-def unnamed(reading: Reading) -> Reading:
-    """The same without the last label, where there is nothing to tell apart."""
+def without_last_label(reading: Reading) -> Reading:
+    """For a mapping with a single key, whose label distinguishes nothing."""
     return lambda source: ((labels[:-1], value) for labels, value in reading(source))
 
 
@@ -227,22 +227,24 @@ LEARNING = (
         "bllpipe_loss",
         "gauge",
         "Terms of the block's loss; their sum is minimised. Mean since the line before, or over the last test.",
-        of_books(lambda means: means.terms),
-        (*BOOK, "term"),
+        of_phases(lambda means: means.terms),
+        (*PHASE, "term"),
     ),
     MetricDef(
         "bllpipe_accuracy_ratio",
         "gauge",
         "Share of the images that the block's own head gets right, over the same images.",
-        unnamed(of_books(lambda means: {"accuracy": means.accuracy})),
-        BOOK,
+        without_last_label(of_phases(lambda means: {"accuracy": means.accuracy})),
+        PHASE,
     ),
     MetricDef(
         "bllpipe_alignment_ratio",
         "gauge",
         "Cosine between alpha and beta, from -1 to 1; of the last batch before a line, or over the last test.",
-        unnamed(of_books(lambda means: {name: value for name, value in means.figures.items() if name == "alignment"})),
-        BOOK,
+        without_last_label(
+            of_phases(lambda means: {name: value for name, value in means.figures.items() if name == "alignment"})
+        ),
+        PHASE,
     ),
     MetricDef(
         "bllpipe_gradient_norm",
@@ -264,7 +266,7 @@ CHECKPOINTS = (
         "bllpipe_checkpoint_step",
         "gauge",
         "Step of the last checkpoint: the one of which this rank has written its share, or from which it goes on.",
-        of_rank(lambda s: max(s.start, s.part.saves.step)),
+        of_rank(lambda s: max(s.start, s.worker.saves.step)),
     ),
     MetricDef(
         "bllpipe_checkpoint_interval_steps",
@@ -276,37 +278,37 @@ CHECKPOINTS = (
         "bllpipe_checkpoint_timestamp_seconds",
         "gauge",
         "When that checkpoint was written; missing before the first one.",
-        of_rank(lambda s: s.part.saves.written_at or s.resumed_from),
+        of_rank(lambda s: s.worker.saves.written_at or s.resumed_from),
     ),
     MetricDef(
         "bllpipe_checkpoint_duration_seconds",
         "gauge",
         "How long this rank took to write its share of the last checkpoint.",
-        of_rank(lambda s: s.part.saves.last_seconds if s.part.saves.number else None),
+        of_rank(lambda s: s.worker.saves.last_seconds if s.worker.saves.number else None),
     ),
     MetricDef(
         "bllpipe_checkpoint_seconds_total",
         "counter",
         "Seconds in which this rank wrote checkpoints.",
-        of_rank(lambda s: s.part.saves.seconds),
+        of_rank(lambda s: s.worker.saves.seconds),
     ),
     MetricDef(
         "bllpipe_checkpoints_total",
         "counter",
         "Checkpoints of which this process has written its share.",
-        of_rank(lambda s: s.part.saves.number),
+        of_rank(lambda s: s.worker.saves.number),
     ),
     MetricDef(
         "bllpipe_checkpoint_failures_total",
         "counter",
         "Checkpoints of which this process could not write its share.",
-        of_rank(lambda s: s.part.saves.failures),
+        of_rank(lambda s: s.worker.saves.failures),
     ),
 )
 
 
 def constant(labels: Callable[[Source], Mapping[str, str]]) -> Reading:
-    """1, with what is to be told in the labels."""
+    """The value 1; the labels hold the information."""
     return lambda source: iter([(tuple(labels(source).values()), 1.0)])
 
 
@@ -339,19 +341,19 @@ SECTIONS = {
     "Checkpoints": CHECKPOINTS,
     "Memory and versions": MACHINE,
 }
-FAMILIES = tuple(family for section in SECTIONS.values() for family in section)
+METRICS = tuple(metric for section in SECTIONS.values() for metric in section)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A rank of a run.
+    """A rank of a run, from which all metrics are read.
 
-    ``run_name`` is the name of the run directory, ``attempt`` is new for every start. The run goes from ``start`` to
-    ``last_step`` training steps, with a checkpoint every ``save_every`` (None: never); the one that it goes on
-    from was written at ``resumed_from``. ``settings`` and ``versions`` are labels: names and numbers, no paths.
+    ``run_name`` is the name of the run directory; ``attempt`` differs for every start of the run. This process trains
+    from step ``start`` to ``last_step``, with a checkpoint every ``save_every`` steps (None: never). It resumed from a
+    checkpoint that was written at ``resumed_from``. ``settings`` and ``versions`` are labels: no paths.
     """
 
-    part: Worker
+    worker: Worker
     run_name: str
     attempt: str
     restarts: int
@@ -365,12 +367,12 @@ class Source:
 
     @property
     def labels(self) -> dict[str, str]:
-        """What tells this rank from all others."""
-        return {"run": self.run_name, "rank": str(self.part.rank), "role": self.part.role}
+        """The labels that identify this rank."""
+        return {"run": self.run_name, "rank": str(self.worker.rank), "role": self.worker.role}
 
     @property
     def path(self) -> str:
-        """Where this start of the run is asked for its figures."""
+        """The URL path of the metrics of this start of the run."""
         return f"/metrics/{self.attempt}"
 
 
@@ -378,7 +380,7 @@ Reading = Callable[[Source], Iterator[Sample]]
 
 
 def file_time(path: Path) -> float | None:
-    """When ``path`` was written last, in seconds since the epoch; None if it is not there."""
+    """Modification time of ``path`` in seconds since the epoch; None if it does not exist."""
     try:
         return path.stat().st_mtime
     except OSError:

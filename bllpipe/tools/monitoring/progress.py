@@ -1,4 +1,4 @@
-"""How far a run is: a line a second on a terminal, plain lines in a log, JSON, or a live table drawn from its files."""
+"""The progress display of a run: one line on a terminal, plain lines in a log, JSON, or a live table of its files."""
 
 from __future__ import annotations
 
@@ -7,25 +7,48 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
+from bllpipe.engines import NETWORK
 from bllpipe.messages import Store
-from bllpipe.tools.monitoring.live_table import Screen, lines, release
+from bllpipe.tools.monitoring.live_table import Screen, can_draw, clock, lines, release
 from bllpipe.tools.monitoring.run_status import Follower
+from bllpipe.training.callbacks import Callback
 from bllpipe.utils.console import is_terminal, put, say
 from bllpipe.utils.job_control import around_suspension
 
+if TYPE_CHECKING:
+    from bllpipe.engines.job import Job
+
 EVERY_SECONDS = 0.5
-LEAVING_SECONDS = 2.0  # for a terminal that blocks
-Wait = Callable[[float], bool]  # sleeps for so many seconds; whether it is enough
+JOIN_SECONDS = 2.0  # a terminal may block the thread that draws
+Wait = Callable[[float], bool]  # sleeps for so many seconds; returns True to end the display
 Show = Callable[[Follower, Wait], None]
 
 
+class ProgressDisplay(Callback):
+    """Displays the progress of a run as ``--output`` says."""
+
+    def display(self, job: Job) -> AbstractContextManager[object]:
+        seconds, can_move = job.config.log.plain_seconds, can_draw(sys.stdout)
+        if job.output == "quiet":
+            return nullcontext()
+        if job.output == "json":
+            return Live(job.directory.path, job.plan.last_step, write_json(sys.stdout, seconds))
+        if job.output == "live" or (job.output == "auto" and can_move):
+            return Live(job.directory.path, job.plan.last_step, draw(sys.stdout))
+        actors = [NETWORK] if job.config.is_end_to_end else [f"block {rank}" for rank in job.topology.block_ranks]
+        return Progress(job.store, actors, job.start, job.plan.last_step, sys.stdout, seconds, can_move)
+
+    def on_exit(self) -> None:
+        release(sys.stdout)  # the rank that draws may have been killed
+
+
 class Progress:
-    """Reads the latest figures of every block from the store and prints them, in a thread of its own."""
+    """A thread that reads the latest metrics of every block from the store and prints them."""
 
     def __init__(
         self,
@@ -37,7 +60,7 @@ class Progress:
         plain_seconds: float,
         moves: bool = True,
     ) -> None:
-        """``moves``: whether ``out``, if it is a terminal, can move its cursor."""
+        """``moves``: whether the cursor of ``out``, if it is a terminal, can be moved."""
         self._store, self._actors, self._out = store, actors, out
         self._first_step, self._last_step = first_step, last_step
         self._terminal = moves and is_terminal(out)
@@ -57,42 +80,35 @@ class Progress:
 
     def _run(self) -> None:
         while not self._stop.wait(self._every):
-            figures = self._figures()
-            if figures:
-                line = self.line(figures, time.monotonic() - self._started)
+            if metrics := self._latest():
+                line = self.line(metrics, time.monotonic() - self._started)
                 put(f"\r\x1b[2K{line}" if self._terminal else f"{line}\n", self._out)
 
-    def _figures(self) -> list[dict[str, Any]]:
-        """The newest figures of every block; empty until all have some."""
+    def _latest(self) -> list[dict[str, Any]]:
+        """The newest metrics of every block; empty until all blocks have written some."""
         keys = [f"progress/{actor}" for actor in self._actors]
         if not all(self._store.check([key]) for key in keys):
             return []
         return [json.loads(self._store.get(key)) for key in keys]
 
-    def line(self, figures: Sequence[dict[str, Any]], seconds: float) -> str:
-        """Step, rate, loss and test accuracy of every block, time left; the last block is the one that counts."""
-        step = figures[-1]["step"]
+    def line(self, metrics: Sequence[dict[str, Any]], seconds: float) -> str:
+        """Step and rate of the last block, loss and test accuracy of every block, time left."""
+        step = metrics[-1]["step"]
         parts = [f"step {step}/{self._last_step}"]
-        if "images_per_second" in figures[-1]:
-            parts.append(f"{figures[-1]['images_per_second']:.0f} images/s")
-        if all("loss" in figure for figure in figures):
-            parts.append("loss " + " ".join(f"{figure['loss']:.3f}" for figure in figures))
-        if all("test_accuracy" in figure for figure in figures):
-            parts.append("test % " + " ".join(f"{100 * figure['test_accuracy']:.1f}" for figure in figures))
+        if "images_per_second" in metrics[-1]:
+            parts.append(f"{metrics[-1]['images_per_second']:.0f} images/s")
+        if all("loss" in each for each in metrics):
+            parts.append("loss " + " ".join(f"{each['loss']:.3f}" for each in metrics))
+        if all("test_accuracy" in each for each in metrics):
+            parts.append("test % " + " ".join(f"{100 * each['test_accuracy']:.1f}" for each in metrics))
         done = step - self._first_step
         if done > 0:
-            parts.append(f"{_clock(seconds / done * (self._last_step - step))} left")
+            parts.append(f"{clock(seconds / done * (self._last_step - step))} left")
         return "  ".join(parts)
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
 class Live:
-    """To be entered while the run trains. Whatever goes wrong with the drawing, the run goes on."""
+    """A thread that shows the run, read from its files. An error of the display never ends the run."""
 
     def __init__(self, directory: Path, last_step: int, show: Show) -> None:
         self._directory, self._last_step, self._show = directory, last_step, show
@@ -106,43 +122,43 @@ class Live:
 
     def __exit__(self, *error: object) -> None:
         self._stop.set()
-        self._thread.join(LEAVING_SECONDS)
+        self._thread.join(JOIN_SECONDS)
         self._suspension.__exit__(None, None, None)
 
     def _run(self) -> None:
-        with suppress(Exception):  # a run whose files cannot be read, or output taken, is a run without a view
+        with suppress(Exception):  # no display where the files cannot be read or the output takes nothing
             self._show(Follower(self._directory, self._last_step), self._stop.wait)
 
 
 def draw(out: TextIO) -> Show:
-    """A table that is redrawn in place."""
+    """The live table, redrawn in place."""
 
     def show(run: Follower, wait: Wait) -> None:
         with around_suspension(lambda: release(out)), Screen(out) as screen:
             while not wait(EVERY_SECONDS):
-                run.look()
+                run.refresh()
                 screen.draw(lines(run, screen.width, screen.colours, screen.unicode))
 
     return show
 
 
 def write_json(out: TextIO, every_seconds: float) -> Show:
-    """An object a line, every so often."""
+    """One JSON object per line, every ``every_seconds``."""
 
     def show(run: Follower, wait: Wait) -> None:
         while not wait(every_seconds):
-            run.look()
+            run.refresh()
             say(snapshot(run), out)
 
     return show
 
 
 def snapshot(run: Follower) -> str:
-    """All that is known of ``run`` as one JSON object in a line."""
+    """The state of ``run`` as one line of JSON."""
     rows: list[dict[str, Any]] = []
     for row in run.ordered():
         record = asdict(row)
         del record["waited"]
         rows.append({**record, "busy": row.busy})
-    facts = {"status": run.status.get("status"), "epoch": run.epoch, "step": run.step, "last_step": run.last_step}
-    return json.dumps({"run": run.directory.name, **facts, "seconds_left": run.seconds_left, "ranks": rows})
+    state = {"status": run.status.get("status"), "epoch": run.epoch, "step": run.step, "last_step": run.last_step}
+    return json.dumps({"run": run.directory.name, **state, "seconds_left": run.seconds_left, "ranks": rows})

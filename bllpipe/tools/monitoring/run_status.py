@@ -1,12 +1,13 @@
-"""A run, followed by its files alone: what every rank did last, and whether the run is well. It asks nothing of the
-run's processes, so it works from another terminal, while a run trains and after it, and in a container's health check.
+"""The state of a run, read from its files alone: the latest metrics of every rank, and whether the run is healthy. No
+process of the run takes part, so this works from another terminal, during a run and after it, and in a container's
+health check.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +19,13 @@ from bllpipe.data.catalog import PUBLISHED
 from bllpipe.training.run_schedule import RunSchedule
 
 RUNS = Path("runs")
-WITHIN_SECONDS = 900.0  # longer than backend.timeout_seconds, after which a run that hangs ends itself
+WITHIN_SECONDS = 900.0  # longer than backend.timeout_seconds, after which a run that hangs ends by itself
 
 
 @dataclass
 class Row:
-    """The newest figures of one block or lane. ``busy`` and ``waiting`` are shares of the time since the last line."""
+    """The latest metrics of one block, or of one block's feedback loop. ``busy`` and ``waiting`` are fractions of the
+    time between its last two lines of metrics.jsonl."""
 
     rank: int
     role: str
@@ -33,8 +35,8 @@ class Row:
     loss: float | None = None
     accuracy: float | None = None
     test_accuracy: float | None = None
-    waiting: dict[str, float] = field(default_factory=dict)  # share by edge
-    waited: dict[str, float] = field(default_factory=dict)  # seconds by edge, since the start
+    waiting: dict[str, float] = field(default_factory=dict)  # fraction of the time, by edge
+    waited: dict[str, float] = field(default_factory=dict)  # seconds since the start of the process, by edge
 
     @property
     def busy(self) -> float | None:
@@ -42,12 +44,12 @@ class Row:
 
     @property
     def waits_for(self) -> tuple[str, float] | None:
-        """The edge that it waits for most, and its share."""
+        """The edge at which most of the waiting happens, and its fraction of the time."""
         return max(self.waiting.items(), key=lambda item: item[1]) if self.waiting else None
 
-    def take(self, record: Mapping[str, Any], batch_size: int, began: int) -> None:
-        """Takes over one line of metrics.jsonl, of a process that went on from step ``began``: the line counts the
-        seconds of this process alone."""
+    def update(self, record: Mapping[str, Any], batch_size: int, began: int) -> None:
+        """Adds one line of metrics.jsonl, from a process that started or resumed at step ``began``: the line counts the
+        waiting of that process alone."""
         if record.get("phase") == "evaluate":
             self.test_accuracy = record.get("accuracy")
             return
@@ -64,7 +66,7 @@ class Row:
 
 
 class Follower:
-    """Reads what has been added to a run directory since the last look."""
+    """Follows a run: every ``refresh`` reads what was added to the run directory since the last one."""
 
     def __init__(self, directory: Path, last_step: int | None = None) -> None:
         self.directory = directory
@@ -73,44 +75,44 @@ class Follower:
         self.rows: dict[str, Row] = {}
         self.status: dict[str, Any] = {}
         self.epoch = 0
-        self.written = 0.0  # when the run told something last, in seconds since the epoch
+        self.written = 0.0  # when the run last wrote to its files, in seconds since the epoch
         self._read, self._rest = 0, b""
-        self._starts = [0]  # steps that processes of this run went on from
+        self._starts = [0]  # steps at which processes of this run started or resumed
 
     @property
     def step(self) -> int:
-        """Steps that all have done, as far as their lines tell."""
+        """Training steps that all actors have done, by their last lines."""
         return min((row.step for row in self.rows.values()), default=int(self.status.get("step", 0)))
 
     @property
     def seconds_left(self) -> float | None:
-        """At the rate of the slowest."""
+        """At the rate of the slowest actor; None if unknown."""
         rates = [row.rate for row in self.rows.values() if row.rate]
         if self.last_step is None or not rates or self.status.get("status") != "running":
             return None
         return max(0, self.last_step - self.step) * self.config.data.batch_size / min(rates)
 
-    def look(self) -> None:
-        """Takes in the new lines; begins again where the file has become shorter, as when a run is resumed."""
+    def refresh(self) -> None:
+        """Reads the new lines; reads all of them where the file has become shorter, as when a run is resumed."""
         self.status = _record(self._text("status.json"))
         self.written = last_written(self.directory)
-        lines = self._new_lines()  # before it is asked who wrote them
+        lines = self._new_lines()  # before resumes.jsonl, so that it names the process of every line
         resumes = map(_record, self._text("resumes.jsonl").splitlines())
         self._starts = [0, *(resume["step"] for resume in resumes if "step" in resume)]
         for line in lines:
             record = _record(line)
             if {"actor", "rank", "role", "step"} <= record.keys():
-                self._take(record)
+                self._add(record)
 
     def ordered(self) -> list[Row]:
-        """The rows by rank; the lanes of a feedback rank behind each other."""
+        """The rows by rank, then by actor: a feedback rank has one per block."""
         return sorted(self.rows.values(), key=lambda row: (row.rank, row.actor))
 
-    def _take(self, record: Mapping[str, Any]) -> None:
+    def _add(self, record: Mapping[str, Any]) -> None:
         actor = f"{record['rank']} {record['actor']}"
         row = self.rows.setdefault(actor, Row(record["rank"], record["role"], record["actor"]))
         began = max((step for step in self._starts if step < record["step"]), default=0)
-        row.take(record, self.config.data.batch_size, began)
+        row.update(record, self.config.data.batch_size, began)
         self.epoch = max(self.epoch, int(record.get("epoch", 0)))
 
     def _new_lines(self) -> list[bytes]:
@@ -136,6 +138,7 @@ class Follower:
 
 
 def _record(text: bytes) -> dict[str, Any]:
+    """The JSON object in ``text``; empty for anything else, such as half a line."""
     try:
         found = json.loads(text)
     except ValueError:
@@ -144,7 +147,7 @@ def _record(text: bytes) -> dict[str, Any]:
 
 
 def _last_step(config: Config) -> int | None:
-    """The last step of the run, where the number of images is known without reading them."""
+    """The last step of the run, if the number of images is known without reading the data."""
     if config.data.name in PUBLISHED:
         return RunSchedule.of(config, PUBLISHED[config.data.name].num_train, 1).last_step
     if config.data.name == "synthetic":
@@ -154,47 +157,40 @@ def _last_step(config: Config) -> int | None:
 
 @dataclass(frozen=True)
 class Health:
-    """Whether all is well, and a line that says why."""
+    """Whether the run is healthy, and why, in one line."""
 
-    is_well: bool
+    is_healthy: bool
     reason: str
 
 
 def newest(runs: Path) -> Path | None:
-    """The run directory in ``runs`` that was written to last."""
+    """The most recently written run directory in ``runs``."""
     found = [path.parent for path in runs.glob("*/status.json")]
     return max(found, key=last_written, default=None)
 
 
 def health_of(directory: Path, within: float) -> Health:
-    """Well is a run that has completed, that was stopped in order, or that runs and has written to its metrics or
-    checkpoints within so many seconds. Its process may be gone all the same: then it does not write any more."""
-    status = _status(directory)
-    if status is None:
-        return Health(False, f"{directory} has no status.json: no run has begun there")
+    """A run is healthy if it has completed, was stopped by a signal or a limit, or is running and has written to its
+    metrics or checkpoints in the last ``within`` seconds. A run that was killed still has the status "running"."""
+    try:
+        status = _record((directory / "status.json").read_bytes())
+    except OSError:
+        status = {}
+    if not status:
+        return Health(False, f"{directory} has no status.json: no run has started there")
     if status.get("status") != "running":
         return Health(status.get("status") in ("completed", "preempted"), f"{directory}: {_ended(status)}")
     seconds = time.time() - last_written(directory)
-    return Health(seconds <= within, f"{directory}: running, last sign of life {seconds:.0f} s ago")
+    return Health(seconds <= within, f"{directory}: running, last written {seconds:.0f} s ago")
 
 
 def last_written(directory: Path) -> float:
-    """When the run told something last, in seconds since the epoch; 0 if never."""
-    return max(_times(directory), default=0.0)
-
-
-def _times(directory: Path) -> Iterator[float]:
+    """When the run last wrote status, metrics or a checkpoint, in seconds since the epoch; 0 if never."""
+    times = [0.0]
     for name in ("status.json", "metrics.jsonl", "checkpoints"):
         with suppress(OSError):
-            yield (directory / name).stat().st_mtime
-
-
-def _status(directory: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads((directory / "status.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+            times.append((directory / name).stat().st_mtime)
+    return max(times)
 
 
 def _ended(status: dict[str, Any]) -> str:

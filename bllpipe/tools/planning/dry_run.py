@@ -28,7 +28,7 @@ from bllpipe.distributed.message_format import LIMIT, Layout
 from bllpipe.engines import topology
 from bllpipe.engines.build import build_segment, unit_names, width_for_heads
 from bllpipe.engines.ddp import gradient_bytes, ring_bytes
-from bllpipe.engines.job import Job, input_shape, shape_of
+from bllpipe.engines.job import Job, JobStore
 from bllpipe.engines.pipeline_stages import microbatch_size, wire_format
 from bllpipe.engines.ports import layout_of
 from bllpipe.engines.synchronous import StageTrainer
@@ -97,7 +97,7 @@ def _job_without_ranks(config: Config, spec: DataSpec) -> Job:
     """What ranks would agree on, with a store that nobody else sees and a directory that is never written."""
     store: Store = dist.HashStore()  # type: ignore[assignment]  # satisfies the protocol
     plan = RunSchedule.of(config, spec.num_train, spec.num_test)
-    return Job(config, topology(config), store, RunDirectory(Path()), "", spec, plan, None)
+    return Job(config, topology(config), JobStore(store), RunDirectory(Path()), "", spec, plan, None)
 
 
 def _ranks(job: Job) -> Iterator[RankFigures]:
@@ -179,7 +179,7 @@ def _sum(sizes: dict[int, int]) -> int:
 def block_figures(job: Job, rank: int) -> RankFigures:
     """The rank of a block; those before it have been counted."""
     segment = build_segment(job, rank, SHAPES_ONLY)
-    shapes, is_last = (input_shape(job, rank), shape_of(job, rank)), rank == job.topology.num_blocks - 1
+    shapes, is_last = (job.input_shape(rank), job.store.shape_of(rank)), rank == job.topology.num_blocks - 1
     sizes = job.spec.num_classes, job.plan.total_steps
     block = make_block(segment, *shapes, job.config, *sizes, is_last, width_for_heads(job))
     activations = kept_bytes(block.learner, lambda: _there(job, block, *shapes))
@@ -219,7 +219,7 @@ def feedback_figures(job: Job) -> RankFigures:
 
 
 def _lane(job: Job, block: int, name: str) -> Feedback:
-    config, channels = job.config, num_channels(shape_of(job, block))
+    config, channels = job.config, num_channels(job.store.shape_of(block))
     family = FAMILIES[config.objective.family]
     return make_feedback(config.feedback, job.spec.num_classes, channels, config.seed, name, SHAPES_ONLY, family)
 
@@ -285,7 +285,7 @@ def _kept(job: Job, share: StageTrainer, segment: Segment, number: int, size: in
     share.mode(train=True)
 
     def there() -> Iterator[Tensor]:
-        x = batch_of(size, input_shape(job, number), wants_gradient=number > 0)
+        x = batch_of(size, job.input_shape(number), wants_gradient=number > 0)
         with share.learner.autocast():
             alpha: Tensor = segment(x.view_as(x))
         yield from (x, alpha)
@@ -305,7 +305,7 @@ def hop_figures(job: Job) -> Iterator[EdgeFigures]:
 
 
 def _hop(job: Job, kind: str, src: int, dst: int, number: int) -> EdgeFigures:
-    size, shape, dtype = microbatch_size(job), shape_of(job, number), wire_format(job, number)
+    size, shape, dtype = microbatch_size(job), job.store.shape_of(number), wire_format(job, number)
     num_bytes, microbatches = size * prod(shape) * dtype.itemsize, job.config.pipeline.microbatches
     tensor = TensorFigures(str(dtype).removeprefix("torch."), (size, *shape))
     return EdgeFigures(kind, src, dst, (tensor,), num_bytes, microbatches, microbatches * num_bytes)

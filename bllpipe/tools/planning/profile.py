@@ -147,7 +147,7 @@ def load_profile(file: Path, config: Config) -> Profile:
         profile = Profile.from_json(record)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{file} is not a profile: {error!r}; needed is a file that bllpipe plan --profile FILE has written: "
+            f"{file} is not a profile: {error!r}; expected a file that bllpipe plan --profile FILE has written: "
             f"name a new one, and it will be"
         ) from error
     now = settings_of(config)

@@ -28,10 +28,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from bllpipe.config import Config
 from bllpipe.data.catalog import PUBLISHED, DataSpec
 from bllpipe.data.registry import load_images
+from bllpipe.distributed.message_format import wire_dtype
+from bllpipe.engines.devices import Machine, one_device
 from bllpipe.errors import ConfigError
 from bllpipe.learn.block import Block, make_block
 from bllpipe.learn.distributions import num_channels
-from bllpipe.learn.memory_format import as_channels_last, lies_channels_last, place
+from bllpipe.learn.memory_format import as_channels_last, autocast, lies_channels_last, place
 from bllpipe.learn.optimizer import Optimizer
 from bllpipe.messages import Round, Target
 from bllpipe.models.registry import last_width, network_units
@@ -70,7 +72,7 @@ class UnitBenchmark:
     ) -> None:
         x = as_channels_last(x) if lies_channels_last(config, x.device) else x
         self.segment, self.x = segment, x.detach()
-        with torch.no_grad(), _autocast(config, x.device):
+        with torch.no_grad(), autocast(config, x.device):
             alpha = segment.train()(self.x.clone())
         still = replace(config, optimizer=replace(config.optimizer, lr=0.0))
         trained = dict(segment.named_parameters())
@@ -193,9 +195,10 @@ def data_spec(config: Config) -> DataSpec:
 
 def present_device(config: Config) -> torch.device:
     """Where a block of ``config`` would compute on this machine."""
-    if config.device == "cuda" and not torch.cuda.is_available():
+    machine = Machine.found()
+    if config.device == "cuda" and not machine.gpus:
         raise ConfigError("device is cuda, but there is no GPU; use --set device=cpu, or --profile with a file of one")
-    return torch.device("cuda", 0) if config.device != "cpu" and torch.cuda.is_available() else torch.device("cpu")
+    return one_device(config, machine)
 
 
 def random_target(batch: int, channels: int, num_classes: int, seed: int, device: torch.device) -> Target:
@@ -226,14 +229,10 @@ def _unit_profile(name: str, probe: UnitBenchmark, samples: list[dict[str, float
         name,
         **timings,
         parameters=sum(parameter.numel() for parameter in probe.segment.parameters()),
-        output_bytes=probe.alpha.numel() * (2 if config.precision.wire == "bf16" else 4),
+        output_bytes=probe.alpha.numel() * wire_dtype(config).itemsize,
         memory_bytes=unit_bytes(probe.block, probe.optimizer, probe.x),
         head_memory_bytes=head_bytes(probe.block, probe.optimizer, probe.alpha, probe.target),
     )
-
-
-def _autocast(config: Config, device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision.compute == "bf16")
 
 
 def _named(device: torch.device) -> str:

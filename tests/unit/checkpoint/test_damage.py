@@ -15,8 +15,8 @@ from bllpipe.checkpoint import Checkpoint, open_checkpoint
 from bllpipe.checkpoint.format import Manifest, file_names
 from bllpipe.errors import CheckpointError
 from bllpipe.utils.files import MAX_BYTES
-from tests.memory import little_memory
-from tests.unit.checkpoint.samples import edit_json, flip_bit, reseal, write_checkpoint
+from tests.support.checkpoint_samples import edit_json, flip_bit, reseal, write_checkpoint
+from tests.support.memory import little_memory
 
 FILES = ["manifest.json", *sorted(file_names(2))]
 
@@ -74,7 +74,7 @@ def test_a_missing_file_is_named(path: Path, name: str) -> None:
 def test_a_pipe_in_place_of_a_file_is_not_waited_for(path: Path, name: str) -> None:
     (path / name).unlink()
     os.mkfifo(path / name)
-    with pytest.raises(CheckpointError, match=f"{name} is damaged: it is a pipe; needed is the file that was written"):
+    with pytest.raises(CheckpointError, match=f"{name} is damaged: it is a pipe; expected the file that was written"):
         open_checkpoint(path)
 
 

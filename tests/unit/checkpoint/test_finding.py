@@ -9,7 +9,7 @@ import torch
 from bllpipe.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
 from bllpipe.checkpoint.format import DirectoryName
 from bllpipe.errors import CheckpointError
-from tests.unit.checkpoint.samples import flip_bit, sample, write_checkpoint
+from tests.support.checkpoint_samples import flip_bit, sample, write_checkpoint
 
 
 def find(directory: Path) -> tuple[Checkpoint | None, list[str]]:

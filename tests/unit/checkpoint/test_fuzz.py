@@ -17,8 +17,8 @@ from bllpipe.checkpoint.format import DirectoryName, Manifest
 from bllpipe.checkpoint.reader import mapped_tensors, tensor_entries
 from bllpipe.errors import CheckpointError
 from bllpipe.utils.files import read_record, render, write_record
-from tests.unit.checkpoint.samples import write_checkpoint
-from tests.unit.fuzzing import ODD_TEXT, VALUES, fuzz
+from tests.support.checkpoint_samples import write_checkpoint
+from tests.support.fuzzing import ODD_TEXT, VALUES, fuzz
 
 ENTRIES = st.fixed_dictionaries(
     {},

@@ -17,8 +17,8 @@ from bllpipe.checkpoint.reader import MAX_HEADER_BYTES, TensorEntry, check_heade
 from bllpipe.errors import CheckpointError
 from bllpipe.utils.files import MAX_DEPTH
 from bllpipe.utils.tensors import restore
-from tests.memory import little_memory
-from tests.unit.checkpoint.samples import DTYPES, edit_json, reseal, write_checkpoint
+from tests.support.checkpoint_samples import DTYPES, edit_json, reseal, write_checkpoint
+from tests.support.memory import little_memory
 
 FILES = ["manifest.json", *sorted(file_names(2))]
 
@@ -61,7 +61,7 @@ def link_to_a_device(path: Path) -> None:
 def test_what_is_no_file_is_not_opened(path: Path, name: str, make: Callable[[Path], object], kind: str) -> None:
     (path / name).rename((path / name).with_suffix(".kept"))
     make(path / name)
-    with pytest.raises(CheckpointError, match=f"{name} is damaged: it is {kind}; needed is the file that was written"):
+    with pytest.raises(CheckpointError, match=f"{name} is damaged: it is {kind}; expected the file that was written"):
         open_checkpoint(path)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bllpipe.checkpoint import open_checkpoint
 from bllpipe.errors import CheckpointError
-from tests.unit.checkpoint.samples import DTYPES, bits, reseal, sample, tree, write_checkpoint
+from tests.support.checkpoint_samples import DTYPES, bits, reseal, sample, tree, write_checkpoint
 
 
 def written_and_read(tmp_path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -13,8 +13,8 @@ import torch.distributed as dist
 
 from bllpipe.checkpoint import CheckpointWriter, open_checkpoint, remove_unfinished
 from bllpipe.errors import OutputError
-from tests.disks import files_of_at_most, small_disk
-from tests.unit.checkpoint.samples import assert_holds, sample, tree, write_checkpoint
+from tests.support.checkpoint_samples import assert_holds, sample, tree, write_checkpoint
+from tests.support.disks import files_of_at_most, small_disk
 
 LARGE = {"x": torch.zeros(400_000)}  # 1.6 MB
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bllpipe.config import Config, load_config, parse_config, to_mapping, to_yaml
 from bllpipe.config.loader import dump_yaml, known_keys, parse_yaml
 from bllpipe.errors import ConfigError
-from tests.unit.fuzzing import LEAVES, ODD_TEXT, VALUES, fuzz
+from tests.support.fuzzing import LEAVES, ODD_TEXT, VALUES, fuzz
 
 KEYS = st.sampled_from(known_keys())
 WORDS = st.sampled_from(

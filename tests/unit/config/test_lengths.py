@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bllpipe.config import load_config
-from tests.unit.config.test_checks import refused
+from tests.unit.config.test_validation import refused
 
 
 @pytest.mark.parametrize(("steps", "stop_at"), [(5, 6), (1, 100)])

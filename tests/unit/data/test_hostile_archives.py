@@ -16,7 +16,7 @@ from bllpipe.data import npz as archive
 from bllpipe.data.npz import DIRECTORY_BYTES, HEADER_BYTES, Members, free_bytes, open_archive
 from bllpipe.data.registry import read_arrays, read_labels
 from bllpipe.errors import DataError
-from tests.memory import little_memory
+from tests.support.memory import little_memory
 
 GIGABYTE = 10**9
 
@@ -149,7 +149,7 @@ def test_a_list_of_contents_without_an_end_is_not_read(tmp_path: Path) -> None:
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "set.npz")
-    with pytest.raises(DataError, match="set.npz is a pipe or a device; needed is a NumPy archive with train_x, train"):
+    with pytest.raises(DataError, match="set.npz is a pipe or a device; expected a NumPy archive with train_x, train"):
         open_archive(str(tmp_path / "set.npz"))
 
 
@@ -160,7 +160,7 @@ def test_an_archive_that_the_disk_cannot_read(tmp_path: Path, monkeypatch: pytes
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(Path, "open", failing)
-    with pytest.raises(DataError, match="set.npz cannot be read: Input/output error; needed is a NumPy archive"):
+    with pytest.raises(DataError, match="set.npz cannot be read: Input/output error; expected a NumPy archive"):
         open_archive(path)
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from bllpipe.config.schema import DataConfig
 from bllpipe.data.image_folder import MAX_BYTES, FolderImages, folder_labels
 from bllpipe.errors import DataError
-from tests.memory import little_memory
+from tests.support.memory import little_memory
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_a_folder_that_cannot_be_read(root: Path, monkeypatch: pytest.MonkeyPatc
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "iterdir", refuse)
-    with pytest.raises(DataError, match="train cannot be read: Permission denied; needed is a folder of images"):
+    with pytest.raises(DataError, match="train cannot be read: Permission denied; expected a folder of images"):
         folder_labels(DataConfig(name="imagefolder", path=str(root)))
 
 
@@ -134,5 +134,5 @@ def test_more_classes_than_any_network_tells_apart(root: Path, monkeypatch: pyte
     assert first(root).dtype == torch.uint8
     (root / "train" / "emu").mkdir()
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(root / "train" / "emu" / "0.png")
-    with pytest.raises(DataError, match="training label 2; needed are classes numbered from 0, at most 2$"):
+    with pytest.raises(DataError, match="training label 2; expected classes numbered from 0, at most 2$"):
         folder_labels(DataConfig(name="imagefolder", path=str(root)))

@@ -91,12 +91,12 @@ LABEL_DEFECTS: dict[str, tuple[dict[str, NDArray[Any] | None], str]] = {
     "floats": ({"train_y": np.zeros(12)}, r"train_y: expected whole numbers \[N\], .* got float64 \[12\]"),
     "truth values": ({"test_y": np.ones(5, dtype=bool)}, r"test_y: expected whole numbers \[N\], .* got bool \[5\]"),
     "one-hot": ({"train_y": np.eye(12, dtype=np.int64)}, r"train_y: .* got int64 \[12, 12\]; use labels.argmax\(1\)"),
-    "negative": ({"train_y": np.arange(12) % 3 - 1}, r"train label -1; needed are classes numbered from 0"),
-    "negative in the test": ({"test_y": np.array([0, -7, 1, 2, 0])}, r"test label -7; needed are classes numbered"),
+    "negative": ({"train_y": np.arange(12) % 3 - 1}, r"train label -1; expected classes numbered from 0"),
+    "negative in the test": ({"test_y": np.array([0, -7, 1, 2, 0])}, r"test label -7; expected classes numbered"),
     "test label beyond": ({"test_y": np.array([0, 1, 2, 3, 0])}, r"test label 3, but training labels only go up to 2"),
-    "one class": ({"train_y": np.zeros(12, int), "test_y": np.zeros(5, int)}, r"only one class; needed are at least 2"),
-    "empty training": ({"train_y": np.zeros(0, int)}, r"the train split has no images; needed is at least one"),
-    "empty test": ({"test_y": np.zeros(0, int)}, r"the test split has no images; needed is at least one"),
+    "one class": ({"train_y": np.zeros(12, int), "test_y": np.zeros(5, int)}, r"only one class; expected at least 2"),
+    "empty training": ({"train_y": np.zeros(0, int)}, r"the train split has no images; expected at least one"),
+    "empty test": ({"test_y": np.zeros(0, int)}, r"the test split has no images; expected at least one"),
     "pickled": (
         {"train_y": np.array(["a"] * 12, dtype=object)},
         r"train_y holds Python objects, which are never loaded; save plain",
@@ -105,14 +105,14 @@ LABEL_DEFECTS: dict[str, tuple[dict[str, NDArray[Any] | None], str]] = {
 IMAGE_DEFECTS: dict[str, tuple[dict[str, NDArray[Any] | None], str]] = {
     "no training images": ({"train_x": None}, r"lacks train_x; it has train_y, test_x, test_y"),
     "no test images": ({"test_x": None}, r"lacks test_x; it has train_x, train_y, test_y"),
-    "flat": ({"train_x": np.zeros((12, 72), np.uint8)}, r"train_x is \[12, 72\]; needed is \[N, H, W\] or"),
-    "videos": ({"test_x": np.zeros((5, 2, 6, 4, 3), np.uint8)}, r"test_x is \[5, 2, 6, 4, 3\]; needed is \[N, H, W\]"),
+    "flat": ({"train_x": np.zeros((12, 72), np.uint8)}, r"train_x is \[12, 72\]; expected \[N, H, W\] or"),
+    "videos": ({"test_x": np.zeros((5, 2, 6, 4, 3), np.uint8)}, r"test_x is \[5, 2, 6, 4, 3\]; expected \[N, H, W\]"),
     "channels first": ({"train_x": np.zeros((12, 3, 6, 8), np.uint8)}, r"\[12, 3, 6, 8\]; .* 1, 3 or 4 channels"),
-    "int64": ({"train_x": np.zeros((12, 6, 4, 3), int)}, r"train_x is int64; needed is uint8, or floats from 0 to 1"),
-    "truth values": ({"test_x": np.zeros((5, 6, 4, 3), bool)}, r"test_x is bool; needed is uint8"),
+    "int64": ({"train_x": np.zeros((12, 6, 4, 3), int)}, r"train_x is int64; expected uint8, or floats from 0 to 1"),
+    "truth values": ({"test_x": np.zeros((5, 6, 4, 3), bool)}, r"test_x is bool; expected uint8"),
     "fewer images": ({"train_x": good()["train_x"][:11]}, r"train_x has 11 images, but train_y 12 labels"),
     "more images": ({"test_x": good()["train_x"]}, r"test_x has 12 images, but test_y 5 labels"),
-    "no pixels": ({"test_x": np.zeros((5, 0, 4, 3), np.uint8)}, r"test_x is \[5, 0, 4, 3\]; needed is \[N, H, W\] or"),
+    "no pixels": ({"test_x": np.zeros((5, 0, 4, 3), np.uint8)}, r"test_x is \[5, 0, 4, 3\]; expected \[N, H, W\] or"),
     "no images at all": ({"test_x": good()["test_x"][:0]}, r"test_x has 0 images, but test_y 5 labels"),
     "other size": ({"test_x": np.zeros((5, 6, 5, 3), np.uint8)}, r"images are \[3, 6, 4\], test images \[3, 6, 5\]"),
     "other channels": ({"test_x": np.zeros((5, 6, 4), np.uint8)}, r"images are \[3, 6, 4\], test images \[1, 6, 4\]"),
@@ -120,9 +120,9 @@ IMAGE_DEFECTS: dict[str, tuple[dict[str, NDArray[Any] | None], str]] = {
     "Inf": ({"train_x": floats(-np.inf, 11)}, r"train_x holds 1 values that are NaN or Inf, the first in image 11"),
     "bytes as floats": (
         {"train_x": floats(255, 3)},
-        r"train_x has floats from 0.5 to 255; needed are 0 to 1, or uint8",
+        r"train_x has floats from 0.5 to 255; expected 0 to 1, or uint8",
     ),
-    "normalised": ({"train_x": floats(-1.5, 0)}, r"train_x has floats from -1.5 to 0.5; needed are 0 to 1, or uint8"),
+    "normalised": ({"train_x": floats(-1.5, 0)}, r"train_x has floats from -1.5 to 0.5; expected 0 to 1, or uint8"),
     "pickled": (
         {"train_x": np.full((12, 6, 4, 3), "a", object)},
         r"train_x holds Python objects, which are never loaded",
@@ -173,7 +173,7 @@ def test_a_file_that_does_not_exist(tmp_path: Path, what: str, read: Any) -> Non
     if what == "folder":
         (tmp_path / "set.npz").mkdir()
     found = "is a folder" if what == "folder" else "does not exist"
-    with pytest.raises(DataError, match=rf"set\.npz {found}; needed is a NumPy archive with train_x, train_y,"):
+    with pytest.raises(DataError, match=rf"set\.npz {found}; expected a NumPy archive with train_x, train_y,"):
         read(str(tmp_path / "set.npz"))
 
 
@@ -204,7 +204,7 @@ def test_a_flipped_bit_among_the_pixels(tmp_path: Path) -> None:
 
 def test_a_single_array(tmp_path: Path) -> None:
     np.save(tmp_path / "single.npy", good()["train_x"])
-    with pytest.raises(DataError, match=r"single\.npy holds a single array; needed is an archive with train_x"):
+    with pytest.raises(DataError, match=r"single\.npy holds a single array; expected an archive with train_x"):
         read_arrays(str(tmp_path / "single.npy"))
 
 
@@ -235,5 +235,5 @@ def test_members_that_are_no_arrays(tmp_path: Path) -> None:
 @pytest.mark.parametrize("label", [10**12, 2**63 + 5])
 def test_a_label_beyond_all_bounds(tmp_path: Path, label: int) -> None:
     labels = np.array([0, 1, 2] * 3 + [0, 1, label], dtype=np.uint64)
-    with pytest.raises(DataError, match=rf"train_y has the label {label}; needed are classes numbered from 0"):
+    with pytest.raises(DataError, match=rf"train_y has the label {label}; expected classes numbered from 0"):
         read_labels(archive(tmp_path, {"train_y": labels}))

@@ -17,13 +17,12 @@ from torch._dynamo.utils import counters
 from bllpipe.config import load_config
 from bllpipe.errors import ConfigError
 from bllpipe.learn import compiled
-from bllpipe.learn.block import Block, alpha_shape, make_block
+from bllpipe.learn.block import Block, build_segments, make_block
 from bllpipe.learn.compiled import MOST_AGAIN, compile_part, forget_compiled
 from bllpipe.learn.cuda_graphs import compile_parts
 from bllpipe.messages import Round, Target
 from bllpipe.models.partition import cut
 from bllpipe.models.resnet import resnet_units
-from bllpipe.models.units import Segment
 
 CPU, CLASSES = torch.device("cpu"), 10
 FULL, LAST = 6, 3  # images of a batch, and of the last one of a test
@@ -45,12 +44,9 @@ def graphs() -> int:
 def chain(num_blocks: int) -> list[Block]:
     """A ResNet-18 in blocks, compiled."""
     blocks: list[Block] = []
-    shape: tuple[int, ...] = (1, 8, 8)
-    parts = cut(resnet_units("resnet18", 4, "cifar", 1, CLASSES), num_blocks)
-    for part in parts:
-        segment = Segment(part, seed=0)
-        given, shape = shape, alpha_shape(segment, shape, CPU)
-        block = make_block(segment, given, shape, load_config(None), CLASSES, 100, is_last=part is parts[-1])
+    parts, config = cut(resnet_units("resnet18", 4, "cifar", 1, CLASSES), num_blocks), load_config(None)
+    for segment, given, made in build_segments(parts, config, (1, 8, 8), CPU):
+        block = make_block(segment, given, made, config, CLASSES, 100, is_last=len(blocks) == len(parts) - 1)
         compile_parts(block, backend="eager")
         blocks.append(block)
     return blocks

@@ -28,7 +28,7 @@ from bllpipe.errors import (
 )
 from bllpipe.messages import Round
 from bllpipe.training.worker import RoundError
-from tests.waiting import PATIENCE
+from tests.support.waiting import PATIENCE
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from bllpipe.learn import block
 from bllpipe.learn.cuda_graphs import compile_parts, speed_up
 from bllpipe.learn.memory_format import as_channels_last, lies_channels_last, place
 from tests.unit.engines.test_job import job_of
-from tests.unit.learn.test_capture import SETTINGS, images, make, step_of
+from tests.unit.learn.test_cuda_graphs import SETTINGS, images, make, step_of
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 EVERYTHING = ["gpu.tf32=true", "gpu.capture=true", "gpu.compile=true", "gpu.deterministic=true"]

@@ -13,11 +13,11 @@ from bllpipe.config import load_config
 from bllpipe.data.catalog import PUBLISHED
 from bllpipe.engines import Options
 from bllpipe.engines.build import build_segment
-from bllpipe.engines.job import Job, agree, shape_of
+from bllpipe.engines.job import Job, agree
 from bllpipe.errors import ConfigError
 
 CPU = torch.device("cpu")
-FEATURES, MISFIT = (f"model.name=tests.unit.engines.networks:{name}" for name in ("features", "misfit"))
+FEATURES, MISFIT = (f"model.name=tests.support.networks.engines:{name}" for name in ("features", "misfit"))
 
 
 def job_of(folder: Path, *settings: str) -> Job:
@@ -45,7 +45,7 @@ def test_a_part_of_the_network(
     segment = build_segment(job, number, CPU, kind)
     residual = {name.rsplit(".conv", 1)[0] for name in segment.state_dict() if name.endswith("conv1.weight")}
     assert len([name for name in residual if name.startswith("layer")]) == units
-    assert shape_of(job, number) == (10,)
+    assert job.store.shape_of(number) == (10,)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_network_without_class_scores(
     job = job_of(tmp_path, FEATURES, *settings)
     for earlier in range(number):
         build_segment(job, earlier, CPU, kind)
-    message = rf"^the last {kind} gives \[7\] for each image; needed are 10 class scores: let the network end"
+    message = rf"^the last {kind} gives \[7\] for each image; expected 10 class scores: let the network end"
     with pytest.raises(ConfigError, match=message):
         build_segment(job, number, CPU, kind)
 

@@ -11,7 +11,7 @@ import bllpipe
 from bllpipe import cli
 from bllpipe.errors import CheckpointError, ConfigError
 from bllpipe.tools.analysis.finished_run import open_run
-from tests.ranks import jobs
+from tests.support import jobs
 
 # a lag of 3: the statistics of the last three steps are on their way when the run ends
 SETTINGS = (*jobs.SMALL, "blocks=2", "steps=12", "feedback.lag=3", "epochs=1")

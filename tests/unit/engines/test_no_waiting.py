@@ -20,8 +20,8 @@ from bllpipe.learn.optimizer import Learner
 from bllpipe.messages import Round
 from bllpipe.training.instrument import guard
 from bllpipe.training.worker import Actor
-from tests.ranks import jobs
-from tests.unit.learn.tape import ASKS_THE_DEVICE
+from tests.support import jobs
+from tests.support.tape import ASKS_THE_DEVICE
 
 ASKING_METHODS = ("cpu", "tolist", "numpy", "item", "__bool__", "__float__", "__int__", "__index__", "nonzero")
 LINE = 9  # steps to a line

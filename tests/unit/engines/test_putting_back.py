@@ -21,9 +21,10 @@ from bllpipe.learn import block as block_module
 from bllpipe.learn.block import Block
 from bllpipe.learn.cuda_graphs import CapturedStep
 from bllpipe.utils.process import freeze_garbage
-from tests.ranks import jobs
-from tests.unit.learn.tape import TapeGraphs
-from tests.unit.learn.test_capture import images, make, step_of
+from bllpipe.utils.torch_state import torch_defaults
+from tests.support import jobs
+from tests.support.tape import TapeGraphs
+from tests.unit.learn.test_cuda_graphs import images, make, step_of
 
 SETTINGS = (*jobs.SMALL, "steps=4", "evaluate.every_epochs=never")
 DIVERGES = ("optimizer.lr=1e30", "schedule.name=constant", "steps=40")  # in NaN
@@ -88,7 +89,7 @@ def test_switches_are_as_before(switches: None, error: Exception | None) -> None
 
     before = look()
     try:
-        with put_back(load_config(None)):
+        with torch_defaults():
             torch.set_num_threads(before[0] + 1)
             torch.backends.cudnn.benchmark = torch.backends.cudnn.deterministic = True
             torch.use_deterministic_algorithms(True, warn_only=True)

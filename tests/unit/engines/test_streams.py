@@ -20,8 +20,8 @@ from bllpipe.engines.ports import ring_wires
 from bllpipe.engines.streams import places, ticks
 from bllpipe.engines.streams_graph import StreamActor
 from bllpipe.training.worker import Worker
-from tests.ranks import jobs
-from tests.unit.engines.watched_streams import RaceDetector, WatchedStream, WatchedStreams, on_watched
+from tests.support import jobs
+from tests.support.watched_streams import RaceDetector, WatchedStream, WatchedStreams, on_watched
 
 # small, and with everything that can lie between two steps: logs, tests and checkpoints
 SMALL = (

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bllpipe.learn.memory_format import without_cudnn
 from bllpipe.models.partition import cut
 from bllpipe.models.resnet import resnet_units
-from bllpipe.models.units import Segment
+from bllpipe.models.units import Segment, units_from_modules
 
 Seen = list[tuple[str, bool]]
 
@@ -63,3 +63,14 @@ def test_names_and_bits_stay() -> None:
     assert list(native.state_dict()) == list(plain.state_dict())
     for one, other in zip(plain.parameters(), native.parameters(), strict=True):
         assert one.grad is not None and other.grad is not None and torch.equal(one.grad, other.grad)
+
+
+def test_the_modules_of_a_script_stay_as_they_are() -> None:
+    user = nn.Sequential(nn.BatchNorm2d(2))
+    segment = Segment(units_from_modules({"0": user}), seed=0)
+    without_cudnn(segment)
+    assert "forward" in vars(segment.get_submodule("0.0"))
+    assert "forward" not in vars(user[0])
+    segment(torch.randn(3, 2, 4, 4))
+    norm = user[0]
+    assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_mean.any()

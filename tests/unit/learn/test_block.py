@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bllpipe.config.schema import Config, ObjectiveConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig
 from bllpipe.errors import CheckpointError, ConfigError
-from bllpipe.learn.block import Block, alpha_shape, make_block
+from bllpipe.learn.block import Block, alpha_shape, build_segments, make_block
 from bllpipe.learn.distributions import Gaussian, channel_means, forward_message
 from bllpipe.learn.heads import HEADS, make_head, pooled_shape
 from bllpipe.learn.losses import last_block, posterior_kl
@@ -191,12 +192,12 @@ def test_a_state_of_another_shape_is_refused(name: str) -> None:
 
 def test_norms_and_biases_are_not_decayed_unless_asked() -> None:
     block = make()
-    assert block.learner.optimizer.spared and all(
-        block.learner.parameters[name].dim() == 1 for name in block.learner.optimizer.spared
+    assert block.learner.optimizer.undecayed and all(
+        block.learner.parameters[name].dim() == 1 for name in block.learner.optimizer.undecayed
     )
     assert all(block.learner.parameters[name].dim() > 1 for name in block.learner.optimizer.decayed)
     everything = make(replace(CONFIG, optimizer=OptimizerConfig(decay_norm_and_bias=True)))
-    assert everything.learner.optimizer.spared == []
+    assert everything.learner.optimizer.undecayed == []
 
 
 @pytest.mark.parametrize("config", [OptimizerConfig(), PLAIN, OptimizerConfig(name="adamw")])
@@ -250,6 +251,14 @@ def test_alpha_shape_leaves_the_segment_as_it_was() -> None:
     before = {key: value.clone() for key, value in segment.state_dict().items()}
     assert alpha_shape(segment, (1, 8, 8), CPU) == (8, 8, 8)
     assert all(torch.equal(value, before[key]) for key, value in segment.state_dict().items())
+
+
+def test_every_segment_takes_what_the_one_before_it_gives() -> None:
+    parts = cut(resnet_units("resnet18", 8, "cifar", 1, 10), 4)
+    built = list(build_segments(parts, CONFIG, (1, 8, 8), CPU))
+    assert [segment.last_unit for segment, _, _ in built] == [part[-1].name for part in parts]
+    shapes = [(1, 8, 8), (8, 8, 8), (16, 4, 4), (32, 2, 2), (10,)]
+    assert [(given, made) for _, given, made in built] == list(pairwise(shapes))
 
 
 def test_a_block_without_parameters_is_refused() -> None:

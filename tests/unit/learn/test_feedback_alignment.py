@@ -1,5 +1,6 @@
 """Feedback alignment against compositions that autograd differentiates itself."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -95,7 +96,7 @@ def test_with_the_true_weights_it_is_backpropagation(depth: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["fa", "usf", "dfa"])
-def test_only_the_way_back_differs(method: str) -> None:
+def test_only_the_backward_pass_differs(method: str) -> None:
     """The same scores; exact gradients behind the last error; others before it."""
     plain, changed = network(), network()
     propagate(changed, method, 10, seed=0)
@@ -206,5 +207,55 @@ def test_direct_feedback_weights_keep_the_size_of_the_error() -> None:
 def test_convolutions_that_cannot_be_aligned_are_refused() -> None:
     make: Callable[[], nn.Module] = lambda: nn.Conv2d(3, 3, 3, padding="same", padding_mode="reflect")  # noqa: E731
     segment = Segment(units_from_modules({"0": make()}), seed=0)
-    with pytest.raises(ConfigError, match="0 pads with 'reflect' by 'same'; feedback alignment needs"):
+    with pytest.raises(ConfigError, match="0: feedback alignment expected .* got padding_mode 'reflect' .*; use"):
         fixed_random(segment, 10, seed=0)
+
+
+def user_modules() -> list[nn.Module]:
+    return [
+        nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()),
+        nn.Sequential(nn.Flatten(1), nn.Linear(256, 10)),
+    ]
+
+
+@pytest.mark.parametrize("method", ["fa", "usf", "dfa"])
+def test_a_second_run_on_the_same_modules_is_the_first_again_and_leaves_them_as_they_were(method: str) -> None:
+    """Hooks and replaced layers used to stay in a script's own modules: the next run had them twice."""
+    modules = user_modules()
+    kinds = [[type(part) for part in module.modules()] for module in modules]
+    names = [list(module.state_dict()) for module in modules]
+    runs = []
+    for _ in range(2):
+        segment = Segment(units_from_modules({str(i): module for i, module in enumerate(modules)}), seed=0)
+        propagate(segment, method, 10, seed=0)
+        runs.append(gradients(segment.eval(), *batch()))
+    assert runs[0].keys() == runs[1].keys()
+    assert all(torch.equal(runs[1][name], gradient) for name, gradient in runs[0].items())
+    assert [[type(part) for part in module.modules()] for module in modules] == kinds
+    assert [list(module.state_dict()) for module in modules] == names
+    assert not any(part._forward_hooks for module in modules for part in module.modules())
+
+
+@pytest.mark.parametrize("method", ["fa", "usf", "dfa"])
+def test_the_modules_of_a_script_are_what_is_trained(method: str) -> None:
+    """The copies share parameters, buffers and hooks with them, also after a change of the dtype."""
+    modules, outputs = user_modules(), list[Tensor]()
+    modules[0].register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    segment = Segment(units_from_modules({str(i): module for i, module in enumerate(modules)}), seed=0)
+    propagate(segment, method, 10, seed=0)
+    segment.double()
+    x, label_B = batch()
+    cross_entropy(segment(x.double()), label_B).backward()
+    assert len(outputs) == 1
+    assert all(p.grad is not None and p.dtype is torch.float64 for module in modules for p in module.parameters())
+    norm = modules[0].get_submodule("1")
+    assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
+    assert norm.running_mean.dtype is torch.float64 and norm.running_mean.any()
+
+
+def test_a_module_that_cannot_be_copied_is_refused() -> None:
+    modules = user_modules()
+    modules[0].lock = threading.Lock()  # type: ignore[assignment]  # an attribute like any other
+    segment = Segment(units_from_modules({str(i): module for i, module in enumerate(modules)}), seed=0)
+    with pytest.raises(ConfigError, match="module 0 of the model: expected a module that can be copied.*; use --set"):
+        propagate(segment, "fa", 10, seed=0)

@@ -71,7 +71,7 @@ def test_a_width_of_ones_own_comes_first() -> None:
 
 
 def test_a_width_that_is_not_known_is_asked_for() -> None:
-    with pytest.raises(ConfigError, match=r"does not tell how wide it ends.*--set objective\.head_width=512"):
+    with pytest.raises(ConfigError, match=r"the last width of the network is unknown.*--set objective\.head_width=512"):
         make_head((16, 8, 8), 10, STRIDED)
 
 

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from bllpipe.config import load_config
 from bllpipe.learn.heads import make_head
 from bllpipe.learn.memory_format import DeterministicAvgPool, make_pools_deterministic
+from bllpipe.models.units import Segment, units_from_modules
 
 
-def there_and_back(pool: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+def forward_backward(pool: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """What the pool gives, and the gradient that it passes on."""
     leaf = x.clone().requires_grad_()
     pooled: Tensor = pool(leaf)
@@ -25,7 +26,7 @@ def there_and_back(pool: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 def test_it_gives_the_same_means_and_gradients(size: tuple[int, int], channels_last: bool) -> None:
     x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
-    expected, found = there_and_back(nn.AdaptiveAvgPool2d(size), x), there_and_back(DeterministicAvgPool(size), x)
+    expected, found = forward_backward(nn.AdaptiveAvgPool2d(size), x), forward_backward(DeterministicAvgPool(size), x)
     for one, other in zip(expected, found, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)
 
@@ -54,3 +55,13 @@ def test_a_pool_that_keeps_a_side_stays() -> None:
     own = nn.Sequential(nn.AdaptiveAvgPool2d((None, 2)), nn.AdaptiveAvgPool2d(1))
     make_pools_deterministic(own)
     assert all(isinstance(each, nn.AdaptiveAvgPool2d) for each in own)
+
+
+def test_the_modules_of_a_script_keep_their_pools() -> None:
+    user = nn.Sequential(nn.Sequential(nn.AdaptiveAvgPool2d(2)), nn.BatchNorm2d(3))
+    for _ in range(2):
+        segment = Segment(units_from_modules({"0": user}), seed=0)
+        make_pools_deterministic(segment)
+        assert isinstance(segment.get_submodule("0.0.0"), DeterministicAvgPool)
+        assert segment.get_parameter("0.1.weight") is user.get_parameter("1.weight")
+    assert isinstance(user.get_submodule("0.0"), nn.AdaptiveAvgPool2d)

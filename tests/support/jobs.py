@@ -1,0 +1,124 @@
+"""Real jobs for tests: started as a user starts them, with small models, and read back from their run directories."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bllpipe import launch
+from tests.support.spawning import launch_in_a_process, launch_ranks
+from tests.support.waiting import PATIENCE
+
+REPOSITORY = Path(__file__).parents[2]
+CALM = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+SMALL = ("model.width=4", "data.batch_size=32", "log.every_steps=5")
+
+
+def words(run_dir: Path | None, *settings: str, options: tuple[str, ...] = ()) -> list[str]:
+    """Command-line words for a job with ``settings`` (key=value)."""
+    overrides = [word for setting in settings for word in ("--set", setting)]
+    return [*overrides, *(["--run-dir", str(run_dir)] if run_dir else []), *options]
+
+
+def in_this_process(run_dir: Path, *settings: str, options: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Runs a single-process engine here; its summary."""
+    assert launch.main(words(run_dir, *settings, options=options)) == 0
+    return summary(run_dir)
+
+
+def ranks(
+    num_ranks: int, arguments: list[str], module: str = "bllpipe.launch", timeout: float = PATIENCE, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """A job whose ranks find what torchrun would tell them, and are forked: for what is not about torchrun itself, and
+    in a fraction of its time."""
+    return launch_ranks(num_ranks, arguments, {**CALM, **variables}, module, timeout)
+
+
+def torchrun(
+    num_ranks: int, arguments: list[str], module: str = "bllpipe.launch", timeout: float = PATIENCE, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """``torchrun --nproc_per_node=num_ranks -m module arguments``."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_ranks}"]
+    return _run([*command, "-m", module, *arguments], timeout, variables)
+
+
+def started(num_ranks: int, arguments: list[str], *options: str, fault: str = "") -> subprocess.Popen[str]:
+    """``torchrun options -m bllpipe.launch arguments``, under way, its output in one pipe, with a fault on purpose."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_ranks}", *options]
+    return subprocess.Popen(
+        [*command, "-m", "bllpipe.launch", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=_environment(fault_variables(fault)),
+        cwd=REPOSITORY,
+    )
+
+
+def rank_processes(launcher: subprocess.Popen[str]) -> dict[int, psutil.Process]:
+    """The ranks that ``launcher`` has started, by their number."""
+    found = {}
+    for process in psutil.Process(launcher.pid).children(recursive=True):
+        with suppress(psutil.Error):
+            if "RANK" in process.environ() and process.status() != psutil.STATUS_ZOMBIE:
+                found[int(process.environ()["RANK"])] = process
+    return found
+
+
+def steps_done(run_dir: Path) -> int:
+    """The last step that any rank has written to metrics.jsonl."""
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return max((int(json.loads(line)["step"]) for line in lines if line.endswith("\n")), default=0)
+
+
+def forked(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """``python -m bllpipe.launch arguments`` in a fork: for what starts no ranks."""
+    return launch_in_a_process(arguments, CALM)
+
+
+def alone(arguments: list[str], fault: str = "", timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
+    """``python -m bllpipe.launch arguments``, with a fault on purpose."""
+    return _run([sys.executable, "-m", "bllpipe.launch", *arguments], timeout, fault_variables(fault))
+
+
+def summary(run_dir: Path) -> dict[str, Any]:
+    return read_json(run_dir / "summary.json")
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl."""
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(path.read_text())
+    return record
+
+
+def succeed(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    """The finished process, or a failure that shows what it said."""
+    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def _run(command: list[str], timeout: float, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, env=_environment(variables), cwd=REPOSITORY
+    )
+
+
+def fault_variables(fault: str) -> dict[str, str]:
+    """What brings a fault about, if there is one."""
+    return {"BLLPIPE_FAULT": fault, "BLLPIPE_ALLOW_FAULTS": "1"} if fault else {}
+
+
+def _environment(variables: dict[str, str]) -> dict[str, str]:
+    return {**os.environ, **CALM, **variables}

@@ -1,0 +1,181 @@
+"""``bllpipe plan`` as it is typed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bllpipe.cli import main
+from bllpipe.config import load_config
+from bllpipe.errors import ConfigError
+from bllpipe.tools.planning import profiler
+from bllpipe.tools.planning.profile import load_profile, save_profile
+from bllpipe.tools.planning.profiler import data_spec
+from tests.support.waiting import PATIENCE, wait_until
+
+SMALL = ["--set", "model.width=4", "--set", "data.batch_size=16", "--set", "device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Measured by the command itself."""
+    file = tmp_path_factory.mktemp("plan") / "profile.json"
+    assert main(["plan", *SMALL, "--repetitions", "2", "--blocks", "2", "--profile", str(file)]) == 0
+    return str(file)
+
+
+def test_tables_and_files(profile: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = ["--json", str(tmp_path / "plan.json"), "--write", str(tmp_path / "cut.yaml")]
+    assert main(["plan", *SMALL, "--set", "epochs=7", "--profile", profile, *files]) == 0
+    shown = capsys.readouterr().out
+    assert "best cut into 4 at 1 GB/s: --set blocks='[layer" in shown
+    assert "over a run of 630 steps" in shown
+    assert "left out: 16, 32, 64 blocks, as the network has 8 units" in shown
+    for devices in (2, 4, 8):
+        for engine in ("bll", "ddp", "gpipe, 8 microbatches", r"zero-bubble \(ZB-H1\), 16 microbatches"):
+            row = re.search(rf"^{devices} +{engine}((?: +[\d,]+ \(\d+\.\d+x\)){{3}})$", shown, re.MULTILINE)
+            assert row, (devices, engine)
+    written = load_config(str(tmp_path / "cut.yaml"))
+    assert isinstance(written.blocks, list) and written.epochs == 7
+    assert f"--set blocks='[{', '.join(map(str, written.blocks))}]'" in shown
+    record = json.loads((tmp_path / "plan.json").read_text())
+    assert len(record["predictions"]) == 3 * 3 * (2 + 3 * 3)
+    best = next(each for each in record["predictions"] if (each["engine"], each["num_blocks"]) == ("bll", 4))
+    assert best["cut"] == written.blocks and max(best["busy"]) == pytest.approx(1.0)
+
+
+@pytest.mark.ranks
+def test_others_may_compute_meanwhile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "profile.json"
+    words = ["--repetitions", "2", "--blocks", "2", "--beside", "1", "--profile", str(file)]
+    assert main(["plan", *SMALL, *words]) == 0
+    assert "beside 1 others" in capsys.readouterr().out
+    assert load_profile(file, load_config(None, SMALL[1::2])).beside == 1
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.ranks
+def test_the_others_end_when_the_one_that_measures_is_killed() -> None:
+    words = ["plan", *SMALL, "--repetitions", "100000", "--blocks", "2", "--beside", "1"]
+    process = subprocess.Popen([sys.executable, "-m", "bllpipe.cli", *words], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert any("repetition" in line for line in process.stderr), "the other one computes by now"
+    children = children_of(process.pid)
+    process.kill()
+    process.wait(timeout=PATIENCE)
+    assert children
+    wait_until(lambda: not any(map(is_running, children)))
+    process.stderr.close()
+
+
+def is_running(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_asked_blocks_links_and_microbatches(profile: str, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--blocks", "3", "5", "--link", "0.5", "--microbatches", "2"]
+    assert main(["plan", *SMALL, "--profile", profile, *asked]) == 0
+    shown = capsys.readouterr().out
+    assert "best cut into 3 at 0.5 GB/s" in shown and "best cut into 5 at 0.5 GB/s" in shown
+    assert len(re.findall(r"^[35] .*x\)$", shown, re.MULTILINE)) == 2 * 5
+    assert "left out" not in shown
+
+
+def test_a_network_that_learns_end_to_end_gets_the_cut_of_a_pipeline(profile: str, tmp_path: Path) -> None:
+    file = tmp_path / "cut.yaml"
+    words = ["--set", "method=bp", "--set", "engine=gpipe", "--profile", profile, "--blocks", "2"]
+    assert main(["plan", *SMALL, *words, "--write", str(file)]) == 0
+    written = load_config(str(file))
+    assert (written.method, written.engine, written.num_parts) == ("bp", "gpipe", 2)
+
+
+def test_what_is_left_out_is_named(profile: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--blocks", "2", "--microbatches", "8", "32", "--memory", "4"]
+    assert main(["plan", *SMALL, "--profile", profile, *words]) == 0
+    shown = capsys.readouterr().out
+    assert "left out: 32 microbatches, as a batch has 16 images" in shown and ", 32 microbatches " not in shown
+    assert "left out: cuts with a block of more than 4 GiB" in shown
+
+
+def test_one_block_is_written_as_a_number(profile: str, tmp_path: Path) -> None:
+    file = tmp_path / "cut.yaml"
+    assert main(["plan", *SMALL, "--profile", profile, "--blocks", "1", "--write", str(file)]) == 0
+    assert load_config(str(file)).blocks == 1
+
+
+def test_a_busy_device_is_reported(profile: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = json.loads(Path(profile).read_text())
+    quiet = tmp_path / "profile.json"
+    for spread, warns in ((0.0, False), (1.0, True)):
+        for unit in record["units"]:
+            for part in ("forward", "backward", "head"):
+                unit[part]["upper_quartile"] = unit[part]["lower_quartile"] + spread
+        quiet.write_text(json.dumps(record))
+        assert main(["plan", *SMALL, "--profile", str(quiet), "--blocks", "2"]) == 0
+        assert ("24 of 24 timings spread" in capsys.readouterr().out) is warns
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--blocks", "0"], "--blocks is 0; expected at least 1"),
+        (["--blocks", "9"], "9 blocks, but the network has only 8 units to cut between; use --blocks 8 or less"),
+        (["--microbatches", "4", "0"], "--microbatches is 4 0; expected at least 1"),
+        (["--repetitions", "1"], "--repetitions is 1; expected at least 2"),
+        (["--link", "0"], "--link is 0; expected a number above 0"),
+        (["--link", "nan"], "--link is nan; expected a number above 0"),
+        (["--memory", "-1"], "--memory is -1; expected a number above 0"),
+        (["--memory", "1e-7"], "no larger number of blocks fits either"),
+        (["--blocks", "2", "4", "--write", "x.yaml"], "--write writes one cut, but --blocks are [2, 4]; name one"),
+        (["--json", "."], "--json . is a directory; expected the name of a file, such as ./FILE"),
+        (["--json", "none/x.json"], "--json none/x.json cannot be written: there is no directory none; create it"),
+    ],
+)
+def test_mistakes(profile: str, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *SMALL, "--profile", profile, *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_memory_limit_says_what_would_do(profile: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What one block needs of memory is too much for a limit that four keep to; what it says can be typed."""
+    words = ["plan", *SMALL, "--profile", profile]
+    config = load_config(None, SMALL[1::2])
+    most = max(unit.memory_bytes + unit.head_memory_bytes for unit in load_profile(Path(profile), config).units)
+    tight = f"{1.3 * most / 2**30:.9f}"
+    assert main([*words, "--blocks", "1", "--memory", tight]) == 2
+    said = re.search(r"the largest of 1 blocks needs .* use --memory (\S+), or --blocks (\d)$", capsys.readouterr().err)
+    assert said
+    assert main([*words, "--blocks", "1", "--memory", said[1]]) == 0
+    assert main([*words, "--blocks", said[2], "--memory", tight]) == 0
+
+
+def test_a_last_block_without_parameters(profile: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = load_config(None, SMALL[1::2])
+    file = tmp_path / "profile.json"
+    save_profile(load_profile(Path(profile), config), file)
+    record = json.loads(file.read_text())
+    record["units"][-1]["parameters"] = 0
+    file.write_text(json.dumps(record))
+    assert main(["plan", *SMALL, "--profile", str(file), "--blocks", "8"]) == 2
+    assert "8 blocks would leave one without parameters; use --blocks 7" in capsys.readouterr().err
+
+
+def test_neighbours_that_do_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiler, "TIMEOUT", 0.01)
+    config = load_config(None, SMALL[1::2])
+    with (
+        pytest.raises(ConfigError, match="--beside 1: not all of these processes began to compute within 0.01 s"),
+        profiler.background_load(config, data_spec(config), 1),
+    ):
+        pass
