@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -52,19 +54,28 @@ def started(code: str) -> subprocess.Popen[str]:
     )
 
 
+@contextmanager
+def killed(process: subprocess.Popen[str]) -> Iterator[None]:
+    """A failed test does not wait for a process that is stopped."""
+    try:
+        yield
+    finally:
+        process.kill()
+
+
 def state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def test_ranks_stop_and_go_on_with_their_launcher() -> None:
-    with started(LAUNCHER) as launcher:
+    with started(LAUNCHER) as launcher, killed(launcher):
         assert launcher.stdout is not None and launcher.stdin is not None
         rank = int(launcher.stdout.readline())
         for _ in range(2):
             launcher.send_signal(signal.SIGTSTP)
             assert launcher.stdout.readline() == "given back\n"
             wait_until(lambda: state(launcher.pid) == "T")
-            assert state(rank) == "T"
+            wait_until(lambda: state(rank) == "T")  # it stops when it is scheduled
             launcher.send_signal(signal.SIGCONT)
             wait_until(lambda: state(rank) == "S")
         launcher.communicate("\n")
@@ -72,7 +83,7 @@ def test_ranks_stop_and_go_on_with_their_launcher() -> None:
 
 
 def test_a_wait_does_not_count_what_the_process_was_stopped_for() -> None:
-    with started(WAITS) as process:
+    with started(WAITS) as process, killed(process):
         assert process.stdout is not None
         assert process.stdout.readline() == "waits\n"
         process.send_signal(signal.SIGSTOP)
