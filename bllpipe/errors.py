@@ -1,29 +1,29 @@
-"""What can go wrong, as seen by the person who started the run.
+"""The errors of a run and their exit codes.
 
-Every message says what was found, what is needed and what to type.
+Every message says what was expected, what was found and what to type.
 """
 
 
 class BllpipeError(Exception):
-    """Any failure that bllpipe explains in one message instead of a traceback."""
+    """A failure that bllpipe reports in one message instead of a traceback."""
 
     exit_code = 1
 
 
 class ConfigError(BllpipeError):
-    """The run cannot start as it was described: a key, a value, a cut or a number of ranks is impossible."""
+    """The run cannot start: a key, a value, a cut or a number of ranks is impossible."""
 
     exit_code = 2
 
 
 class DataError(BllpipeError):
-    """The data are missing, unreadable, or not what they have to be."""
+    """The data are missing, unreadable or invalid."""
 
     exit_code = 2
 
 
 class WireError(BllpipeError):
-    """A message did not arrive, or is not the one that its edge must carry next."""
+    """A message did not arrive, or is not the next one of its edge."""
 
     exit_code = 3
 
@@ -41,22 +41,22 @@ class NonFiniteError(BllpipeError):
 
 
 class OutputError(BllpipeError):
-    """A file of the run could not be written: the disk or a quota is full, or the directory takes no files."""
+    """A file of the run could not be written: the disk or a quota is full, or the directory is not writable."""
 
     exit_code = 6
 
     def __init__(self, found: str) -> None:
-        super().__init__(f"{found}; make room or mend the directory, and go on with --resume auto")
+        super().__init__(f"{found}; free space or fix the directory, and resume with --resume auto")
         self.found = found
 
 
 class NoProgressError(BllpipeError):
-    """Restart after restart fails at the same place."""
+    """All restarts fail at the same step."""
 
     exit_code = 7
 
 
-# Exit codes of what would come back in the same way, since training is deterministic: a restart is of no use.
+# Exit codes of failures that a restart would repeat, since training is deterministic.
 NOT_RETRYABLE = frozenset(
     error.exit_code for error in (ConfigError, DataError, CheckpointError, NonFiniteError, OutputError, NoProgressError)
 )

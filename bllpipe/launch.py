@@ -1,4 +1,4 @@
-"""``python -m bllpipe.launch``: starts a run, as one of torchrun's ranks, or alone as the one that starts them."""
+"""``python -m bllpipe.launch``: starts a run, as one of torchrun's ranks, or as the process that starts all ranks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from bllpipe.training.callbacks import Callback
 from bllpipe.training.run_schedule import RunSchedule
 from bllpipe.utils.console import drop_unwritten, repair_standard_streams, warn
 
-# A rank that fails before it has a store leaves the word to rank 0, and stays until rank 0 has spoken.
+# Before there is a store, rank 0 alone prints an error that all ranks have. The others wait until it has.
 SILENT_SECONDS = 5.0
 SPREAD = ("ranks", *SYNCHRONOUS)  # engines of several processes
 EXIT_CODES = """exit codes:
@@ -93,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _count(text: str) -> int:
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of restarts; use 0, 1, 2, ...")
+        raise argparse.ArgumentTypeError(f"expected a number of restarts, got {text!r}; use 0, 1, 2, ...")
     return int(text)
 
 
@@ -101,20 +101,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Reads the command line and runs it; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bllpipe.launch", description=__doc__)
     add_arguments(parser)
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    argv = list(sys.argv[1:] if arguments is None else arguments)
     repair_standard_streams()
-    return launch(parser.parse_args(given), given)
+    return launch(parser.parse_args(argv), argv)
 
 
-def launch(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    """Runs what ``options`` say; ``arguments`` are the words they came from, to be handed to the ranks."""
+def launch(options: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Runs the job of ``options``, which were parsed from ``argv``, the arguments of the ranks."""
     try:
-        return _launch(options, arguments)
+        return _launch(options, argv)
     finally:
         drop_unwritten()
 
 
-def _launch(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+def _launch(options: argparse.Namespace, argv: Sequence[str]) -> int:
     environment = None
     try:
         environment = RankEnvironment.read()
@@ -131,14 +131,14 @@ def _launch(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     if config.engine in SPREAD and environment is None:
         give_back = partial(release, sys.stdout if options.output in ("auto", "live") else None)
         try:
-            return run_ranks(config, arguments, options.max_restarts, give_back)
+            return run_ranks(config, argv, options.max_restarts, give_back)
         finally:
             give_back()  # the rank that draws may have been killed
     try:
         return engine(config.engine)(config, chosen)
     except KeyboardInterrupt:
         return 130
-    except Exception as error:  # which the engine has explained
+    except Exception as error:  # which the engine has reported
         return getattr(error, "exit_code", 1)
 
 
@@ -158,7 +158,7 @@ def choose_callbacks(config: Config) -> tuple[Callback, ...]:
 
 
 def check_start(config: Config, environment: RankEnvironment | None) -> None:
-    """Whether torchrun started what the engine needs, and whether packages, plan and data can work at all."""
+    """Checks the number of ranks, the installed packages, the plan and the data, before anything is started."""
     check_installed(config)
     check_plan(config)
     if environment is None or environment.rank == 0:
@@ -175,7 +175,7 @@ def check_start(config: Config, environment: RankEnvironment | None) -> None:
 
 
 def _check_restarts(max_restarts: int, config: Config, environment: RankEnvironment | None) -> None:
-    """The ranks of our own launcher find its words in their command lines; others must not have them."""
+    """Ranks of bllpipe's own launcher have --max-restarts in their command lines; other ranks must not have it."""
     if not max_restarts or (environment is not None and environment.launcher is not None):
         return
     if environment is not None:
@@ -215,8 +215,7 @@ def check_plan(config: Config) -> None:
 
 
 def check_installed(config: Config) -> None:
-    """Raises ConfigError for an engine of a package that an ordinary installation does not bring. Only where the run
-    takes place."""
+    """Raises ConfigError for an engine whose package is not installed. Only for the machine of the run."""
     if config.engine == "deepspeed" and find_spec("deepspeed") is None:
         raise ConfigError(
             "engine deepspeed needs the package deepspeed, which is not installed; use pip install 'bllpipe[deepspeed]'"
@@ -224,23 +223,18 @@ def check_installed(config: Config) -> None:
 
 
 def check_data(config: Config) -> None:
-    """Raises DataError for files that are not there or hold what cannot be trained on. Only for a process on the
-    machine that has the data."""
+    """Raises DataError for files that are missing or cannot be trained on. Only for the machine that has the data."""
     check_given(config.data)
     if config.data.name == "npz":
-        _check_archive(config)
+        from bllpipe.data.npz import open_archive  # NumPy, which few runs need here
+
+        archive = open_archive(str(config.data.path))
+        RunSchedule.of(config, archive.spec.num_train, archive.spec.num_test)
+        archive.check_floats()
     if config.data.name in DOWNLOADS:
         check_obtainable(config.data.name, config.data.path or DEFAULT_PATH)
     if config.data.name == "imagefolder":
         split_folders(str(config.data.path))
-
-
-def _check_archive(config: Config) -> None:
-    from bllpipe.data.npz import open_archive  # NumPy, which few runs need here
-
-    archive = open_archive(str(config.data.path))
-    RunSchedule.of(config, archive.spec.num_train, archive.spec.num_test)
-    archive.check_floats()
 
 
 if __name__ == "__main__":

@@ -17,13 +17,13 @@ Phase = Literal["train", "evaluate", "score", "save", "end"]
 
 @dataclass(frozen=True)
 class Round:
-    """One entry of the itinerary that all ranks follow; it also names the messages that belong to it.
+    """One entry of the run schedule that all ranks follow; it also identifies its messages.
 
     ``train``: one mini-batch, number ``batch`` of ``epoch``; ``step`` training steps came before it.
     ``evaluate``: one test batch, number ``batch``; the last one may be smaller.
     ``score``: the evaluation after ``step`` training steps is complete.
-    ``save``: write the state after ``step`` training steps; ``tested`` unless a stop came before the test of it.
-    ``end``: the same place in a run that writes no checkpoints: nothing may be left on its way.
+    ``save``: write the state after ``step`` training steps; ``tested`` unless a stop came before its evaluation.
+    ``end``: the same place in a run without checkpoints: no message may be in flight.
     """
 
     phase: Phase
@@ -45,7 +45,7 @@ class Round:
 class Alpha:
     """Activations of a block (or images): the parameters of its forward message, [B, C, H, W] or [B, K].
 
-    votes_BK: in tests with ``evaluate.ensemble``, the class probabilities of all heads so far, added up; else None.
+    votes_BK: in tests with ``evaluate.ensemble``, the class probabilities of all heads so far, summed; else None.
     """
 
     round: Round
@@ -55,8 +55,8 @@ class Alpha:
 
 @dataclass(frozen=True)
 class Target:
-    """What a block is to aim at: label_B int64, beta_BC the feedback message, and known_B,
-    1.0 where beta exists and 0.0 for a class without statistics yet."""
+    """The target of a block: label_B int64, beta_BC the feedback message, and known_B, 1.0 where beta exists and 0.0
+    for a class without statistics yet."""
 
     round: Round
     beta_BC: Tensor
@@ -66,7 +66,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Stats:
-    """Sufficient statistics of one batch for the feedback: per-class sums of the channel means and counts."""
+    """Sufficient statistics of one batch for the feedback: sums of the channel means and counts per class."""
 
     round: Round
     sums_KC: Tensor
@@ -82,20 +82,20 @@ class Sender(Protocol[SentMessage]):
     """The near end of an outgoing edge."""
 
     def send(self, message: SentMessage) -> None:
-        """Hands the message over; waits only while too many sends are in flight. The tensors must not change after."""
+        """Sends the message; waits only while too many sends are in flight. The tensors must not change afterwards."""
 
 
 class Receiver(Protocol[ReceivedMessage]):
     """The near end of an incoming edge."""
 
     def recv(self) -> ReceivedMessage:
-        """The next message of the itinerary. Its tensors stay valid until the next ``recv`` on this port."""
+        """The next message of the run schedule. Its tensors stay valid until the next ``recv`` on this port."""
 
 
 class Store(Protocol):
     """A small key-value store shared by all ranks (torch.distributed's stores satisfy it).
 
-    Ranks tell each other shapes, progress and results through it; no activation ever passes here.
+    Ranks exchange shapes, progress and results through it, but no activations.
     """
 
     def set(self, key: str, value: str) -> None: ...
@@ -110,9 +110,9 @@ class Store(Protocol):
         """Whether all the keys exist, without waiting."""
 
     def compare_set(self, key: str, expected: str, desired: str) -> bytes:
-        """Writes ``desired`` if the key is absent (with ``expected`` empty); returns the value that stands there."""
+        """Writes ``desired`` if the key is absent (with ``expected`` empty); returns the value after the call."""
 
 
 def messages(rounds: Iterator[Round]) -> Iterator[Round]:
-    """The rounds in which activations and targets travel."""
+    """The rounds with activations and targets."""
     return (entry for entry in rounds if entry.has_messages)

@@ -1,10 +1,10 @@
-"""Who sits on which rank, and which directed edges exist: pure data.
+"""The roles of ranks, and the directed edges between them: pure data.
 
   rank 0  --alpha-->  rank 1  --alpha-->  rank 2  --alpha-->  rank 3
    ^ |                 ^ |                 ^ |                 ^ |
 target stats        target stats        target stats        target stats
    | v                 | v                 | v                 | v
-   +------------------- rank 4: one feedback lane a block -----+
+   +------------------- rank 4: one feedback loop a block -----+
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Literal
 from bllpipe.errors import ConfigError
 
 EdgeKind = Literal["alpha", "target", "stats"]
-# What the ranks of a job hold: a block each, which learns by itself; of a synchronous pipeline with P ranks stage r,
-# or stages r and r + P (a loop), or r and 2P - 1 - r (a V); or the whole network each.
+# The parts that ranks of a job hold: a block each, which learns locally; in a synchronous pipeline with P ranks
+# stage r, or stages r and r + P (a loop), or r and 2P - 1 - r (a V); or a replica of the whole network each.
 Placement = Literal["block", "stage", "loop", "v", "replica"]
 
 
@@ -34,7 +34,7 @@ class Edge:
 
 @dataclass(frozen=True)
 class Topology:
-    """``num_blocks`` forward ranks in a chain, and one feedback rank behind them unless ``has_feedback`` is false."""
+    """``num_blocks`` forward ranks in a chain, and one feedback rank after them unless ``has_feedback`` is false."""
 
     num_blocks: int
     has_feedback: bool = True
@@ -80,12 +80,12 @@ class Topology:
 
     @property
     def tested_ranks(self) -> tuple[int, ...]:
-        """The ranks that know class scores: every block has a head, but only one rank of a network has its scores."""
+        """The ranks with class scores: every block has a head, but an end-to-end network has scores on one rank."""
         return tuple(self.block_ranks) if self.placement == "block" else (self.scoring_rank,)
 
     @property
     def scoring_rank(self) -> int:
-        """The rank of a synchronous engine that knows the class scores of the network."""
+        """The rank of a synchronous engine with the class scores of the network."""
         return 0 if self.placement in ("v", "replica") else self.num_blocks - 1
 
     def alpha_edge(self, block: int) -> Edge | None:
@@ -99,7 +99,7 @@ class Topology:
         return Edge("stats", block, self.feedback_rank)
 
     def edges(self) -> tuple[Edge, ...]:
-        """Every edge, in the one order in which all ranks open them."""
+        """All edges, in the order in which all ranks open them."""
         alphas = [edge for edge in map(self.alpha_edge, self.block_ranks) if edge is not None]
         if self.placement != "block":
             return ()  # torch carries the messages
@@ -109,8 +109,8 @@ class Topology:
         return (*alphas, *targets, *stats)
 
     def check_world_size(self, found: int) -> None:
-        """Raises ConfigError unless torchrun started exactly one rank a block and one for the feedback, or what a
-        synchronous engine needs."""
+        """Raises ConfigError unless torchrun started one rank a block and one for the feedback, or the number of ranks
+        of a synchronous engine."""
         if found != self.world_size and self.placement != "block":
             each, kind = len(self.stages_of(0)), "replica" if self.placement == "replica" else "stage"
             parts = f"{self.num_stages} {kind}{'s' if self.num_stages > 1 else ''}{', two a rank,' if each > 1 else ''}"

@@ -11,9 +11,9 @@ import torch
 from benchmarks.chaos.cases import Case, Families
 from benchmarks.chaos.hostile import refused
 from bllpipe.distributed.message_format import (
-    CLOSING_BYTES,
     HEADER_BYTES,
     MAGIC,
+    TRAILER_BYTES,
     Layout,
     alpha_fields,
     stats_fields,
@@ -42,9 +42,9 @@ def _make(draws: random.Random, folder: Path) -> Case:
     match draws.choice(["message", "closing", "largest"]):
         case "message":
             kind, changed = _changed(draws, layout, header)
-            return refused(_told(layout, kind, changed), lambda: layout.check(changed, changed[:CLOSING_BYTES], entry))
+            return refused(_told(layout, kind, changed), lambda: layout.check(changed, changed[:TRAILER_BYTES], entry))
         case "closing":
-            trailer = draws.randbytes(draws.choice([CLOSING_BYTES, CLOSING_BYTES, 0, 1])) or bytes(CLOSING_BYTES)
+            trailer = draws.randbytes(draws.choice([TRAILER_BYTES, TRAILER_BYTES, 0, 1])) or bytes(TRAILER_BYTES)
             return refused(_told(layout, "the closing", trailer), lambda: layout.check(header, trailer, entry))
         case _:
             kind, changed = _changed(draws, layout, layout.largest())

@@ -1,4 +1,4 @@
-"""Arguments of a script as a YAML file would have them."""
+"""Arguments of a script as the plain values of a YAML file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def plain(value: Any) -> Any:
 
 
 def whole_number(name: str, value: Any, least: int) -> int:
-    """An argument that counts; ConfigError unless it is a whole number of at least ``least``."""
+    """An argument that is a whole number of at least ``least``; ConfigError for anything else."""
     number = plain(value)
     if not isinstance(number, int) or isinstance(number, bool) or number < least:
         raise ConfigError(f"{name} is {number!r:.80}; expected at least {least}, a whole number")

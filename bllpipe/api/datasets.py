@@ -1,4 +1,4 @@
-"""Data as a script has them: tensors, which stay in memory, or torch Datasets, whose items are read as they are needed.
+"""Data of a script: tensors, which stay in memory, or torch Datasets, whose items are read on request.
 
 Shapes: N images of a split, B of a batch, C channels, H x W positions.
 """
@@ -30,17 +30,17 @@ Array = Tensor | np.ndarray[Any, Any] | Sequence[Any]
 Given = Dataset[Any] | tuple[Array, Array] | Sequence[tuple[Any, int]]  # one split
 Data = tuple[Given, Given] | str
 SPLITS: tuple[Split, Split] = ("train", "test")
-MOST_COMPARED = 64  # items of a split whose labels tell whether two ranks have the same data
-NEEDED = "expected (train, test), each a pair (images, labels) of tensors or a torch Dataset of (image, label)"
+MOST_COMPARED = 64  # items of a split whose labels are compared between ranks
+EXPECTED = "expected (train, test), each a pair (images, labels) of tensors or a torch Dataset of (image, label)"
 NUMBER_KINDS = "fiub"  # of NumPy's types, those that images may have
 
 
 def given_data(data: Data) -> tuple[str, GivenData | None]:
-    """``data.name``, and what stands in its place; DataError for what cannot be trained on."""
+    """``data.name``, and the data passed as objects; DataError for data that cannot be trained on."""
     if isinstance(data, str):
         return data, None
     if not isinstance(data, (tuple, list)) or len(data) != 2:
-        raise DataError(f"the data are {_kind(data)}; {NEEDED}")
+        raise DataError(f"the data are {_kind(data)}; {EXPECTED}")
     pairs = [_pair(split, name) for split, name in zip(data, SPLITS, strict=True)]
     if pairs[0] is not None and pairs[1] is not None:
         return "given", _in_memory(pairs[0], pairs[1])
@@ -87,7 +87,7 @@ class ItemData:
 
     @cached_property
     def _labels(self) -> LabelSet:
-        """Of every item; a set that knows its ``targets``, as those of torchvision, is not read for it."""
+        """The labels of all items, or the ``targets`` of a set that has them, such as those of torchvision."""
         train_N, test_N = (_targets(self._sets[split], split) for split in SPLITS)
         return LabelSet(train_N, test_N, check_labels(train_N, test_N, "the data"))
 
@@ -97,7 +97,7 @@ class ItemData:
 
 
 class ItemImages:
-    """An ImageSet that reads every item when it is wanted."""
+    """An ImageSet that reads items on request."""
 
     def __init__(self, sets: dict[Split, Any], labels: LabelSet) -> None:
         self._sets = sets
@@ -127,7 +127,7 @@ class ItemImages:
 
 
 def _parts(dataset: Any, split: Split, number: int) -> Sequence[Any]:
-    """What a set gives for ``number``: image and label, and perhaps more."""
+    """Item ``number`` of a set: image, label, and perhaps more."""
     item = dataset[number]
     if not isinstance(item, (tuple, list)) or len(item) < 2:
         raise DataError(
@@ -162,7 +162,7 @@ def _label(dataset: Any, split: Split, number: int) -> int:
 
 
 def _targets(dataset: Any, split: Split) -> Tensor:
-    """int64 [N]; what a set calls its targets may be something else, such as boxes or names."""
+    """The labels of a split, int64 [N]; ``targets`` of a set may also be something else, such as boxes or names."""
     known = getattr(dataset, "targets", None)
     if is_array(known) and getattr(dataset, "target_transform", None) is None:
         with suppress(DataError):
@@ -178,7 +178,7 @@ def _some_labels(dataset: Any, split: Split) -> list[int]:
 
 
 def _pair(split: Any, name: Split) -> tuple[Tensor, Tensor] | None:
-    """Images and labels, if the split is made of them; None for what may be a set of items."""
+    """Images and labels of a split that is such a pair; None for a set of items."""
     parts = split.tensors if isinstance(split, TensorDataset) else split
     if not isinstance(parts, (tuple, list)) or len(parts) != 2:
         return None
@@ -186,12 +186,12 @@ def _pair(split: Any, name: Split) -> tuple[Tensor, Tensor] | None:
         return None  # a list of two items
     for part, kind in zip(parts, ("images", "labels"), strict=True):
         if not is_array(part):
-            raise DataError(f"the {name} {kind} are {_kind(part)}; {NEEDED}")
+            raise DataError(f"the {name} {kind} are {_kind(part)}; {EXPECTED}")
     return image_tensor(parts[0], f"the {name} images"), label_tensor(parts[1], f"the {name} labels")
 
 
 def _check_set(split: Any, name: Split) -> None:
-    """Raises DataError for what has no items that can be read by number."""
+    """Raises DataError for a split whose items cannot be read by number."""
     hint = ""
     if isinstance(split, Mapping):
         hint = f"; use the pair (split[{next(iter(split), 'image')!r}], split[...])"
@@ -201,7 +201,7 @@ def _check_set(split: Any, name: Split) -> None:
         hint = "; use its dataset, without batches: data.batch_size makes them"
     is_set = hasattr(split, "__getitem__") and hasattr(split, "__len__")
     if hint or not is_set or isinstance(split, (Tensor, np.ndarray, str, bytes)):
-        raise DataError(f"the {name} split is {_kind(split)}; {NEEDED}{hint}")
+        raise DataError(f"the {name} split is {_kind(split)}; {EXPECTED}{hint}")
 
 
 def _in_memory(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> TensorData:
@@ -241,12 +241,12 @@ def _kind(thing: Any) -> str:
 
 
 def is_array(values: Any) -> bool:
-    """Whether it holds values of many items at once: a tensor, an array, what knows how to become one, or a list."""
+    """Whether it holds the values of many items: a tensor, an array, an object with ``__array__``, or a list."""
     return isinstance(values, (Tensor, np.ndarray, list, tuple)) or hasattr(values, "__array__")
 
 
 def image_tensor(values: Any, what: str) -> Tensor:
-    """The values as a plain tensor, without a graph, shared where torch can share them."""
+    """The values as a plain tensor without a graph, which shares their memory if possible."""
     if isinstance(values, Tensor):
         return _plain(values, what)
     if isinstance(values, (list, tuple)) and values and all(isinstance(value, Tensor) for value in values):
@@ -273,7 +273,7 @@ def label_tensor(values: Any, what: str) -> Tensor:
 
 
 def _plain(values: Tensor, what: str) -> Tensor:
-    """No subclass, no graph, no other device; nor one that only inference mode may use."""
+    """A dense CPU tensor of class Tensor, without a graph, and not an inference tensor."""
     if values.layout != torch.strided or values.is_nested or values.is_quantized or values.is_meta:
         kind = "a nested" if values.is_nested else "a quantized" if values.is_quantized else f"a {values.layout}"
         found = "a tensor without values (meta)" if values.is_meta else f"{kind} tensor"

@@ -1,5 +1,5 @@
-"""The network and the local loss of a script: modules in a row, a function, a class, or a name; and what the
-configuration calls them.
+"""The network and the local loss of a script, modules in a row, a function, a class or a name, and their names in the
+configuration.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from bllpipe.utils.tensors import part_digest
 
 Modules = nn.Sequential | nn.ModuleList | Sequence[nn.Module]
 Model = Modules | Callable[..., Iterable[nn.Module]] | str
-# Of a class every block makes its own: (config.objective, alpha_shape, num_classes).
+# Every block makes an instance of a class: (config.objective, alpha_shape, num_classes).
 OwnObjective = Objective | type[nn.Module] | str
 
 
 @dataclass(frozen=True)
 class UserModules:
-    """Modules that a script has built. They keep their weights, and are what is trained."""
+    """Modules that a script has built. They are trained in place, from their own weights."""
 
     modules: Mapping[str, nn.Module]
 
@@ -42,12 +42,12 @@ class UserModules:
         return nn.Sequential(OrderedDict(self.modules))
 
     def digest(self) -> str:
-        """SHA-256 (hex) of all weights: equal in all ranks if they were drawn alike."""
+        """SHA-256 (hex) of all weights: equal in all ranks if they drew the same numbers."""
         return part_digest(nn.Sequential(OrderedDict(self.modules)).state_dict())
 
 
 def user_model(model: Model) -> tuple[str, Callable[..., Any] | None]:
-    """``model.name``, and what stands in its place; ConfigError for what is no network that can be cut."""
+    """``model.name``, and the network passed as an object; ConfigError for one that cannot be cut."""
     if isinstance(model, str):
         return model, None
     if isinstance(model, (nn.Module, list, tuple)):
@@ -79,7 +79,7 @@ def cut(model: Modules, blocks: int | Sequence[int | str]) -> list[nn.Sequential
         blocks: how many, of equal numbers of modules; or the cuts: after how many modules, or after the one of which
             name.
 
-    Raises ConfigError for a network or cuts with which that cannot be done.
+    Raises ConfigError for a network that cannot be cut, or not there.
     """
     modules = modules_of(model)
     names = list(modules)
@@ -106,7 +106,7 @@ def given_name(thing: Any) -> str:
 
 
 def user_objective(objective: OwnObjective) -> tuple[dict[str, Any], Any]:
-    """The keys that name it, and what stands in place of the name; ConfigError for what is no local loss."""
+    """The keys that name it, and the loss passed as an object; ConfigError for anything that is no local loss."""
     if isinstance(objective, str):
         keys = {"method": "own", "objective.function": objective} if ":" in objective else {"method": objective}
         return keys, None

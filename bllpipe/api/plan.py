@@ -1,4 +1,4 @@
-"""``bllpipe.make_plan``: what the modules of a network cost on this machine, and where it is best cut."""
+"""``bllpipe.make_plan``: the cost of the modules of a network on this machine, and the best cut."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class CutPlan:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds of every module for a batch, there and back with its update, by name."""
+        """Seconds of forward, backward and update of every module for a batch, by name."""
         return {
             name: cost.forward + cost.backward + cost.update
             for name, cost in zip(self.profile.names, self.profile.costs(), strict=True)
@@ -93,13 +93,13 @@ def _planned(config: Config, profile: Profile, blocks: int, gigabytes_per_second
     if best is None:
         raise ConfigError(
             f"{blocks} blocks would leave one without parameters; use fewer, or put modules that have none into one "
-            f"nn.Sequential with a neighbour"
+            f"nn.Sequential with the next one"
         )
     return CutPlan(profile, setting, best, config.steps or config.epochs * profile.steps_per_epoch)
 
 
 def _check_units(config: Config, spec: DataSpec, blocks: int) -> None:
-    """Whether a block could end behind every module."""
+    """Raises ConfigError unless a block can end after every module."""
     units = network_units(config.model, spec.image_shape[0], spec.num_classes, config.seed)
     bounds([unit.name for unit in units], blocks)
     for _ in build_segments([[unit] for unit in units], config, spec.image_shape, present_device(config)):

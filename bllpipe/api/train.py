@@ -1,5 +1,5 @@
-"""``bllpipe.train``: a script's own network, data and loss, trained as the command line trains named ones. It makes a
-Config of its arguments and returns the run that has ended.
+"""``bllpipe.train``: trains the network, data and loss of a script as the command line trains named ones. It builds a
+Config from its arguments and returns the finished run.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from bllpipe.utils.console import warn
 from bllpipe.utils.files import read_record
 from bllpipe.utils.torch_state import torch_defaults
 
-STARTED = count(1)  # runs of this process; every rank of a script counts alike
-PLAIN = {"crop_padding": 0, "flip": False, "rotation": 0.0}  # own images are not changed unless that is asked for
+STARTED = count(1)  # runs of this process, the same number in every rank of a script
+PLAIN = {"crop_padding": 0, "flip": False, "rotation": 0.0}  # by default a script's own images are not augmented
 Network = TypeVar("Network", bound="nn.Module | list[nn.Module]")
 
 
@@ -120,7 +120,7 @@ def _carry_out(config: Config, options: Options, jobs: list[Job], environment: R
 
 @dataclass(frozen=True)
 class TrainArguments:
-    """What a script says beside its model and data; ``settings`` are keys with dots, as ``--set`` has them."""
+    """The arguments of a script except model and data; ``settings`` are keys with dots, as for ``--set``."""
 
     objective: OwnObjective | None = None
     blocks: int | str | list[int | str] | None = None
@@ -131,8 +131,7 @@ class TrainArguments:
 
 
 def build_config(model: Model | None, data: Data | None, said: TrainArguments, under_torchrun: bool = False) -> Config:
-    """The checked Config; without a model or data, that of the file. ConfigError or DataError for what cannot be
-    trained."""
+    """The checked Config; model and data of the file unless the script passes its own. ConfigError or DataError."""
     keys, objective = user_objective(said.objective) if said.objective is not None else ({}, None)
     keys["model.name"], network = user_model(model) if model is not None else (None, None)
     keys["data.name"], images = given_data(data) if data is not None else (None, None)
@@ -169,7 +168,7 @@ def _mapping(said: TrainArguments, keys: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _engine(method: str, under_torchrun: bool) -> str:
-    """Where nobody asks for another one: a process for every block, or the only process that there is."""
+    """The default engine: a process for every block under torchrun, otherwise this process."""
     if under_torchrun:
         return "ranks"
     return "single" if method in END_TO_END else "sequential"
@@ -185,7 +184,7 @@ def _with_objects(config: Config, network: Any, images: Any, objective: Any) -> 
 
 
 def _check_floats(config: Config) -> None:
-    """Settings that would do nothing to images of floats."""
+    """Raises ConfigError for settings that have no effect on float images."""
     data, changes = config.data, config.data.augment
     idle = {"data.augment": changes.crop_padding or changes.flip or changes.rotation}
     idle |= {"data.mean": data.mean is not None, "data.std": data.std is not None}
@@ -198,7 +197,7 @@ def _check_floats(config: Config) -> None:
 
 
 class Run:
-    """What a run has left in its ``directory``; ``rank`` is the rank of this process in it."""
+    """A finished run in its ``directory``; ``rank`` is the rank of this process in it."""
 
     def __init__(self, directory: str | Path, rank: int = 0) -> None:
         self.directory, self.rank = Path(directory), rank

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors and JSON, one pair a rank, and a manifest that lets nothing damaged pass."""
+"""Checkpoints: safetensors and JSON, one pair a rank, and a manifest that detects any damage."""
 
 from bllpipe.checkpoint.reader import Checkpoint, find_checkpoint, open_checkpoint
 from bllpipe.checkpoint.writer import CheckpointWriter, remove_unfinished

@@ -1,9 +1,9 @@
-"""What makes a directory a checkpoint: its name, and a manifest with the size and the SHA-256 of every file and of
-itself.
+"""The format of a checkpoint: the name of its directory, and a manifest with the size and the SHA-256 of every file and
+of itself.
 
 step-00000120                a checkpoint
-step-00000120.partial-A      one that attempt A is writing, or was when it was killed
-step-00000120.replaced-A     one that attempt A moved aside to put the same step in its place
+step-00000120.partial-A      one that attempt A is writing, or was writing when it was killed
+step-00000120.replaced-A     one that attempt A renamed before it wrote the same step again
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class FileEntry:
 
     @classmethod
     def of(cls, path: Path) -> FileEntry:
-        """The entry of a file as it stands on the disk, read a chunk at a time."""
+        """The entry of a file on the disk, read in chunks."""
         digest, size, chunk = hashlib.sha256(), 0, memoryview(bytearray(CHUNK))
         with path.open("rb", buffering=0) as file:
             while count := file.readinto(chunk):
@@ -43,7 +43,7 @@ class FileEntry:
         return cls(size, digest.hexdigest())
 
     def verify(self, path: Path) -> None:
-        """Raises CheckpointError when the file is missing, unreadable or not the one that was written."""
+        """Raises CheckpointError if the file is missing, unreadable or differs from the one that was written."""
         self.verify_size(path)
         try:
             if FileEntry.of(path) != self:
@@ -52,7 +52,7 @@ class FileEntry:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
     def verify_size(self, path: Path) -> None:
-        """Raises CheckpointError when the file is missing, no file, or of another size; its bytes are not looked at."""
+        """Raises CheckpointError if the file is missing, no regular file, or of another size; no byte is read."""
         size = ordinary_size(path)
         if size != self.bytes:
             raise CheckpointError(f"{path} is damaged: it has {size:,} bytes, the manifest says {self.bytes:,}")
@@ -76,7 +76,7 @@ class Manifest:
 
     @classmethod
     def read(cls, directory: Path) -> Manifest:
-        """Reads the manifest and checks it against its own seal, byte for byte; CheckpointError says what is wrong."""
+        """Reads the manifest and checks it against its own SHA-256, byte for byte; raises CheckpointError."""
         path = directory / MANIFEST
         record, content = read_record(path)
         if record.get("format") != FORMAT:
@@ -87,12 +87,12 @@ class Manifest:
         return manifest
 
     def verify(self, directory: Path) -> None:
-        """Raises CheckpointError naming the first file that is missing or not what was written."""
+        """Raises CheckpointError for the first file that is missing or differs from what was written."""
         if problem := next(self.problems(directory), None):
             raise CheckpointError(problem)
 
     def problems(self, directory: Path, sizes_only: bool = False) -> Iterator[str]:
-        """What is wrong, file by file. Every byte is looked at, or with ``sizes_only`` none."""
+        """The problems, file by file. Every byte is read, or with ``sizes_only`` none."""
         name = DirectoryName.parse(directory.name)
         if name is None or name.step != self.step:
             yield f"{directory} holds step {self.step}, but its name says otherwise"
@@ -104,7 +104,7 @@ class Manifest:
 
 
 def _interpret(record: Mapping[str, Any], path: Path) -> Manifest:
-    """The values of a manifest, if they have the right types and name the files of every rank and no others."""
+    """The manifest in ``record``, if its values have the right types and it lists exactly the files of every rank."""
     match record:
         case {"step": int(step), "world_size": int(world_size), "files": dict(entries)}:
             if world_size < 1 or len(entries) != 2 * world_size or set(entries) != file_names(world_size):
@@ -122,7 +122,7 @@ def _entry(record: object, path: Path) -> FileEntry:
 
 @dataclass(frozen=True)
 class DirectoryName:
-    """The name of a directory and what it says."""
+    """The step, state and attempt in the name of a directory."""
 
     step: int
     state: State = "whole"
@@ -133,12 +133,12 @@ class DirectoryName:
 
     @classmethod
     def parse(cls, name: str) -> DirectoryName | None:
-        """None for a name that ``str`` would not give."""
+        """None for a name that ``str`` would not return."""
         match = _PATTERN.fullmatch(name)
         if match is None:
             return None
-        found = cls(int(match[1]), cast(State, match[2] or "whole"), match[3] or "")
-        return found if str(found) == name else None
+        parsed = cls(int(match[1]), cast(State, match[2] or "whole"), match[3] or "")
+        return parsed if str(parsed) == name else None
 
 
 def tensor_file(rank: int) -> str:
@@ -150,5 +150,5 @@ def facts_file(rank: int) -> str:
 
 
 def file_names(world_size: int) -> set[str]:
-    """The pairs of all ranks: the only files that a checkpoint has beside its manifest."""
+    """The pairs of all ranks: all files of a checkpoint except its manifest."""
     return {name(rank) for rank in range(world_size) for name in (tensor_file, facts_file)}

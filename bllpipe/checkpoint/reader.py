@@ -1,4 +1,4 @@
-"""Finding a checkpoint that can be trusted, and reading from it.
+"""Finding a valid checkpoint, and reading from it.
 
 safetensors files are not trusted: the header is bounded, and no tensor is read before its shape has been checked.
 """
@@ -23,7 +23,7 @@ from bllpipe.utils.files import ordinary_size, read_record
 
 MAX_HEADER_BYTES = 4 << 20  # about 40,000 tensors
 _LENGTH = struct.Struct("<Q")
-BITS = {"64": 64, "32": 32, "16": 16}  # by the end of the name; all others have 8
+BITS = {"64": 64, "32": 32, "16": 16}  # by the end of the dtype's name; all others have 8
 
 
 @dataclass(frozen=True)
@@ -35,49 +35,53 @@ class Checkpoint:
     world_size: int
 
     def tensors(self, prefix: str = "") -> dict[str, Tensor]:
-        """The tensors of all ranks whose names start with ``prefix``, on the CPU, in memory of their own.
+        """Copies of the tensors of all ranks whose names start with ``prefix``, on the CPU.
 
-        Raises CheckpointError when a file is not safetensors, or when two ranks have a tensor of the same name.
+        Raises CheckpointError if a file is not safetensors, or if two ranks have a tensor of the same name.
         """
         return {name: tensor.clone() for name, tensor in self.mapped(prefix).items()}
 
     def mapped(self, prefix: str = "") -> dict[str, Tensor]:
-        """The same as views of the files, which are only read as far as somebody copies them: for who takes a part,
-        or wants to see the shapes first. Raises CheckpointError as ``tensors`` does."""
-        found: dict[str, Tensor] = {}
+        """The same as views of the files, which are read when they are copied: for a part of the tensors, or for their
+        shapes. Raises CheckpointError as ``tensors`` does."""
+        views: dict[str, Tensor] = {}
         for rank in range(self.world_size):
             tensors = mapped_tensors(self.path / tensor_file(rank), prefix)
-            if twice := found.keys() & tensors.keys():
+            if twice := views.keys() & tensors.keys():
                 names = ", ".join(repr(name) for name in sorted(twice)[:5])
                 raise CheckpointError(f"{self.path}: rank {rank} and a rank before it both hold {names:.300}")
-            found |= tensors
-        return found
+            views |= tensors
+        return views
 
     def names(self) -> list[str]:
         """The names of all tensors, in order of rank; no values are read."""
         return [name for rank in range(self.world_size) for name in tensor_entries(self.path / tensor_file(rank))]
 
     def facts(self) -> list[dict[str, Any]]:
-        """What each rank wrote beside its tensors, in the order of ranks."""
+        """The metadata of each rank, in the order of ranks."""
         return [read_facts(self.path, rank) for rank in range(self.world_size)]
 
     def config(self) -> dict[str, Any]:
-        """The config of the run that wrote it, as nested dicts; CheckpointError when the first rank's facts lack it."""
+        """The config of the run that wrote it, as nested dicts; CheckpointError if the first rank has none."""
         config = read_facts(self.path, 0).get("config")
         if not isinstance(config, dict):
-            raise CheckpointError(f"{self.path} does not say with which config it was written; name another checkpoint")
+            raise CheckpointError(
+                f"{self.path} does not hold the config that it was written with; use another checkpoint"
+            )
         return config
 
 
 def find_checkpoint(directory: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest valid checkpoint in ``directory``; None when there is none at all.
+    """The newest valid checkpoint in ``directory``; None if there is none at all.
 
-    A damaged one is told to ``warn``, and the one before it is taken. When all of them are damaged this raises
-    CheckpointError: a run must not start over silently.
+    ``warn`` gets a message about each damaged one, and the one before it is used. If all of them are damaged this
+    raises CheckpointError: a run must not start over silently.
     """
     misnamed = misnamed_checkpoints(directory)
     for path in misnamed:
-        warn(f"skipped {path.name}: it holds a manifest, but has not the name of a checkpoint, such as step-00000120")
+        warn(
+            f"skipped {path.name}: it holds a manifest, but its name is not that of a checkpoint, such as step-00000120"
+        )
     candidates = newest_first(directory)
     for path in candidates:
         try:
@@ -86,8 +90,8 @@ def find_checkpoint(directory: Path, warn: Callable[[str], None]) -> Checkpoint 
             warn(f"skipped the checkpoint {path.name}: {error}")
     if candidates or misnamed:
         raise CheckpointError(
-            f"no checkpoint in {directory} is whole, and there are {len(candidates) + len(misnamed)}; "
-            f"to start over, name another --run-dir or move them away"
+            f"all {len(candidates) + len(misnamed)} checkpoints in {directory} are damaged; to start over, use another "
+            f"--run-dir or move them away"
         )
     return None
 
@@ -95,7 +99,7 @@ def find_checkpoint(directory: Path, warn: Callable[[str], None]) -> Checkpoint 
 def open_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint at ``path``: a step directory, or the newest one of a run or checkpoints directory.
 
-    Raises CheckpointError when it is damaged: who names a checkpoint gets that one or none.
+    Raises CheckpointError if it is damaged: a checkpoint that is named is never replaced by another one.
     """
     candidates = checkpoints_at(path)
     try:
@@ -103,40 +107,40 @@ def open_checkpoint(path: Path) -> Checkpoint:
     except CheckpointError as error:
         if DirectoryName.parse(_resolved(path).name) is not None:
             raise
-        raise CheckpointError(f"{error}; name an older checkpoint, or let --resume auto choose one") from error
+        raise CheckpointError(f"{error}; use an older checkpoint, or --resume auto") from error
 
 
 def checkpoints_at(path: Path) -> list[Path]:
-    """What ``path`` names, damaged or not: one step directory, or all of a run or checkpoints directory, the newest
-    first. Raises CheckpointError when there is none."""
+    """The checkpoints at ``path``, damaged or not: one step directory, or all of a run or checkpoints directory, the
+    newest first. Raises CheckpointError if there is none."""
     path = _resolved(path)
     if DirectoryName.parse(path.name) is not None:
         return [path]
     candidates = newest_first(checkpoint_folder(path))
     if not candidates:
-        raise CheckpointError(f"{path} holds no checkpoint; name a run directory or one of its checkpoints/step-N")
+        raise CheckpointError(f"{path} holds no checkpoint; use a run directory or one of its checkpoints/step-N")
     return candidates
 
 
 def checkpoint_folder(path: Path) -> Path:
-    """Where the checkpoints of a run lie: in ``path`` or below it."""
+    """The directory of a run's checkpoints: ``path`` or its subdirectory."""
     return path if checkpoints_in(path) else path / "checkpoints"
 
 
 def newest_first(directory: Path) -> list[Path]:
-    """What claims to be a checkpoint, damaged or not."""
+    """Directories with the name of a checkpoint, damaged or not."""
     return [path for name, path in checkpoints_in(directory) if name.state != "partial"]
 
 
 def checkpoints_in(directory: Path) -> list[tuple[DirectoryName, Path]]:
-    """Everything with the name of a checkpoint, the newest first; what was moved aside comes after its successor."""
+    """All directories with the name of a checkpoint, the newest first; a replaced one comes after its replacement."""
     named = [(DirectoryName.parse(path.name), path) for path in _entries(directory)]
     known = [(name, path) for name, path in named if name is not None]
     return sorted(known, key=lambda each: (each[0].step, each[0].state == "whole", each[1]), reverse=True)
 
 
 def misnamed_checkpoints(directory: Path) -> list[Path]:
-    """Directories, not links to them, that hold a manifest under a name that no checkpoint has: they were renamed."""
+    """Directories, not links, that hold a manifest but have another name than a checkpoint: they were renamed."""
     others = [path for path in _entries(directory) if DirectoryName.parse(path.name) is None and not path.is_symlink()]
     return sorted(path for path in others if os.path.isfile(path / MANIFEST))
 
@@ -153,8 +157,8 @@ def _entries(directory: Path) -> list[Path]:
 def _resolved(path: Path) -> Path:
     try:
         return path.resolve()
-    except (OSError, RuntimeError) as error:  # links that lead to each other
-        raise CheckpointError(f"{path} cannot be read: {error}; name a run directory or a checkpoint") from error
+    except (OSError, RuntimeError) as error:  # a loop of links
+        raise CheckpointError(f"{path} cannot be read: {error}; use a run directory or a checkpoint") from error
 
 
 def _verified(path: Path) -> Checkpoint:
@@ -165,7 +169,7 @@ def _verified(path: Path) -> Checkpoint:
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """What a file says of one tensor; ``dtype`` is the format's word for it, such as F32."""
+    """dtype and shape of one tensor in a file; ``dtype`` is the name in the format, such as F32."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -176,10 +180,10 @@ class TensorEntry:
 
 
 def mapped_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors whose names start with ``prefix``, as views of the file: who copies one reads it. The file may be
-    removed, but must not be cut short while they are used.
+    """The tensors whose names start with ``prefix``, as views of the file, which are read when they are copied. The
+    file may be removed, but must not be truncated while they are used.
 
-    Raises CheckpointError when the file is not safetensors, or has a header of more than 4 MiB.
+    Raises CheckpointError if the file is not safetensors, or has a header of more than 4 MiB.
     """
     with _opened(path) as file:
         return {name: file.get_tensor(name) for name in _names(file, prefix)}
@@ -189,17 +193,17 @@ def tensor_entries(path: Path) -> dict[str, TensorEntry]:
     """dtype and shape of every tensor, from the header alone; CheckpointError as above."""
     with _opened(path) as file:
         slices = {name: file.get_slice(name) for name in _names(file)}
-        return {name: TensorEntry(found.get_dtype(), tuple(found.get_shape())) for name, found in slices.items()}
+        return {name: TensorEntry(each.get_dtype(), tuple(each.get_shape())) for name, each in slices.items()}
 
 
 def file_metadata(path: Path) -> Mapping[str, str]:
-    """The free text in the header; CheckpointError as above."""
+    """The metadata in the header; CheckpointError as above."""
     with _opened(path) as file:
         return file.metadata() or {}
 
 
 def check_header(path: Path) -> None:
-    """Raises CheckpointError when the file cannot be a safetensors file that is read here."""
+    """Raises CheckpointError unless the file has a header of at most MAX_HEADER_BYTES."""
     size = ordinary_size(path)
     try:
         with path.open("rb") as file:
@@ -209,8 +213,8 @@ def check_header(path: Path) -> None:
     length = _LENGTH.unpack(start)[0] if len(start) == _LENGTH.size else size
     if length > MAX_HEADER_BYTES:
         raise CheckpointError(
-            f"{path} is not a safetensors file that can be read: its header would have {length:,} bytes; at most "
-            f"{MAX_HEADER_BYTES:,} are read"
+            f"{path} is not a safetensors file that can be read: expected a header of at most {MAX_HEADER_BYTES:,} "
+            f"bytes, got {length:,}"
         )
 
 

@@ -1,5 +1,5 @@
-"""Which directory a run lives in, which checkpoint it resumes from, and whether its configuration may differ from that
-of the checkpoint, key by key.
+"""The directory of a run, the checkpoint that it resumes from, and the keys of its configuration that may differ from
+those of the checkpoint.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from bllpipe.config import Config, to_mapping
 from bllpipe.config.loader import with_defaults
 from bllpipe.errors import ConfigError
 
-# Keys that change nothing in what is computed, or say only where and how.
+# Keys that do not change the results.
 HARMLESS = ("name", "stop_at", "device", "data.path", "data.workers", "feedback.device", "evaluate.ensemble")
 HARMLESS_SECTIONS = ("backend.", "gpu.", "log.", "metrics.", "trace.", "checkpoint.")
-SAME_BITS = ("ranks", "threads", "sequential", "streams")  # engines among which a run may change without another result
+SAME_BITS = ("ranks", "threads", "sequential", "streams")  # engines with the same results
 ABSENT = "nothing"
 
 
 def choose_directory(config: Config, resume: str, run_dir: str | None, root: Path = Path("runs")) -> Path:
-    """The run directory: the one asked for, that of the run to resume, or a new one under ``root``."""
+    """The run directory: ``run_dir``, that of the run to resume, or a new one under ``root``."""
     if run_dir is not None:
         return _unused(Path(run_dir)) if resume == "never" else Path(run_dir)
     if resume not in ("auto", "never"):
         return open_checkpoint(Path(resume)).path.parent.parent
     name = config.name or default_name(config)
-    taken = [path for path in _candidates(root, name) if path.exists()]
-    if resume == "auto" and taken:
-        return taken[-1]
+    existing = [path for path in _candidates(root, name) if path.exists()]
+    if resume == "auto" and existing:
+        return existing[-1]
     return next(path for path in _candidates(root, name, endless=True) if not path.exists())
 
 
@@ -44,47 +44,44 @@ def default_name(config: Config) -> str:
 def checkpoint_to_resume(
     resume: str, directory: Path, warn: Callable[[str], None], restarted: bool = False
 ) -> Checkpoint | None:
-    """The checkpoint that the run goes on from; None for a fresh start. ``resume`` is what the command line says: a
-    ``restarted`` group goes on from what it has written itself, and only without that does it do the same again."""
+    """The checkpoint to resume from; None for a fresh start. ``resume`` is the argument of the command line: a
+    ``restarted`` group resumes from its own checkpoints, and follows ``resume`` again only if it has none."""
     if restarted or resume == "auto":
-        found = find_checkpoint(directory / "checkpoints", warn)
-        if found is not None or resume in ("auto", "never"):
-            return found
+        newest = find_checkpoint(directory / "checkpoints", warn)
+        if newest is not None or resume in ("auto", "never"):
+            return newest
     return None if resume == "never" else open_checkpoint(Path(resume))
 
 
 def changes_since(
     checkpoint: Checkpoint, config: Config, accepted: Sequence[str], directory: Path, data: Change | None = None
 ) -> list[Change]:
-    """What is different in ``config``, and in the ``data`` if they are others, all of it harmless or ``accepted``.
+    """The changes in ``config``, and in the ``data`` if they are others, all of them harmless or ``accepted``.
 
-    Raises CheckpointError when there is nothing to compare with; ConfigError for any other change, and when
-    ``directory`` holds later checkpoints, with the old values: after an interruption they would be taken for new ones.
+    Raises CheckpointError if the checkpoint holds no config; ConfigError for any other change, and if ``directory``
+    holds later checkpoints, with the old values: after an interruption the run would resume from them.
     """
-    found = changes(with_defaults(checkpoint.config()), to_mapping(config)) + ([data] if data else [])
-    refuse_others(found, accepted, str(checkpoint.path))
-    if not all(change.is_harmless for change in found):
-        _refuse_later(checkpoint, directory)
-    return found
-
-
-def _refuse_later(checkpoint: Checkpoint, directory: Path) -> None:
+    changed = changes(with_defaults(checkpoint.config()), to_mapping(config)) + ([data] if data else [])
+    refuse_others(changed, accepted, str(checkpoint.path))
+    if all(change.is_harmless for change in changed):
+        return changed
     newest = find_checkpoint(directory / "checkpoints", warn=lambda text: None)
     if newest is not None and newest.step > checkpoint.step:
         raise ConfigError(
-            f"{directory} goes on to step {newest.step} with the configuration that {checkpoint.path.name} was written "
-            f"with; to go on from there with another one, name another --run-dir"
+            f"{directory} has checkpoints up to step {newest.step} with the configuration of {checkpoint.path.name}; "
+            f"to resume from there with another configuration, use another --run-dir"
         )
+    return changed
 
 
 def _unused(path: Path) -> Path:
     if (path / "config.yaml").exists():
-        raise ConfigError(f"{path} holds a run already; add --resume auto to go on with it, or name another --run-dir")
+        raise ConfigError(f"{path} holds a run already; add --resume auto to resume it, or use another --run-dir")
     return path
 
 
 def _candidates(root: Path, name: str, endless: bool = False) -> Iterator[Path]:
-    """name, name-2, name-3, ...: all of them, or those up to the first that is free."""
+    """name, name-2, name-3, ...: without end, or up to the first that does not exist."""
     number = 1
     while True:
         path = root / (name if number == 1 else f"{name}-{number}")
@@ -96,7 +93,7 @@ def _candidates(root: Path, name: str, endless: bool = False) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Change:
-    """A key that had the value ``then`` when the checkpoint was written and has ``now`` another one, both in JSON."""
+    """A key with the value ``then`` in the checkpoint and another one ``now``, both in JSON."""
 
     key: str
     then: str
@@ -107,33 +104,33 @@ class Change:
 
     @property
     def is_harmless(self) -> bool:
-        """Whether the results stay the same."""
+        """Whether the results do not change."""
         if self.key == "engine":
             return all(value in map(json.dumps, SAME_BITS) for value in (self.then, self.now))
         return self.key in HARMLESS or self.key.startswith(HARMLESS_SECTIONS)
 
     def is_accepted(self, accepted: Sequence[str]) -> bool:
-        """Whether ``accepted`` names the key, or a section that it is in."""
+        """Whether ``accepted`` names the key, or a section that holds it."""
         return any(self.key == name or self.key.startswith(f"{name}.") for name in accepted)
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """What differs between two configurations, given as nested mappings, in the order of the keys."""
+    """The differences between two configurations, nested mappings, in the order of the keys."""
     before, after = _rendered(then), _rendered(now)
     pairs = ((key, before.get(key, ABSENT), after.get(key, ABSENT)) for key in sorted(before.keys() | after.keys()))
     return [Change(key, was, is_now) for key, was, is_now in pairs if was != is_now]
 
 
-def refuse_others(found: Sequence[Change], accepted: Sequence[str], written_by: str) -> None:
+def refuse_others(changed: Sequence[Change], accepted: Sequence[str], written_by: str) -> None:
     """Raises ConfigError for changes that are neither harmless nor ``accepted``, all of them in one message."""
-    refused = [change for change in found if not change.is_harmless and not change.is_accepted(accepted)]
+    refused = [change for change in changed if not change.is_harmless and not change.is_accepted(accepted)]
     if refused:
         lines = "".join(f"\n  {change}" for change in refused)
         keys = " ".join(change.key for change in refused)
-        give = "give data.path the old data back" if keys == "data" else "give these keys their old values"
+        give = "put the old data back" if keys == "data" else "use the old values of these keys"
         raise ConfigError(
             f"{written_by} was written with another configuration:{lines}\n"
-            f"{give}, or add --accept {keys} to go on with the new ones, "
+            f"{give}, or add --accept {keys} to resume with the new ones, "
             f"or start a new run with another --run-dir"
         )
 
@@ -147,5 +144,5 @@ def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _rendered(mapping: Mapping[str, Any]) -> dict[str, str]:
-    """Values as JSON, so that what was read from a file compares with what was not."""
+    """Values as JSON, so that values from a file and from the command line compare equal."""
     return {key: json.dumps(value) for key, value in flat(mapping).items()}

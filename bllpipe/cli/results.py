@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bllpipe.errors import ConfigError
-from bllpipe.tools.analysis.html_page import element, page
 from bllpipe.tools.analysis.timeline import Timeline, chrome_trace, figures, parse_steps, read_timeline
-from bllpipe.tools.analysis.timeline_svg import picture
 from bllpipe.utils.console import show, warn
 from bllpipe.utils.files import output_file, run_directory
 
@@ -23,8 +19,6 @@ if TYPE_CHECKING:
 
 FORMATS = (".svg", ".png", ".html")
 LEGIBLE = 30  # steps in one picture
-SECONDS = 120  # most that a converter may take
-Find = Callable[[str], str | None]
 
 
 def evaluation_table(evaluation: Evaluation) -> str:
@@ -104,11 +98,12 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     if out.suffix not in FORMATS:
         raise ConfigError(f"--out {out} has no format that is known; needed is one of {', '.join(FORMATS)}")
     timelines = _timelines(paths, options.steps)
-    _write(out, options.title or _title(timelines), timelines)
+    show(figures(timelines))
     if trace is not None:
         trace.write_text(json.dumps(chrome_trace(timelines)) + "\n")
-    show(figures(timelines))
-    show("\n".join(f"wrote {file}" for file in (out, trace) if file is not None))
+        show(f"wrote {trace}")
+    _write(out, options.title or _title(timelines), timelines)
+    show(f"wrote {out}")
     return 0
 
 
@@ -127,57 +122,26 @@ def _title(timelines: Sequence[Timeline]) -> str:
 
 
 def _write(out: Path, title: str, timelines: Sequence[Timeline]) -> None:
+    _require_report_extra()
+    from bllpipe.tools.analysis.report_page import Section, WideDrawing, render_page
+    from bllpipe.tools.analysis.timeline_picture import picture, write_png
+
     if out.suffix == ".png":
-        write_png(picture(title, timelines), out)
+        write_png(title, timelines, out)
     elif out.suffix == ".html":
-        drawing = element("div", picture(title, timelines, heading=False), class_="wide")
-        out.write_text(page(title, [drawing]), encoding="utf-8")
+        drawing = WideDrawing(picture(title, timelines, heading=False))
+        out.write_text(render_page(title, [Section("timeline", "", [drawing])]), encoding="utf-8")
     else:
         out.write_text(picture(title, timelines), encoding="utf-8")
 
 
-def write_png(svg: str, out: Path, find: Find = shutil.which) -> None:
-    """Draws ``svg`` with twice as many pixels, by whichever converter ``find`` finds on PATH.
-
-    Raises ConfigError when there is none, or when it fails.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "timeline.svg"
-        source.write_text(svg, encoding="utf-8")
-        command = _converter(source, out.absolute(), svg, find)
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=folder)
-    if done.returncode != 0 or not out.is_file():
+def _require_report_extra() -> None:
+    missing = [name for name in ("matplotlib", "jinja2") if importlib.util.find_spec(name) is None]
+    if missing:
         raise ConfigError(
-            f"{command[0]} could not make {out}: {done.stderr.strip()[-300:]}; take --out {out.with_suffix('.svg')}"
+            f"reports and timelines are drawn with matplotlib and jinja2, but {' and '.join(missing)} is not "
+            f"installed; use pip install 'bllpipe[report]'"
         )
-
-
-def _converter(source: Path, out: Path, svg: str, find: Find) -> list[str]:
-    if program := find("rsvg-convert"):
-        return [program, "--zoom=2", f"--output={out}", str(source)]
-    if program := find("cairosvg"):
-        return [program, str(source), "--scale", "2", "--output", str(out)]
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if program := find(name):
-            return [program, *_browser_words(source, out, svg), source.as_uri()]
-    raise ConfigError(
-        f"found neither rsvg-convert nor cairosvg nor chromium to make {out.name}; install one of them "
-        f"(pip install cairosvg), or take --out {out.with_suffix('.svg').name}"
-    )
-
-
-def _browser_words(source: Path, out: Path, svg: str) -> list[str]:
-    width, height = svg.partition('viewBox="0 0 ')[2].partition('"')[0].split()
-    return [
-        "--headless",
-        "--no-sandbox",  # it draws nothing but our own file, and as root it does not start otherwise
-        "--disable-gpu",
-        "--hide-scrollbars",
-        "--force-device-scale-factor=2",
-        f"--user-data-dir={source.parent / 'browser'}",
-        f"--window-size={width},{height}",
-        f"--screenshot={out}",
-    ]
 
 
 def add_results(commands: Any) -> None:
@@ -219,6 +183,7 @@ def add_results(commands: Any) -> None:
 
 
 def _report(options: argparse.Namespace, words: Sequence[str]) -> int:
+    _require_report_extra()
     from bllpipe.tools.analysis.report import write_report
 
     runs = [Path(text) for text in options.runs]

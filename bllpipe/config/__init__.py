@@ -1,4 +1,4 @@
-"""What a YAML file may say about a run: strict, and with errors that help."""
+"""The configuration of a run, from strict YAML and overrides."""
 
 from bllpipe.config.loader import load_config, parse_config, to_mapping, to_yaml
 from bllpipe.config.schema import Config

@@ -19,21 +19,21 @@ from bllpipe.config.schema import Config
 from bllpipe.config.validation import check, convert, field_types, shown
 from bllpipe.errors import ConfigError
 
-# Keys of earlier versions, and what to type instead. Files that a run wrote are read by stored.py, which moves them.
+# Keys of earlier versions, and what to type instead; ``with_moved_keys`` moves those in the files of a run.
 RENAMED = {
-    "gpu.channels_last": "channels_last, a key of its own that CPUs obey too; use channels_last: auto (on GPUs only), "
-    "true or false",
+    "gpu.channels_last": "channels_last, a top-level key that applies to CPUs too; use channels_last: auto (on GPUs "
+    "only), true or false",
 }
-# Where a key went, and what its old value is there. ``gpu.channels_last: true`` had no effect on a CPU.
+# The new place of a key, and its value there. ``gpu.channels_last: true`` had no effect on a CPU.
 MOVED: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "gpu.channels_last": ("channels_last", lambda value: "auto" if value is True else value),
 }
-MAX_BYTES = 1 << 18  # the parser takes a second for so much
+MAX_BYTES = 1 << 18  # the parser takes a second for this size
 MAX_DEPTH = 20
 MAX_NODES = 10_000  # keys and values
 _QUOTED = re.compile(r"""^(?:"(?:[^"\\]|\\.)*"|'(?:[^']|'')*')""")
 _COMMENT = re.compile(r"(?:^|\s)#")
-# The scalars of YAML 1.2's core schema; whatever else has no quotes is a string.
+# The scalars of YAML 1.2's core schema; any other unquoted scalar is a string.
 _SCALARS = {
     "null": re.compile(r"^(?:~|null|Null|NULL|)$"),
     "bool": re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"),
@@ -53,24 +53,20 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
 
 
 def parse_config(mapping: Mapping[str, Any]) -> Config:
-    """A checked Config; ConfigError for whatever is unknown, mistyped or impossible."""
+    """A checked Config; ConfigError for unknown keys, wrong types and impossible combinations."""
     config: Config = _section(Config, mapping, "")
     check(config)
     return config
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
-    """The config as plain nested dicts, which ``parse_config`` turns into an equal one, without a script's objects."""
-    values = {name: getattr(config, name) for name in _keys_of(config)}
+    """The config as plain nested dicts, from which ``parse_config`` makes an equal one, without a script's objects."""
+    section: type = type(config)
+    values = {name: getattr(config, name) for name in field_types(section)}
     return {
         name: to_mapping(value) if dataclasses.is_dataclass(value) else deepcopy(value)
         for name, value in values.items()
     }
-
-
-def _keys_of(section: Any) -> list[str]:
-    kind: type = type(section)
-    return list(field_types(kind))
 
 
 def to_yaml(config: Config) -> str:
@@ -87,7 +83,7 @@ def known_keys(section: Any = Config, prefix: str = "") -> list[str]:
 
 
 def check_keys(names: Sequence[str]) -> None:
-    """Raises ConfigError for the first name that is neither a key nor a section of keys; suggests one that is."""
+    """Raises ConfigError for the first name that is neither a key nor a section, with a suggestion."""
     keys = known_keys()
     sections = sorted({key.rpartition(".")[0] for key in keys if "." in key})
     for name in names:
@@ -97,9 +93,9 @@ def check_keys(names: Sequence[str]) -> None:
 
 def _section(section: type, mapping: Any, prefix: str) -> Any:
     if not isinstance(mapping, Mapping):
+        example = next((key for key in known_keys() if key.startswith(prefix)), "key: value")
         raise ConfigError(
-            f"{prefix.rstrip('.') or 'the config'} is {shown(mapping)}; needed are keys under it, such as "
-            f"{_example(prefix)}"
+            f"{prefix.rstrip('.') or 'the config'} is {shown(mapping)}; expected keys under it, such as {example}"
         )
     types = field_types(section)
     for name in mapping:
@@ -118,7 +114,7 @@ def _apply(mapping: dict[str, Any], override: str) -> None:
     """Writes one ``key.path=value`` into the nested mapping."""
     key, equals, text = (part.strip() for part in override.partition("="))
     if not equals or not key.rpartition(".")[2] or key.count(".") > MAX_DEPTH:
-        raise ConfigError(f"--set {override:.200}: needed is key.path=value, for example --set optimizer.lr=0.1")
+        raise ConfigError(f"--set {override:.200}: expected key.path=value, for example --set optimizer.lr=0.1")
     source = f"--set {override:.200}"
     if _COMMENT.search(_QUOTED.sub("", text)):
         raise ConfigError(
@@ -129,8 +125,8 @@ def _apply(mapping: dict[str, Any], override: str) -> None:
 
 
 def put(mapping: dict[str, Any], key: str, value: Any, source: str) -> None:
-    """Writes ``value`` under a dotted key into the nested mapping; ConfigError, which names ``source``, where a value
-    stands instead of keys."""
+    """Writes ``value`` under a dotted key into the nested mapping; ConfigError, which names ``source``, if a section on
+    the way is a value."""
     if key not in known_keys() and not key.startswith("model.args."):
         raise _unknown(key)
     *parents, leaf = key.split(".")
@@ -138,12 +134,12 @@ def put(mapping: dict[str, Any], key: str, value: Any, source: str) -> None:
     for name in parents:
         node = node.setdefault(name, {})
         if not isinstance(node, dict):
-            raise ConfigError(f"{source}: {name} is {shown(node)} already; needed are keys under it")
+            raise ConfigError(f"{source}: {name} is {shown(node)} already; expected keys under it")
     node[leaf] = value
 
 
 def _unknown(key: str, sections: Sequence[str] = ()) -> ConfigError:
-    """Suggests a key that looks alike, or the same last name in another section; a section where that is possible."""
+    """Suggests a similar key, or the same last name in another section, or with ``sections`` a section."""
     if key in RENAMED:
         return ConfigError(f"{key} is now {RENAMED[key]}")
     keys = known_keys()
@@ -160,7 +156,7 @@ def _unknown(key: str, sections: Sequence[str] = ()) -> ConfigError:
 
 
 def _close_leaves(key: str, keys: Sequence[str]) -> list[str]:
-    """Keys of the same section whose last name looks like that of ``key``, or is made of its initials."""
+    """Keys of the same section whose last name is similar to that of ``key``, or its initials."""
     section, _, leaf = key.rpartition(".")
     leaves = {known.rpartition(".")[2]: known for known in keys if known.rpartition(".")[0] == section}
     initials = "".join(word[:1] for word in leaf.split("_"))
@@ -168,45 +164,41 @@ def _close_leaves(key: str, keys: Sequence[str]) -> list[str]:
     return [leaves[name] for name in ([initials] if initials in leaves else alike)]
 
 
-def _example(prefix: str) -> str:
-    return next((key for key in known_keys() if key.startswith(prefix)), "key: value")
-
-
 def load_stored_config(path: str) -> Config:
-    """The configuration in the ``config.yaml`` of a run directory, whichever version wrote it."""
+    """The configuration in the ``config.yaml`` of a run directory, of this or an earlier version."""
     return parse_config(stored_mapping(path))
 
 
 def stored_mapping(path: str) -> dict[str, Any]:
-    """The same as nested dicts, with the keys of today."""
+    """The same as nested dicts, with current keys."""
     return with_moved_keys(read_yaml(path))
 
 
 def with_moved_keys(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """``mapping`` with every moved key in its new place, unless something stands there already."""
-    found = deepcopy(dict(mapping))
+    """``mapping`` with every moved key in its new place, unless that has a value already."""
+    result = deepcopy(dict(mapping))
     for old, (new, value_of) in MOVED.items():
         section, _, leaf = old.rpartition(".")
-        keys = found.get(section)
+        keys = result.get(section)
         if isinstance(keys, dict) and leaf in keys:
-            found.setdefault(new, value_of(keys.pop(leaf)))
-    return found
+            result.setdefault(new, value_of(keys.pop(leaf)))
+    return result
 
 
 def with_defaults(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """``mapping`` with moved keys in their new places, and with the defaults of the keys that it lacks: every new key
-    has a default that changes nothing in what runs before it computed."""
+    """``mapping`` with moved keys in their new places, and with defaults for missing keys: the default of a new key
+    never changes the results of earlier runs."""
     return _filled(with_moved_keys(mapping), to_mapping(Config()))
 
 
 def _filled(mapping: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    found = dict(mapping)
+    result = dict(mapping)
     for name, default in defaults.items():
-        if name not in found:
-            found[name] = default
-        elif isinstance(default, Mapping) and isinstance(found[name], Mapping):
-            found[name] = _filled(found[name], default)
-    return found
+        if name not in result:
+            result[name] = default
+        elif isinstance(default, Mapping) and isinstance(result[name], Mapping):
+            result[name] = _filled(result[name], default)
+    return result
 
 
 class _Loader(yaml.SafeLoader):
@@ -248,7 +240,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts quotes round what ``_Loader`` would not read as text."""
+    """Quotes strings that ``_Loader`` would not read as strings."""
 
     yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}  # type: ignore[misc]  # the stubs call it an instance variable
 
@@ -282,14 +274,14 @@ def read_yaml(path: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds a {type(value).__name__}; needed are lines of the form key: value")
+        raise ConfigError(f"{path} holds a {type(value).__name__}; expected lines of the form key: value")
     return value
 
 
 def _text(path: Path) -> str:
     try:
-        if path.exists() and not path.is_file():  # every rank reads it, and nobody waits for a pipe
-            raise ConfigError(f"{path} cannot be read: it is a directory, a pipe or a device; needed is a YAML file")
+        if path.exists() and not path.is_file():  # every rank reads it; a pipe would block
+            raise ConfigError(f"{path} cannot be read: it is a directory, a pipe or a device; expected a YAML file")
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:

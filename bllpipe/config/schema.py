@@ -13,9 +13,9 @@ TWO_STAGES = ("interleaved", "zbv", "dualpipev")  # pipelines in which every ran
 TORCH_PIPELINES = ("gpipe", "1f1b", *TWO_STAGES)
 PIPELINES = (*TORCH_PIPELINES, "deepspeed")
 SYNCHRONOUS = (*PIPELINES, "ddp")
-DEFAULT_BALANCED = 4  # blocks of ``balanced`` without a number
-NEVER = "never"  # the value of keys that say how often something is done
-GIVEN = "given"  # in the metadata of a field that is no key
+DEFAULT_BALANCED = 4  # blocks for ``balanced`` without a number
+NEVER = "never"  # a value of keys for intervals
+GIVEN = "given"  # in the metadata of a field that is not a key
 DEPTHS: dict[str, tuple[int, int, int, int]] = {
     "resnet18": (2, 2, 2, 2),
     "resnet34": (3, 4, 6, 3),
@@ -23,11 +23,11 @@ DEPTHS: dict[str, tuple[int, int, int, int]] = {
     "resnet101": (3, 4, 23, 3),
     "resnet152": (3, 8, 36, 3),
 }
-LAST_STAGE = 8  # times as wide as the first: each of four stages doubles
+LAST_STAGE = 8  # its width divided by that of the first: each of four stages doubles it
 
 
 def given_object() -> Any:
-    """Where a script's own object stands in place of a name. It is no key: no file says it, and none keeps it."""
+    """A field for an object that a script passes in place of a name. It is not a key: no file reads or stores it."""
     return field(default=None, repr=False, compare=False, metadata={GIVEN: True})
 
 
@@ -68,15 +68,15 @@ class DataConfig:
     """Where images and labels come from."""
 
     name: Literal["digits", "cifar10", "cifar100", "fashion_mnist", "imagefolder", "npz", "synthetic", "given"] = key(
-        "digits", "digits, cifar10, cifar100, fashion_mnist, imagefolder, npz, synthetic; given: a script's own"
+        "digits", "digits, cifar10, cifar100, fashion_mnist, imagefolder, npz, synthetic; given: passed by a script"
     )
     path: str | None = key(None, "folder or file of the data; digits and synthetic need none")
     batch_size: int = key(64, "images in a global mini-batch", least=1)
-    image_size: int = key(32, "imagefolder and synthetic: images are made this high and wide", least=1)
-    workers: int = key(0, "imagefolder: processes that decode images; 0: in the rank itself", least=0)
+    image_size: int = key(32, "imagefolder and synthetic: height and width of images", least=1)
+    workers: int = key(0, "imagefolder: processes that decode images; 0: the rank itself decodes", least=0)
     mean: list[float] | None = key(None, "subtracted from every channel (pixels in 0..1); null: known or measured")
     std: list[float] | None = key(None, "divides every channel; null: known or measured")
-    synthetic_images: int = key(1024, "synthetic: training images; a quarter as many again for the test", least=1)
+    synthetic_images: int = key(1024, "synthetic: training images; the test set has a quarter as many", least=1)
     synthetic_classes: int = key(10, "synthetic: number of classes", least=2)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     given: Any = given_object()  # bllpipe.data.base.GivenData
@@ -92,13 +92,13 @@ class OptimizerConfig:
     nesterov: bool = key(True, "sgd: Nesterov's form of momentum")
     betas: list[float] = key([0.9, 0.999], "adamw: decay of the two moments")
     weight_decay: float = key(5e-4, "weight decay", least=0)
-    decay_norm_and_bias: bool = key(False, "decay the weights of normalisations and biases too")
+    decay_norm_and_bias: bool = key(False, "decay normalisations and biases too")
     clip_norm: float | None = key(None, "clip the gradient norm of each block to this; null: off", least=0)
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """How the learning rate moves over the run; all blocks share it."""
+    """The learning rate over the run; all blocks share it."""
 
     name: Literal["constant", "cosine", "onecycle", "multistep"] = key(
         "onecycle", "constant, cosine, onecycle or multistep"
@@ -121,7 +121,9 @@ class ObjectiveConfig:
     kl_weight: float = key(1.0, "bll: weight of KL(rho || alpha), nats summed over the channels", least=0)
     pred_weight: float = key(1.0, "bll, dgl: weight of the local head's cross-entropy", least=0)
     sim_share: float = key(0.99, "predsim: share of the similarity-matching loss, the rest predicts", least=0, most=1)
-    keep_weight: float = key(0.0, "weight of what a decoder cannot tell of the block's input from alpha", least=0)
+    keep_weight: float = key(
+        0.0, "weight of the reconstruction loss: the input of the block, decoded from alpha (InfoPro)", least=0
+    )
     family: Literal["gaussian", "gaussian_learned", "bernoulli", "categorical"] = key(
         "gaussian", "bll: distribution of alpha and beta; gaussian: of variance 1; gaussian_learned: one a channel"
     )
@@ -134,17 +136,15 @@ class ObjectiveConfig:
         "(3x3 with stride 2 to the network's last width, then gap)",
     )
     head_features: int = key(4096, "all but gap and strided: pool alpha to at most this many features", least=1)
-    head_hidden: int = key(256, "mlp: width of the hidden layer; narrow: at most so many channels", least=1)
+    head_hidden: int = key(256, "mlp: width of the hidden layer; narrow: most channels of its convolutions", least=1)
     head_layers: int = key(1, "conv, narrow: 3x3 convolutions; all but the first have stride 2", least=1)
     head_width: int | None = key(
         None,
-        "strided: channels in the end; null: as many as the network has there, without a bottleneck's widening",
+        "strided: channels at the end; null: as many as the network has there, without a bottleneck's expansion",
         least=1,
     )
-    head_reduce: int | None = key(
-        None, "strided: a 1x1 convolution to so many channels comes first; null: none", least=1
-    )
-    head_scale: bool = key(False, "the head's linear layer reads its F features times sqrt(128 / F)")
+    head_reduce: int | None = key(None, "strided: channels of a 1x1 convolution that comes first; null: none", least=1)
+    head_scale: bool = key(False, "multiply the F features of the head's linear layer by sqrt(128 / F)")
     head_lr: float = key(1.0, "factor on the learning rate of the heads' parameters", least=0)
     label_smoothing: float = key(0.0, "label smoothing of every cross-entropy", least=0, most=1)
     given: Any = given_object()  # what ``function`` names
@@ -152,15 +152,15 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class FeedbackConfig:
-    """The label-only network that makes the targets beta."""
+    """The label-only network that computes the targets beta."""
 
     update: Literal["closed_form", "sgd", "fixed"] = key(
         "closed_form", "closed_form (least squares), sgd (on the same KL), fixed (random, never changes)"
     )
-    lag: int = key(1, "steps between the statistics that a lane has seen and the target it makes", least=1)
+    lag: int = key(1, "steps between the last statistics that a feedback loop has absorbed and its target", least=1)
     layers: int = key(1, "sgd, fixed: linear layers, with ReLU between", least=1)
     hidden: int = key(128, "sgd, fixed: width between the layers", least=1)
-    decay: float = key(0.9, "closed_form: what is kept of the class sums from step to step", least=0, most=1)
+    decay: float = key(0.9, "closed_form: decay of the class sums and counts a step", least=0, most=1)
     ridge: float = key(1e-3, "closed_form: ridge added to the class counts", least=0)
     lr: float = key(0.1, "sgd: learning rate", least=0)
     momentum: float = key(0.9, "sgd: momentum", least=0, most=1)
@@ -178,13 +178,13 @@ class PipelineConfig:
 
 @dataclass(frozen=True)
 class BackendConfig:
-    """What carries the messages."""
+    """The backends of messages."""
 
     alpha: Literal["auto", "nccl", "gloo"] = key("auto", "activations; auto: nccl between distinct GPUs, else gloo")
     target: Literal["auto", "nccl", "gloo"] = key("auto", "targets; auto: gloo")
     stats: Literal["auto", "nccl", "gloo"] = key("auto", "statistics; auto: gloo")
     ring: int = key(2, "receive buffers an edge", least=1)
-    in_flight: int = key(2, "sends an edge may have under way", least=1)
+    in_flight: int = key(2, "sends in flight an edge", least=1)
     timeout_seconds: float = key(600.0, "longest wait for a message before the run fails", least=0.1)
 
 
@@ -198,18 +198,18 @@ class PrecisionConfig:
 
 @dataclass(frozen=True)
 class GpuConfig:
-    """How blocks compute on a GPU; without one none of this has any effect."""
+    """How blocks compute on a GPU; without a GPU these keys have no effect."""
 
     tf32: bool = key(False, "fp32 convolutions and products in TF32: faster, with 10 bits of mantissa")
     capture: bool | Literal["blocks"] = key(
         False,
-        "capture steps as CUDA graphs, once, and replay them; engine streams: all blocks' as one graph, or with "
-        "blocks each block's own",
+        "capture steps as CUDA graphs, once, and replay them; engine streams: one graph for all blocks, or with "
+        "blocks one a block",
     )
     compile: bool = key(False, "torch.compile of every block and its head")
     deterministic: bool = key(False, "only kernels that give the same bits in every run")
     images: Literal["auto", "device", "host"] = key(
-        "auto", "where they are kept and augmented; auto: on the GPU if they take a quarter of its memory at most"
+        "auto", "where images are stored and augmented; auto: on the GPU if they take at most a quarter of its memory"
     )
 
 
@@ -220,12 +220,12 @@ class CheckpointConfig:
     every_steps: int | Literal["never"] | None = key(
         200,
         "steps between checkpoints; null: once an epoch; 0: only at the end; never: none, not even when a signal stops "
-        "the run, which then cannot go on",
+        "the run, which then cannot be resumed",
         least=0,
     )
     keep: int = key(2, "newest checkpoints to keep", least=1)
     if_unwritable: Literal["fail", "go_on"] = key(
-        "fail", "a checkpoint that the disk refuses: fail, or go_on to the next one; without the last one a run fails"
+        "fail", "if a checkpoint cannot be written: fail, or go_on to the next one; without the last one a run fails"
     )
     tries: int = key(3, "failed attempts from one checkpoint after which the launcher restarts no more", least=1)
 
@@ -249,32 +249,32 @@ class LogConfig:
     every_steps: int = key(20, "steps between two lines of metrics.jsonl a rank", least=1)
     plain_seconds: float = key(10.0, "seconds between progress lines when the output is not a terminal", least=0.1)
     if_unwritable: Literal["fail", "go_on"] = key(
-        "go_on", "metrics or spans that the disk refuses: go_on without them and say so, or fail"
+        "go_on", "if metrics or spans cannot be written: go_on without them and warn, or fail"
     )
 
 
 @dataclass(frozen=True)
 class MetricsConfig:
-    """What a rank tells Prometheus of itself."""
+    """Metrics of each rank for Prometheus."""
 
     port: int | None = key(
-        None, "rank r tells its figures at this port + r; 0: at any free one; null: off", least=0, most=65535
+        None, "rank r serves its metrics at this port + r; 0: at any free port; null: off", least=0, most=65535
     )
     host: str = key("127.0.0.1", "address that the ports listen at; 0.0.0.0: every address of the machine")
     discovery: str | None = key(
         None, "directory for a copy of the run's prometheus.json, by which Prometheus finds all runs; null: none"
     )
     textfile: str | None = key(
-        None, "directory of node-exporter's textfile collector, for figures without a port; null: off"
+        None, "directory of node-exporter's textfile collector, for metrics without a port; null: off"
     )
 
 
 @dataclass(frozen=True)
 class TraceConfig:
-    """spans/rank-N.jsonl in the run directory: who did what when, for bllpipe timeline."""
+    """spans/rank-N.jsonl in the run directory: the spans of each rank, for bllpipe timeline."""
 
     first_step: int = key(0, "first step that is traced", least=0)
-    num_steps: int = key(0, "steps that are traced, with the tests and checkpoints behind them; 0: off", least=0)
+    num_steps: int = key(0, "steps that are traced, with the tests and checkpoints after them; 0: off", least=0)
 
 
 @dataclass(frozen=True)
@@ -313,15 +313,15 @@ class Config:
     )
     blocks: int | str | list[int | str] = key(
         4,
-        "number of blocks, or cuts: after how many residual units ([4, 8, 12]), or after which ([layer1.2, layer2.3]), "
-        "or balanced, or balanced 8: equal operations",
+        "number of blocks; or cuts, by number of residual units ([4, 8, 12]) or by name ([layer1.2, layer2.3]); or "
+        "balanced, or balanced 8: equal operations",
     )
     device: Literal["auto", "cpu", "cuda"] = key("auto", "where the blocks compute; auto: GPUs if there are any")
-    cpu_threads: int = key(1, "CPU threads of each rank; results depend on it, so it is fixed", least=1)
+    cpu_threads: int = key(1, "CPU threads of each rank; results depend on their number", least=1)
     channels_last: bool | Literal["auto"] = key(
         "auto",
-        "weights and activations of convolutions with all channels of a position together in memory; auto: on GPUs "
-        "only, as a CPU's results depend on it",
+        "memory format of convolutions' weights and activations; auto: channels_last on GPUs only, as the results of "
+        "a CPU depend on it",
     )
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -341,22 +341,22 @@ class Config:
 
     @property
     def is_end_to_end(self) -> bool:
-        """Whether the network learns as a whole, without a feedback rank."""
+        """Whether the network is trained end to end, without a feedback rank."""
         return self.method in END_TO_END
 
     @property
     def cuts(self) -> int | str | list[int | str]:
-        """``blocks``; what learns end to end is one block, though its stages may lie on several ranks."""
+        """``blocks``; an end-to-end network is one block, though its stages may be on several ranks."""
         return 1 if self.is_end_to_end else self.blocks
 
     @property
     def num_parts(self) -> int:
-        """``blocks`` as a number, whatever it cuts: blocks, stages or replicas."""
+        """``blocks`` as a number: of blocks, stages or replicas."""
         return self.balanced or (self.blocks if isinstance(self.blocks, int) else len(self.blocks) + 1)
 
     @property
     def balanced(self) -> int | None:
-        """How many blocks of equal operations ``blocks`` asks for; None when it says itself where to cut."""
+        """The number of blocks for ``blocks: balanced``; None for any other value."""
         return int(self.blocks.partition(" ")[2] or DEFAULT_BALANCED) if isinstance(self.blocks, str) else None
 
     @property
@@ -365,10 +365,10 @@ class Config:
 
 
 def residual_units(name: str) -> list[tuple[int, int]]:
-    """(stage, index in the stage) of every residual unit, both from 0: what a cut never divides."""
+    """(stage, index in the stage) of every residual unit, both from 0; a cut never divides a unit."""
     return [(stage, index) for stage, depth in enumerate(DEPTHS[name]) for index in range(depth)]
 
 
 def unit_name(stage: int, index: int) -> str:
-    """What torchvision, and with it a cut, calls a residual unit."""
+    """The name of a residual unit in torchvision, and in cuts."""
     return f"layer{stage + 1}.{index}"

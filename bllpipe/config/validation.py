@@ -1,4 +1,4 @@
-"""The type and the range of each value, and combinations of keys that cannot work; every error says what to type."""
+"""The type and the range of each value, and impossible combinations of keys; every error says what to type."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from bllpipe.errors import ConfigError
 WITHOUT_PATH = ("digits", "synthetic", "given")
 NAME = r"[^/\0\ud800-\udfff]{0,100}"  # of a folder
 FUNCTION = r"[\w.]+:\w+"
-STREAMS = 32  # that torch deals out on a GPU before it begins again with the first
-MOST_CAPTURED_STREAMS = STREAMS // 3
+STREAMS = 32  # in torch's pool of a GPU; the next one is the first again
+MAX_CAPTURED_BLOCKS = STREAMS // 3
 NEED_PATH = ("imagefolder", "npz")
 LAST_PORT = 65535
 NAMES = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", type(None): "null"}
-SHOWN = 200  # characters of a value in a message
-LARGEST = 2**63 - 1  # what a file or a message can carry
+MAX_SHOWN = 200  # characters of a value in a message
+MAX_INTEGER = 2**63 - 1  # in files and messages
 
 
 def check(config: Config) -> None:
     """Raises ConfigError for the first impossible combination."""
-    for one in (
+    for check_section in (
         _check_name,
         _check_length,
         _check_method,
@@ -42,19 +42,19 @@ def check(config: Config) -> None:
         _check_optimizer,
         _check_feedback,
         _check_evaluate,
-        _check_wires,
+        _check_backends,
         _check_gpu,
         _check_metrics,
     ):
-        one(config)
+        check_section(config)
 
 
 def _check_name(config: Config) -> None:
     name = config.name
     if name is not None and (name in (".", "..") or not re.fullmatch(NAME, name)):
         raise ConfigError(
-            f"name is {shown(name)}; needed is the name of a folder in runs/, such as digits-1, or for any other "
-            f"place --run-dir"
+            f"name is {shown(name)}; expected the name of a folder in runs/, such as digits-1; use another "
+            f"one, or for any other place --run-dir"
         )
 
 
@@ -73,10 +73,10 @@ def _check_length(config: Config) -> None:
 
 
 def check_warmup(config: Config, total_steps: int) -> None:
-    """Raises ConfigError for a warm-up that is longer than the run, which would never learn at its peak rate; to be
-    called where the number of steps becomes known."""
+    """Raises ConfigError for a warm-up that is longer than the run, which would never reach its peak rate; called when
+    the number of steps is known."""
     schedule = config.schedule
-    if schedule.name != "onecycle" and schedule.warmup_steps > total_steps:  # onecycle has a rise of its own
+    if schedule.name != "onecycle" and schedule.warmup_steps > total_steps:  # onecycle has its own warm-up
         raise ConfigError(
             f"schedule.warmup_steps is {schedule.warmup_steps}, but the run has only {total_steps} steps and would end "
             f"before its peak rate; use --set schedule.warmup_steps={total_steps // 10}, or train longer"
@@ -88,7 +88,7 @@ def _check_method(config: Config) -> None:
         if config.method != "bp":
             other = "single" if config.is_end_to_end else "ranks"
             raise ConfigError(
-                f"engine {config.engine} is for method bp alone, but method is {config.method}; "
+                f"engine {config.engine} is for method bp only, but method is {config.method}; "
                 f"use --set engine={other}, or --set method=bp"
             )
     elif config.is_end_to_end and config.engine != "single":
@@ -107,20 +107,20 @@ def _check_blocks(config: Config) -> None:
     blocks = config.blocks
     if isinstance(blocks, int):
         if blocks < 1:
-            raise ConfigError(f"blocks is {blocks}; needed is at least 1")
+            raise ConfigError(f"blocks is {blocks}; expected at least 1")
         return
     if isinstance(blocks, str):
         if not re.fullmatch(r"balanced( [1-9][0-9]{0,5})?", blocks):
             raise ConfigError(
-                f"blocks is {shown(blocks)}; needed is a number of blocks, a list of cuts such as [4, 8, 12], "
+                f"blocks is {shown(blocks)}; expected a number of blocks, a list of cuts such as [4, 8, 12], "
                 f"balanced, or balanced with a number of blocks: --set blocks='balanced 8'"
             )
         return
     numbers = [place for place in blocks if isinstance(place, int)]
     if not blocks or len(set(blocks)) < len(blocks):
-        raise ConfigError(f"blocks is {blocks}; needed are cuts at different places, for example [4, 8, 12]")
+        raise ConfigError(f"blocks is {blocks}; expected cuts at different places, for example [4, 8, 12]")
     if any(later <= earlier for earlier, later in pairwise([0, *numbers])):
-        raise ConfigError(f"blocks is {blocks}; needed are numbers of units that grow from 1, for example [4, 8, 12]")
+        raise ConfigError(f"blocks is {blocks}; expected numbers of units that grow from 1, for example [4, 8, 12]")
 
 
 def _check_pipeline(config: Config) -> None:
@@ -128,7 +128,7 @@ def _check_pipeline(config: Config) -> None:
     if engine not in PIPELINES:
         return
     if engine in TWO_STAGES and stages % 2:
-        raise ConfigError(f"engine {engine} holds two stages a rank, but blocks makes {stages}; use an even number")
+        raise ConfigError(f"engine {engine} has two stages a rank, but blocks gives {stages}; use an even number")
     if engine in ("1f1b", "dualpipev") and microbatches < stages:
         raise ConfigError(
             f"engine {engine} with {stages} stages needs as many microbatches, but pipeline.microbatches is "
@@ -137,7 +137,7 @@ def _check_pipeline(config: Config) -> None:
     per_round = stages // 2
     if engine == "interleaved" and microbatches % max(1, microbatches // per_round):
         raise ConfigError(
-            f"engine interleaved on {per_round} ranks cannot deal {microbatches} microbatches out in equal rounds; "
+            f"engine interleaved on {per_round} ranks cannot divide {microbatches} microbatches into equal rounds; "
             f"use --set pipeline.microbatches={microbatches // per_round * per_round}"
         )
     _check_divisible(config, microbatches, "microbatches")
@@ -148,7 +148,7 @@ def _check_replicas(config: Config) -> None:
         return
     if not isinstance(config.blocks, int):
         raise ConfigError(
-            f"engine ddp cuts nothing, blocks is its number of replicas, but blocks is {config.blocks}; "
+            f"engine ddp has no cuts: expected its number of replicas as blocks, got {config.blocks}; "
             f"use --set blocks={config.num_parts}"
         )
     _check_divisible(config, config.blocks, "replicas")
@@ -158,7 +158,7 @@ def _check_divisible(config: Config, parts: int, kind: str) -> None:
     size = config.data.batch_size
     if size % parts:
         raise ConfigError(
-            f"data.batch_size is {size}, which {parts} {kind} cannot share equally; "
+            f"data.batch_size is {size}, which {parts} {kind} cannot divide equally; "
             f"use --set data.batch_size={-(-size // parts) * parts}"
         )
 
@@ -171,32 +171,32 @@ def _check_model(config: Config) -> None:
         close = difflib.get_close_matches(name, DEPTHS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ConfigError(
-            f"model.name is {shown(name)}; needed is one of {', '.join(DEPTHS)} or package.module:function{hint}"
+            f"model.name is {shown(name)}; expected one of {', '.join(DEPTHS)} or package.module:function{hint}"
         )
     if config.model.args:
         raise ConfigError(f"model.args are for package.module:function; {name} has model.width and model.stem")
 
 
 def _check_objective(config: Config) -> None:
-    function, is_own = config.objective.function, config.method == "own"
-    if is_own and function is None:
+    function, is_user_loss = config.objective.function, config.method == "own"
+    if is_user_loss and function is None:
         raise ConfigError(
-            "method own needs a local loss of yours; use --set objective.function=package.module:function, or "
-            "--set method=bll"
+            "method own expected a user-defined loss, got none; use --set objective.function=package.module:function, "
+            "or --set method=bll"
         )
-    if function is not None and not is_own:
+    if function is not None and not is_user_loss:
         raise ConfigError(
             f"objective.function is {shown(function)}, but method is {config.method}; use --set method=own, or leave "
             f"it out"
         )
     if function is not None and not re.fullmatch(FUNCTION, function):
-        raise ConfigError(f"objective.function is {shown(function)}; needed is package.module:function")
+        raise ConfigError(f"objective.function is {shown(function)}; expected package.module:function")
 
 
 def _check_data(config: Config) -> None:
     data = config.data
     if data.name in NEED_PATH and data.path is None:
-        raise ConfigError(f"data.name {data.name} needs to know where the images are; use --set data.path=PATH")
+        raise ConfigError(f"data.name {data.name} expected data.path, got null; use --set data.path=PATH")
     if data.name in WITHOUT_PATH and data.path is not None:
         raise ConfigError(f"data.path is {shown(data.path)}, but {data.name} reads no files; leave it out")
 
@@ -206,10 +206,10 @@ def _check_optimizer(config: Config) -> None:
     if optimizer.name == "sgd" and optimizer.nesterov and optimizer.momentum == 0:
         raise ConfigError("optimizer.nesterov needs momentum; use --set optimizer.nesterov=false")
     if len(optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in optimizer.betas):
-        raise ConfigError(f"optimizer.betas is {optimizer.betas}; needed are two numbers from 0 to below 1")
+        raise ConfigError(f"optimizer.betas is {optimizer.betas}; expected two numbers from 0 to below 1")
     inside = all(0 < milestone < 1 for milestone in milestones)
     if not inside or any(later <= earlier for earlier, later in pairwise(milestones)):
-        raise ConfigError(f"schedule.milestones is {milestones}; needed are growing fractions between 0 and 1")
+        raise ConfigError(f"schedule.milestones is {milestones}; expected growing fractions between 0 and 1")
 
 
 def _check_feedback(config: Config) -> None:
@@ -224,8 +224,8 @@ def _check_feedback(config: Config) -> None:
 def _check_evaluate(config: Config) -> None:
     if config.evaluate.ensemble and config.is_end_to_end:
         raise ConfigError(
-            f"evaluate.ensemble is true, but method {config.method} trains the whole network, which has no local heads "
-            f"to test together; use --set evaluate.ensemble=false, or a local method such as --set method=bll"
+            f"evaluate.ensemble is true, but method {config.method} trains the whole network, which has no local "
+            f"heads; use --set evaluate.ensemble=false, or a local method such as --set method=bll"
         )
 
 
@@ -236,21 +236,21 @@ def _check_gpu(config: Config) -> None:
             f"gpu.capture is for engines {', '.join(captures)}, but engine is {config.engine}; "
             f"use --set gpu.capture=false"
         )
-    if config.gpu.capture and config.engine == "streams" and config.num_blocks > MOST_CAPTURED_STREAMS:
+    if config.gpu.capture and config.engine == "streams" and config.num_blocks > MAX_CAPTURED_BLOCKS:
         raise ConfigError(
-            f"engine streams captures with three streams a block, of which torch has {STREAMS} a GPU, but there are "
-            f"{config.num_blocks} blocks; use at most {MOST_CAPTURED_STREAMS}, or --set gpu.capture=false"
+            f"engine streams captures with three streams a block, of which torch has {STREAMS} a GPU, but blocks gives "
+            f"{config.num_blocks}; use at most {MAX_CAPTURED_BLOCKS}, or --set gpu.capture=false"
         )
 
 
-def _check_wires(config: Config) -> None:
+def _check_backends(config: Config) -> None:
     kinds = {"alpha": config.backend.alpha, "target": config.backend.target, "stats": config.backend.stats}
     for kind, choice in kinds.items():
         if choice != "nccl":
             continue
         if config.engine in SYNCHRONOUS:
             raise ConfigError(
-                f"backend.{kind} is nccl, but engine {config.engine} chooses for itself, nccl between GPUs; use auto"
+                f"backend.{kind} is nccl, but engine {config.engine} always uses nccl between GPUs; use auto"
             )
         if config.engine != "ranks":
             raise ConfigError(f"backend.{kind} is nccl, but engine {config.engine} has one process; use auto")
@@ -267,18 +267,18 @@ def _check_metrics(config: Config) -> None:
         )
     if metrics.port is None and metrics.discovery is not None:
         raise ConfigError(
-            f"metrics.discovery is {metrics.discovery!r}, but there is nothing to be found without a port; "
+            f"metrics.discovery is {metrics.discovery!r}, but without a port there is nothing to discover; "
             f"use --set metrics.port=9500, or leave it out"
         )
 
 
 def shown(value: Any) -> str:
-    """``value`` as a message shows it: without an end only as far as one wants to read."""
+    """``value`` in a message, cut to ``MAX_SHOWN`` characters."""
     try:
         text = repr(value)
-    except ValueError:  # Python does not write out numbers of thousands of digits
+    except ValueError:  # Python refuses to print integers of thousands of digits
         return "a number of thousands of digits"
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 @cache
@@ -289,14 +289,14 @@ def field_types(section: type) -> dict[str, Any]:
 
 
 def convert(value: Any, kind: Any, key: str, limits: Mapping[str, Any]) -> Any:
-    """``value`` as a ``kind`` within its limits; ConfigError naming ``key``, what was found and what is needed."""
-    if isinstance(value, str) and not _fits(value, kind) and (words := _words(kind)):
-        close = difflib.get_close_matches(value, words, n=1, cutoff=0.5)
+    """``value`` as a ``kind`` within its limits; ConfigError with ``key``, the value and what is expected."""
+    if isinstance(value, str) and not _fits(value, kind) and (literals := _literals(kind)):
+        close = difflib.get_close_matches(value, literals, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"{key} is {shown(value)}; needed is {describe(kind)}{hint}")
+        raise ConfigError(f"{key} is {shown(value)}; expected {describe(kind)}{hint}")
     if not _fits(value, kind):
         hint = f"; as a text it has quotes inside quotes: --set '{key}=\"...\"'" if _fits("", kind) else ""
-        raise ConfigError(f"{key} is {shown(value)} ({_kind_of(value)}); needed is {describe(kind)}{hint}")
+        raise ConfigError(f"{key} is {shown(value)} ({_kind_of(value)}); expected {describe(kind)}{hint}")
     _check_limits(value, key, limits)
     return _coerced(value, kind)
 
@@ -313,12 +313,12 @@ def describe(kind: Any) -> str:
     return "text keys and values" if origin is dict else NAMES[kind]
 
 
-def _words(kind: Any) -> list[str]:
-    """The words that a ``kind`` knows, alone or beside numbers and lists."""
+def _literals(kind: Any) -> list[str]:
+    """The literal strings of a ``kind``, alone or in a union with numbers and lists."""
     if get_origin(kind) is Literal:
         return [argument for argument in get_args(kind) if isinstance(argument, str)]
     is_union = get_origin(kind) in (Union, types.UnionType)
-    return [word for argument in get_args(kind) for word in _words(argument)] if is_union else []
+    return [word for argument in get_args(kind) for word in _literals(argument)] if is_union else []
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -337,7 +337,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _coerced(value: Any, kind: Any) -> Any:
-    """Whole numbers become floats where the key is a float."""
+    """Converts whole numbers to float for float keys."""
     wants_float = kind is float or (float in get_args(kind) and int not in get_args(kind))
     if wants_float and isinstance(value, (int, float)):
         return float(value)
@@ -351,11 +351,11 @@ def _check_limits(value: Any, key: str, limits: Mapping[str, Any]) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return
     if least is not None and value < least:
-        raise ConfigError(f"{key} is {shown(value)}; needed is at least {least:g}")
+        raise ConfigError(f"{key} is {shown(value)}; expected at least {least:g}")
     if most is not None and value > most:
-        raise ConfigError(f"{key} is {shown(value)}; needed is at most {most:g}")
-    if isinstance(value, int) and abs(value) > LARGEST:
-        raise ConfigError(f"{key} is {shown(value)}; needed is a number of at most 63 bits")
+        raise ConfigError(f"{key} is {shown(value)}; expected at most {most:g}")
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
+        raise ConfigError(f"{key} is {shown(value)}; expected a number of at most 63 bits")
 
 
 def _kind_of(value: Any) -> str:

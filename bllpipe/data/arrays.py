@@ -1,4 +1,4 @@
-"""The form of labels and images, wherever they come from: a script, the items of a data set, an archive."""
+"""Checks of labels and images of any source: a script, the items of a data set, an archive."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from bllpipe.errors import DataError
 
 
 def check_label_form(kind: str, shape: tuple[int, ...], form: str, what: str) -> None:
-    """Raises DataError unless the labels are whole numbers [N]; ``kind`` is NumPy's letter for their type, ``form``
-    what a message calls them."""
+    """Raises DataError unless the labels are whole numbers [N]; ``kind`` is NumPy's letter for their dtype, ``form``
+    their dtype and shape in messages."""
     if kind in "iu" and len(shape) == 1:
         return
     if kind in "USO":
@@ -38,13 +38,13 @@ def label_array(values: Any, what: str) -> Any:
 
 
 def plain_array(values: Any, what: str) -> Any:
-    """An array of numbers in this machine's byte order, and as torch can share it; of lists and of whatever knows how
-    to become one. DataError for Python objects, masked values, and lists whose items have several forms."""
+    """An array of numbers in native byte order, with strides that torch supports; of an array, a list, or an object
+    with ``__array__``. DataError for Python objects, masked values, and lists whose items have several forms."""
     if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
         raise DataError(f"{what}: expected values everywhere, got a masked array; use its .filled(value)")
     try:
         array = np.asarray(values)
-    except Exception as error:  # whatever an object of the user's raises
+    except Exception as error:  # a user-defined object may raise anything
         raise DataError(f"{what}: expected an array, got {_uneven(values) or error}") from error
     if array.dtype.hasobject and array.size:
         first = array.flat[0]
@@ -60,7 +60,7 @@ def plain_array(values: Any, what: str) -> Any:
 
 
 def _uneven(values: Any) -> str | None:
-    """Which item of a list has another shape than the first one."""
+    """The first item of a list whose shape differs from that of item 0."""
     if not isinstance(values, (list, tuple)) or not values:
         return None
     shapes = [np.shape(value) if not isinstance(value, (list, tuple)) else _outline(value) for value in values]
@@ -69,7 +69,7 @@ def _uneven(values: Any) -> str | None:
 
 
 def _outline(values: Any) -> tuple[int, ...]:
-    """The shape of nested lists, as far as their first items tell."""
+    """The shape of nested lists, by their first items."""
     if not isinstance(values, (list, tuple)):
         return ()
     return (len(values), *(_outline(values[0]) if values else ()))

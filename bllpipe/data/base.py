@@ -1,6 +1,6 @@
 """A data set: labels of both splits, images in memory or elsewhere, their normalisation, and copies to a device.
 
-All random draws are made on the CPU and follow the images to their device; the host does not wait for the copy.
+All random draws are made on the CPU and copied to the device of the images; the host does not wait for the copy.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bllpipe.data.identity import labels_sha256
 from bllpipe.errors import ConfigError
 
 Split = Literal["train", "test"]
-# Over the training pixels in 0..1, a value a channel.
+# Over the training pixels in 0..1, by channel.
 MEAN_AND_STD: dict[str, tuple[list[float], list[float]]] = {
     "digits": ([0.3050], [0.3763]),
     "fashion_mnist": ([0.2860], [0.3530]),
@@ -40,7 +40,7 @@ class LabelSet:
 
 @dataclass(frozen=True)
 class Arrays:
-    """A whole data set in memory: images [N, C, H, W], uint8, or float32 [N, ...] that are taken as they are, and int64
+    """A whole data set in memory: images [N, C, H, W], uint8, or float32 [N, ...] that are not normalised, and int64
     labels [N] of both splits."""
 
     train_NCHW: Tensor
@@ -51,7 +51,7 @@ class Arrays:
 
 
 class ImageSet(Protocol):
-    """What the first block needs of a data set."""
+    """The images of a data set, as the first block reads them."""
 
     spec: DataSpec
     mean: list[float]
@@ -59,7 +59,7 @@ class ImageSet(Protocol):
 
     def batches(self, wanted: Iterable[tuple[Split, Tensor]]) -> Iterator[Tensor]:
         """uint8 images [B, C, H, W] for every (split, index_B) in ``wanted``, in that order; or float32 [B, ...], which
-        nobody augments or normalises."""
+        are neither augmented nor normalised."""
 
 
 class GivenData(Protocol):
@@ -85,7 +85,7 @@ class MemoryImages:
         return (self._splits[split][sent(index_B, self._splits[split].device)] for split, index_B in wanted)
 
     def on(self, device: torch.device) -> MemoryImages:
-        """The same images in the memory of ``device``, from where their batches come."""
+        """The same images in the memory of ``device``."""
         moved = copy(self)
         moved._splits = {split: images.to(device) for split, images in self._splits.items()}
         return moved
@@ -96,7 +96,7 @@ class MemoryImages:
 
 
 def mean_and_std(data: DataConfig, channels: int, train_NCHW: Tensor | None) -> tuple[list[float], list[float]]:
-    """What images are normalised with: as configured, as known for the set, or as measured on the training images."""
+    """Mean and standard deviation by channel: configured, known for the set, or measured on the training images."""
     known = MEAN_AND_STD.get(data.name)
     if known is None and train_NCHW is not None and (data.mean is None or data.std is None):
         known = _measured(train_NCHW)
@@ -119,7 +119,7 @@ def _measured(train_NCHW: Tensor) -> tuple[list[float], list[float]]:
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on ``device``, behind what is queued there. torch keeps pinned memory until it is copied."""
+    """Copies a CPU tensor to ``device`` in its current stream. torch keeps pinned memory until it is copied."""
     if tensor.device == device:
         return tensor
     return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)

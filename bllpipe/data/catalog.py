@@ -1,4 +1,4 @@
-"""What is known of a data set without loading it: its sizes, where it is downloaded from, which files a folder holds.
+"""Facts about a data set without loading it: its sizes, its download address, and the files of a folder.
 
 A folder holds PATH/train/CLASS/* and PATH/test/CLASS/* (or PATH/val). The two may be links to anywhere; links inside
 them must not leave the data set.
@@ -19,9 +19,9 @@ from bllpipe.config.schema import DataConfig
 from bllpipe.data.left_out import LeftOut, images_of_class, is_hidden
 from bllpipe.errors import DataError
 
-MAX_CLASSES = 100_000  # a last layer of 512 channels has 200 MB then
+MAX_CLASSES = 100_000  # then a last layer of 512 channels has 200 MB
 DEFAULT_PATH = "data"
-SECONDS = 4.0  # a server that says nothing for so long is not there
+SECONDS = 4.0  # timeout of a server
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff")
 Sample = tuple[str, Path]
 
@@ -55,7 +55,7 @@ PUBLISHED = {
 
 
 def check_given(data: DataConfig) -> None:
-    """Raises DataError for data that a script passed as an object, where the script is not."""
+    """Raises DataError for data that a script passed as an object, unless the script runs."""
     if data.name == "given" and data.given is None:
         raise DataError(
             "data.name is given: what a script passed to bllpipe.train as an object, and only that script has it; run "
@@ -124,13 +124,13 @@ def check_obtainable(name: str, path: str) -> None:
     try:
         urlopen(Request(DOWNLOADS[name].url, method="HEAD"), timeout=SECONDS).close()  # noqa: S310  # one of the above
     except HTTPError:
-        return  # it is there; the download itself will say what it minds
+        return  # the server answers; the download reports its own errors
     except OSError as error:
         raise missing(name, path, error) from error
 
 
 def missing(name: str, path: str, error: Exception) -> DataError:
-    """What to type when a set is neither here nor to be had."""
+    """The error for a set that is neither in ``path`` nor can be downloaded."""
     return DataError(
         f"{name} is not in {path} and could not be downloaded ({error}); on a machine with a network type\n"
         f"  bllpipe data fetch {name} --path {path}\n"
@@ -185,6 +185,6 @@ def _check_inside(path: Path, root: Path) -> None:
     """Raises DataError for a link that leaves the data set."""
     if not path.is_symlink():
         return
-    target = Path(os.path.realpath(path))  # which, unlike Path.resolve, knows what to do with links in a circle
+    target = Path(os.path.realpath(path))  # which, unlike Path.resolve, accepts circular links
     if Path(os.path.realpath(root)) not in target.parents:
         raise DataError(f"{path} is a link to {target}, outside of {root}; copy the images instead")

@@ -1,4 +1,4 @@
-"""Image folders, decoded batch by batch; damaged and oversized images are refused by name."""
+"""Image folders, decoded batch by batch; an error names a damaged or oversized image."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class FolderImages:
 
 
 def _follow_rank(number: int) -> None:
-    """In a decoding process: it ends when its rank does, however that one ends, and not before. Signals to the process
-    group, as torchrun sends them, are for the rank alone, which still needs images until it stops."""
+    """In a decoding process: it ends with its rank, even if the rank is killed, and not before. torchrun signals the
+    process group, which this process leaves: the rank still needs images until it stops."""
     os.setpgid(0, 0)
     end_with_parent()
 
@@ -82,7 +82,7 @@ class _Decoder(Dataset[Tensor]):
                 return self._decode(image, path)
         except DataError:
             raise
-        except Exception as error:  # a hostile file can provoke nearly any of them
+        except Exception as error:  # a malicious file can raise nearly any of them
             raise DataError(f"{path} cannot be read as an image: {error!s:.200}; remove or replace it") from error
 
     def _decode(self, image: Image.Image, path: str) -> Tensor:
@@ -101,7 +101,7 @@ class _Decoder(Dataset[Tensor]):
 
 
 def _check_file(path: Path) -> None:
-    """Raises DataError for what would be waited for, or would fill the memory before it turns out to be no image."""
+    """Raises DataError for a pipe, on which a read would wait, and for a file too large to read."""
     if path.exists() and not path.is_file():
         raise DataError(f"{path} cannot be read as an image: it is a folder, a pipe or a device; remove or replace it")
     if path.stat().st_size > MAX_BYTES:

@@ -1,7 +1,8 @@
 """Batches in the order of the run schedule: shuffled by seed and epoch, augmented, prefetched, and on their device.
 
-Images wait on the GPU as bytes or on the CPU, drawn ahead into pinned memory. Augmentation is batched tensor code
-without state, and all of its draws come from one CPU generator, so any device makes the same choices.
+Images are bytes in the memory of the GPU, or of the CPU, from where a thread prefetches batches into pinned memory.
+Augmentation is batched tensor code without state, and all of its draws come from one CPU generator, so every device
+makes the same choices.
 
 Shapes: B images, C channels, H x W.
 """
@@ -28,14 +29,14 @@ from bllpipe.messages import Alpha, Round, Target, messages
 from bllpipe.utils.tensors import stream
 
 CPU = torch.device("cpu")
-LARGEST_SHARE = 4  # the part of a GPU's memory that images take by themselves: one in so many
+LARGEST_SHARE = 4  # with gpu.images=auto images take at most 1 / LARGEST_SHARE of the memory of a GPU
 DEPTH = 2  # batches that are drawn ahead
 Item = TypeVar("Item")
 
 
 class ImageSource:
-    """A receiver whose messages are the batches of images: augmented in training, as they are in the test. They go to
-    ``device`` as bytes, and are augmented there; what a script gives as float32 stays as it is."""
+    """A receiver of image batches, augmented in training. They are copied to ``device`` as bytes and augmented there;
+    float32 images of a script are not changed."""
 
     def __init__(
         self,
@@ -60,14 +61,14 @@ class ImageSource:
         return Alpha(entry, normalise(images_BCHW, self._images.mean, self._images.std))
 
     def _wanted(self, rounds: Iterator[Round]) -> Iterator[tuple[Split, Tensor]]:
-        """Which images each round needs; a loader may ask for several rounds ahead."""
+        """The images of each round; a loader may draw several rounds ahead."""
         for entry, split, index_B in _indices(rounds, self._images.spec.num_train, self._seed):
             self._entries.append(entry)
             yield split, index_B
 
 
 class LabelSource:
-    """A receiver whose messages are targets of labels alone: for a network that learns end to end there is no beta."""
+    """A receiver of targets without beta, for a network that learns end to end."""
 
     def __init__(self, labels: LabelSet, rounds: Iterator[Round], seed: int, device: torch.device) -> None:
         self._batches = label_batches(labels, rounds, seed, device)
@@ -83,7 +84,7 @@ class LabelSource:
 def label_batches(
     labels: LabelSet, rounds: Iterator[Round], seed: int, device: torch.device = CPU
 ) -> Iterator[tuple[Round, Tensor]]:
-    """The labels of exactly the images that ``ImageSource`` gives, int64 [B] a round, on ``device``."""
+    """The labels of the images of ``ImageSource``, int64 [B] for each round, on ``device``."""
     splits = {"train": labels.train_N, "test": labels.test_N}
     for entry, split, index_B in _indices(messages(rounds), len(labels.train_N), seed):
         yield entry, sent(splits[split][index_B], device)
@@ -102,7 +103,7 @@ def _indices(rounds: Iterator[Round], num_train: int, seed: int) -> Iterator[tup
 
 
 def placed(images: ImageSet, config: GpuConfig, device: torch.device) -> ImageSet:
-    """The images where ``gpu.images`` wants them; those of a CPU stay."""
+    """The images in the memory that ``gpu.images`` names, for a block on ``device``."""
     if device.type == "cpu":
         return images
     if stays_on_device(images, config, torch.cuda.mem_get_info(device)[1]):
@@ -112,7 +113,8 @@ def placed(images: ImageSet, config: GpuConfig, device: torch.device) -> ImageSe
 
 
 def stays_on_device(images: ImageSet, config: GpuConfig, memory_bytes: int) -> bool:
-    """Whether all images go to a GPU with so much memory. ConfigError when they shall, but are decoded one by one."""
+    """Whether all images go to a GPU with ``memory_bytes``. ConfigError if gpu.images is device, but the images are
+    decoded one by one."""
     if not isinstance(images, MemoryImages):
         if config.images == "device":
             raise ConfigError(
@@ -177,12 +179,12 @@ def epoch_order(seed: int, epoch: int, num_train: int) -> Tensor:
 
 
 def batch_index(order: Tensor, batch: int, batch_size: int) -> Tensor:
-    """The images of mini-batch ``batch``, int64 [batch_size]. An incomplete last batch is never asked for."""
+    """The images of mini-batch ``batch``, int64 [batch_size]. An incomplete last batch is never used."""
     return order[batch * batch_size : (batch + 1) * batch_size]
 
 
 def augment(images_BCHW: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
-    """Cropped, mirrored and rotated uint8 images of the same shape, as ``config`` asks."""
+    """uint8 images of the same shape, randomly cropped, flipped and rotated as ``config`` says."""
     if config.crop_padding:
         images_BCHW = _crop(images_BCHW, config.crop_padding, generator)
     if config.flip:
@@ -193,7 +195,7 @@ def augment(images_BCHW: Tensor, config: AugmentConfig, generator: torch.Generat
 
 
 def normalise(images_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """float32 images: pixels in 0..1, less ``mean``, divided by ``std``, a value a channel."""
+    """float32 images: pixels in 0..1 minus ``mean``, divided by ``std``, both by channel."""
     mean_C, std_C = torch.tensor(mean), torch.tensor(std)
     scale_C, shift_C = 1 / (255 * std_C), -mean_C / std_C
     scaled = images_BCHW.to(torch.float32).mul_(sent(scale_C, images_BCHW.device).view(-1, 1, 1))
@@ -201,7 +203,7 @@ def normalise(images_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) 
 
 
 def _crop(images_BCHW: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """A window of the original size somewhere in the zero-padded image: one gather for the whole batch."""
+    """A window of the original size at a random place of the zero-padded image: one gather for the whole batch."""
     batch, _, height, width = images_BCHW.shape
     corners = torch.stack([torch.arange(batch), *torch.randint(0, 2 * padding + 1, (2, batch), generator=generator)])
     number_B, top_B, left_B = sent(corners, images_BCHW.device)
@@ -210,13 +212,13 @@ def _crop(images_BCHW: Tensor, padding: int, generator: torch.Generator) -> Tens
 
 
 def _flip(images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-    """Every second image, on average, mirrored left and right."""
+    """Images flipped left to right with probability 0.5."""
     mirrored_B = torch.rand(len(images_BCHW), generator=generator) < 0.5
     return torch.where(sent(mirrored_B, images_BCHW.device).view(-1, 1, 1, 1), images_BCHW.flip(3), images_BCHW)
 
 
 def _rotate(images_BCHW: Tensor, degrees: float, generator: torch.Generator) -> Tensor:
-    """Each image turned by its own angle, bilinear, zeros from outside.
+    """Each image rotated by its own angle, bilinear, padded with zeros.
 
     The grid's coordinates go from -1 to 1 along both sides, so the sines carry the ratio of the sides.
     """

@@ -1,6 +1,6 @@
 """Data sets in a NumPy archive with the arrays train_x, train_y, test_x and test_y.
 
-The file is not trusted: a zip file of a few kilobytes can unfold to gigabytes, so the size of every array is checked
+The file is not trusted: a zip file of a few kilobytes can expand to gigabytes, so the size of every array is checked
 before it is read, and nothing is ever unpickled.
 """
 
@@ -24,16 +24,16 @@ from bllpipe.errors import DataError
 
 NAMES = ("train_x", "train_y", "test_x", "test_y")
 MAGIC = b"\x93NUMPY"  # of a single array
-HEADER_BYTES = 1 << 14  # NumPy's own have some hundreds
-DIRECTORY_BYTES = 1 << 20  # the list of contents of an archive has some hundreds too
+HEADER_BYTES = 1 << 14  # those of NumPy have some hundreds
+DIRECTORY_BYTES = 1 << 20  # the directory of an archive has some hundreds, too
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others unfold without a limit
+PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile decompresses the other formats without a limit
 MEMORY = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True)
 class Archive:
-    """An archive whose labels and sizes are right; its images are read when they are asked for."""
+    """An archive with checked labels and sizes; its images are read on request."""
 
     path: str
     members: Members
@@ -47,7 +47,7 @@ class Archive:
         return _from_floats(array, f"{self.path}: {name}") if array.dtype.kind == "f" else array
 
     def check_floats(self) -> None:
-        """Raises DataError for NaN, Inf and floats beyond 0..1; integers are what they have to be by their type."""
+        """Raises DataError for NaN, Inf and floats beyond 0..1; integers are valid by their dtype."""
         for name in ("train_x", "test_x"):
             if self.members.member(name).dtype.kind == "f":
                 self.images(name)
@@ -95,7 +95,7 @@ def _starts_as_array(path: str) -> bool:
 
 
 def _check_memory(members: Members) -> None:
-    """Raises DataError when the arrays would not fit into what is free now."""
+    """Raises DataError if the arrays are larger than free memory."""
     needed, free = sum(members.member(name).bytes for name in NAMES), free_bytes()
     if free is not None and needed > free:
         raise DataError(
@@ -135,7 +135,7 @@ def _from_floats(array: Any, what: str) -> Any:
 
 @dataclass(frozen=True)
 class Member:
-    """Shape and type of one array, as its header and the archive agree on them."""
+    """Shape and dtype of one array, on which its header and the archive agree."""
 
     name: str
     shape: tuple[int, ...]
@@ -147,13 +147,13 @@ class Member:
 
 
 class Members:
-    """The arrays in the archive at ``path``; DataError says what is wrong with it."""
+    """The arrays in the archive at ``path``; raises DataError for an invalid archive."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        file: _Sparing | None = None
+        file: _BoundedFile | None = None
         try:
-            file = _Sparing(path)
+            file = _BoundedFile(path)
             self._zip = zipfile.ZipFile(file)
         except Exception as error:  # a hostile file can provoke nearly any of them
             if file is not None:
@@ -163,7 +163,7 @@ class Members:
         self.names = [name.removesuffix(".npy") for name in self._zip.namelist() if name.endswith(".npy")]
 
     def member(self, name: str) -> Member:
-        """Reads the header alone. Raises DataError when it does not fit what is stored, or holds Python objects."""
+        """Reads the header alone. Raises DataError if it contradicts the stored size, or for Python objects."""
         try:
             info = self._zip.getinfo(f"{name}.npy")
             if info.compress_type not in PACKED:
@@ -184,7 +184,7 @@ class Members:
         return found
 
     def array(self, name: str) -> Any:
-        """The whole array, if it has the size that ``member`` says."""
+        """The whole array, after the checks of ``member``."""
         self.member(name)
         try:
             with self._zip.open(f"{name}.npy") as stream:
@@ -193,8 +193,8 @@ class Members:
             raise DataError(f"{self.path}: {name} cannot be read: {error!s:.200}") from error
 
 
-class _Sparing(FileIO):
-    """A file of which nobody takes much at once: not even who believes that its list of contents is that long."""
+class _BoundedFile(FileIO):
+    """A file with bounded reads, as zipfile reads a directory of any length that an archive claims."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         left = max(os.fstat(self.fileno()).st_size - self.tell(), 0)
@@ -205,7 +205,7 @@ class _Sparing(FileIO):
 
 
 def free_bytes() -> int | None:
-    """Memory that can still be had; None where the system does not tell."""
+    """Free memory; None if the system does not report it."""
     if not MEMORY.exists():
         return None
     lines = dict(line.split(":", 1) for line in MEMORY.read_text().splitlines() if ":" in line)

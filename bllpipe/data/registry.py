@@ -23,7 +23,7 @@ from bllpipe.utils.tensors import stream
 
 
 def digits() -> Arrays:
-    """1,797 handwritten digits of 8x8 pixels; a fixed fifth of every class is the test set, whatever the seed."""
+    """1,797 handwritten digits of 8x8 pixels; a fifth of every class is the test set, the same for every seed."""
     from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # scikit-learn has no types
 
     raw = load_digits()
@@ -62,8 +62,8 @@ def _open(name: str, path: str, is_train: bool) -> Any:
 
 
 def stored(name: str, path: str) -> DataSpec:
-    """The sizes of a set that lies in the folder ``path``, nothing of which is downloaded; DataError when a file is not
-    there or has another digest than the published one."""
+    """The sizes of a set in the folder ``path``, without a download; DataError if a file is missing or its digest is
+    not the published one."""
     from torchvision import datasets
 
     try:
@@ -133,7 +133,7 @@ def _images(archive: Archive, name: str) -> Tensor:
 
 
 def load_images(data: DataConfig, seed: int) -> ImageSet:
-    """The images of ``data.name``; DataError when they are missing or not what they have to be."""
+    """The images of ``data.name``; DataError if they are missing or invalid."""
     if data.given is not None:
         images: ImageSet = data.given.images(data)
         return images

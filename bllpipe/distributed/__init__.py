@@ -1,1 +1,1 @@
-"""Process groups, streams, and the links that carry messages; nothing here knows a layer."""
+"""Process groups, streams and links for messages."""

@@ -1,15 +1,15 @@
-"""Streams and events of a device, and links between its streams: rings of buffers, into which messages are copied.
+"""Streams and events of a device, and links between its streams: ring buffers into which messages are copied.
 
-    sender's stream      wait free | copy into the slot, in the wire's format | record full
+    sender's stream      wait free | copy into the slot, in the link's dtype | record full
     receiver's stream                              wait full | read | ... | next message: record free
 
-A device does what is queued on one stream in order, and what is queued on several side by side. The host queues all of
-this in one thread and waits for nothing. Slots stay where they are, so a captured step finds its input at the same few
-places again and again, and no memory goes from one stream to another. A CPU has no queues: a call returns when its work
-is done, so its streams have nothing to wait for.
+A device runs the work of one stream in order, and that of several streams concurrently. The host queues all of this in
+one thread and never waits. Slots are at fixed addresses, so a captured step finds its input in the same few buffers
+again and again, and no memory moves between the allocator pools of streams. A CPU has no queues: a call returns when
+its work is done, so its streams have nothing to wait for.
 
-A graph may move the messages of many edges at once (engines/streams_graph.py). Then rings keep track of which slot
-holds what, as ever, but queue nothing.
+A graph may copy the messages of many edges at once (engines/streams_graph.py). Then rings still keep track of the
+contents of their slots, but queue nothing.
 """
 
 from __future__ import annotations
@@ -26,47 +26,47 @@ from bllpipe.distributed.message_format import LIMIT, Layout, copy_into, message
 from bllpipe.messages import Alpha, Message, Round, Stats, Target
 from bllpipe.topology import Edge
 
-PLACEHOLDER = torch.empty(0)  # stands for a tensor that a graph moves
+PLACEHOLDER = torch.empty(0)  # for a tensor that a graph copies
 
 
 class Event(Protocol):
     """A mark in a stream."""
 
     def synchronize(self) -> None:
-        """Waits, on the host, until the device has come to the mark."""
+        """Waits, on the host, until the device has reached the mark."""
 
 
 class Stream(Protocol):
     """One queue of a device."""
 
     def at_work(self) -> AbstractContextManager[Any]:
-        """Whatever this thread asks for inside is queued here."""
+        """Work that this thread starts inside is queued here."""
 
     def record(self) -> Event:
-        """A mark behind everything that is queued here so far."""
+        """A mark after everything that is queued here so far."""
 
     def wait(self, event: Event) -> None:
-        """What is queued here from now on begins behind ``event``; the host does not wait."""
+        """Work that is queued here from now on starts after ``event``; the host does not wait."""
 
 
 class Streams(Protocol):
     """The queues of one device."""
 
     def open(self, name: str) -> Stream:
-        """A new queue; ``name`` is for whoever looks at it."""
+        """A new queue; ``name`` is for debugging."""
 
     def current(self) -> Stream:
-        """The queue that this thread uses now."""
+        """The current queue of this thread."""
 
     def synchronize(self) -> None:
-        """Waits, on the host, until the device has done everything."""
+        """Waits, on the host, until the device has finished all work."""
 
 
 OpenStreams = Callable[[torch.device], Streams]
 
 
 class _Done:
-    """The mark of a CPU, which has done everything already."""
+    """The mark of a CPU, where all work is done already."""
 
     def synchronize(self) -> None:
         """Nothing to wait for."""
@@ -76,7 +76,7 @@ DONE = _Done()
 
 
 class HostStreams:
-    """A CPU: one stream, and that does at once what it is told."""
+    """A CPU: one stream, which runs its work at once."""
 
     def open(self, name: str) -> HostStreams:
         return self
@@ -91,10 +91,10 @@ class HostStreams:
         return DONE
 
     def wait(self, event: Event) -> None:
-        """Everything before has been done."""
+        """All work before is done."""
 
     def synchronize(self) -> None:
-        """So has this."""
+        """All work is done."""
 
 
 class CudaStream:
@@ -107,7 +107,7 @@ class CudaStream:
         return torch.cuda.stream(self._stream)
 
     def record(self) -> Event:
-        mark: Event = self._stream.record_event(torch.cuda.Event(blocking=True))  # whoever waits sleeps
+        mark: Event = self._stream.record_event(torch.cuda.Event(blocking=True))  # a waiting thread sleeps
         return mark
 
     def wait(self, event: Event) -> None:
@@ -116,7 +116,7 @@ class CudaStream:
 
 
 class CudaStreams:
-    """The streams of a GPU. Those that are opened are of high ``priority`` if it is negative."""
+    """The streams of a GPU. New streams have the ``priority``; negative is high."""
 
     def __init__(self, device: torch.device, priority: int = 0) -> None:
         self._device, self._priority = device, priority
@@ -138,8 +138,8 @@ def streams_on(device: torch.device) -> Streams:
 
 @dataclass
 class Slot:
-    """Room for one message. ``full`` is behind its writing, ``free`` behind its last reading; one of them is there,
-    neither in a slot that was never used."""
+    """The buffer of one message. ``full`` is recorded after the write, ``free`` after the last read; a slot that was
+    never used has neither."""
 
     tensors: list[Tensor]
     header: bytes = b""
@@ -147,7 +147,7 @@ class Slot:
     free: Event | None = None
 
     def rebase_events(self, event: Event) -> None:
-        """``event`` is behind whatever this slot had to wait for."""
+        """``event`` comes after all events of this slot, and replaces them."""
         self.full = event if self.full is not None else None
         self.free = event if self.free is not None else None
 
@@ -159,55 +159,55 @@ class Ring:
         self, layout: Layout, num_slots: int, streams: Streams, device: torch.device, channels_last: bool = False
     ) -> None:
         self.layout, self.streams, self.device = layout, streams, device
-        self._slots = [Slot(_room(layout, device, channels_last)) for _ in range(num_slots)]
+        self._slots = [Slot(_buffers(layout, device, channels_last)) for _ in range(num_slots)]
         self._filled = self._taken = 0
-        self._held: Slot | None = None
-        self.behind_graph: Event | None = None  # behind a graph that moves the messages, while there is one
+        self._reading: Slot | None = None
+        self.graph_event: Event | None = None  # after a graph that copies the messages, while there is one
 
     def fill(self, message: Message) -> None:
-        """Queues the copy of ``message`` into the next slot, behind the last reading of what was there."""
+        """Queues the copy of ``message`` into the next slot, after the last read of its previous message."""
         slot = self._slots[self._filled % len(self._slots)]
-        assert slot.full is None, f"{self.layout}: the schedule sends into a slot that is still to be read"
-        slot.full, slot.free = self.behind_graph or self._put(message, slot), None
+        assert slot.full is None, f"{self.layout}: the schedule sends into a slot that was not read yet"
+        slot.full, slot.free = self.graph_event or self._copy(message, slot), None
         slot.header = self.layout.expected_header(message.round)
         self._filled += 1
 
-    def _put(self, message: Message, slot: Slot) -> Event:
-        """A mark behind the copy."""
+    def _copy(self, message: Message, slot: Slot) -> Event:
+        """Queues the copy, and returns a mark after it."""
         self.layout.check_shapes(message)
         stream = self.streams.current()
         if slot.free is not None:
             stream.wait(slot.free)
-        for room, part in zip(slot.tensors, parts_of(message), strict=False):  # some need not all of the room
-            copy_into(part, room[: len(part)])
+        for buffer, part in zip(slot.tensors, parts_of(message), strict=False):  # smaller messages fill a part of it
+            copy_into(part, buffer[: len(part)])
         return stream.record()
 
     def take(self, entry: Round) -> Message:
-        """The message of ``entry``, to be read on the current stream; gives the one before it back."""
-        self.give_back()
+        """The message of ``entry``, to be read on the current stream; releases the one before it."""
+        self.release()
         slot = self._slots[self._taken % len(self._slots)]
         assert slot.full is not None, f"{self.layout}: the schedule asks for {entry} before it is sent"
         self.layout.compare(slot.header, self.layout.expected_header(entry))
-        self._held, self._taken = slot, self._taken + 1
-        if self.behind_graph is not None:
-            return _moved(entry, self.layout)
+        self._reading, self._taken = slot, self._taken + 1
+        if self.graph_event is not None:
+            return _placeholder(entry, self.layout)
         self.streams.current().wait(slot.full)
         views = zip(slot.tensors, self.layout.shapes(entry.size, entry.phase), strict=False)
-        return message_of(entry, [room[: shape[0]] for room, (_, shape) in views], self.layout, self.device)
+        return message_of(entry, [buffer[: shape[0]] for buffer, (_, shape) in views], self.layout, self.device)
 
-    def give_back(self) -> None:
-        """Everything queued so far on the current stream may still read the message that was taken; nothing later."""
-        if self._held is not None:
-            self._held.full, self._held.free = None, self.behind_graph or self.streams.current().record()
-            self._held = None
+    def release(self) -> None:
+        """Frees the slot of the last message after the work that is queued on the current stream so far."""
+        if self._reading is not None:
+            self._reading.full, self._reading.free = None, self.graph_event or self.streams.current().record()
+            self._reading = None
 
     @property
     def position(self) -> tuple[int, int]:
-        """Which slot is filled next, and which one is taken."""
+        """The next slot to fill, and the next one to read."""
         return self._filled % len(self._slots), self._taken % len(self._slots)
 
     def rebase_events(self, event: Event) -> None:
-        """``event`` is behind whatever was queued for this edge."""
+        """``event`` comes after all work that was queued for this edge."""
         for slot in self._slots:
             slot.rebase_events(event)
 
@@ -234,8 +234,8 @@ class RingReceiver:
 
 
 class RingWires:
-    """A ring an edge, as deep as the wavefront needs: one slot is read while the next one is filled, and statistics
-    wait for as many steps as the feedback lags behind. Activations lie as ``channels_last`` says."""
+    """One ring an edge, as deep as the wavefront needs: one slot is read while the next one is filled, and statistics
+    wait for the ``lag`` of the feedback. ``channels_last`` is the memory format of activations."""
 
     def __init__(self, streams: Streams, device: torch.device, lag: int, channels_last: bool = False) -> None:
         self._rings: dict[Edge, Ring] = {}
@@ -251,24 +251,24 @@ class RingWires:
 
     @property
     def positions(self) -> tuple[tuple[int, int], ...]:
-        """Which slots are next, on every edge: a graph that moves messages is right for one such state."""
+        """The next slots of every edge: a graph that copies messages is valid for one such state."""
         return tuple(ring.position for ring in self._rings.values())
 
     def rebase_events(self, event: Event) -> None:
-        """``event`` is behind whatever was queued for any edge, and is waited for in place of all others."""
+        """``event`` comes after all work that was queued for any edge, and replaces the events of all slots."""
         for ring in self._rings.values():
             ring.rebase_events(event)
 
     @contextmanager
-    def moved_by_graph(self, behind: Event) -> Iterator[None]:
-        """What is sent and received inside has been moved already, in front of ``behind``: only books are kept."""
+    def moved_by_graph(self, event: Event) -> Iterator[None]:
+        """A graph before ``event`` has copied the messages that are sent and received inside: only slots change."""
         for ring in self._rings.values():
-            ring.behind_graph = behind
+            ring.graph_event = event
         try:
             yield
         finally:
             for ring in self._rings.values():
-                ring.behind_graph = None
+                ring.graph_event = None
 
     def _ring(self, layout: Layout) -> Ring:
         if layout.edge not in self._rings:
@@ -277,16 +277,16 @@ class RingWires:
         return self._rings[layout.edge]
 
 
-def _room(layout: Layout, device: torch.device, channels_last: bool) -> list[Tensor]:
-    """Room for the largest message."""
+def _buffers(layout: Layout, device: torch.device, channels_last: bool) -> list[Tensor]:
+    """Buffers for the largest message."""
     shapes = layout.shapes(layout.max_batch, LIMIT)
-    rooms = [torch.empty(shape, dtype=dtype, device=device) for dtype, shape in shapes]
+    buffers = [torch.empty(shape, dtype=dtype, device=device) for dtype, shape in shapes]
     last = torch.channels_last
-    return [room.to(memory_format=last) if channels_last and room.dim() == 4 else room for room in rooms]
+    return [each.to(memory_format=last) if channels_last and each.dim() == 4 else each for each in buffers]
 
 
-def _moved(entry: Round, layout: Layout) -> Message:
-    """A message that a graph has read, and nobody else will."""
+def _placeholder(entry: Round, layout: Layout) -> Message:
+    """A message whose tensors only a graph reads."""
     match layout.edge.kind:
         case "alpha":
             return Alpha(entry, PLACEHOLDER)

@@ -1,14 +1,14 @@
 """Links between processes over gloo, and the buffers of their messages.
 
-A gloo send completes only when its receive is posted, a message that does not fit kills the receiving process, and
-waiting blocks signals. So every outgoing edge has a thread that sends, and every incoming one a thread that receives
-ahead of the loop. The loop's own thread only fills and empties buffers, which are used again and again.
+A gloo send completes only when its receive is posted, a message that is larger than its receive kills the receiving
+process, and waiting blocks signals. So every outgoing edge has a sender thread, and every incoming one a receiver
+thread that receives ahead of the loop. The thread of the loop only fills and empties buffers, which are reused.
 
 A message is one send, from header to trailer, as each send costs some wake-ups of threads at both ends. Both ends have
 agreed on its format before (distributed/process_links.py).
 
-What lies on a GPU goes through pinned buffers. The loop's thread only queues the copies; the threads beside it wait for
-them: the one that sends until its buffer is written, the one that receives until its buffer has been read.
+Tensors on a GPU go through pinned buffers. The thread of the loop only queues the copies; the sender thread waits until
+its buffer is written, the receiver thread until its buffer has been read.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from torch import Tensor
 from bllpipe.distributed.cuda_streams import DONE, Event, OpenStreams, streams_on
 from bllpipe.distributed.local_links import Channel
 from bllpipe.distributed.message_format import (
-    CLOSING_BYTES,
     HEADER_BYTES,
     LIMIT,
+    TRAILER_BYTES,
     Layout,
     copy_into,
     message_of,
@@ -39,7 +39,7 @@ CPU = torch.device("cpu")
 
 
 class GlooSender:
-    """Sends without waiting while fewer than ``in_flight`` messages are under way."""
+    """Sends without waiting while fewer than ``in_flight`` messages are in flight."""
 
     def __init__(
         self,
@@ -61,22 +61,22 @@ class GlooSender:
 
     def send(self, message: Message) -> None:
         try:
-            packet = self._free.get(self._timeout)
+            buffer = self._free.get(self._timeout)
         except TimeoutError:
             raise WireError(
-                f"{self._layout}: {self._layout.roles[1]} took nothing for {self._timeout:g} s; "
+                f"{self._layout}: {self._layout.roles[1]} received nothing for {self._timeout:g} s; "
                 f"{self._layout.roles[0]} was at {message.round}"
             ) from None
-        packet.write(message)
-        self._full.put((packet, message.round, self._streams.current().record()))
+        buffer.write(message)
+        self._full.put((buffer, message.round, self._streams.current().record()))
 
     @property
     def queued(self) -> int:
-        """Messages that have not left yet."""
+        """Messages that are not sent yet."""
         return self._in_flight - len(self._free)
 
     def finish(self) -> None:
-        """Waits until everything that was sent has left."""
+        """Waits until all messages are sent."""
         self._full.put(None)
         self._thread.join(self._timeout)
 
@@ -84,24 +84,21 @@ class GlooSender:
         when = "the start"
         try:
             while (item := self._full.get()) is not None:
-                packet, entry, written = item
+                buffer, entry, written = item
                 when = str(entry)
                 written.synchronize()
-                self._send(packet.whole(entry))
-                self._free.put(packet)
+                work = dist.isend(buffer.message_view(entry), self._layout.edge.dst, group=self._group)
+                assert work is not None, "this rank is an end of the edge"
+                work.wait()
+                self._free.put(buffer)
         except RuntimeError:
-            gone = _gone(self._layout, self._layout.roles[1], when)
-            self._free.close(gone)
-            self._full.close(gone)
-
-    def _send(self, whole: Tensor) -> None:
-        work = dist.isend(whole, self._layout.edge.dst, group=self._group)
-        assert work is not None, "this rank is an end of the edge"
-        work.wait()
+            error = _disconnected(self._layout, self._layout.roles[1], when)
+            self._free.close(error)
+            self._full.close(error)
 
 
 class GlooReceiver:
-    """Receives ahead of the loop into a ring of packets, in the order of the itinerary."""
+    """Receives ahead of the loop into a ring of buffers, in the order of the run schedule."""
 
     def __init__(
         self,
@@ -118,53 +115,50 @@ class GlooReceiver:
         self._ready: Channel[tuple[Round, MessageBuffer]] = Channel(layout.ring)
         for _ in range(layout.ring):
             self._free.put((MessageBuffer(layout, pinned=device.type == "cuda"), DONE))
-        self._held: MessageBuffer | None = None
+        self._reading: MessageBuffer | None = None
         threading.Thread(target=self._receive_all, name=f"recv {layout.edge}", daemon=True).start()
 
     def recv(self) -> Message:
-        if self._held is not None:
-            self._free.put((self._held, self._streams.current().record()))
-            self._held = None
+        if self._reading is not None:
+            self._free.put((self._reading, self._streams.current().record()))
+            self._reading = None
         try:
-            entry, self._held = self._ready.get(self._timeout)
+            entry, self._reading = self._ready.get(self._timeout)
         except TimeoutError:
             raise WireError(
                 f"{self._layout}: {self._layout.roles[1]} waited {self._timeout:g} s for a message from "
-                f"{self._layout.roles[0]}; nothing came"
+                f"{self._layout.roles[0]}; none arrived"
             ) from None
-        return self._held.read(entry, self._device)
+        return self._reading.read(entry, self._device)
 
     @property
     def queued(self) -> int:
-        """Messages that have come and nobody has taken yet."""
+        """Messages that were received and not read yet."""
         return len(self._ready)
 
     def _receive_all(self) -> None:
         when = "the start"
         try:
             for entry in self._rounds:
-                when, (packet, read) = str(entry), self._free.get()
+                when, (buffer, read) = str(entry), self._free.get()
                 read.synchronize()
-                self._receive(packet.room)
-                packet.check(entry)
-                self._ready.put((entry, packet))
+                work = dist.irecv(buffer.all_bytes, self._layout.edge.src, group=self._group)
+                assert work is not None, "this rank is an end of the edge"
+                work.wait()
+                buffer.check(entry)
+                self._ready.put((entry, buffer))
         except WireError as error:
             self._ready.close(error)
         except RuntimeError:
-            self._ready.close(_gone(self._layout, self._layout.roles[0], when))
-
-    def _receive(self, room: Tensor) -> None:
-        work = dist.irecv(room, self._layout.edge.src, group=self._group)
-        assert work is not None, "this rank is an end of the edge"
-        work.wait()
+            self._ready.close(_disconnected(self._layout, self._layout.roles[0], when))
 
 
-def _gone(layout: Layout, peer: str, when: str) -> WireError:
+def _disconnected(layout: Layout, peer: str, when: str) -> WireError:
     return WireError(f"{layout}: {peer} is gone at {when}: the connection was closed")
 
 
 class _Views(NamedTuple):
-    """Where things lie in a message of a certain phase about a certain number of images."""
+    """Views of a buffer for messages of one phase and one number of images."""
 
     whole: Tensor
     parts: list[Tensor]
@@ -172,7 +166,7 @@ class _Views(NamedTuple):
 
 
 class MessageBuffer:
-    """Room for the largest message of an edge. A message's views into it are made once for every phase and size."""
+    """A buffer for the largest message of an edge. Views of messages into it are made once for every phase and size."""
 
     def __init__(self, layout: Layout, pinned: bool = False) -> None:
         self._layout = layout
@@ -182,36 +176,36 @@ class MessageBuffer:
         self._views: dict[tuple[int, str], _Views] = {}
 
     @property
-    def room(self) -> Tensor:
-        """All of it, uint8: a message of another size than expected must not be too long to be received."""
+    def all_bytes(self) -> Tensor:
+        """The whole buffer, uint8: a message of an unexpected size must not be larger than its receive."""
         return self._buffer
 
-    def whole(self, entry: Round) -> Tensor:
+    def message_view(self, entry: Round) -> Tensor:
         """The bytes of the message of this round, uint8."""
-        return self._viewed(entry).whole
+        return self._views_of(entry).whole
 
     def write(self, message: Message) -> Tensor:
-        """Puts the message in, converted to the wire's formats; its bytes. Raises WireError for other shapes."""
+        """Writes the message, converted to the dtypes of the layout; returns its bytes. WireError for other shapes."""
         self._layout.check_shapes(message)
-        views, header = self._viewed(message.round), self._layout.expected_header(message.round)
+        views, header = self._views_of(message.round), self._layout.expected_header(message.round)
         self._header[:] = header
         for part, view in zip(parts_of(message), views.parts, strict=True):
             copy_into(part, view)
-        views.trailer[:] = header[:CLOSING_BYTES]
+        views.trailer[:] = header[:TRAILER_BYTES]
         return views.whole
 
     def check(self, entry: Round) -> None:
-        """Raises WireError unless what lies here is the message of this round, and all of it."""
-        self._layout.check(bytes(self._header), bytes(self._viewed(entry).trailer), entry)
+        """Raises WireError unless the buffer holds the whole message of this round."""
+        self._layout.check(bytes(self._header), bytes(self._views_of(entry).trailer), entry)
 
     def read(self, entry: Round, device: torch.device) -> Message:
-        """The message of this round on ``device``; on a CPU its tensors are views, if their format needs no change."""
-        return message_of(entry, self._viewed(entry).parts, self._layout, device)
+        """The message of this round on ``device``; on a CPU its tensors are views, if their dtype does not change."""
+        return message_of(entry, self._views_of(entry).parts, self._layout, device)
 
-    def _viewed(self, entry: Round) -> _Views:
+    def _views_of(self, entry: Round) -> _Views:
         form = entry.size, entry.phase
         if form not in self._views:
             end = self._layout.message_bytes(*form)
             parts = self._layout.views(self._buffer[HEADER_BYTES:], *form)
-            self._views[form] = _Views(self._buffer[:end], parts, self._bytes[end - CLOSING_BYTES : end])
+            self._views[form] = _Views(self._buffer[:end], parts, self._bytes[end - TRAILER_BYTES : end])
         return self._views[form]

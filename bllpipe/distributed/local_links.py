@@ -1,5 +1,5 @@
-"""Links inside one process, for threads and for blocks that take turns: the same ports, the same bits. Between threads
-they are bounded FIFOs, which are closed with the error that ended the other side.
+"""Links inside one process, for threads and for blocks that run in turn: the same ports, the same bits. Between threads
+they are bounded FIFOs, which are closed with the error of the other side.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from bllpipe.messages import Message, Round
 from bllpipe.topology import Edge
 
 SLICE_SECONDS = 1.0  # of a longer wait
-Parcel = tuple[bytes, list[Tensor]]
+Packet = tuple[bytes, list[Tensor]]
 Item = TypeVar("Item")
 
 
 class LocalSender:
-    """Puts a copy of each message into the channel, in the wire's format, as a link between processes would."""
+    """Puts a copy of each message into the channel, in the dtypes of the layout, as a link between processes does."""
 
-    def __init__(self, layout: Layout, channel: Channel[Parcel], device: torch.device, timeout: float) -> None:
+    def __init__(self, layout: Layout, channel: Channel[Packet], device: torch.device, timeout: float) -> None:
         self._layout, self._channel, self._device, self._timeout = layout, channel, device, timeout
 
     def send(self, message: Message) -> None:
@@ -38,10 +38,10 @@ class LocalSender:
 
 
 class LocalReceiver:
-    """Takes messages out of the channel and checks each against the round that must come next."""
+    """Takes messages out of the channel and checks each against the next round."""
 
     def __init__(
-        self, layout: Layout, channel: Channel[Parcel], rounds: Iterator[Round], device: torch.device, timeout: float
+        self, layout: Layout, channel: Channel[Packet], rounds: Iterator[Round], device: torch.device, timeout: float
     ) -> None:
         self._layout, self._channel, self._rounds = layout, channel, rounds
         self._device, self._timeout = device, timeout
@@ -52,14 +52,14 @@ class LocalReceiver:
             header, tensors = self._channel.get(self._timeout)
         except TimeoutError:
             raise WireError(
-                f"{self._layout}: {self._layout.roles[1]} waited {self._timeout:g} s for {entry}; nothing came"
+                f"{self._layout}: {self._layout.roles[1]} waited {self._timeout:g} s for {entry}; no message arrived"
             ) from None
         self._layout.compare(header, self._layout.expected_header(entry))
         return message_of(entry, tensors, self._layout, self._device)
 
     @property
     def queued(self) -> int:
-        """Messages that were put and nobody has taken yet."""
+        """Messages that were sent and not read yet."""
         return len(self._channel)
 
 
@@ -67,7 +67,7 @@ class LocalWires:
     """One channel an edge, as deep as the edge's ring."""
 
     def __init__(self, device: torch.device, timeout: float) -> None:
-        self._channels: dict[Edge, Channel[Parcel]] = {}
+        self._channels: dict[Edge, Channel[Packet]] = {}
         self._device, self._timeout = device, timeout
 
     def sender(self, layout: Layout) -> LocalSender:
@@ -79,26 +79,26 @@ class LocalWires:
         return LocalReceiver(layout, self._channel(layout), rounds, self._device, self._timeout)
 
     def close(self, error: BaseException) -> None:
-        """Ends every wait on every edge with ``error``."""
+        """Raises ``error`` in every wait on every edge."""
         for channel in self._channels.values():
             channel.close(error)
 
-    def _channel(self, layout: Layout) -> Channel[Parcel]:
+    def _channel(self, layout: Layout) -> Channel[Packet]:
         return self._channels.setdefault(layout.edge, Channel(layout.ring))
 
 
 class _Closed:
-    """Lies behind everything that was put before."""
+    """The last item of a closed channel."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
 
 
 class Channel(Generic[Item]):
-    """At most ``capacity`` items wait in it. Waiting is on a lock, so signal handlers still run.
+    """A FIFO of at most ``capacity`` items. Waiting is on a lock, so signal handlers still run.
 
-    It is two queues, of items and of free places: those of the standard library are written in C, and every message
-    passes several channels.
+    It is two queues, of items and of free places: the queues of the standard library are written in C, and every
+    message passes several channels.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -112,21 +112,21 @@ class Channel(Generic[Item]):
         """Waits for a free place. Raises TimeoutError, or the error that closed the channel."""
         if self._error is not None:
             raise self._error
-        _next(self._places, timeout)
+        _get(self._places, timeout)
         self._items.put(item)
 
     def get(self, timeout: float | None = None) -> Item:
-        """Waits for an item. What was put before the channel was closed still comes."""
-        item: Item = _next(self._items, timeout)
+        """Waits for an item. Items that were put before the channel was closed are still returned."""
+        item: Item = _get(self._items, timeout)
         self._places.put(None)
         return item
 
     def __len__(self) -> int:
-        """How many items wait in it."""
+        """The number of items."""
         return self._items.qsize()
 
     def close(self, error: BaseException) -> None:
-        """Wakes everybody; from now on whoever would wait gets ``error``. The first error stays."""
+        """Wakes all waiting threads; from now on every wait raises ``error``. Only the first error counts."""
         if self._error is None:
             self._error = error
             self._items.put(_Closed(error))
@@ -145,9 +145,9 @@ def _get_within(queue: SimpleQueue[Any], timeout: float) -> Any:
                 raise TimeoutError from None
 
 
-def _next(queue: SimpleQueue[Any], timeout: float | None) -> Any:
-    found = queue.get() if timeout is None else _get_within(queue, timeout)
-    if isinstance(found, _Closed):
-        queue.put(found)  # for whoever comes next
-        raise found.error
-    return found
+def _get(queue: SimpleQueue[Any], timeout: float | None) -> Any:
+    item = queue.get() if timeout is None else _get_within(queue, timeout)
+    if isinstance(item, _Closed):
+        queue.put(item)  # for the next wait
+        raise item.error
+    return item

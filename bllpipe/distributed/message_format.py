@@ -1,13 +1,13 @@
-"""What travels on an edge: messages, each a header, a payload and a closing in one.
+"""The format of the messages of an edge: header, payload and trailer in one buffer.
 
     header   256 bytes: magic, edge, round, and dtype and shape of every tensor
     payload  the tensors, each at a multiple of 64 bytes
-    closing  the first 64 bytes of the header again: a message that was cut short does not end so
+    trailer  the first 64 bytes of the header again: a truncated message does not end with them
 
-Both ends know the itinerary, so the receiver knows the next header to the byte, and where the closing must stand;
-anything else is an error. Some tensors travel in the messages of one phase alone. A message that is longer than its
-receive would kill the receiver. So before the first one travels the two ends compare over the store what the largest
-one is; receives are as long as that, whatever is expected; and senders check the shapes of what they send.
+Both ends know the run schedule, so the receiver knows every byte of the next header, and the position of the trailer;
+anything else is an error. Some tensors are sent in one phase only. A message that is larger than its receive would kill
+the receiver. So before the first message both ends compare over the store the layout of the largest one; receives are
+as large as that; and senders check the shapes of their tensors.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ VERSION = 3  # of this format
 NAME = b"BLLPIPE"
 MAGIC = NAME + bytes([VERSION])
 HEADER_BYTES = 256
-CLOSING_BYTES = 64  # magic, edge and round
+TRAILER_BYTES = 64  # magic, edge and round
 ALIGNMENT = 64
 KINDS = ("alpha", "target", "stats")
-LIMIT = "at most"  # in place of a phase: no message, but the largest one
+LIMIT = "at most"  # in place of a phase: the largest message of any phase
 PHASES = ("train", "evaluate", LIMIT)
 DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.float16)
 MAX_DIMS = 5
@@ -43,8 +43,8 @@ Place = tuple[str, int, int, int]  # phase, step, batch and size of a round
 
 @dataclass(frozen=True)
 class Field:
-    """One tensor of a message; ``batched`` ones have the number of images in front of ``shape``. Only messages of the
-    phase ``only`` have it, if there is one; such fields come last."""
+    """One tensor of a message; if ``batched``, the number of images comes before ``shape``. With ``only`` it is sent in
+    messages of this phase only; such fields come last."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -57,8 +57,8 @@ class Field:
 
 @dataclass(frozen=True)
 class Layout:
-    """The messages of one edge: who talks to whom, in what shapes, for at most ``max_batch`` images; up to ``ring``
-    of them wait at the receiver, who gets floats as ``received``."""
+    """The messages of one edge: roles of both ends, tensors, at most ``max_batch`` images. The receiver has ``ring``
+    buffers, and converts floats to ``received``."""
 
     edge: Edge
     roles: tuple[str, str]
@@ -79,25 +79,25 @@ class Layout:
         return [(field.dtype, field.full_shape(size)) for field in self.fields_in(phase)]
 
     def largest(self) -> bytes:
-        """The header of the largest message, of no round: what both ends of the edge must agree on."""
+        """The header of the largest message, of no round; both ends of the edge must agree on it."""
         return _header(self.edge, (LIMIT, 0, 0, self.max_batch), self.shapes(self.max_batch, LIMIT))
 
     def expected_header(self, entry: Round) -> bytes:
         """The header that the message of this round must have."""
-        return _header(self.edge, _place(entry), self.shapes(entry.size, entry.phase))
+        return _header(self.edge, _round_numbers(entry), self.shapes(entry.size, entry.phase))
 
     def header(self, entry: Round, tensors: list[Tensor]) -> bytes:
         """The header that describes ``tensors`` as they are."""
-        return _header(self.edge, _place(entry), [(tensor.dtype, tuple(tensor.shape)) for tensor in tensors])
+        return _header(self.edge, _round_numbers(entry), [(tensor.dtype, tuple(tensor.shape)) for tensor in tensors])
 
     def check(self, header: bytes, trailer: bytes, entry: Round) -> None:
-        """Raises WireError, naming both sides and the edge, unless these are of the message of this round, whole."""
+        """Raises WireError, naming both sides and the edge, unless these belong to the whole message of this round."""
         expected = self.expected_header(entry)
         self.compare(header, expected)
-        if trailer != expected[:CLOSING_BYTES]:
+        if trailer != expected[:TRAILER_BYTES]:
             raise WireError(
-                f"{self}: {self.roles[1]} got a message for {entry} that is not whole: {self.roles[0]} has sent less "
-                f"than its {self.message_bytes(entry.size, entry.phase)} bytes"
+                f"{self}: {self.roles[1]} got a truncated message for {entry}: expected "
+                f"{self.message_bytes(entry.size, entry.phase)} bytes from {self.roles[0]}, got fewer"
             )
 
     def compare(self, sent: bytes, expected: bytes) -> None:
@@ -114,15 +114,15 @@ class Layout:
             if tuple(part.shape) != shape:
                 raise WireError(
                     f"{self}: at {entry} {self.roles[0]} has {list(part.shape)} to send, but {self.roles[1]} expects "
-                    f"{list(shape)}; a block must give the same shape in every step"
+                    f"{list(shape)}; use modules whose output has the same shape in every step"
                 )
 
     def payload_bytes(self, size: int, phase: str) -> int:
         return sum(_aligned(_num_bytes(dtype, shape)) for dtype, shape in self.shapes(size, phase))
 
     def message_bytes(self, size: int, phase: str) -> int:
-        """Header, payload and closing."""
-        return HEADER_BYTES + self.payload_bytes(size, phase) + CLOSING_BYTES
+        """Header, payload and trailer."""
+        return HEADER_BYTES + self.payload_bytes(size, phase) + TRAILER_BYTES
 
     def views(self, payload: Tensor, size: int, phase: str) -> list[Tensor]:
         """The tensors of a message of ``phase`` about ``size`` images as views into its uint8 ``payload``."""
@@ -135,8 +135,8 @@ class Layout:
 
 
 def alpha_fields(shape: tuple[int, ...], dtype: torch.dtype, voted_classes: int = 0) -> tuple[Field, ...]:
-    """Activations of ``shape`` (without the batch) in the wire's ``dtype``; in tests, if there are ``voted_classes``,
-    the sums of their probabilities too, which are float32 whatever the activations are."""
+    """Activations of ``shape`` (without the batch) in ``dtype``; with ``voted_classes``, tests also send the sums of
+    their probabilities, always float32."""
     alpha = Field(dtype, shape)
     return (alpha, Field(torch.float32, (voted_classes,), only="evaluate")) if voted_classes else (alpha,)
 
@@ -163,23 +163,23 @@ def parts_of(message: Message) -> list[Tensor]:
             return [message.sums_KC, message.counts_K]
 
 
-def copy_into(part: Tensor, room: Tensor) -> None:
-    """Queues the copy of a message's tensor into ``room``, in its format. Between a GPU and pinned memory only what has
-    the same format on both sides is copied without the host, so the GPU converts first."""
-    leaves_gpu = part.is_cuda and not room.is_cuda
-    room.copy_(part.detach().to(room.dtype) if leaves_gpu else part.detach(), non_blocking=True)
+def copy_into(part: Tensor, buffer: Tensor) -> None:
+    """Queues the copy of a message's tensor into ``buffer``, in its dtype. Copies between a GPU and pinned memory are
+    asynchronous only if both sides have the same dtype, so the GPU converts first."""
+    leaves_gpu = part.is_cuda and not buffer.is_cuda
+    buffer.copy_(part.detach().to(buffer.dtype) if leaves_gpu else part.detach(), non_blocking=True)
 
 
 def tensors_of(message: Message, layout: Layout, device: torch.device) -> list[Tensor]:
-    """The message's tensors as they go on the wire: detached, contiguous, in the layout's dtypes, on ``device``."""
+    """The message's tensors as they are sent: detached, contiguous, in the layout's dtypes, on ``device``."""
     pairs = zip(parts_of(message), layout.fields_in(message.round.phase), strict=True)
     return [part.detach().to(device, field.dtype).contiguous() for part, field in pairs]
 
 
 def message_of(entry: Round, tensors: list[Tensor], layout: Layout, device: torch.device) -> Message:
-    """The message as its receiver sees it: on ``device``, floats in the format that the layout says."""
-    there = [part.to(device, non_blocking=True) for part in tensors]
-    parts = [part.to(layout.received if part.is_floating_point() else part.dtype) for part in there]
+    """The message for its receiver: on ``device``, floats in the dtype ``layout.received``."""
+    moved = [part.to(device, non_blocking=True) for part in tensors]
+    parts = [part.to(layout.received if part.is_floating_point() else part.dtype) for part in moved]
     match layout.edge.kind:
         case "alpha":
             return Alpha(entry, *parts)
@@ -189,7 +189,7 @@ def message_of(entry: Round, tensors: list[Tensor], layout: Layout, device: torc
             return Stats(entry, *parts)
 
 
-def _place(entry: Round) -> Place:
+def _round_numbers(entry: Round) -> Place:
     return entry.phase, entry.step, entry.batch, entry.size
 
 
@@ -209,12 +209,12 @@ def _shape_numbers(shapes: tuple[tuple[torch.dtype, tuple[int, ...]], ...]) -> t
 
 
 def _describe(header: bytes) -> str:
-    """A header in words, as far as it is one of ours."""
+    """A header in words, if it is a bllpipe header."""
     header = header[:HEADER_BYTES].ljust(HEADER_BYTES, b"\0")
     if header[: len(NAME)] != NAME:
         return f"bytes that are no bllpipe header ({header[:12].hex(' ')} ...)"
     if header[: len(MAGIC)] != MAGIC:
-        return f"a header of version {header[len(NAME)]}, which is not {VERSION}"
+        return f"a header of version {header[len(NAME)]}, not {VERSION}"
     kind, src, dst, phase, step, batch, size, count, *rest = _NUMBERS.unpack_from(header, len(MAGIC))
     tensors = [_describe_tensor(rest[i * 7 : i * 7 + 7]) for i in range(min(max(count, 0), 3))]
     when = f"{_name(PHASES, phase)} step {step} batch {batch} of" if phase != PHASES.index(LIMIT) else LIMIT

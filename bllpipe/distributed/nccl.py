@@ -1,16 +1,16 @@
 """Links between distinct GPUs over NCCL.
 
-NCCL runs on the GPU's own time: nothing here waits on the host but the bound on sends under way. It carries no
-header, since reading one would mean to wait for it; the itinerary alone says what comes. Messages lie in rings of
-buffers, in the wire's format: a captured step may write its activations anew while the last ones are still under way.
+NCCL is asynchronous: nothing here waits on the host except for the limit of sends in flight. Messages have no header,
+since reading one would synchronize; the run schedule alone determines the next message. Messages are copied into ring
+buffers, in the dtypes of the layout: a captured step may overwrite its activations while the last ones are being sent.
 
-    computing            forward | copy into a free buffer | record written | loss, backward, update ...
-    edge's own stream                           wait written | send | record gone
+    compute stream       forward | copy into a free buffer | record written | loss, backward, update ...
+    stream of the edge                          wait written | send | record sent
 
-Receives are posted ahead into a short ring, because a posted receive occupies the GPU. A run that is stopped ends in
-front of messages for which receives are posted already, and such a receive would never end, nor would the group be
-closed while it lasts. So behind its last round every sender fills what is left of the ring with blank messages: those
-of the rounds that would have come next, which the receiver drops.
+Receives are posted ahead into a short ring, because a posted receive occupies the GPU. A run that is stopped ends
+before messages for which receives are posted already; such a receive would never complete, and the group cannot be
+closed before it does. So after its last round every sender fills the rest of the ring with blank messages: those of
+the next rounds, which the receiver drops.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from bllpipe.distributed.cuda_streams import DONE, CudaStreams, Event, HostStrea
 from bllpipe.distributed.message_format import LIMIT, Layout, copy_into, message_of, parts_of
 from bllpipe.messages import Message, Round
 
-FIRST = -1  # priority of the edges' streams: messages go before computations that are queued already
+HIGH_PRIORITY = -1  # of the edges' streams: messages go before queued computations
 
 
 class NcclSender:
-    """Queues each send behind the computation that made the tensor; at most ``in_flight`` are under way."""
+    """Queues each send after the computation of its tensor; at most ``in_flight`` are in flight."""
 
     def __init__(self, layout: Layout, group: Any, in_flight: int, device: torch.device) -> None:
         self._layout, self._group, self._streams = layout, group, _streams_on(device)
@@ -44,25 +44,25 @@ class NcclSender:
         self._layout.check_shapes(message)
         buffer = self._next_buffer()
         form = message.round.size, message.round.phase
-        for part, room in zip(parts_of(message), self._layout.views(buffer, *form), strict=True):
-            copy_into(part, room)
+        for part, view in zip(parts_of(message), self._layout.views(buffer, *form), strict=True):
+            copy_into(part, view)
         self._stream.wait(self._streams.current().record())
         self._free.append((buffer, self._send(buffer[: self._layout.payload_bytes(*form)])))
         self._num_sent += 1
 
     def end(self, rounds: Iterator[Round]) -> None:
-        """Nothing more is sent: fills what is left of the ring. ``rounds`` are all of the edge, from the first one."""
+        """Ends the edge: fills the rest of the ring. ``rounds`` are all rounds of the edge, from the first one."""
         for entry in islice(rounds, self._num_sent, self._num_sent + self._layout.ring):
             buffer = self._next_buffer()
             self._free.append((buffer, self._send(buffer[: self._layout.payload_bytes(entry.size, entry.phase)])))
 
     def _next_buffer(self) -> Tensor:
-        buffer, gone = self._free.popleft()
-        gone.synchronize()
+        buffer, sent = self._free.popleft()
+        sent.synchronize()
         return buffer
 
     def _send(self, payload: Tensor) -> Event:
-        """Queues the send; the mark behind it."""
+        """Queues the send; returns a mark after it."""
         with self._stream.at_work():
             work = dist.isend(payload, self._layout.edge.dst, group=self._group)
             assert work is not None, "this rank is an end of the edge"
@@ -70,36 +70,36 @@ class NcclSender:
         return self._stream.record()
 
     def finish(self) -> None:
-        """Waits until everything that was sent has left."""
-        for _, gone in self._free:
-            gone.synchronize()
+        """Waits until all messages are sent."""
+        for _, sent in self._free:
+            sent.synchronize()
 
 
 class NcclReceiver:
-    """Keeps a ring of receives posted; a buffer is posted again when the loop asks for the message after its own."""
+    """Keeps a ring of receives posted; a buffer is posted again when the loop receives the next message."""
 
     def __init__(self, layout: Layout, group: Any, rounds: Iterator[Round], device: torch.device) -> None:
         self._layout, self._group, self._rounds, self._device = layout, group, rounds, device
         self._streams = _streams_on(device)
         self._stream = self._streams.open(f"recv {layout.edge}")
         self._posted: deque[tuple[Round, Tensor, Any]] = deque()
-        self._held: Tensor | None = None
+        self._reading: Tensor | None = None
         for _ in range(layout.ring):
             self._post(_buffer(layout, device))
 
     def recv(self) -> Message:
-        if self._held is not None:
-            self._post(self._held)
+        if self._reading is not None:
+            self._post(self._reading)
         entry, buffer, work = self._posted.popleft()
         work.wait()  # makes the computation's stream wait, not the host
-        self._held = buffer
+        self._reading = buffer
         return message_of(entry, self._layout.views(buffer, entry.size, entry.phase), self._layout, self._device)
 
     def end(self) -> None:
-        """Nothing more is taken: as many receives are posted as the ring holds, or as the run has messages left."""
-        if self._held is not None:
-            self._post(self._held)
-            self._held = None
+        """Ends the edge: posts the last buffer again, so that the sender's blank messages have receives."""
+        if self._reading is not None:
+            self._post(self._reading)
+            self._reading = None
 
     def finish(self) -> None:
         """Waits until no receive is posted any more."""
@@ -121,9 +121,9 @@ class NcclReceiver:
 
 
 def _streams_on(device: torch.device) -> Streams:
-    return CudaStreams(device, FIRST) if device.type == "cuda" else HostStreams()
+    return CudaStreams(device, HIGH_PRIORITY) if device.type == "cuda" else HostStreams()
 
 
 def _buffer(layout: Layout, device: torch.device) -> Tensor:
-    """Room for the largest payload."""
+    """A buffer for the largest payload."""
     return torch.empty(layout.payload_bytes(layout.max_batch, LIMIT), dtype=torch.uint8, device=device)

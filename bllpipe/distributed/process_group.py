@@ -1,16 +1,16 @@
-"""Opening the world: the job's store, the number of the attempt, the default process group, and a group for every edge.
+"""The store of the job, the number of the attempt, the default process group, and a group for every edge.
 
-All ranks have to know the same attempt, and torchrun does not tell: where it starts ranks again because those of
-another machine have failed, it counts no restart.
+All ranks must agree on the attempt, and torchrun does not provide it: when it restarts ranks because those of another
+machine have failed, it counts no restart.
 
     rank 0                               another rank
-    counts: this is attempt 2   ------>  finds attempt 2, or 1 of a rank 0 that is dead
-    finds a hello to attempt 2  <------  says hello, with a new random word
-    repeats the word            ------>  knows by it that rank 0 is alive
+    counts: this is attempt 2   ------>  reads attempt 2, or 1 of a rank 0 that is dead
+    reads a hello to attempt 2  <------  writes hello, with a new random token
+    echoes the token            ------>  knows that rank 0 is alive
 
-When ranks are started, all those of the attempt before are dead: only what they wrote is still there.
+When ranks are started, all ranks of the attempt before are dead, but their keys are still in the store.
 
-torch's own store listens on every interface; the one here can be reached from this machine only.
+torch's own store listens on every interface; the one here is reachable from this machine only.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from bllpipe.errors import WireError
 from bllpipe.messages import Store
 from bllpipe.topology import Edge
 
-# Receiving threads sit in gloo for as long as a slow block takes; the loops have their own, shorter, timeouts.
+# Receiver threads wait in gloo as long as a slow block computes; the loops have their own, shorter timeouts.
 FOR_EVER = timedelta(days=30)
-# The store of an elastic agent is there before any rank is. If it is not found, the agent is gone.
+# The store of an elastic agent exists before any rank. If it does not answer, the agent is dead.
 CONNECT_SECONDS = 30.0
 NAME = "bllpipe"  # in front of all keys
-MOST_PROCESSORS = 4  # of a GPU, for one edge
+MAX_CTAS = 4  # multiprocessors of a GPU for one edge
 LOOPBACK = "127.0.0.1"
 POLL_SECONDS = 0.02  # a blocking read of the store would hold up signals
 
@@ -59,14 +59,14 @@ class World:
     name: str = NAME
 
     def another_connection(self) -> World:
-        """The same stores for another thread: a connection can do nothing else while somebody waits in it."""
+        """The same stores for another thread: a connection is blocked while one thread waits in it."""
         tcp = _connect(self.environment, self.timeout, hosts=False)
         return _world(self.environment, tcp, self.attempt, self.timeout, self.name)
 
 
 def open_store(environment: RankEnvironment, timeout: float, number: int = 1) -> World:
-    """Connects to the store of the job, the one of this ``number`` in these processes, and every rank with rank 0;
-    WireError when nobody answers."""
+    """Connects to the store of job ``number`` of these processes, and every rank with rank 0; WireError if the store or
+    a rank does not answer."""
     name = NAME if number == 1 else f"{NAME}_{number}"
     hosts = environment.rank == 0 and not environment.agent_hosts_store
     try:
@@ -75,32 +75,32 @@ def open_store(environment: RankEnvironment, timeout: float, number: int = 1) ->
     except (RuntimeError, OSError) as error:
         raise WireError(
             f"rank {environment.rank} does not reach the store of the job at {environment.master_addr}, "
-            f"port {environment.master_port}: {error}; is what started it still there?"
+            f"port {environment.master_port}: {error}; is the launcher still running?"
         ) from error
     return _world(environment, tcp, attempt, timeout, name)
 
 
 def _world(environment: RankEnvironment, tcp: dist.TCPStore, attempt: int, timeout: float, name: str) -> World:
-    """A restarted group must not read the keys of the attempt before it, so each attempt has a prefix of its own."""
+    """A restarted group must not read the keys of the attempt before it, so each attempt has its own prefix."""
     job = dist.PrefixStore(name, tcp)
     store = dist.PrefixStore(f"attempt_{attempt}", job)
     return World(environment, store, job, store, attempt, timeout, name)
 
 
 def _connect(environment: RankEnvironment, timeout: float, hosts: bool) -> dist.TCPStore:
-    """The store of the agent, or else of rank 0, which then listens on the loopback alone if that is its address."""
+    """The store of the agent, or else of rank 0, which listens on the loopback only if that is its address."""
     address, port = environment.master_addr, environment.master_port
     loopback = loopback_address(address) if hosts else None
     if loopback is not None:
         return loopback_store(timeout, loopback, port)
-    patience = min(timeout, CONNECT_SECONDS) if environment.agent_hosts_store else timeout
-    tcp = dist.TCPStore(address, port, is_master=hosts, timeout=timedelta(seconds=patience), wait_for_workers=False)
+    connect_timeout = timedelta(seconds=min(timeout, CONNECT_SECONDS) if environment.agent_hosts_store else timeout)
+    tcp = dist.TCPStore(address, port, is_master=hosts, timeout=connect_timeout, wait_for_workers=False)
     tcp.set_timeout(timedelta(seconds=timeout))
     return tcp
 
 
 def open_group(world: World, use_nccl: bool) -> None:
-    """Opens the default process group; every rank waits for every other here."""
+    """Opens the default process group; all ranks wait for each other here."""
     environment = world.environment
     if environment.on_one_machine:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
@@ -114,31 +114,31 @@ def open_group(world: World, use_nccl: bool) -> None:
 
 
 def open_edges(edges: Iterable[Edge], backend: Callable[[Edge], str], device: torch.device) -> dict[Edge, Any]:
-    """A group of two for every edge, made by all ranks in one order and warmed with one message."""
+    """A group of two ranks for every edge, made by all ranks in the same order and warmed up with one message."""
     groups = {}
     for edge in edges:
-        options = _first_in_line() if backend(edge) == "nccl" else None
+        options = _nccl_options() if backend(edge) == "nccl" else None
         ends = [edge.src, edge.dst]
         groups[edge] = dist.new_group(ends, backend=backend(edge), timeout=FOR_EVER, pg_options=options)
-        _warm(edge, groups[edge], device if backend(edge) == "nccl" else torch.device("cpu"))
+        _warm_up(edge, groups[edge], device if backend(edge) == "nccl" else torch.device("cpu"))
     return groups
 
 
-def _first_in_line() -> Any:
-    """NCCL's own streams go before computations that are queued already, on few of the GPU's processors: a receive that
-    is posted early spins on those that it has."""
+def _nccl_options() -> Any:
+    """NCCL's streams have high priority, and few of the GPU's multiprocessors: a receive that is posted early occupies
+    them."""
     options = dist.ProcessGroupNCCL.Options()
     options.is_high_priority_stream = True
-    options.config.max_ctas = MOST_PROCESSORS
+    options.config.max_ctas = MAX_CTAS
     return options
 
 
-def _warm(edge: Edge, group: Any, device: torch.device) -> None:
-    rank, greeting = dist.get_rank(), torch.zeros(1, device=device)
+def _warm_up(edge: Edge, group: Any, device: torch.device) -> None:
+    rank, message = dist.get_rank(), torch.zeros(1, device=device)
     if rank == edge.src:
-        dist.send(greeting, edge.dst, group=group)
+        dist.send(message, edge.dst, group=group)
     elif rank == edge.dst:
-        dist.recv(greeting, edge.src, group=group)
+        dist.recv(message, edge.src, group=group)
 
 
 def add_up(value: torch.Tensor) -> torch.Tensor:
@@ -149,28 +149,28 @@ def add_up(value: torch.Tensor) -> torch.Tensor:
 
 
 def send_to(rank: int, message: torch.Tensor) -> None:
-    """Sends ``message`` over the default group; returns when it is on its way and its memory may be used again."""
+    """Sends ``message`` over the default group; returns when its memory may be reused."""
     dist.send(message, rank)
 
 
 def receive_from(rank: int, buffer: torch.Tensor) -> torch.Tensor:
-    """The next message of ``rank``, in ``buffer``, which must have its shape and format."""
+    """The next message of ``rank``, in ``buffer``, which must have its shape and dtype."""
     dist.recv(buffer, rank)
     return buffer
 
 
 def wait_for_all() -> None:
-    """Returns when every rank has come here."""
+    """Returns when all ranks have called it."""
     dist.all_reduce(torch.zeros(1))
 
 
 def close_group() -> None:
-    """Leaves the process group; all messages must have arrived."""
+    """Destroys the process group; all messages must have arrived."""
     dist.destroy_process_group()
 
 
 def loopback_store(timeout: float, address: str = LOOPBACK, port: int = 0) -> dist.TCPStore:
-    """The server of a store, listening at ``address`` alone; port 0 is any that is free."""
+    """The server of a store that listens at ``address`` only; port 0 is any free port."""
     with socket.create_server((address, port)) as listener:
         port = listener.getsockname()[1]
         store = dist.TCPStore(
@@ -195,14 +195,14 @@ def loopback_address(host: str) -> str | None:
 
 
 def agree_attempt(rank: int, world_size: int, job_store: Store, timeout: float) -> int:
-    """The number of this attempt, from 0, once rank 0 and this rank know of each other; WireError after ``timeout``
-    seconds."""
+    """The number of this attempt, from 0, once rank 0 and this rank have answered each other; WireError after
+    ``timeout`` seconds."""
     if rank == 0:
-        return _call(world_size, job_store, timeout)
-    return _answer(rank, job_store, timeout)
+        return _start_attempt(world_size, job_store, timeout)
+    return _join_attempt(rank, job_store, timeout)
 
 
-def _call(world_size: int, store: Store, timeout: float) -> int:
+def _start_attempt(world_size: int, store: Store, timeout: float) -> int:
     attempt = store.add("attempts", 1) - 1
     store.set("attempt", str(attempt))
     deadline = time.monotonic() + timeout
@@ -213,26 +213,26 @@ def _call(world_size: int, store: Store, timeout: float) -> int:
     return attempt
 
 
-def _answer(rank: int, store: Store, timeout: float) -> int:
-    word, attempts = uuid.uuid4().hex, set[str]()
+def _join_attempt(rank: int, store: Store, timeout: float) -> int:
+    token, attempts = uuid.uuid4().hex, set[str]()
 
-    def welcome() -> bool:
+    def is_welcome() -> bool:
         if not store.check(["attempt"]):
             return False
         attempt = store.get("attempt").decode()
         if attempt not in attempts:
             attempts.add(attempt)
-            store.set(f"hello/{attempt}/{rank}", word)
+            store.set(f"hello/{attempt}/{rank}", token)
         key = f"welcome/{attempt}/{rank}"
-        return store.check([key]) and store.get(key).decode() == word
+        return store.check([key]) and store.get(key).decode() == token
 
-    _wait_until(welcome, time.monotonic() + timeout, f"rank {rank} waited {timeout:g} s for rank 0")
+    _wait_until(is_welcome, time.monotonic() + timeout, f"rank {rank} waited {timeout:g} s for rank 0")
     return max(map(int, attempts))
 
 
-def _wait_until(condition: Callable[[], bool], deadline: float, complaint: str) -> None:
+def _wait_until(condition: Callable[[], bool], deadline: float, problem: str) -> None:
     pause = threading.Event()
     while not condition():
         if time.monotonic() > deadline:
-            raise WireError(f"{complaint} to start; see what it has said, or raise backend.timeout_seconds")
+            raise WireError(f"{problem} to start; see its output, or raise backend.timeout_seconds")
         pause.wait(POLL_SECONDS)

@@ -1,7 +1,7 @@
 """Links between the ranks of a job, over gloo or NCCL by kind of edge, and the handshake of both ends of each.
 
-A gloo message that is longer than its receive kills the receiver, and one that is shorter fills a part of it; so both
-ends compare over the store what they mean by a message before the first one travels.
+A gloo message that is larger than its receive kills the receiver, and a smaller one fills a part of it; so both ends
+compare their layouts of messages over the store before the first one is sent.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ OTHER: dict[End, End] = {"src": "dst", "dst": "src"}
 
 
 class ProcessWires:
-    """This rank's ends of the edges in ``groups``; ``backends`` names what carries each kind. When all are made, and
-    before the first message, ``agree`` has to be called."""
+    """This rank's ends of the edges in ``groups``; ``backends`` names the backend of each kind. Call ``agree`` after
+    all ends are made, and before the first message."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class ProcessWires:
 
     @property
     def has_nccl(self) -> bool:
-        """Whether any edge of the job, this rank's or not, is carried by NCCL."""
+        """Whether any edge of the job uses NCCL, on this rank or not."""
         return "nccl" in self._backends.values()
 
     def sender(self, layout: Layout) -> GlooSender | NcclSender:
@@ -67,20 +67,19 @@ class ProcessWires:
         return GlooReceiver(layout, group, rounds, self._device, self._config.timeout_seconds)
 
     def agree(self) -> None:
-        """Waits for the other ends of all edges; WireError when one of them means something else by its messages."""
+        """Waits for the other ends of all edges; WireError if one of them has another layout."""
         self._handshake.compare()
 
     def end(self, rounds: Callable[[Edge], Iterator[Round]]) -> None:
-        """To be called behind the last round, before anything that waits for other ranks: ends those edges whose
-        receives are posted ahead. ``rounds`` gives those of an edge, from the first one, whether the run was stopped in
-        front of some of them or not."""
+        """Ends the edges whose receives are posted ahead; called after the last round, before anything that waits for
+        other ranks. ``rounds`` returns all rounds of an edge, from the first one, also those after a stop."""
         for edge, sender in self._nccl_senders.items():
             sender.end(rounds(edge))
         for receiver in self._nccl_receivers:
             receiver.end()
 
     def finish(self) -> None:
-        """Waits until everything that was sent has left, and no receive over NCCL is posted any more."""
+        """Waits until all messages are sent, and no receive over NCCL is posted any more."""
         for sender in self._senders:
             sender.finish()
         for receiver in self._nccl_receivers:
@@ -95,19 +94,19 @@ def chosen_backends(config: BackendConfig, distinct_gpus: bool) -> dict[str, str
 
 
 class Handshake:
-    """The edges of one rank. First all ends are published, then all compared: so nobody waits in a circle."""
+    """The edges of one rank. First all ends are published, then all are compared: so ranks cannot deadlock."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._ends: list[tuple[Layout, End]] = []
 
     def publish(self, layout: Layout, end: End) -> None:
-        """Says what this rank means by the messages of the layout's edge, of which it is the ``end``."""
+        """Publishes the layout of an edge of which this rank is the ``end``."""
         self._store.set(_key(layout, end), layout.largest().hex())
         self._ends.append((layout, end))
 
     def compare(self) -> None:
-        """Waits for the other ends; raises WireError, naming both sides, when one means something else."""
+        """Waits for the other ends; raises WireError, naming both sides, if one has another layout."""
         for layout, end in self._ends:
             other = self._other(layout, OTHER[end])
             sent, expected = (layout.largest(), other) if end == "src" else (other, layout.largest())
@@ -118,11 +117,11 @@ class Handshake:
         try:
             text = self._store.get(_key(layout, end))
         except RuntimeError as error:
-            raise WireError(f"{layout}: {role} has not said what its messages are: {error}") from error
+            raise WireError(f"{layout}: {role} has not published the layout of its messages: {error}") from error
         try:
             return bytes.fromhex(text.decode())
         except ValueError:
-            return text  # which the comparison describes
+            return text  # the comparison describes it
 
 
 def _key(layout: Layout, end: End) -> str:

@@ -1,6 +1,6 @@
-"""What torchrun or our own launcher tells a process: rank, world size and addresses, and the elastic agent behind it.
+"""The environment of a process of torchrun or bllpipe's launcher: rank, world size, addresses and elastic agent.
 
-The one place that reads these environment variables.
+Only this file reads these environment variables.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from bllpipe.errors import NOT_RETRYABLE, ConfigError
 from bllpipe.utils.process import end_with_parent
 
-LAUNCHER = "BLLPIPE_LAUNCHER"  # what our own launcher adds
+LAUNCHER = "BLLPIPE_LAUNCHER"  # set by bllpipe's launcher
 SETTINGS = {
     "CUDA_VISIBLE_DEVICES",
     "CUBLAS_WORKSPACE_CONFIG",
@@ -32,8 +32,8 @@ PROBE_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class RankEnvironment:
-    """One process of a job. ``restarts_left`` is how often torchrun would start it again, ``node`` the number of its
-    machine. ``has_agent`` says that torchrun or our launcher is its parent; ``launcher`` is the process id of our
+    """One process of a job. ``restarts_left`` is the number of restarts that torchrun has left, ``node`` the number of
+    its machine. ``has_agent``: torchrun or bllpipe's launcher is its parent; ``launcher`` is the process id of that
     launcher, and None under torchrun."""
 
     rank: int
@@ -54,15 +54,15 @@ class RankEnvironment:
 
     @classmethod
     def read(cls, variables: Mapping[str, str] = os.environ) -> RankEnvironment | None:
-        """None outside torchrun; ConfigError when only a part of its variables is there."""
+        """None outside torchrun; ConfigError if only a part of its variables is set."""
         if "RANK" not in variables or "WORLD_SIZE" not in variables:
             return None
         try:
             return cls._parse(variables)
         except (KeyError, ValueError) as error:
             raise ConfigError(
-                f"RANK and WORLD_SIZE are set, but {error} is missing or no number; start with torchrun, "
-                f"or unset RANK and WORLD_SIZE"
+                f"RANK and WORLD_SIZE are set, but {error} is missing or no number; use torchrun, or unset RANK and "
+                f"WORLD_SIZE"
             ) from error
 
     @classmethod
@@ -90,7 +90,7 @@ class RankEnvironment:
 
 
 def fault_text(variables: Mapping[str, str] = os.environ) -> str:
-    """The faults on purpose that are asked for, mostly none; ConfigError when nobody has allowed them."""
+    """The faults to inject (BLLPIPE_FAULT); ConfigError unless BLLPIPE_ALLOW_FAULTS=1."""
     text = variables.get("BLLPIPE_FAULT", "")
     if text and variables.get("BLLPIPE_ALLOW_FAULTS") != "1":
         raise ConfigError(
@@ -100,7 +100,7 @@ def fault_text(variables: Mapping[str, str] = os.environ) -> str:
 
 
 def settings(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The variables that change how a run computes and communicates; none that names a user or a machine."""
+    """The variables that affect computation and communication; none that identifies a user or a machine."""
     families = ("NCCL_", "GLOO_", "OMP_", "MKL_", "TORCH_NCCL_")
     chosen = {name for name in variables if name.startswith(families)} | (SETTINGS & variables.keys())
     return {name: variables[name] for name in sorted(chosen)}
@@ -123,17 +123,17 @@ def has_agent(variables: Mapping[str, str] = os.environ) -> bool:
 
 @contextmanager
 def launcher_environment(cpu_threads: int) -> Iterator[None]:
-    """What processes that our launcher starts meanwhile find in their environment, beside what the elastic agent says.
+    """Sets the environment of ranks that bllpipe's launcher starts inside; the elastic agent adds its own variables.
 
-    The agent itself finds that it has no signals to handle: they are the launcher's.
+    The agent itself handles no signals: the launcher does.
     """
-    own = {
+    variables = {
         LAUNCHER: str(os.getpid()),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cpu_threads)),
         "TORCHELASTIC_SIGNALS_TO_HANDLE": "",
     }
-    before = {name: os.environ.get(name) for name in own}
-    os.environ.update(own)
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
@@ -145,16 +145,17 @@ def launcher_environment(cpu_threads: int) -> Iterator[None]:
 
 
 def allow_deterministic_products(variables: MutableMapping[str, str] = os.environ) -> None:
-    """Gives cuBLAS workspaces of a fixed size, without which its products may differ from run to run; to be called
-    before the first one. Who has set it otherwise keeps that."""
+    """Gives cuBLAS workspaces of a fixed size, without which its products may differ between runs; called before the
+    first one. A value that is already set is kept."""
     variables.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def die_with_agent(environment: RankEnvironment) -> None:
-    """From now on this rank ends with its agent, even if that is killed; at once if it is gone already.
+    """From now on this rank ends when its agent ends or is killed; at once if the agent is dead already.
 
-    Between a rank's birth and this call its agent may die, and who has adopted the rank since is no proof: in a
-    container torchrun itself is what adopts orphans elsewhere. But nobody answers where the agent's store was.
+    The agent may die between the start of a rank and this call, and the parent process id is no proof of that: in a
+    container torchrun itself may be the process that adopts orphans. But then the port of the agent's store refuses
+    connections.
     """
     if not environment.has_agent:
         return
@@ -168,17 +169,17 @@ def _refused(environment: RankEnvironment) -> bool:
         socket.create_connection((environment.master_addr, environment.master_port), PROBE_SECONDS).close()
     except ConnectionRefusedError:
         return True
-    except OSError:  # what it means, opening the store will tell
+    except OSError:  # opening the store will report it
         return False
     return False
 
 
 def stop_torchrun(environment: RankEnvironment, exit_code: int) -> None:
-    """Ends the torchrun that started this rank, if it would start it again and that would be pointless.
+    """Ends the torchrun that started this rank, if it would restart a rank whose failure is not retryable.
 
-    It starts ranks again whatever their exit codes say, and a signal is the one thing that it listens to: at SIGTERM it
-    ends, with the ranks that are left and with an exit code that is not 0. One rank of a machine may do so, as a second
-    signal would interrupt torchrun while it ends the others. A rank that a script of the user's started leaves it.
+    torchrun restarts ranks for any exit code, and only a signal stops it: at SIGTERM it ends, with the remaining ranks
+    and an exit code other than 0. Only one rank of a machine may call this, as a second signal would interrupt torchrun
+    while it ends the others. A rank that a user's script started does not signal its parent.
     """
     started_by_torchrun = environment.has_agent and os.getsid(0) == os.getpid()  # torchrun gives each rank a session
     if exit_code in NOT_RETRYABLE and environment.restarts_left > 0 and started_by_torchrun:

@@ -1,9 +1,8 @@
-"""Building a rank: its segments and loops with their ports, its metrics, its checkpoints, and its state when it
-resumes.
+"""Building a rank: its segments and loops with their ports, its metrics, its checkpoints, and its state on resume.
 
-Tensors are found by the names of the whole network's units, whichever rank wrote them, so another cut or another engine
-finds what it needs. A new end of a block has a head, a feedback loop and optimizer state that no checkpoint holds yet;
-what starts fresh, and what is left over, is named.
+A checkpoint names tensors by the units of the whole network, not by rank, so another cut or another engine can restore
+them. A block that ends after another unit has a head, a feedback loop and optimizer state that the checkpoint lacks: a
+warning names what starts fresh, and what of the checkpoint is not used.
 """
 
 from __future__ import annotations
@@ -53,8 +52,8 @@ ANOTHER_NETWORK = "it is of another network; give the keys of model and data the
 
 
 class JobBuilder:
-    """Builds the parts of a job over the given wires. ``dress`` may wrap every port, to delay messages for example;
-    ``ahead`` gives the images a thread of their own; ``beside_nccl`` says that messages wait on the blocks' GPUs."""
+    """Builds the workers of a job over the given links. ``wrap_port`` wraps every port, to delay messages for example;
+    ``ahead`` prefetches images in a thread; ``beside_nccl``: NCCL kernels run on the GPUs of the blocks."""
 
     def __init__(
         self, job: Job, wires: Wires, wrap_port: PortWrapper = identity, ahead: bool = False, beside_nccl: bool = False
@@ -62,7 +61,7 @@ class JobBuilder:
         self.job, self.wires, self.wrap_port, self.ahead, self.beside_nccl = job, wires, wrap_port, ahead, beside_nccl
 
     def block_part(self, rank: int, segment: Segment, device: torch.device, images: ImageSet | None) -> Worker:
-        """The rank of one block; the first one has the images."""
+        """The worker of one block; that of the first block reads the images."""
         job, ports = self.job, self._ports()
         loop = BlockLoop(
             self._block(rank, segment),
@@ -74,7 +73,7 @@ class JobBuilder:
         return make_worker(self.job, rank, [self._actor(rank, f"block {rank}", loop, ports, device)])
 
     def whole_part(self, segment: Segment, device: torch.device, images: ImageSet, labels: LabelSet) -> Worker:
-        """The only rank of a network that learns end to end: it has images and labels, and nobody to tell."""
+        """The only worker of a network that learns end to end: it reads images and labels, and sends nothing."""
         rounds, nowhere = self.job.messages("train", "evaluate"), NullSender()
         loop = BlockLoop(
             self._block(0, segment),
@@ -86,11 +85,11 @@ class JobBuilder:
         return make_worker(self.job, 0, [self._actor(0, "block 0", loop, self._ports(), device)])
 
     def feedback_part(self, labels: LabelSet, device: torch.device) -> Worker:
-        """The feedback rank: a lane for every block."""
-        lanes = [self._lane(block, name, labels, device) for block, name in enumerate(unit_names(self.job))]
-        return make_worker(self.job, self.job.topology.feedback_rank, lanes)
+        """The worker of the feedback rank: a feedback loop for every block."""
+        actors = [self._feedback_actor(*block, labels, device) for block in enumerate(unit_names(self.job))]
+        return make_worker(self.job, self.job.topology.feedback_rank, actors)
 
-    def _lane(self, block: int, name: str, labels: LabelSet, device: torch.device) -> Actor:
+    def _feedback_actor(self, block: int, name: str, labels: LabelSet, device: torch.device) -> Actor:
         job, ports, config = self.job, self._ports(), self.job.config
         channels, family = num_channels(job.store.shape_of(block)), FAMILIES[config.objective.family]
         loop = FeedbackLoop(
@@ -134,7 +133,7 @@ class JobBuilder:
 def make_actor(
     job: Job, rank: int, role: str, name: str, loop: Loop, ports: list[Metered], device: torch.device
 ) -> Actor:
-    """``loop`` with stopwatch, recorder, a look at its losses and, if the job asks for them, spans."""
+    """``loop`` with stopwatch, metrics logger, a check of its losses and, with ``trace.num_steps``, spans."""
     log_every = job.config.log.every_steps
     stopwatch = Stopwatch(ports, int(job.start + STEADY_AFTER * (job.plan.last_step - job.start)))
     place = {"rank": rank, "role": role, "actor": name}
@@ -143,7 +142,7 @@ def make_actor(
 
 
 def make_worker(job: Job, rank: int, actors: list[Actor]) -> Worker:
-    """A rank with its actors, which take up what the checkpoint has of them, and its share of every checkpoint."""
+    """A rank: its actors, restored from the checkpoint, and the writer of its shard of every checkpoint."""
     restore_actors(job, rank, actors)
     settings, num_ranks = job.config.checkpoint, job.topology.world_size
     writer = CheckpointWriter(
@@ -157,14 +156,14 @@ def make_worker(job: Job, rank: int, actors: list[Actor]) -> Worker:
 
 
 def with_spans(job: Job, actor: Actor) -> Actor:
-    """The actor, traced if the job asks for it."""
+    """The actor; with ``trace.num_steps`` its spans are recorded."""
     settings = job.config.trace
     window = range(settings.first_step, settings.first_step + settings.num_steps)
     return trace(actor, window) if window else actor
 
 
 def span_file(job: Job, rank: int, actors: Sequence[Actor]) -> SpanFile | None:
-    """Where the spans of a rank go. Ranks in processes of their own agree on a clock: all of them come here."""
+    """The file for the spans of a rank. Ranks in processes align their clocks: all of them must call it."""
     tracks, clock = [actor.track for actor in actors if actor.track is not None], Clock()
     if not tracks:
         return None
@@ -175,7 +174,7 @@ def span_file(job: Job, rank: int, actors: Sequence[Actor]) -> SpanFile | None:
 
 
 def restore_actors(job: Job, rank: int, actors: Sequence[Actor]) -> None:
-    """Gives the actors of a rank what the checkpoint has of them, and says what it has not."""
+    """Restores the actors of a rank from the checkpoint; a warning names what starts fresh."""
     if job.checkpoint is None:
         return
     found, place = job.checkpoint.mapped(), job.checkpoint.path.name
@@ -185,7 +184,7 @@ def restore_actors(job: Job, rank: int, actors: Sequence[Actor]) -> None:
         check_complete_state(loop.weights(), found, place)
         fits = matching_tensors({**loop.weights(), **loop.state()}, found, place)
         loop.load(fits, job.start)
-        own = loop.state().keys()  # now, with what waits for a lane
+        own = loop.state().keys()  # after the load: with the statistics that wait to be absorbed
         taken, fresh = taken | (own & fits.keys()), fresh | (own - fits.keys())
     if fresh:
         role = job.topology.role(rank)
@@ -194,13 +193,13 @@ def restore_actors(job: Job, rank: int, actors: Sequence[Actor]) -> None:
 
 
 def report_unused(job: Job) -> None:
-    """Names what the checkpoint holds and no rank has taken. One rank does so, when all take up theirs."""
+    """A warning names the tensors of the checkpoint that no rank has restored. For one rank; waits for all ranks."""
     if job.checkpoint is None:
         return
     taken = {name for names in job.store.gather("restored", job.topology.world_size) for name in names}
     left = [name for name in job.checkpoint.names() if name not in taken]
     if left:
-        warn(f"nobody takes from {job.checkpoint.path.name}: {in_groups(left)}")
+        warn(f"no rank restores from {job.checkpoint.path.name}: {in_groups(left)}")
 
 
 def check_complete_state(weights: Iterable[str], found: Iterable[str], place: str) -> None:
@@ -211,8 +210,8 @@ def check_complete_state(weights: Iterable[str], found: Iterable[str], place: st
 
 
 def matching_tensors(own: Mapping[str, Tensor], found: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
-    """``found`` without what has another shape or format than our own tensor of that name; for a part of the network
-    itself that is a CheckpointError."""
+    """``found`` without tensors whose shape or dtype differs from ``own``; CheckpointError if one of them is a part of
+    the network itself."""
     shared = own.keys() & found.keys()
     misfits = {name for name in shared if dtype_and_shape(own[name]) != dtype_and_shape(found[name])}
     for name in sorted(misfits):
@@ -223,21 +222,18 @@ def matching_tensors(own: Mapping[str, Tensor], found: Mapping[str, Tensor], pla
 
 
 def in_groups(names: Iterable[str]) -> str:
-    """``heads.layer1.1 (2), feedback.layer1.1 (2)``: names by the part of the network that they belong to."""
-    groups = Counter(_group(name) for name in sorted(names))
+    """``heads.layer1.1 (2), feedback.layer1.1 (2)``: how many names of each unit."""
+    # the name of a unit ends with the third word, with ``optimizer`` in front with the fourth
+    words = (name.split(".") for name in sorted(names))
+    groups = Counter(".".join(each[: 4 if each[0] == "optimizer" else 3]) for each in words)
     shown = [f"{group} ({number})" for group, number in list(groups.items())[:MOST_NAMED]]
     left = len(groups) - len(shown)
     return ", ".join(shown) + (f" and {left} more" if left else "")
 
 
-def _group(name: str) -> str:
-    """The first three words, four with ``optimizer`` in front: as far as the name of a unit goes."""
-    return ".".join(name.split(".")[: 4 if name.startswith("optimizer.") else 3])
-
-
 def build_segment(job: Job, number: int, device: torch.device, kind: Literal["block", "stage"] = "block") -> Segment:
-    """Block ``number``, or that stage of what learns end to end, on its device; tells the others the shape of its
-    alpha. A network that is not cut is block 0, of every replica."""
+    """The segment of block ``number``, or of that stage of a network that learns end to end, on its device; posts the
+    shape of its alpha. A network that is not cut is block 0 of every replica."""
     config, num_classes = job.config, job.spec.num_classes
     units, name = _units(job), f"{kind} {number}"
     parts = cut(units, config.cuts if kind == "block" else config.blocks)
@@ -247,7 +243,7 @@ def build_segment(job: Job, number: int, device: torch.device, kind: Literal["bl
     if device.type != "meta":
         check_has_values(segment, name)
     propagate(segment, config.method, num_classes, config.seed)
-    segment = place(segment, config, device)  # only now, so that weights for the way back lie as the others do
+    segment = place(segment, config, device)  # after propagate: feedback weights have the same memory format
     with batch_norms_seen(segment) as norms:
         shape = _output_shape(segment, job.input_shape(number), device, name)
     check_batches(norms, *_smallest_batches(job), name)
@@ -261,7 +257,7 @@ def build_segment(job: Job, number: int, device: torch.device, kind: Literal["bl
 
 
 def warn_of_draws(modules: Mapping[str, nn.Module], owner: str) -> None:
-    """Names the modules of ``owner``, the user's own, in which a layer draws random numbers."""
+    """A warning names the user-defined modules of ``owner`` in which a layer draws random numbers."""
     if (names := drawing(modules)) and speaks_for_all():
         warn(
             f"{', '.join(names)} of {owner} draws random numbers in training, which engines do in different orders: "
@@ -270,7 +266,7 @@ def warn_of_draws(modules: Mapping[str, nn.Module], owner: str) -> None:
 
 
 def _smallest_batches(job: Job) -> tuple[int, int]:
-    """Images of the smallest batch that goes through a network at once, in training and in the test."""
+    """The size of the smallest batch of one forward pass, in training and in the test."""
     config, num_test = job.config, job.spec.num_test
     size = config.data.batch_size
     parts = config.pipeline.microbatches if config.engine in PIPELINES else 1
@@ -284,7 +280,7 @@ def _output_shape(segment: Segment, given: tuple[int, ...], device: torch.device
         return alpha_shape(segment, given, device)
     except ConfigError:
         raise
-    except Exception as error:  # whatever a user's module may raise
+    except Exception as error:  # a user-defined module may raise anything
         raise ConfigError(
             f"{name} ({segment.last_unit} last) cannot take {list(given)} from what is before it: {error}; "
             f"cut somewhere else, or change the network"
@@ -292,12 +288,12 @@ def _output_shape(segment: Segment, given: tuple[int, ...], device: torch.device
 
 
 def unit_names(job: Job) -> list[str]:
-    """The last unit of every block: what heads and lanes are called after."""
+    """The last unit of every block, whose name heads and feedback loops have."""
     return [block[-1].name for block in cut(_units(job), job.config.cuts)]
 
 
 def width_for_heads(job: Job) -> int | None:
-    """How many channels the network ends with, where a local head has to know."""
+    """The number of channels at the end of the network, for local heads that need it; None for the others."""
     return last_width(job.config, _units(job)) if job.config.objective.head == "strided" else None
 
 

@@ -1,5 +1,5 @@
 """Engine ``ddp``: data parallelism. Every rank holds the whole network and learns from its share of every batch, and
-DistributedDataParallel averages the gradients: the rival that a pipeline has to beat.
+DistributedDataParallel averages the gradients: the baseline for every pipeline.
 
 Shapes: B images of the whole batch, K classes.
 """
@@ -42,16 +42,16 @@ class ReplicaLoop:
 
     def __init__(
         self,
-        share: StageTrainer,
+        trainer: StageTrainer,
         replica: Callable[[Tensor], Tensor],
         images: Receiver[Alpha],
         labels: Receiver[Target],
         number: int,
         num_replicas: int,
     ) -> None:
-        self.share, self.replica, self.images, self.labels = share, replica, images, labels
+        self.trainer, self.replica, self.images, self.labels = trainer, replica, images, labels
         self.number, self.num_replicas = number, num_replicas
-        (self.segment,) = share.segments
+        (self.segment,) = trainer.segments
 
     def run(self, entry: Round) -> Outcome | None:
         match entry.phase:
@@ -67,59 +67,59 @@ class ReplicaLoop:
 
     def _train(self, entry: Round) -> Outcome:
         image_BCHW, label_B = self._own(self.images.recv().alpha_BCHW), self._own(self.labels.recv().label_B)
-        self.share.mode(train=True)
-        self.share.zero_grad()
-        with self.share.learner.autocast():
-            scores_BK = self.replica(self.share.laid_out(image_BCHW))
-        loss = self.share.loss(scores_BK, label_B)
+        self.trainer.mode(train=True)
+        self.trainer.zero_grad()
+        with self.trainer.learner.autocast():
+            scores_BK = self.replica(self.trainer.laid_out(image_BCHW))
+        loss = self.trainer.loss(scores_BK, label_B)
         loss.backward()
-        lr = self.share.step(entry.step)
-        outcome = self.share.outcome(scores_BK, label_B, loss, lr)
+        lr = self.trainer.step(entry.step)
+        outcome = self.trainer.outcome(scores_BK, label_B, loss, lr)
         return Outcome(outcome.terms, outcome.correct * self.num_replicas, lr)  # as if the other shares were like ours
 
     @torch.no_grad()
     def _evaluate(self) -> Outcome:
-        self.share.mode(train=False)
+        self.trainer.mode(train=False)
         label_B = self.labels.recv().label_B
-        with self.share.learner.autocast():
-            scores_BK = self.segment(self.share.laid_out(self.images.recv().alpha_BCHW))
-        return self.share.outcome(scores_BK, label_B, self.share.loss(scores_BK, label_B))
+        with self.trainer.learner.autocast():
+            scores_BK = self.segment(self.trainer.laid_out(self.images.recv().alpha_BCHW))
+        return self.trainer.outcome(scores_BK, label_B, self.trainer.loss(scores_BK, label_B))
 
     def _own(self, batch: Tensor) -> Tensor:
         return batch.chunk(self.num_replicas)[self.number]
 
     def weights(self) -> dict[str, Tensor]:
-        """All of replica 0; of the others the parameters alone, by which one sees that they are the same."""
-        return self.share.learner.weights() if self.number == 0 else dict(self.share.learner.parameters)
+        """All of replica 0; of the others the parameters alone, so that a digest shows whether they are equal."""
+        return self.trainer.learner.weights() if self.number == 0 else dict(self.trainer.learner.parameters)
 
     def state(self) -> dict[str, Tensor]:
-        return self.share.learner.state() if self.number == 0 else {}
+        return self.trainer.learner.state() if self.number == 0 else {}
 
     def load(self, state: Mapping[str, Tensor], step: int) -> None:
-        self.share.learner.load(state)
+        self.trainer.learner.load(state)
 
 
-def build_loop(seat: RankContext) -> tuple[Loop, list[Metered]]:
-    """The loop of a replica. Waiting for the others is hidden in the backward pass, so it counts as computing."""
-    job, config = seat.job, seat.job.config
-    segment = build_segment(job, 0, seat.device)
-    share = StageTrainer([segment], config, job.plan.total_steps, add_up=lambda square: square)
-    images = seat.images or load_images(config.data, config.seed)
-    phases: tuple[Phase, ...] = ("train", "evaluate") if seat.rank == 0 else ("train",)
+def build_loop(context: RankContext) -> tuple[Loop, list[Metered]]:
+    """The loop of a replica. It waits for the others in the backward pass, so that time counts as computing."""
+    job, config = context.job, context.job.config
+    segment = build_segment(job, 0, context.device)
+    trainer = StageTrainer([segment], config, job.plan.total_steps, add_up=lambda square: square)
+    images = context.images or load_images(config.data, config.seed)
+    phases: tuple[Phase, ...] = ("train", "evaluate") if context.rank == 0 else ("train",)
     replica = MeteredReplica(averaging(segment), job.topology.num_blocks)
     loop = ReplicaLoop(
-        share,
+        trainer,
         replica,
-        image_port(job, images, seat.device, phases),
-        LabelSource(load_labels(config.data, config.seed), job.messages(*phases), config.seed, seat.device),
-        seat.rank,
+        image_port(job, images, context.device, phases),
+        LabelSource(load_labels(config.data, config.seed), job.messages(*phases), config.seed, context.device),
+        context.rank,
         job.topology.num_blocks,
     )
     return loop, [replica]
 
 
 class MeteredReplica:
-    """A network that averages its gradients, and knows what a ring of ``num_replicas`` has each of them send a step."""
+    """A network that averages its gradients, and counts the bytes that each of ``num_replicas`` sends in a step."""
 
     def __init__(self, network: DistributedDataParallel, num_replicas: int) -> None:
         self._network, self.meter = network, Meter("other replicas")
@@ -132,7 +132,7 @@ class MeteredReplica:
 
 
 def gradient_bytes(network: nn.Module) -> int:
-    """Of all parameters that learn."""
+    """The bytes of the gradients of all parameters that are trained."""
     return sum(p.nbytes for p in network.parameters() if p.requires_grad)
 
 

@@ -1,7 +1,7 @@
 """Engine ``deepspeed``: backpropagation through stages, one a rank, in the 1F1B schedule of DeepSpeed's PipelineEngine.
 
 DeepSpeed computes, and exchanges activations and gradients. What follows the last backward pass (clipping, the update)
-is ours as in every other engine, so its optimiser is a dummy and two of its instructions do nothing.
+is bllpipe's as in every other engine, so its optimiser is a dummy and two of its instructions do nothing.
 """
 
 from __future__ import annotations
@@ -32,32 +32,32 @@ def run(config: Config, options: Options) -> int:
     return run_synchronous(config, options, build_loop)
 
 
-def build_loop(seat: RankContext) -> tuple[Loop, list[Metered]]:
+def build_loop(context: RankContext) -> tuple[Loop, list[Metered]]:
     """The loop of a rank."""
-    return build_stage_loop(seat, deepspeed_schedule)
+    return build_stage_loop(context, deepspeed_schedule)
 
 
 def deepspeed_schedule(
-    seat: RankContext, share: StageTrainer, modules: Sequence[StageModule]
+    context: RankContext, trainer: StageTrainer, modules: Sequence[StageModule]
 ) -> tuple[Schedule, Sequence[object]]:
     """The schedule of this rank's one stage, which is also what computes in it."""
     (module,) = modules
     settings = {
-        "train_micro_batch_size_per_gpu": microbatch_size(seat.job),
-        "gradient_accumulation_steps": seat.job.config.pipeline.microbatches,
+        "train_micro_batch_size_per_gpu": microbatch_size(context.job),
+        "gradient_accumulation_steps": context.job.config.pipeline.microbatches,
     }
-    schedule = EngineSchedule(module, seat.job.topology.num_stages, share.loss, settings, seat.device)
+    schedule = EngineSchedule(module, context.job.topology.num_stages, trainer.loss, settings, context.device)
     return schedule, [schedule]
 
 
 def pipeline_engine(
     module: StageModule, num_stages: int, loss: Loss, settings: dict[str, Any], device: torch.device
 ) -> Any:
-    """A PipelineEngine over the process group that is open already; all ranks make theirs at the same time."""
-    logging.getLogger("DeepSpeed").disabled = True  # it talks to stdout; what fails raises
-    with redirect_stdout(io.StringIO()):  # and some things it prints
+    """A PipelineEngine over the process group that is open already. All ranks build theirs at the same time."""
+    logging.getLogger("DeepSpeed").disabled = True  # it logs to stdout; failures raise
+    with redirect_stdout(io.StringIO()):  # and it prints
         deepspeed = _deepspeed_on(device)
-        # A rank builds the layer in its own place only: what stands in the others does not matter.
+        # A rank builds the layer at its own position only: the others in the list are not used.
         network = deepspeed.PipelineModule(
             [module] * num_stages, num_stages=num_stages, loss_fn=loss, partition_method="uniform"
         )
@@ -70,8 +70,8 @@ def pipeline_engine(
 
 
 def _deepspeed_on(device: torch.device) -> Any:
-    """The package, ready to use the default process group, and CPUs where ``device`` is one even if there is a GPU. A
-    GPU is the one of LOCAL_RANK, to DeepSpeed as to us."""
+    """The package, set up for the default process group, and for CPUs if ``device`` is one even if there is a GPU. A
+    GPU is the one of LOCAL_RANK, in DeepSpeed as in bllpipe."""
     import deepspeed
     from deepspeed.accelerator import set_accelerator
     from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
@@ -87,7 +87,7 @@ def _deepspeed_on(device: torch.device) -> Any:
 
 class EngineSchedule:
     """A PipelineEngine as a Schedule, and as the stage that computes in it: forward and backward passes have the names
-    of torch's PipelineStage, at which stopwatch and timeline look.
+    of torch's PipelineStage, which are timed and traced.
 
     DeepSpeed divides the loss of a microbatch by their number, so gradients are those of the mean over the batch.
     """
@@ -114,8 +114,8 @@ class EngineSchedule:
         self._engine._exec_backward_pass(buffer_id)
 
     def _instructions(self) -> dict[type, Callable[..., None]]:
-        """What differs from DeepSpeed's own. ReduceGrads averages over replicas: here there is one, but it would still
-        copy all gradients, and give those parameters that have none a gradient of zeros."""
+        """Replacements of DeepSpeed's own. ReduceGrads averages over replicas: here there is one, but it would still
+        copy all gradients, and give parameters without a gradient a gradient of zeros."""
         from deepspeed.runtime.pipe.schedule import BackwardPass, ForwardPass, OptimizerStep, ReduceGrads
 
         return {
@@ -126,8 +126,8 @@ class EngineSchedule:
         }
 
     def _chunks(self, batch: Tensor | None = None) -> Iterator[Tensor | None]:
-        """The microbatches of the images, which the first stage takes of a pair, or of the labels, which the last one
-        takes; None for what another rank has."""
+        """The microbatches of the images, which the first stage reads of a pair, or of the labels, which the last one
+        reads; None for those of another rank."""
         return repeat(None) if batch is None else iter(batch.chunk(self._engine.micro_batches))
 
     def _remember(self, scores_BK: Tensor, label_B: Tensor) -> Tensor:

@@ -1,16 +1,16 @@
 """The device of each rank, the backend of each kind of message, and the settings of the process that computes there,
-which are put back when the run ends: a script may start many.
+which are restored when the run ends: a script may start many runs.
 
-All ranks choose the backends together, as their machines may have different GPUs: every rank takes part in opening the
-group of every edge, so a rank that chose by what it sees itself might wait for ever for one that sees something else.
+All ranks agree on the backends, as their machines may have different GPUs: all ranks together open the group of every
+edge, so a rank that chose by its own GPUs alone might wait forever for a rank that chose another backend.
 
 torch has the precision of fp32 products and convolutions twice: by its old switches (``allow_tf32``) and by names
-(``fp32_precision``). Setting an old switch sets the names too, but not the other way round, and whatever reads an old
-switch that does not fit raises RuntimeError: ``cudnn.flags()``, ``torch.get_float32_matmul_precision()``, and the
-compiler by way of these. So both are set, the old switches first.
+(``fp32_precision``). Setting an old switch sets the names too, but not the other way round, and reading an old switch
+that contradicts the name raises RuntimeError: ``cudnn.flags()``, ``torch.get_float32_matmul_precision()``, and the
+compiler, which calls these, read one. So both are set, the old switches first.
 
 Blocks, captured steps and their graphs refer to each other in circles, so only the garbage collector can free them,
-and it does not look at what ``freeze_garbage`` has frozen.
+and it skips objects that ``freeze_garbage`` has frozen.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CONVOLUTIONS: Any = torch.backends.cudnn  # an object in place of a module: torc
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is to compute on, beside CPUs."""
+    """The GPUs of a machine."""
 
     gpus: int
 
@@ -51,7 +51,7 @@ class Machine:
         return cls(torch.cuda.device_count() if torch.cuda.is_available() else 0)
 
     def gpu(self, number: int) -> torch.device:
-        """The GPUs in turn."""
+        """A GPU for process ``number`` of the machine: the GPUs in turn."""
         return torch.device("cuda", number % self.gpus)
 
 
@@ -61,8 +61,8 @@ def one_device(config: Config, machine: Machine) -> torch.device:
 
 
 def rank_device(config: Config, topology: Topology, environment: RankEnvironment, machine: Machine) -> torch.device:
-    """The device of this rank. Blocks take the GPUs of their machine in turn; the feedback takes one of its own if
-    there is one left, else the CPU."""
+    """The device of this rank. Blocks use the GPUs of their machine in turn; the feedback uses one without a block if
+    there is any, else the CPU."""
     if environment.rank == topology.feedback_rank:
         return _feedback_device(config, topology, environment, machine)
     return machine.gpu(environment.local_rank) if _use_gpus(config, machine) else CPU
@@ -74,7 +74,7 @@ def distinct_gpus(config: Config, topology: Topology, environment: RankEnvironme
 
 
 def check_wires(config: Config, topology: Topology, environment: RankEnvironment, machine: Machine) -> None:
-    """Raises ConfigError for a kind of message that shall go over NCCL, but has an end without a GPU of its own."""
+    """Raises ConfigError for a kind of message that is set to NCCL, but has an end without a GPU of its own."""
     blocks = _blocks_here(topology, environment)
     if blocks and config.backend.alpha == "nccl" and not distinct_gpus(config, topology, environment, machine):
         raise ConfigError(
@@ -90,7 +90,7 @@ def check_wires(config: Config, topology: Topology, environment: RankEnvironment
 
 
 def sharing(config: Config, topology: Topology, environment: RankEnvironment, machine: Machine) -> str:
-    """What to know when blocks share a GPU; empty if none do."""
+    """The warning for blocks that share a GPU; empty if none do."""
     if not _use_gpus(config, machine) or distinct_gpus(config, topology, environment, machine):
         return ""
     return (
@@ -105,7 +105,7 @@ def _blocks_here(topology: Topology, environment: RankEnvironment) -> int:
 
 
 def _feedback_has_gpu(config: Config, topology: Topology, environment: RankEnvironment, machine: Machine) -> bool:
-    """Whether the feedback rank is on a GPU where no block is, as far as this machine can tell."""
+    """Whether the feedback rank has a GPU without a block, as far as this machine knows."""
     on_gpu = config.feedback.device != "cpu" and _use_gpus(config, machine)
     return on_gpu and machine.gpus > topology.num_blocks if environment.on_one_machine else on_gpu
 
@@ -139,8 +139,8 @@ def _use_gpus(config: Config, machine: Machine) -> bool:
 def agreed_backends(
     config: Config, topology: Topology, environment: RankEnvironment, machine: Machine, store: Store
 ) -> dict[str, str]:
-    """The backend of every kind of message, the same in every rank: NCCL by itself only if no block of any machine
-    shares a GPU or lacks one. Waits for all blocks to say what they have."""
+    """The backend of every kind of message, the same in all ranks. ``auto`` means NCCL only if every block of every
+    machine has a GPU of its own. Waits for all blocks to post whether they have."""
     rank, blocks = environment.rank, list(topology.block_ranks)
     if rank in blocks:
         store.set(f"own gpu/{rank}", str(int(distinct_gpus(config, topology, environment, machine))))
@@ -154,8 +154,8 @@ def agreed_backends(
 
 
 def compare_devices(rank: int, device: str, store: Store) -> None:
-    """Raises ConfigError unless this rank computes on the same kind of ``device`` (cpu, cuda) as the first one, where
-    all talk to all."""
+    """Raises ConfigError unless this rank computes on the same kind of ``device`` (cpu, cuda) as the first one, for
+    engines in which all ranks exchange messages."""
     if rank == 0:
         store.set("device of the first", device)
     first = store.get("device of the first").decode()
@@ -170,24 +170,24 @@ def set_up(config: Config, device: torch.device) -> None:
     """Chooses the kernels of this process, before the first one runs."""
     if device.type != "cuda":
         return
-    torch.cuda.set_device(device)  # or graphs and pinned memory would be those of the first GPU
+    torch.cuda.set_device(device)  # without it graphs and pinned memory belong to the first GPU
     set_precision(config.gpu.tf32)
-    torch.backends.cudnn.benchmark = not config.gpu.deterministic  # shapes stay the same, so trying pays
+    torch.backends.cudnn.benchmark = not config.gpu.deterministic  # shapes do not change
     if config.gpu.deterministic:
         allow_deterministic_products()
         torch.backends.cudnn.deterministic = True
-        # what a network of a user's own does may have no such kernel, which is warned of
+        # an operation of a user's network may have no deterministic kernel: a warning
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def set_precision(tf32: bool) -> None:
-    """TF32 or IEEE for both; torch's own choice differs between the two. The CPU's are left alone."""
+    """TF32 or IEEE for products and convolutions, whose defaults in torch differ. The CPU's are not changed."""
     name = "tf32" if tf32 else "ieee"
     _set(tf32, tf32, name, name)
 
 
 def precision_now() -> Callable[[], None]:
-    """What sets the precision to what it is now, if it is another one then."""
+    """Returns a function that restores the present precision."""
     before = _now()
 
     def restore() -> None:
@@ -203,7 +203,7 @@ def _now() -> tuple[bool, bool, str, str]:
 
 
 def _switch(owner: Any, name: str) -> bool:
-    """The old switch; where a script has used the names alone, what fits to them."""
+    """The old switch, or its equivalent where a script has set the names alone."""
     try:
         with _quiet():
             return bool(owner.allow_tf32)
@@ -219,7 +219,7 @@ def _set(products: bool, convolutions: bool, name_of_products: str, name_of_conv
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch warns of the old switches, whose readers are its own."""
+    """Without torch's warnings of the old switches, which torch itself reads."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*TF32.*")
         yield
@@ -227,8 +227,8 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def put_back(config: Config) -> Iterator[None]:
-    """Around a whole run: inside, its process computes as the run wants it; behind it, it is as it was before, and has
-    its memory back. An error that is still on its way keeps what it has seen until it is caught."""
+    """A context for a whole run. At its end the settings of the process are restored and its memory is freed, except
+    for the objects to which an error that is not caught yet refers."""
     has_gpu = config.device != "cpu" and torch.cuda.is_available()
     with ExitStack() as inside:
         inside.callback(free_memory, had_frozen=gc.get_freeze_count() > 0)
@@ -236,14 +236,14 @@ def put_back(config: Config) -> Iterator[None]:
         if has_gpu and config.gpu.compile:
             inside.callback(forget_compiled)
             inside.enter_context(never_in_python())
-        if torch.cuda.is_initialized():  # the peak of this run is not that of one before
+        if torch.cuda.is_initialized():  # or the peak would include runs before this one
             for index in range(torch.cuda.device_count()):
                 torch.cuda.reset_peak_memory_stats(index)
         yield
 
 
 def free_memory(had_frozen: bool) -> None:
-    """Frees what nobody refers to any more, on the GPU too; a script that ``had_frozen`` garbage itself keeps that."""
+    """Frees unreachable objects, on the GPU too. Objects that the script itself froze before (``had_frozen``) stay."""
     if not had_frozen:
         thaw_garbage()
     gc.collect()

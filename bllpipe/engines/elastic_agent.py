@@ -1,5 +1,5 @@
 """One attempt of a job on this machine: torch's elastic agent starts the ranks and watches them, with a rendezvous that
-nobody else can reach.
+no other process can reach.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Loopback(RendezvousHandler):
         return False
 
     def set_closed(self) -> None:
-        """There is nobody to keep out."""
+        """Nothing to close: there is one agent."""
 
     def num_nodes_waiting(self) -> int:
         return 0
@@ -58,11 +58,13 @@ class Loopback(RendezvousHandler):
 
 
 class RankProcesses:
-    """Starts ``python -m bllpipe.launch`` with ``words`` as ``number`` ranks. The store outlives the attempts."""
+    """Starts ``python -m bllpipe.launch`` with ``argv`` as ``number`` ranks. The store outlives the attempts."""
 
-    def __init__(self, number: int, words: Sequence[str], cpu_threads: int) -> None:
-        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # a failing rank has said it better
-        self._number, self._words, self._cpu_threads = number, words, cpu_threads
+    def __init__(self, number: int, argv: Sequence[str], cpu_threads: int) -> None:
+        logging.getLogger("torch.distributed.elastic").setLevel(
+            logging.CRITICAL
+        )  # a failing rank reports the error itself
+        self._number, self._argv, self._cpu_threads = number, argv, cpu_threads
         self._store = loopback_store(STORE_SECONDS)
         self._agent: LocalElasticAgent | None = None
 
@@ -73,7 +75,7 @@ class RankProcesses:
             local_world_size=self._number,
             rdzv_handler=Loopback(f"attempt_{attempt}", self._store),
             entrypoint=sys.executable,
-            args=("-m", "bllpipe.launch", *self._words),
+            args=("-m", "bllpipe.launch", *self._argv),
             max_restarts=0,
             monitor_interval=0.1,
         )
@@ -88,7 +90,7 @@ class RankProcesses:
         return {worker.id for worker in workers if worker.id is not None}
 
     def status(self) -> str | None:
-        """What status.json says in the run directory that the ranks have agreed on."""
+        """The status in the run directory on which the ranks have agreed."""
         job = PrefixStore("bllpipe", self._store)
         if not job.check(["directory"]):
             return None

@@ -45,18 +45,18 @@ from bllpipe.utils.process import freeze_garbage
 OwnWires = TypeVar("OwnWires", bound=Wires)
 OpenWires = Callable[[Job, torch.device], OwnWires]
 Execution = Callable[[Job, list[Worker], OwnWires], None]
-ENDING_SECONDS = 10.0  # that threads have to end in, once all their waits are over: they hold the blocks
+ENDING_SECONDS = 10.0  # for threads to end once none of them waits any more: they hold the blocks
 
 
-def run_together(
+def run_in_process(
     config: Config,
     options: Options,
     execute: Execution[OwnWires],
     open_wires: OpenWires[OwnWires],
     wrap_port: PortWrapper = identity,
 ) -> int:
-    """Builds every rank of the job here, with what ``open_wires`` gives between them, and lets ``execute`` carry out
-    the itinerary; the exit code is not 0 when a signal has ended it early."""
+    """Builds every rank of the job in this process, with the links of ``open_wires`` between them; ``execute`` runs the
+    schedule. The exit code is not 0 if a signal has ended the run early."""
     try:
         with put_back(config):
             return _run_here(config, options, execute, open_wires, wrap_port)
@@ -75,16 +75,16 @@ def _run_here(
     store: Store = dist.HashStore()  # type: ignore[assignment]  # satisfies the protocol
     try:
         ending = StopAgreement(saves=config.checkpoint.every_steps != NEVER)
-        with Watchdog(store, 0, ["the only process"], ending, inf, fail=_never, leave=_never) as watcher:
-            _run(config, options, store, execute, open_wires, wrap_port, watcher.ending)
-        return watcher.exit_code if watcher.ending.stopped else 0
+        with Watchdog(store, 0, ["the only process"], ending, inf, fail=_never, leave=_never) as watchdog:
+            _run(config, options, store, execute, open_wires, wrap_port, watchdog.ending)
+        return watchdog.exit_code if watchdog.ending.stopped else 0
     except BaseException as error:
         report_failure(error, store, store, rank=0, role="the only process", callbacks=options.callbacks)
         raise cause_of(error) from None
 
 
 def _never(*about: object) -> None:
-    """Nobody is stuck alone, and an impatient signal is a KeyboardInterrupt."""
+    """Not called: a single process waits for no other, and a second signal raises KeyboardInterrupt."""
 
 
 def local_wires(job: Job, device: torch.device) -> LocalWires:
@@ -108,59 +108,59 @@ def _run(
     device = one_device(config, Machine.found())
     set_up(config, device)
     wires = open_wires(job, device)
-    parts = _parts(job, JobBuilder(job, wires, wrap_port), images, device)
+    workers = _make_workers(job, JobBuilder(job, wires, wrap_port), images, device)
     report_unused(job)
     freeze_garbage()
     started = time.perf_counter()
     with displays(job):
-        execute(job, parts, wires)
-    for part in parts:
-        post_worker_report(job, part)
+        execute(job, workers, wires)
+    for worker in workers:
+        post_worker_report(job, worker)
     finish(job, started)
 
 
-def _parts(job: Job, assembly: JobBuilder, images: ImageSet, device: torch.device) -> list[Worker]:
+def _make_workers(job: Job, builder: JobBuilder, images: ImageSet, device: torch.device) -> list[Worker]:
     """All ranks of the job, the feedback last if there is one."""
     labels = load_labels(job.config.data, job.config.seed)
     segments = [build_segment(job, rank, device) for rank in job.topology.block_ranks]
     if not job.topology.has_feedback:
-        return [assembly.whole_part(segments[0], device, images, labels)]
+        return [builder.whole_part(segments[0], device, images, labels)]
     blocks = [
-        assembly.block_part(rank, segment, device, images if rank == 0 else None)
+        builder.block_part(rank, segment, device, images if rank == 0 else None)
         for rank, segment in enumerate(segments)
     ]
-    return [*blocks, assembly.feedback_part(labels, device)]
+    return [*blocks, builder.feedback_part(labels, device)]
 
 
 def run_sequential(config: Config, options: Options) -> int:
     """Trains ``config`` in this thread."""
-    return run_together(config, options, take_turns, wires_in_turn)
+    return run_in_process(config, options, run_in_turn, wires_in_turn)
 
 
 def wires_in_turn(job: Job, device: torch.device) -> Wires:
-    """On a GPU what is sent stays where it is put, as its kernels like it, and a captured step finds it there."""
+    """On a GPU rings of static memory, in the memory format of its kernels, which captured steps read."""
     return ring_wires(streams_on, job, device) if device.type == "cuda" else local_wires(job, device)
 
 
-def take_turns(job: Job, parts: list[Worker], wires: Wires) -> None:
-    """In every round the lanes go first, as the blocks need their targets; then the blocks from front to back."""
+def run_in_turn(job: Job, workers: list[Worker], wires: Wires) -> None:
+    """In every round the lanes run first, as the blocks need their targets; then the blocks from first to last."""
     blocks = job.topology.num_blocks
     for entry in job.steps("all"):
-        for part in (*parts[blocks:], *parts[:blocks]):
-            for actor in part.actors:
-                part.run_round(actor, entry)
+        for worker in (*workers[blocks:], *workers[:blocks]):
+            for actor in worker.actors:
+                worker.run_round(actor, entry)
 
 
 def run_threads(config: Config, options: Options, wrap_port: PortWrapper = identity) -> int:
     """Trains ``config`` in a thread for every actor."""
-    return run_together(config, options, all_at_once, local_wires, wrap_port)
+    return run_in_process(config, options, run_concurrently, local_wires, wrap_port)
 
 
-def all_at_once(job: Job, parts: list[Worker], wires: LocalWires) -> None:
-    """Starts every actor and waits for all; the first error ends every wait and is raised."""
-    run_actors(job, parts, on_error=wires.close, patience=ENDING_SECONDS)
+def run_concurrently(job: Job, workers: list[Worker], wires: LocalWires) -> None:
+    """Runs every actor in a thread and waits for all. The first error ends every wait and is raised."""
+    run_actors(job, workers, on_error=wires.close, patience=ENDING_SECONDS)
 
 
 def run_single(config: Config, options: Options) -> int:
     """Trains ``config`` in this thread."""
-    return run_together(config, options, take_turns, local_wires)
+    return run_in_process(config, options, run_in_turn, local_wires)

@@ -1,7 +1,7 @@
-"""What all ranks of a job agree on before the first step: the data's sizes, the schedule, the shapes, where to resume.
+"""What all ranks of a job agree on before the first step: sizes of the data, schedule, shapes, and where to resume.
 
-Rank 0 posts its version and configuration to the store, and every other rank compares its own with them before anything
-else is sent. A job that fails at the same step again and again is not started once more.
+Rank 0 posts its version and configuration to the store; every other rank compares its own with them before it sends
+anything. A job that fails at the same step again and again is not restarted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from bllpipe.training.run_schedule import RunSchedule, StopAgreement
 from bllpipe.utils.console import say, warn
 from bllpipe.version import __version__
 
-# Keys that a rank reads for itself alone, so that another value does no harm.
+# Keys that may differ between ranks: each rank reads its own value.
 OWN_KEYS = ("name", "data.path", "data.workers", "feedback.device")
 OWN_SECTIONS = ("log.",)
 
@@ -63,7 +63,7 @@ class JobStore:
 
 @dataclass(frozen=True)
 class Job:
-    """A run as every rank knows it."""
+    """A run, the same in all ranks."""
 
     config: Config
     topology: Topology
@@ -73,14 +73,14 @@ class Job:
     spec: DataSpec
     plan: RunSchedule
     checkpoint: Checkpoint | None
-    tested: bool = True  # whether nothing is left to do of the step that the checkpoint was written after
+    tested: bool = True  # whether the test after the checkpoint's step is done
     ending: StopAgreement = field(default_factory=StopAgreement)
     output: Output = "auto"
     callbacks: Sequence[Callback] = ()
 
     @property
     def start(self) -> int:
-        """Training steps that are done already."""
+        """The number of training steps before this start."""
         return self.checkpoint.step if self.checkpoint else 0
 
     @property
@@ -89,15 +89,15 @@ class Job:
         return int(self.attempt.partition("-")[0])
 
     def rounds(self) -> Iterator[Round]:
-        """A fresh iterator over the rounds that are left."""
+        """A new iterator over the remaining rounds."""
         return self.plan.rounds(self.start, self.tested)
 
     def steps(self, actor: str) -> Iterator[Round]:
-        """The same as ``actor`` carries them out: they end early where all ranks agree to stop."""
+        """The remaining rounds of ``actor``, which end early where all ranks agree to stop."""
         return self.ending.until_stop(actor, self.rounds(), saved=self.checkpoint is not None)
 
     def messages(self, *phases: Phase) -> Iterator[Round]:
-        """The rounds that are left whose messages travel on an edge: ``train``, or ``train`` and ``evaluate``."""
+        """The remaining rounds of these phases: those with messages are ``train`` and ``evaluate``."""
         return (entry for entry in self.rounds() if entry.phase in phases)
 
     def input_shape(self, number: int) -> tuple[int, ...]:
@@ -119,13 +119,13 @@ def agree(
     attempt: int,
     ending: StopAgreement | None = None,
 ) -> Job:
-    """The job as all ranks see it. The one that has a ``spec`` (it holds the images) decides, the others listen.
+    """The job that all ranks agree on. The rank with a ``spec``, which reads the images, decides.
 
-    Raises ConfigError or CheckpointError in the deciding rank, and ConfigError in one that does not suit it.
+    Raises ConfigError or CheckpointError in the rank that decides, and ConfigError in a rank that differs from it.
     """
     if spec is not None:
         _decide(config, options, store, job_store, spec, attempt)
-        introduce(config, store)  # only now, so that a rank that does not suit it can say so in the run's own status
+        introduce(config, store)  # after the directory is known: a rank that differs fails with an entry in status.json
     else:
         compare_with_first(config, store)
     decided = json.loads(store.get("job"))
@@ -154,7 +154,7 @@ def agree(
 
 
 def _decide(config: Config, options: Options, store: Store, job_store: Store, spec: DataSpec, attempt: int) -> None:
-    """Chooses directory and checkpoint, and tells the other ranks."""
+    """Chooses directory and checkpoint, and posts them for the other ranks."""
     plan = RunSchedule.of(config, spec.num_train, spec.num_test)
     config = _with_cuts(config, spec)
     path, checkpoint = _place(config, options, job_store, attempt)
@@ -171,7 +171,7 @@ def _decide(config: Config, options: Options, store: Store, job_store: Store, sp
         "directory": str(path.absolute()),
         "checkpoint": str(checkpoint.path.absolute()) if checkpoint else None,
         "tested": tested,
-        "attempt": f"{attempt}-{uuid.uuid4().hex[:12]}",  # new for every start, so that leftovers are told apart
+        "attempt": f"{attempt}-{uuid.uuid4().hex[:12]}",  # unique: files left by an earlier start have another one
         "spec": spec.to_json(),
         "blocks": config.blocks,
     }
@@ -188,14 +188,14 @@ def _data_change(checkpoint: Checkpoint, spec: DataSpec) -> Change | None:
 
 
 def _is_tested(checkpoint: Checkpoint, plan: RunSchedule, directory: RunDirectory) -> bool:
-    """Whether nothing is left to do of the checkpoint's step: neither a test that a stop came before, nor the summary
-    of a run that was killed behind its last checkpoint."""
+    """Whether the work of the checkpoint's step is done: its test, unless a stop came first, and at the last step the
+    summary, unless the run was killed before it."""
     summarised = checkpoint.step != plan.last_step or directory.has_ended(checkpoint.step)
     return summarised and all(facts.get("tested", True) for facts in checkpoint.facts())
 
 
 def _place(config: Config, options: Options, job_store: Store, attempt: int) -> tuple[Path, Checkpoint | None]:
-    """The run directory and what to go on from. A restarted group stays in the directory of the attempt before it."""
+    """The run directory and the checkpoint to resume from. Restarted ranks keep the directory of the first attempt."""
     restarted = attempt > 0 and job_store.check(["directory"])
     if restarted:
         path = Path(job_store.get("directory").decode())
@@ -214,10 +214,10 @@ def _begin(
     changed: Sequence[Change],
     output: Output,
 ) -> None:
-    """Writes what a run directory holds from the start on; says where it goes on, as ``output`` wants it, and what is
-    accepted as different from the checkpoint."""
+    """Writes the first files of the run directory; prints, in the form of ``output``, where the run resumes, and which
+    accepted settings differ from those of the checkpoint."""
     start = checkpoint.step if checkpoint else 0
-    remove_unfinished(directory.checkpoints)  # which may be what has filled the disk
+    remove_unfinished(directory.checkpoints)  # they may have filled the disk
     directory.begin(config, start, tests_again=not tested)
     if checkpoint is not None:
         if output != "quiet":
@@ -235,21 +235,21 @@ def _goes_on(directory: RunDirectory, step: int, output: Output) -> str:
 
 
 def _with_cuts(config: Config, spec: DataSpec) -> Config:
-    """``config`` with the cuts that ``blocks: balanced`` asks for, written out."""
+    """``config`` with the cuts of ``blocks: balanced`` by name."""
     if config.balanced is None:
         return config
-    from bllpipe.learn.balance import resolved  # torch's counters, which few runs need
+    from bllpipe.learn.balance import resolved  # imports torch's FLOP counter
 
     return resolved(config, spec.image_shape, spec.num_classes)
 
 
 def introduce(config: Config, store: Store) -> None:
-    """Says what the first rank is."""
+    """Posts version and configuration of rank 0."""
     store.set("first", json.dumps({**_versions(), "config": to_mapping(config), "given": _given(config)}))
 
 
 def compare_with_first(config: Config, store: Store) -> None:
-    """Raises ConfigError, naming both sides, unless this rank is what the first one is."""
+    """Raises ConfigError, with the values of both ranks, unless version and configuration are those of rank 0."""
     first: dict[str, Any] = json.loads(store.get("first"))
     theirs, ours = {key: first.get(key) for key in _versions()}, _versions()
     if theirs != ours:
@@ -267,7 +267,7 @@ def compare_with_first(config: Config, store: Store) -> None:
 
 
 def _given(config: Config) -> dict[str, str]:
-    """Digests of what a script has passed as objects; of a function there is none."""
+    """Digests of the objects that a script has passed; functions have none."""
     given = {"model": config.model.given, "data": config.data.given}
     return {name: thing.digest() for name, thing in given.items() if hasattr(thing, "digest")}
 
@@ -299,9 +299,10 @@ def _is_own(key: str) -> bool:
 
 
 def check_progress(job_store: Store, attempt: int, start: int, tries: int, directory: RunDirectory) -> None:
-    """Notes that ``attempt`` begins at step ``start``; NoProgressError when the last ``tries`` attempts did so too.
+    """Records that ``attempt`` starts at step ``start``; NoProgressError if the last ``tries`` attempts did so too.
 
-    They have failed, or this one would not be. One that failed before it came here got no further either.
+    All of them have failed, as this attempt follows them. An attempt without a record failed before this point, so it
+    counts as one without progress.
     """
     starts: dict[str, int] = json.loads(job_store.get("starts")) if job_store.check(["starts"]) else {}
     last = [starts.get(str(number), start) for number in range(attempt - tries, attempt)]
@@ -309,14 +310,14 @@ def check_progress(job_store: Store, attempt: int, start: int, tries: int, direc
         raise NoProgressError(
             f"the last {tries} attempts all began at step {start} and failed before the next checkpoint, so this one "
             f"is not begun; the last failure was: {last_failure(directory)}\n"
-            f"mend it and go on with --run-dir {directory.path} --resume auto; or save more often with "
+            f"fix its cause and resume with --run-dir {directory.path} --resume auto; or save more often with "
             f"checkpoint.every_steps, or allow more attempts with checkpoint.tries"
         )
     job_store.set("starts", json.dumps({**starts, str(attempt): start}))
 
 
 def last_failure(directory: RunDirectory) -> str:
-    """What status.json says of it; of a traceback the last line."""
+    """The failure in status.json; the last line of a traceback."""
     status = directory.read_status()
     if status.get("status") != "failed":
         return "its ranks were killed before they could say why"

@@ -1,4 +1,4 @@
-"""Between the shell and the ranks: starts them on this machine, passes signals on, starts them again after a failure.
+"""Starts the ranks on this machine, forwards signals to them, and starts them again after a failure.
 
 The first signal asks the ranks to stop at a step that they agree on, a second SIGINT ends them. Nothing here imports
 torch before the signals are handled.
@@ -28,16 +28,16 @@ POLL_SECONDS = 0.05
 
 
 def run_ranks(
-    config: Config, words: Sequence[str], max_restarts: int, give_back: Callable[[], None] = lambda: None
+    config: Config, argv: Sequence[str], max_restarts: int, give_back: Callable[[], None] = lambda: None
 ) -> int:
-    """Starts a process a rank on this machine, and all of them again after a failure, ``max_restarts`` times at most;
-    returns the exit code of the launcher. ``words`` are those of the command line. ``give_back`` gives the terminal
-    back when Ctrl-Z has stopped the ranks."""
+    """Starts a process for every rank on this machine, and all of them again after a failure, at most ``max_restarts``
+    times; returns the exit code of the launcher. ``argv`` are the arguments of the command line. ``give_back`` gives
+    the terminal back when Ctrl-Z has stopped the ranks."""
     with SignalForwarder(PATIENCE_SECONDS) as stopping, _ranks_suspended(stopping, give_back):
         from bllpipe.engines.elastic_agent import RankProcesses  # and torch, which takes seconds: signals come first
 
         layout = topology(config)
-        ranks = RankProcesses(layout.world_size, words, config.cpu_threads)
+        ranks = RankProcesses(layout.world_size, argv, config.cpu_threads)
         stopping.ranks = ranks.processes
         failures: dict[int, int] = {}
         for attempt in range(max_restarts + 1):
@@ -62,8 +62,8 @@ def exit_code_of(failures: Mapping[int, int]) -> int:
 
 
 def describe_failure(failures: Mapping[int, int], layout: Topology) -> str:
-    """What happened, as far as exit codes tell: who was killed. Who failed has said so itself, and took the others
-    with it."""
+    """What happened, as far as exit codes show it: which rank was killed. A rank that failed has reported that itself,
+    and all others ended with it."""
     killed = [rank for rank, code in failures.items() if code < 0 and code != -signal.SIGTERM]
     if not killed:
         return f"the ranks ended with exit code {exit_code_of(failures)}"
@@ -72,17 +72,18 @@ def describe_failure(failures: Mapping[int, int], layout: Topology) -> str:
 
 
 def code_after_signal(received: signal.Signals, failures: Mapping[int, int], status: str | None) -> int:
-    """That of a shell for a process that a signal has ended, unless the run was complete, or broke while it stopped."""
+    """The exit code that a shell gives a process ended by a signal, unless the run was complete, or failed while it
+    stopped."""
     if exit_code_of(failures) in NOT_RETRYABLE:
         return exit_code_of(failures)
     return 0 if status == "completed" and not failures else 128 + received
 
 
 class SignalForwarder:
-    """From entering to leaving it, signals are for the ranks: SIGTERM as soon as they are started, and SIGKILL if they
-    are still there ``patience`` seconds later. ``signal`` is the first that came.
+    """A context that forwards signals to the ranks: SIGTERM as soon as they are started, and SIGKILL if they still run
+    ``patience`` seconds later. ``signal`` is the first that was received.
 
-    ``ranks`` gives the ids of their processes, which lead groups of their own; there may be none yet.
+    ``ranks`` returns the ids of their processes, which lead process groups of their own; there may be none yet.
     """
 
     def __init__(self, patience: float) -> None:
@@ -107,7 +108,7 @@ class SignalForwarder:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        """Takes no lock and prints nothing, as it may have interrupted whoever does."""
+        """Takes no lock and prints nothing, as it may interrupt code that holds one or prints."""
         if self.signal is None:
             self.signal = signal.Signals(number)
         elif number == signal.SIGINT:
@@ -118,14 +119,14 @@ class SignalForwarder:
             if self._left.wait(POLL_SECONDS):
                 return
         warn(f"{self.signal.name}: the ranks stop; a second Ctrl-C ends them at once")  # the terminal may be gone
-        deadline, told = time.monotonic() + self._patience, set[int]()
+        deadline, signalled = time.monotonic() + self._patience, set[int]()
         while not self._left.wait(POLL_SECONDS):
             if self._at_once or time.monotonic() > deadline:
                 _send(os.killpg, self.ranks(), signal.SIGKILL)
             else:
-                ranks = self.ranks() - told
-                _send(os.kill, ranks, signal.SIGTERM)  # a rank that still imports torch ends by it without a word
-                told |= ranks
+                ranks = self.ranks() - signalled
+                _send(os.kill, ranks, signal.SIGTERM)  # which ends a rank that still imports torch, without a message
+                signalled |= ranks
 
 
 def _ranks_suspended(forwarder: SignalForwarder, give_back: Callable[[], None]) -> AbstractContextManager[None]:

@@ -1,5 +1,5 @@
-"""The stages of one rank of a synchronous pipeline: what they are given, what they do in every round and in a test, how
-long they compute and wait. Their order within a step is the schedule's.
+"""The stages of one rank of a synchronous pipeline: their inputs, their rounds of training and test, and the time that
+they compute and wait. The schedule decides their order within a step.
 
 Shapes: B images, K classes.
 """
@@ -57,7 +57,7 @@ class StageModule(nn.Module):
         self.segment, self.autocast, self.wire, self.channels_last = segment, autocast, wire, channels_last
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, ...] of the stage before to what the next one is sent."""
+        """The output of the stage before, [B, ...], to the message for the next one."""
         if x.requires_grad:
             x = x.view_as(x)  # not the leaf itself: zbv and dualpipev ask for its gradient without accumulating it
             x.register_hook(Tensor.contiguous)
@@ -65,14 +65,14 @@ class StageModule(nn.Module):
         with self.autocast:
             alpha: Tensor = self.segment(as_channels_last(x) if self.channels_last else x)
         if self.channels_last and alpha.requires_grad:
-            alpha.register_hook(as_channels_last)  # the gradient that comes back lies as messages do
+            alpha.register_hook(as_channels_last)  # the incoming gradient is contiguous, as messages are
         return alpha.to(self.wire).contiguous()
 
 
 @dataclass(frozen=True)
 class StageLink:
-    """A stage on the way of a test batch: how [size, ...] is received of the stage before and sent to the next one.
-    None where that stage is on this rank too, or is none."""
+    """A stage and its links for test batches: ``receive`` gets [size, ...] from the stage before, ``send`` passes it to
+    the next one. None where that stage is on this rank too, or does not exist."""
 
     module: StageModule
     receive: Callable[[int], Tensor] | None
@@ -81,22 +81,22 @@ class StageLink:
 
 class StageLoop:
     """The stages of one rank, in order. ``images`` and ``labels`` are None where another rank has them. ``stages`` are
-    torch's, at which a timeline looks.
+    torch's, whose methods a trace wraps.
 
-    A test batch goes through them whole and by hand: torch's schedules can test only where no rank holds two
-    neighbours (2.15: "can't steal_bwd_input"), and no batch that is smaller than the others.
+    A test batch passes through them whole, without the schedule: torch's schedules can test only where no rank holds
+    two adjacent stages (2.15: "can't steal_bwd_input"), and no batch that is smaller than the others.
     """
 
     def __init__(
         self,
-        share: StageTrainer,
+        trainer: StageTrainer,
         schedule: Schedule,
-        hops: Sequence[StageLink],
+        links: Sequence[StageLink],
         images: Receiver[Alpha] | None,
         labels: Receiver[Target] | None,
         stages: Sequence[object] = (),
     ) -> None:
-        self.share, self.schedule, self.hops, self.stages = share, schedule, hops, list(stages)
+        self.trainer, self.schedule, self.links, self.stages = trainer, schedule, links, list(stages)
         self.images, self.labels = images, labels
 
     def run(self, entry: Round) -> Outcome | None:
@@ -109,63 +109,69 @@ class StageLoop:
                 return None
 
     def _train(self, entry: Round) -> Outcome | None:
-        self.share.mode(train=True)
-        self.share.zero_grad()
+        self.trainer.mode(train=True)
+        self.trainer.zero_grad()
         images = () if self.images is None else (self.images.recv().alpha_BCHW,)
         label_B, losses = self._next_labels(), list[Tensor]()
         scores_BK = self.schedule.step(*images, target=label_B, losses=losses)
-        lr = self.share.step(entry.step)
+        lr = self.trainer.step(entry.step)
         if label_B is None:
             return None
-        return self.share.outcome(scores_BK, label_B, torch.stack(losses).mean(), lr)
+        return self.trainer.outcome(scores_BK, label_B, torch.stack(losses).mean(), lr)
 
     @torch.no_grad()
     def _evaluate(self, entry: Round) -> Outcome | None:
-        self.share.mode(train=False)
+        self.trainer.mode(train=False)
         x = torch.empty(0) if self.images is None else self.images.recv().alpha_BCHW
-        for hop in self.hops:
-            x = hop.module(x if hop.receive is None else hop.receive(entry.size))
-            if hop.send is not None:
-                hop.send(x)
+        for link in self.links:
+            x = link.module(x if link.receive is None else link.receive(entry.size))
+            if link.send is not None:
+                link.send(x)
         label_B = self._next_labels()
-        return None if label_B is None else self.share.outcome(x, label_B, self.share.loss(x, label_B))
+        return None if label_B is None else self.trainer.outcome(x, label_B, self.trainer.loss(x, label_B))
 
     def _next_labels(self) -> Tensor | None:
         return None if self.labels is None else self.labels.recv().label_B
 
     def weights(self) -> dict[str, Tensor]:
-        return self.share.learner.weights()
+        return self.trainer.learner.weights()
 
     def state(self) -> dict[str, Tensor]:
-        return self.share.learner.state()
+        return self.trainer.learner.state()
 
     def load(self, state: Mapping[str, Tensor], step: int) -> None:
-        self.share.learner.load(state)
+        self.trainer.learner.load(state)
 
 
-# The schedule for the stages of a rank, and the objects that compute in it: what a stopwatch and a timeline look at.
+# The schedule for the stages of a rank, and the objects that compute in it, whose methods are timed and traced.
 MakeSchedule = Callable[[RankContext, StageTrainer, Sequence[StageModule]], tuple[Schedule, Sequence[object]]]
 
 
-def build_stage_loop(seat: RankContext, make_schedule: MakeSchedule) -> tuple[Loop, list[Metered]]:
-    """The loop of a rank; all ranks build theirs at the same time, as each stage learns from the one before what it
-    is given."""
-    job, config, device = seat.job, seat.job.config, seat.device
-    numbers = job.topology.stages_of(seat.rank)
+def build_stage_loop(context: RankContext, make_schedule: MakeSchedule) -> tuple[Loop, list[Metered]]:
+    """The loop of a rank. All ranks build theirs at the same time, as each stage gets its input shape from the one
+    before."""
+    job, config, device = context.job, context.job.config, context.device
+    numbers = job.topology.stages_of(context.rank)
     segments = [build_segment(job, number, device, "stage") for number in numbers]
-    share = StageTrainer(segments, config, job.plan.total_steps, add_up)
+    trainer = StageTrainer(segments, config, job.plan.total_steps, add_up)
     modules = [
-        StageModule(segment, share.learner.autocast(), wire_format(job, number), share.channels_last)
+        StageModule(segment, trainer.learner.autocast(), wire_format(job, number), trainer.channels_last)
         for number, segment in zip(numbers, segments, strict=True)
     ]
-    schedule, stages = make_schedule(seat, share, modules)
-    timed = TimedSchedule(schedule, stages if device.type == "cpu" else (), sent_bytes(job, seat.rank))
-    hops = [make_hop(job, module, number, device) for number, module in zip(numbers, modules, strict=True)]
-    return StageLoop(share, timed, hops, _images(seat), _labels(seat), stages), [timed]
+    schedule, stages = make_schedule(context, trainer, modules)
+    timed = TimedSchedule(schedule, stages if device.type == "cpu" else (), sent_bytes(job, context.rank))
+    links = [make_link(job, module, number, device) for number, module in zip(numbers, modules, strict=True)]
+    images = labels = None
+    if context.images is not None:
+        images = image_port(job, context.images, device)
+    if context.rank == job.topology.scoring_rank:
+        rounds = job.messages("train", "evaluate")
+        labels = LabelSource(load_labels(config.data, config.seed), rounds, config.seed, device)
+    return StageLoop(trainer, timed, links, images, labels, stages), [timed]
 
 
 def sent_bytes(job: Job, rank: int) -> int:
-    """What a rank sends in a training step: its outputs to stages behind, its inputs' gradients to those before."""
+    """Bytes that a rank sends in a training step: outputs to the next stages, gradients of inputs to those before."""
     rank_of, total = job.topology.rank_of, 0
     for number in range(job.topology.num_stages - 1):
         ends = {rank_of(number), rank_of(number + 1)}
@@ -174,40 +180,25 @@ def sent_bytes(job: Job, rank: int) -> int:
     return total
 
 
-def _images(seat: RankContext) -> Receiver[Alpha] | None:
-    """The first stage is on the rank that has read the images."""
-    return None if seat.images is None else image_port(seat.job, seat.images, seat.device)
-
-
-def _labels(seat: RankContext) -> Receiver[Target] | None:
-    rounds, config = seat.job.messages("train", "evaluate"), seat.job.config
-    if seat.rank != seat.job.topology.scoring_rank:
-        return None
-    return LabelSource(load_labels(config.data, config.seed), rounds, config.seed, seat.device)
-
-
-def make_hop(job: Job, module: StageModule, number: int, device: torch.device) -> StageLink:
-    """The way of a test batch into and out of stage ``number``."""
+def make_link(job: Job, module: StageModule, number: int, device: torch.device) -> StageLink:
+    """The links of a test batch into and out of stage ``number``."""
     layout = job.topology
     own, last = layout.rank_of(number), layout.num_stages - 1
-    from_afar = number > 0 and layout.rank_of(number - 1) != own
-    to_afar = number < last and layout.rank_of(number + 1) != own
-    return StageLink(
-        module,
-        _receiving(job, number - 1, device) if from_afar else None,
-        partial(send_to, layout.rank_of(number + 1)) if to_afar else None,
-    )
+    receive = send = None
+    if number > 0 and (source := layout.rank_of(number - 1)) != own:
+        shape, dtype = job.store.shape_of(number - 1), wire_format(job, number - 1)
 
+        def receive(size: int) -> Tensor:
+            return receive_from(source, torch.empty(size, *shape, dtype=dtype, device=device))
 
-def _receiving(job: Job, number: int, device: torch.device) -> Callable[[int], Tensor]:
-    """Receives a test batch of stage ``number``."""
-    source, shape, dtype = job.topology.rank_of(number), job.store.shape_of(number), wire_format(job, number)
-    return lambda size: receive_from(source, torch.empty(size, *shape, dtype=dtype, device=device))
+    if number < last and (other := layout.rank_of(number + 1)) != own:
+        send = partial(send_to, other)
+    return StageLink(module, receive, send)
 
 
 def wire_format(job: Job, number: int) -> torch.dtype:
-    """The format of what stage ``number`` gives. Class scores stay where they are; gradients come back as the
-    activations went."""
+    """The dtype of the output of stage ``number``. Class scores stay on their rank; gradients have the dtype of the
+    activations."""
     return torch.float32 if number == job.topology.num_stages - 1 else job.alpha_dtype
 
 
@@ -217,9 +208,9 @@ def microbatch_size(job: Job) -> int:
 
 
 class TimedSchedule:
-    """A schedule that adds up what it sends and waits, as a port does for the stopwatch. It waits in a step when
-    ``stages`` (torch's PipelineStage, or what has some of these methods) do not compute; without any it is not known,
-    as on GPUs, where computing is queued."""
+    """A schedule that counts its bytes and its waiting time, as a port does for the stopwatch. It waits in a step while
+    ``stages`` (torch's PipelineStage, or an object with some of its methods) do not compute. Without any the waiting
+    time is unknown, as on GPUs, where computation is queued."""
 
     def __init__(self, schedule: Schedule, stages: Sequence[object], sent_bytes: int = 0) -> None:
         self._schedule, self.meter, self._computed = schedule, Meter("other stages"), 0.0

@@ -1,4 +1,4 @@
-"""What travels on each edge of a job, and the timed ports through which an actor uses it."""
+"""The layout of the messages on each edge of a job, and the timed ports of an actor."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bllpipe.training.timing import Metered, TimedReceiver, TimedSender
 
 
 class Wires(Protocol):
-    """Whatever can make the two ends of an edge: LocalWires or ProcessWires."""
+    """Opens the two ends of an edge: LocalWires, ProcessWires or RingWires."""
 
     def sender(self, layout: Layout) -> Sender[Any]: ...
 
@@ -28,26 +28,28 @@ class Wires(Protocol):
 
 
 class PortWrapper(Protocol):
-    """Wraps a port before an actor gets it; the tests delay messages with it."""
+    """Wraps the ports of actors; the tests delay messages with it."""
 
     def __call__(self, port: Any, edge: Edge) -> Any: ...
 
 
 def identity(port: Any, edge: Edge) -> Any:
-    """Leaves the port as it is."""
+    """The port itself."""
     return port
 
 
 def layout_of(job: Job, edge: Edge) -> Layout:
-    """The layout of an edge; both of its ends compute it alike."""
+    """The layout of an edge, which both of its ends compute."""
     block = edge.src if edge.kind in ("alpha", "stats") else edge.dst
     ring = job.config.backend.ring
     if edge.kind == "stats":
-        ring = max(ring, job.config.feedback.lag)  # a lane may be that many steps ahead of what it absorbs
+        ring = max(
+            ring, job.config.feedback.lag
+        )  # feedback may be as many steps ahead of the statistics that it absorbs
     roles = (job.topology.role(edge.src), job.topology.role(edge.dst))
     fields, received = _fields(job, edge, job.store.shape_of(block)), torch.float32
     if edge.kind == "alpha" and job.config.precision.compute == "bf16":
-        received = job.alpha_dtype  # a block that computes in bf16 reads what was sent, where it lies
+        received = job.alpha_dtype  # a block that computes in bf16 reads the message in place
     return Layout(edge, roles, fields, job.config.data.batch_size, ring, received)
 
 
@@ -59,15 +61,15 @@ def _fields(job: Job, edge: Edge, shape: tuple[int, ...]) -> tuple[Field, ...]:
 
 
 def rounds_of(job: Job, edge: Edge) -> Iterator[Round]:
-    """The rounds that are left, a message each: tests send no statistics."""
+    """The remaining rounds with a message on ``edge``: tests send no statistics."""
     return job.messages("train") if edge.kind == "stats" else job.messages("train", "evaluate")
 
 
 class ActorPorts:
-    """Opens the ports of one actor, each timed, and keeps them for its stopwatch."""
+    """Opens the timed ports of one actor; ``opened`` is for its stopwatch."""
 
     def __init__(self, job: Job, wires: Wires, wrap_port: PortWrapper) -> None:
-        self._job, self._wires, self._dress = job, wires, wrap_port
+        self._job, self._wires, self._wrap_port = job, wires, wrap_port
         self.opened: list[Metered] = []
 
     def sender(self, edge: Edge | None) -> Sender[Any]:
@@ -75,23 +77,23 @@ class ActorPorts:
         if edge is None:
             return NullSender()
         layout = layout_of(self._job, edge)
-        sender = TimedSender(self._dress(self._wires.sender(layout), edge), str(edge), layout.message_bytes)
+        sender = TimedSender(self._wrap_port(self._wires.sender(layout), edge), str(edge), layout.message_bytes)
         self.opened.append(sender)
         return sender
 
     def receiver(self, edge: Edge, rounds: Iterator[Round]) -> Receiver[Any]:
         """The incoming end of ``edge``."""
-        port = self._dress(self._wires.receiver(layout_of(self._job, edge), rounds), edge)
+        port = self._wrap_port(self._wires.receiver(layout_of(self._job, edge), rounds), edge)
         receiver = TimedReceiver(port, str(edge))
         self.opened.append(receiver)
         return receiver
 
 
 class NullSender:
-    """A sender whose messages nobody needs."""
+    """A sender that drops its messages."""
 
     def send(self, message: Message) -> None:
-        """Drops the message."""
+        pass
 
 
 def image_port(
@@ -101,15 +103,16 @@ def image_port(
     phases: Sequence[Phase] = ("train", "evaluate"),
     ahead: bool = True,
 ) -> Receiver[Alpha]:
-    """What the first block receives in ``phases``, on its device; on a CPU made by a thread of its own if ``ahead``. A
-    GPU augments them itself, in the queue of whoever asks."""
+    """The images that the first block receives in ``phases``, on its device. On a CPU a thread prefetches them if
+    ``ahead``; a GPU augments them itself, in the stream of the block."""
     config = job.config
-    settled = placed(images, config.gpu, device)
-    source = ImageSource(settled, job.messages(*phases), config.seed, config.data.augment, device)
+    source = ImageSource(
+        placed(images, config.gpu, device), job.messages(*phases), config.seed, config.data.augment, device
+    )
     return Prefetcher(source.recv, config.cpu_threads) if ahead and device.type == "cpu" else source
 
 
 def ring_wires(open_streams: OpenStreams, job: Job, device: torch.device) -> RingWires:
-    """A ring an edge, between the streams of ``device``."""
+    """A ring buffer for every edge, between the streams of ``device``."""
     channels_last = lies_channels_last(job.config, device)
     return RingWires(open_streams(device), device, job.config.feedback.lag, channels_last)

@@ -1,6 +1,6 @@
 """Engine ``ranks``: a process for every block and one for the feedback, started by torchrun.
 
-Also the process itself, for every engine of several: its place in the world, its watchdog, and its end.
+Also the process of a rank for all engines of several processes: its world, its watchdog, and its end.
 """
 
 from __future__ import annotations
@@ -30,48 +30,50 @@ from bllpipe.training.run_schedule import StopAgreement
 from bllpipe.training.watchdog import Watchdog
 from bllpipe.utils.console import warn
 
-# Who waits for a rank that hangs leaves it so much time to be found by those that know it is the one.
+# A rank that waits for one that hangs waits longer than its watchdogs, which name that rank.
 GRACE_SECONDS = 5.0
-# This rank's part of a job, from its data to its summary.
-Part = Callable[[World, Watchdog], None]
+# Runs this rank of a job, from its data to its summary.
+RunRank = Callable[[World, Watchdog], None]
 
 
 def run(config: Config, options: Options, wrap_port: PortWrapper = identity) -> int:
-    """This process's part of the job; it returns to a script alone."""
-    return take_part(config, options, lambda world, watcher: run_in_world(config, options, world, watcher, wrap_port))
+    """Runs this process's rank of the job. It returns only in a script."""
+    return run_process(
+        config, options, lambda world, watchdog: run_in_world(config, options, world, watchdog, wrap_port)
+    )
 
 
 def run_in_world(
-    config: Config, options: Options, world: World, watcher: Watchdog, wrap_port: PortWrapper = identity
+    config: Config, options: Options, world: World, watchdog: Watchdog, wrap_port: PortWrapper = identity
 ) -> None:
-    """One job from its data to its summary; opens the process group and closes it again."""
+    """Runs one rank of a job from its data to its summary; opens the process group and closes it again."""
     rank, layout = world.environment.rank, topology(config)
     device = placed(config, layout, world.environment, Machine.found())
     set_up(config, device)
     images = load_images(config.data, config.seed) if rank == 0 else None
     spec = images.spec if images else None
-    job = agree(config, options, world.store, world.job_store, spec, world.attempt, watcher.ending)
+    job = agree(config, options, world.store, world.job_store, spec, world.attempt, watchdog.ending)
     if is_complete(job):
         return report_complete(job) if rank == 0 else None
     # only now, as the first rank may have downloaded them
     labels = load_labels(config.data, config.seed) if rank == layout.feedback_rank else None
     segment = None if labels else build_segment(job, rank, device)
     wires = open_wires(job, world, device)
-    assembly = JobBuilder(job, wires, wrap_port, ahead=True, beside_nccl=wires.has_nccl)
+    builder = JobBuilder(job, wires, wrap_port, ahead=True, beside_nccl=wires.has_nccl)
     if labels:
-        part = assembly.feedback_part(labels, device)
+        worker = builder.feedback_part(labels, device)
     else:
         assert segment is not None
-        part = assembly.block_part(rank, segment, device, images)
-    watcher.look_at([part])
+        worker = builder.block_part(rank, segment, device, images)
+    watchdog.watch([worker])
     wires.agree()
-    train(job, part, behind_rounds=lambda: wires.end(partial(rounds_of, job)))
+    train(job, worker, after_rounds=lambda: wires.end(partial(rounds_of, job)))
     wires.finish()
     close_group()
 
 
 def placed(config: Config, layout: Topology, environment: RankEnvironment, machine: Machine) -> torch.device:
-    """The device of this rank; the first one also says when blocks have to share theirs."""
+    """The device of this rank. The first rank also warns if blocks share a GPU."""
     device = rank_device(config, layout, environment, machine)
     check_wires(config, layout, environment, machine)
     if environment.rank == 0 and (text := sharing(config, layout, environment, machine)):
@@ -80,10 +82,10 @@ def placed(config: Config, layout: Topology, environment: RankEnvironment, machi
 
 
 def open_wires(job: Job, world: World, device: torch.device) -> ProcessWires:
-    """Opens the process group and all edges; every rank waits for every other here."""
+    """Opens the process group and all edges; all ranks wait for each other here."""
     machine = Machine.found()
     backends = agreed_backends(job.config, job.topology, world.environment, machine, world.store)
-    # the feedback may be alone on a machine without a GPU, where NCCL cannot be opened: no edge of its needs it
+    # the feedback may be alone on a machine without a GPU, where NCCL cannot be opened: none of its edges needs it
     open_group(world, use_nccl="nccl" in backends.values() and machine.gpus > 0)
     groups = open_edges(job.topology.edges(), lambda edge: backends[edge.kind], device)
     patience = job.config.backend.timeout_seconds + GRACE_SECONDS
@@ -91,21 +93,21 @@ def open_wires(job: Job, world: World, device: torch.device) -> ProcessWires:
     return ProcessWires(groups, backends, settings, device, world.store)
 
 
-def take_part(config: Config, options: Options, part: Part) -> int:
-    """Carries out ``part``. It returns to a script alone: tearing torch down takes longer than leaving."""
+def run_process(config: Config, options: Options, run_rank: RunRank) -> int:
+    """Calls ``run_rank`` in its world. It returns only in a script: ending the process is faster than closing torch."""
     environment = RankEnvironment.read()
     assert environment is not None, "the launcher starts this engine under torchrun only"
     with put_back(config):
-        _take_part(config, options, part, environment)
+        _run_process(config, options, run_rank, environment)
     return 0
 
 
-def _take_part(config: Config, options: Options, part: Part, environment: RankEnvironment) -> None:
+def _run_process(config: Config, options: Options, run_rank: RunRank, environment: RankEnvironment) -> None:
     prepare_process(config, environment.rank)
     world = enter(environment, config.backend.timeout_seconds, options.number)
     try:
         with watchdog(config, options, world) as watching:
-            part(world, watching)
+            run_rank(world, watching)
         options.lock.release()
     except BaseException as error:
         fail(error, world, environment.rank, topology(config).role(environment.rank), options.callbacks)

@@ -1,5 +1,5 @@
-"""Running a rank through its rounds, with a thread for each of several actors, and ending well: the last checkpoint is
-whole, the summary is written, and one table is printed.
+"""Runs the rounds of a rank, with a thread for each of several actors, and ends a run in order: the last checkpoint is
+valid, the summary is written, and one table is printed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bllpipe.config import Config
 from bllpipe.engines import Output
 from bllpipe.engines.build import report_unused
 from bllpipe.engines.job import Job
-from bllpipe.training.run_directory import gather_reports, outcome, post_report, summarise, table
+from bllpipe.training.run_directory import outcome, summarise, table
 from bllpipe.training.worker import Actor, Worker
 from bllpipe.utils.console import say, warn
 from bllpipe.utils.files import read_record
@@ -38,59 +38,59 @@ def displays(job: Job) -> ExitStack:
 
 
 def prepare_process(config: Config, rank: int) -> None:
-    """What every process that computes does first."""
+    """Sets threads, seeds and the allocator of a process, before it computes."""
     torch.set_num_threads(config.cpu_threads)
     seed_all(derived_seed(config.seed, "process", rank))
     keep_freed_memory()
 
 
-def train(job: Job, part: Worker, behind_rounds: Callable[[], None] = lambda: None) -> None:
-    """The rounds of this rank; the first rank also prints. ``behind_rounds`` is done before any wait for the others."""
+def train(job: Job, worker: Worker, after_rounds: Callable[[], None] = lambda: None) -> None:
+    """Runs this rank; the first rank also prints. ``after_rounds`` is called before any wait for the other ranks."""
     freeze_garbage()
     started = time.perf_counter()
-    if part.rank == 0:
+    if worker.rank == 0:
         report_unused(job)
         with displays(job):
-            run_rounds(job, part)
+            run_rounds(job, worker)
     else:
-        run_rounds(job, part)
-    behind_rounds()
-    post_worker_report(job, part)
-    if part.rank == 0:
+        run_rounds(job, worker)
+    after_rounds()
+    post_worker_report(job, worker)
+    if worker.rank == 0:
         finish(job, started)
 
 
-def run_rounds(job: Job, part: Worker) -> None:
-    """A single actor runs in the main thread, several (the lanes) in a thread each."""
-    if len(part.actors) == 1:
-        run_actor(job, part, part.actors[0])
+def run_rounds(job: Job, worker: Worker) -> None:
+    """Runs a single actor in the main thread, several (the lanes of the feedback) in a thread each."""
+    if len(worker.actors) == 1:
+        run_actor(job, worker, worker.actors[0])
     else:
-        run_actors(job, [part], on_error=lambda error: None)
+        run_actors(job, [worker], on_error=lambda error: None)
 
 
-def post_worker_report(job: Job, part: Worker) -> None:
+def post_worker_report(job: Job, worker: Worker) -> None:
     """Posts a rank's report, once the last checkpoint is committed."""
-    if part.last_saved is not None:
-        part.checkpoints.wait_committed(part.last_saved)
-    post_report(job.store, part.rank, part.report())
+    if worker.last_saved is not None:
+        worker.checkpoints.wait_committed(worker.last_saved)
+    job.store.post("report", worker.rank, worker.report())
     for callback in job.callbacks:
-        callback.on_end(part)
+        callback.on_end(worker)
 
 
 def finish(job: Job, started: float) -> None:
     """Gathers all reports, prints the table, writes summary.json and status.json."""
-    reports = gather_reports(job.store, job.topology.world_size)
+    reports = job.store.gather("report", job.topology.world_size)
     seconds, stopped = time.perf_counter() - started, job.ending.stopped
     done = stopped.step if stopped else job.plan.last_step
     summary = summarise(job.config, job.topology.tested_ranks, reports, replace(job.plan, last_step=done), seconds)
     try:
-        _write(job, summary, done)  # before anything is said: a terminal may block
+        _write_end(job, summary, done)  # before anything is printed: a terminal may block
     finally:
-        say(_ending(job.output, summary, job.directory.path))  # even if it cannot be written
+        say(_summary_text(job.output, summary, job.directory.path))  # even if it cannot be written
 
 
-def _write(job: Job, summary: Mapping[str, Any], done: int) -> None:
-    """The files of the end; then scripts in the other ranks may read them."""
+def _write_end(job: Job, summary: Mapping[str, Any], done: int) -> None:
+    """Writes summary.json and status.json; then scripts in the other ranks may read them."""
     stopped = job.ending.stopped
     job.directory.write_summary(summary)
     if done == job.plan.total_steps and (stopped is None or stopped.tested):
@@ -101,61 +101,58 @@ def _write(job: Job, summary: Mapping[str, Any], done: int) -> None:
     job.store.set("concluded", "yes")
 
 
-def _ending(output: Output, summary: Mapping[str, Any], directory: Path) -> str:
-    """The summary as ``output`` wants it."""
+def _summary_text(output: Output, summary: Mapping[str, Any], directory: Path) -> str:
+    """The summary in the form of ``output``."""
     if output == "json":
         return json.dumps({"summary": summary, "directory": str(directory)})
     return outcome(summary) if output == "quiet" else f"{table(summary)}\nrun directory {directory}"
 
 
 def is_complete(job: Job) -> bool:
-    """Whether the run that is to go on has ended already; its files are left as they are."""
+    """Whether the run that is resumed has ended already; its files are not changed."""
     return job.start >= job.plan.last_step and job.tested
 
 
 def report_complete(job: Job) -> None:
-    """Says how a run that has ended can be made longer. Programs get the end that they wait for: its summary."""
-    words = (
+    """Prints how a run that has ended can be made longer. With --output json the last line is its summary."""
+    key = "epochs" if job.config.steps is None else "steps"
+    longer = f"to train longer, raise {key} and add --accept {key}"
+    if job.plan.last_step < job.plan.total_steps:
+        longer = "to train on, raise stop_at or leave it out"
+    text = (
         f"{job.directory.path} is complete: step {job.start} of {job.plan.last_step}; "
-        f"for another run leave out --resume; {_how_to_go_on(job)}"
+        f"for another run leave out --resume; {longer}"
     )
     if job.output == "json":
-        warn(words)
+        warn(text)
         summary, _ = read_record(job.directory.path / "summary.json")
-        say(_ending("json", summary, job.directory.path))
+        say(_summary_text("json", summary, job.directory.path))
     else:
-        say(words)
+        say(text)
 
 
-def _how_to_go_on(job: Job) -> str:
-    if job.plan.last_step < job.plan.total_steps:
-        return "to train on, raise stop_at or leave it out"
-    key = "epochs" if job.config.steps is None else "steps"
-    return f"to train longer, raise {key} and add --accept {key}"
-
-
-def run_actor(job: Job, part: Worker, actor: Actor) -> None:
+def run_actor(job: Job, worker: Worker, actor: Actor) -> None:
     """All rounds of one actor, in order."""
     for entry in job.steps(actor.name):
-        part.run_round(actor, entry)
+        worker.run_round(actor, entry)
 
 
 def run_actors(
-    job: Job, parts: Iterable[Worker], on_error: Callable[[BaseException], None], patience: float = 0.0
+    job: Job, workers: Iterable[Worker], on_error: Callable[[BaseException], None], patience: float = 0.0
 ) -> None:
-    """Every actor of ``parts`` in a thread of its own. The first error is raised after ``on_error`` has seen it; the
-    other threads have ``patience`` seconds to end, and are left to themselves then."""
+    """Runs every actor of ``workers`` in a thread of its own. Raises the first error after a call of ``on_error`` and
+    at most ``patience`` seconds in which the other threads may end; they are daemons."""
     ended: SimpleQueue[BaseException | None] = SimpleQueue()
 
-    def work(part: Worker, actor: Actor) -> None:
+    def work(worker: Worker, actor: Actor) -> None:
         torch.set_num_threads(job.config.cpu_threads)  # OpenMP counts threads per thread
         try:
-            run_actor(job, part, actor)
+            run_actor(job, worker, actor)
             ended.put(None)
         except BaseException as error:
             ended.put(error)
 
-    actors = [(part, actor) for part in parts for actor in part.actors]
+    actors = [(worker, actor) for worker in workers for actor in worker.actors]
     threads = [threading.Thread(target=work, args=pair, daemon=True) for pair in actors]
     for thread in threads:
         thread.start()

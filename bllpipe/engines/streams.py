@@ -1,7 +1,7 @@
 """Engine ``streams``: all blocks in one process on one device, a stream each and one a lane, in a wavefront.
 
-In tick w block k does round w - k. So the blocks work side by side on rounds that need nothing of each other, and the
-device decides how they share it:
+In tick w block k runs round w - k. So the blocks run concurrently, in rounds that do not depend on each other, and the
+device schedules their kernels:
 
   tick      0      1      2      3      4
   block 0   t0     t1     t2     t3     t4      block 0 sends alpha t1 while block 1 still reads t0: two slots an edge
@@ -9,7 +9,7 @@ device decides how they share it:
   block 2                 t0     t1     t2      a column is a block and its lane
   block 3                        t0     t1
 
-What a round needs of other streams, and waits for by an event (at a lag of 1):
+The dependencies of a round on other streams, each an event (at a lag of 1):
 
   block k - 1                 forward t --alpha--+
                                                  v
@@ -17,9 +17,9 @@ What a round needs of other streams, and waits for by an event (at a lag of 1):
                                   ^ before the loss  |
                     target t -----+                  +--stats--> lane k: absorb t, target t+1, beside the backward of t
 
-The lag is fixed, so these are all dependencies that there are, beside one: a slot is filled again only when it has been
-read. The host queues column by column, the rearmost first, and so has queued every reading of a slot before it queues
-the next filling. It waits for the device nowhere but where a line of metrics or a checkpoint is written.
+The lag is fixed, so there is only one more dependency: a slot is written again only after it was read. The host queues
+column by column, the last one first, so it queues every read of a slot before the next write. It waits for the device
+only where a line of metrics or a checkpoint is written.
 
 With ``gpu.capture`` most ticks are one launch: engines/streams_graph.py.
 """
@@ -36,7 +36,7 @@ import torch
 from bllpipe.config import Config
 from bllpipe.distributed.cuda_streams import OpenStreams, RingWires, Streams, streams_on
 from bllpipe.engines import Options
-from bllpipe.engines.in_process import run_together
+from bllpipe.engines.in_process import run_in_process
 from bllpipe.engines.job import Job
 from bllpipe.engines.ports import ring_wires
 from bllpipe.engines.streams_graph import Columns, StreamActor, Tick, WavefrontGraph
@@ -51,11 +51,11 @@ def run(
     config: Config, options: Options, open_streams: OpenStreams = streams_on, open_graphs: OpenGraphs = graphs_of_ticks
 ) -> int:
     """Trains ``config`` in this thread, on the streams of its device."""
-    return run_together(config, options, partial(in_wavefront, open_graphs), partial(ring_wires, open_streams))
+    return run_in_process(config, options, partial(in_wavefront, open_graphs), partial(ring_wires, open_streams))
 
 
 def ticks(columns: Sequence[Iterator[Entry]]) -> Iterator[list[tuple[int, Entry]]]:
-    """What there is to do in every tick of a wavefront, in this order: entries, each with the number of its column."""
+    """The entries of every tick of a wavefront, each with the number of its column, in the order to queue them."""
     for tick in count():
         numbers = reversed(range(min(tick + 1, len(columns))))
         found = [(number, entry) for number in numbers for entry in islice(columns[number], 1)]
@@ -64,33 +64,33 @@ def ticks(columns: Sequence[Iterator[Entry]]) -> Iterator[list[tuple[int, Entry]
         yield found
 
 
-def in_wavefront(open_graphs: OpenGraphs, job: Job, parts: list[Worker], wires: RingWires) -> None:
-    """Queues every round of every column, tick by tick; ticks that are one graph in one launch."""
-    columns = places(job, parts, wires.streams)
+def in_wavefront(open_graphs: OpenGraphs, job: Job, workers: list[Worker], wires: RingWires) -> None:
+    """Queues every round of every column, tick by tick; a tick that is one graph takes one launch."""
+    columns = make_columns(job, workers, wires.streams)
     graphs = open_graphs(job.config, wires.device)
-    whole = None if graphs is None else WavefrontGraph(job, columns, wires, graphs)
+    graph = None if graphs is None else WavefrontGraph(job, columns, wires, graphs)
     for tick in ticks([job.steps(block.actor.name) for block in columns.blocks]):
-        if whole is None or not whole.run_round(tick):
-            one_by_one(columns, tick)
+        if graph is None or not graph.run_round(tick):
+            queue_rounds(columns, tick)
     wires.streams.synchronize()
 
 
-def one_by_one(columns: Columns, tick: Tick) -> None:
+def queue_rounds(columns: Columns, tick: Tick) -> None:
     """Queues the rounds of a tick. A lane goes before its block, which needs its target."""
     blocks, lanes = columns
     for number, entry in tick:
-        if entry.phase == "save":  # the last lane writes what all lanes have
+        if entry.phase == "save":  # the last lane writes the state of all lanes
             lanes[number].wait_for(lanes[:number])
         lanes[number].run_round(entry)
         blocks[number].run_round(entry)
 
 
-def places(job: Job, parts: list[Worker], streams: Streams) -> Columns:
-    """All blocks and all lanes, on streams behind everything that was queued to build them."""
-    *block_parts, feedback = parts
-    places = [(part, part.actors[0]) for part in block_parts] + [(feedback, lane) for lane in feedback.actors]
-    found = [StreamActor(part, actor, streams.open(actor.name)) for part, actor in places]
+def make_columns(job: Job, workers: list[Worker], streams: Streams) -> Columns:
+    """All blocks and all lanes, on streams that wait for everything that was queued to build them."""
+    *block_workers, feedback = workers
+    actors = [(worker, worker.actors[0]) for worker in block_workers] + [(feedback, lane) for lane in feedback.actors]
+    found = [StreamActor(worker, actor, streams.open(actor.name)) for worker, actor in actors]
     built = streams.current().record()
-    for place in found:
-        place.stream.wait(built)
-    return Columns(found[: len(block_parts)], found[len(block_parts) :])
+    for each in found:
+        each.stream.wait(built)
+    return Columns(found[: len(block_workers)], found[len(block_workers) :])

@@ -1,6 +1,6 @@
 """The wavefront as one graph: a tick in which every column trains is recorded once, on all streams, and then launched.
 
-  images, labels, rates     copied to where they stay, on the stream of the ticks
+  images, labels, rates     copied to static buffers, on the stream of the ticks
   one launch                fork -+- lane 3, block 3 -+- join     what each stream does, and what it waits for inside
                                   +- ...              |           of the tick, is in the graph
                                   +- lane 0, block 0 -+
@@ -13,8 +13,8 @@ two ways meet at events: what is queued either way is behind everything that was
 recorded in a graph means nothing outside of it, and no graph can wait for one outside; so rings forget theirs on the
 way in and out.
 
-While a graph replaces their arithmetic, loops run as ever: they count their messages and their time, and what computes
-in them gives what the graph has computed.
+While a graph replaces their arithmetic, loops run as usual: they count their messages and their time, and substitutes
+of their block or feedback return the results of the graph.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ Tick = Sequence[tuple[int, Round]]
 
 @dataclass(frozen=True, eq=False)
 class StreamActor:
-    """An actor, the part that it belongs to, and the stream that it works on."""
+    """An actor, the worker that it belongs to, and the stream that it works on."""
 
-    part: Worker
+    worker: Worker
     actor: Actor
     stream: Stream
 
     def run_round(self, entry: Round) -> None:
         """Queues one round of the actor."""
         with self.stream.at_work():
-            self.part.run_round(self.actor, entry)
+            self.worker.run_round(self.actor, entry)
 
     def wait_for(self, others: Sequence[StreamActor]) -> None:
-        """What is queued from now on needs what is queued on their streams now."""
+        """Work queued from now on waits for the work queued on their streams so far."""
         for other in others:
             self.stream.wait(other.stream.record())
 
@@ -67,27 +67,28 @@ class Columns(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """What launches a tick, and where its outcomes lie, in the order of the tick."""
+    """The launch of a recorded tick, and its outcomes, in the order of the tick."""
 
     launch: Callable[[], None]
     outcomes: list[Outcome]
 
 
 class WavefrontGraph:
-    """Carries out the ticks that are one graph."""
+    """Runs the ticks that are one graph."""
 
     def __init__(self, job: Job, columns: Columns, wires: RingWires, graphs: Graphs) -> None:
         self._columns, self._wires, self._graphs = columns, wires, graphs
         self._stream = wires.streams.open("ticks")
         self._recorded: dict[object, Recorded] = {}
-        self._is_under_way = False
-        self._steady = CapturePolicy(job, len(columns.blocks))
+        self._has_launched = False
+        self._policy = CapturePolicy(job, len(columns.blocks))
         self._labels = [StaticLabels.of(lane.actor.loop) for lane in columns.lanes]
         self._images = StaticImages.of(columns.blocks[0].actor.loop)
 
     def run_round(self, tick: Tick) -> bool:
-        """Queues the whole tick if it can be one graph; else nothing, and what is queued next is behind all ticks."""
-        if not self._steady.is_so(tick):
+        """Queues the whole tick if it can be one graph. If not, it queues nothing, and work that is queued next waits
+        for all ticks before it."""
+        if not self._policy.can_capture(tick):
             self._leave()
             return False
         self._enter()
@@ -104,23 +105,23 @@ class WavefrontGraph:
         return True
 
     def _enter(self) -> None:
-        if not self._is_under_way:
-            for place in self._all_actors():
-                self._stream.wait(place.stream.record())
-        self._is_under_way = True
+        if not self._has_launched:
+            for each in self._all_actors():
+                self._stream.wait(each.stream.record())
+        self._has_launched = True
 
     def _leave(self) -> None:
-        if self._is_under_way:
+        if self._has_launched:
             done = self._stream.record()
-            for place in self._all_actors():
-                place.stream.wait(done)
-        self._is_under_way = False
+            for each in self._all_actors():
+                each.stream.wait(done)
+        self._has_launched = False
 
     def _all_actors(self) -> list[StreamActor]:
         return [*self._columns.lanes, *self._columns.blocks]
 
     def _fetch(self, tick: Tick) -> list[float]:
-        """Puts what comes from outside where the graph finds it; the learning rates."""
+        """Copies images and labels to the static buffers of the graph; returns the learning rates."""
         self._images.fetch()
         for labels in self._labels:
             labels.fetch()
@@ -143,26 +144,26 @@ class WavefrontGraph:
         self._wires.rebase_events(self._stream.record())
         self._recorded[positions] = Recorded(launch, outcomes)
         for (number, entry), outcome in zip(tick, outcomes, strict=True):
-            for place, result in ((self._columns.lanes[number], None), (self._columns.blocks[number], outcome)):
-                with substituted(place.actor, "loop", ReplayedLoop.of(place.actor, result)):
-                    place.part.run_round(place.actor, entry)
+            for each, result in ((self._columns.lanes[number], None), (self._columns.blocks[number], outcome)):
+                with substituted(each.actor, "loop", ReplayedLoop.of(each.actor, result)):
+                    each.worker.run_round(each.actor, entry)
 
     def _queue(self, tick: Tick, rates: Sequence[float]) -> list[Outcome]:
-        """The tick itself: all streams begin behind the one that records, and end in front of it."""
+        """The tick itself: all streams wait for the recording stream at its start, which waits for all at its end."""
         recording = self._wires.streams.current()
         start = recording.record()
-        for place in self._all_actors():
-            place.stream.wait(start)
+        for each in self._all_actors():
+            each.stream.wait(start)
         self._wires.rebase_events(start)
         outcomes = [self._queue_column(number, entry, lr) for (number, entry), lr in zip(tick, rates, strict=True)]
-        for place in self._all_actors():
-            recording.wait(place.stream.record())
+        for each in self._all_actors():
+            recording.wait(each.stream.record())
         return outcomes
 
     def _queue_column(self, number: int, entry: Round, lr: float) -> Outcome:
         lane, block = self._columns.lanes[number], self._columns.blocks[number]
-        for place in (lane, block):
-            place.actor.stopwatch.begin()
+        for each in (lane, block):
+            each.actor.stopwatch.begin()
         with lane.stream.at_work():
             lane.actor.loop.run(entry)
         with block.stream.at_work(), as_part_of_a_graph(self._block(number), lr):
@@ -171,18 +172,18 @@ class WavefrontGraph:
         return outcome
 
     def _update_metrics(self, tick: Tick, outcomes: Sequence[Outcome]) -> None:
-        """Every loop runs, with its ports and its books, but without its arithmetic."""
+        """Every loop runs, with its ports and its metrics, but without its arithmetic."""
         with self._wires.moved_by_graph(self._stream.record()):
             for (number, entry), outcome in zip(tick, outcomes, strict=True):
                 lane, block = self._columns.lanes[number], self._columns.blocks[number]
                 with substituted(lane.actor.loop, "feedback", ReplayedFeedback()):
-                    lane.part.run_round(lane.actor, entry)
+                    lane.worker.run_round(lane.actor, entry)
                 with substituted(block.actor.loop, "block", ReplayedBlock(outcome)):
-                    block.part.run_round(block.actor, entry)
+                    block.worker.run_round(block.actor, entry)
 
 
 def _first(error: BaseException) -> BaseException:
-    """What went wrong first: a GPU that ends a recording after an error complains of that too."""
+    """The first error: a GPU that ends a recording after an error reports a second one."""
     while error.__context__ is not None:
         error = error.__context__
     return error
@@ -197,22 +198,22 @@ class CapturePolicy:
         self._wraps_steps = any(callback.wraps_steps for callback in job.callbacks)
         self._first = [job.start + max(ORDINARY_STEPS, self._lag)] * num_columns
 
-    def is_so(self, tick: Tick) -> bool:
-        """To be asked of every tick, in order."""
+    def can_capture(self, tick: Tick) -> bool:
+        """Whether the tick can be one graph. Must be called for every tick, in order."""
         for number, entry in tick:
-            if entry.phase == "save":  # behind it a lane first uses up the statistics that the checkpoint holds
+            if entry.phase == "save":  # after it a lane first absorbs the statistics that the checkpoint holds
                 self._first[number] = max(self._first[number], entry.step + self._lag)
         return len(tick) == len(self._first) and not self._wraps_steps and all(self._trains(*each) for each in tick)
 
     def _trains(self, number: int, entry: Round) -> bool:
-        """Whether the round is a step that nobody times, and whose lane absorbs what was just sent."""
+        """Whether the round is a step that is not traced, and whose lane absorbs statistics that were just sent."""
         is_step = entry.phase == "train" and entry.step >= self._first[number]
         return is_step and entry.step not in self._traced
 
 
 @dataclass(frozen=True)
 class ReplayedLoop:
-    """A loop whose round was queued already, messages and all; ``sent`` are the bytes of these, by port."""
+    """A loop whose round, with its messages, is queued already. ``sent`` are the bytes of its messages, by port."""
 
     outcome: Outcome | None
     ports: Sequence[Metered]
@@ -220,7 +221,7 @@ class ReplayedLoop:
 
     @classmethod
     def of(cls, actor: Actor, outcome: Outcome | None) -> ReplayedLoop:
-        """The loop of ``actor``, right behind its round."""
+        """The loop of ``actor``, directly after its round."""
         ports = actor.stopwatch.ports
         return cls(outcome, ports, [port.meter.sent for port in ports])
 
@@ -232,7 +233,7 @@ class ReplayedLoop:
 
 @dataclass(frozen=True)
 class ReplayedBlock:
-    """A block whose step a graph makes."""
+    """A block whose step a graph replays."""
 
     outcome: Outcome
 
@@ -247,17 +248,17 @@ class ReplayedBlock:
 
 
 class ReplayedFeedback:
-    """A feedback network that a graph trains and asks."""
+    """A feedback network that a graph trains and evaluates."""
 
     def absorb(self, sums_KC: Tensor, counts_K: Tensor) -> None:
-        """The graph has."""
+        """Nothing: the graph has absorbed them."""
 
     def table(self) -> tuple[Rows, Rows]:
         return Rows(), Rows()
 
 
 class Rows:
-    """A table of which a graph has taken the rows of a batch."""
+    """A table whose rows for the batch the graph has read."""
 
     def __getitem__(self, label_B: Tensor) -> Tensor:
         return PLACEHOLDER
@@ -265,7 +266,7 @@ class Rows:
 
 @contextmanager
 def substituted(owner: object, name: str, other: object) -> Iterator[None]:
-    """Inside ``owner`` has ``other`` in place of what it calls ``name``."""
+    """A context in which the attribute ``name`` of ``owner`` is ``other``."""
     own = getattr(owner, name)
     setattr(owner, name, other)
     try:
@@ -275,51 +276,50 @@ def substituted(owner: object, name: str, other: object) -> Iterator[None]:
 
 
 class StaticBuffer:
-    """What ``draw`` gives; once it was fetched, a copy of it at the same place every time."""
+    """The results of ``draw``. A result that was fetched is copied to the same memory every time."""
 
     def __init__(self, draw: Callable[[], Tensor]) -> None:
         self._draw = draw
-        self._room: Tensor | None = None
+        self._buffer: Tensor | None = None
         self._is_fetched = False
 
     def fetch(self) -> None:
-        """Queues the copy of what comes next, on the current stream, for whoever asks next."""
+        """Queues the copy of the next result on the current stream, for the next ``take``."""
         drawn = self._draw()
-        if self._room is None:
-            self._room = torch.empty_like(drawn)
-        self._room.copy_(drawn, non_blocking=True)
+        if self._buffer is None:
+            self._buffer = torch.empty_like(drawn)
+        self._buffer.copy_(drawn, non_blocking=True)
         self._is_fetched = True
 
     def take(self) -> Tensor:
-        """What comes next, in its place if it was fetched."""
+        """The next result, from the static memory if it was fetched."""
         if not self._is_fetched:
             return self._draw()
-        assert self._room is not None, "it was fetched"
+        assert self._buffer is not None, "it was fetched"
         self._is_fetched = False
-        return self._room
+        return self._buffer
 
 
 class StaticImages:
-    """Takes the place of what the first block receives."""
+    """The input port of the first block, with images in a static buffer."""
 
     def __init__(self, images: Receiver[Alpha]) -> None:
         self._images, self._rounds = images, list[Round]()
-        self._still = StaticBuffer(self._drawn)
+        self._static = StaticBuffer(self._drawn)
 
     @classmethod
     def of(cls, loop: Loop) -> StaticImages:
-        """From now on ``loop``, that of the first block, gets its images from here."""
+        """Replaces the input port of ``loop``, the loop of the first block."""
         assert isinstance(loop, BlockLoop), "blocks have images"
-        found = cls(loop.inputs)
-        loop.inputs = found
-        return found
+        loop.inputs = static = cls(loop.inputs)
+        return static
 
     def fetch(self) -> None:
         """Queues the copy of the next batch, for the next ``recv``."""
-        self._still.fetch()
+        self._static.fetch()
 
     def recv(self) -> Alpha:
-        x = self._still.take()
+        x = self._static.take()
         return Alpha(self._rounds.pop(0), x)
 
     def _drawn(self) -> Tensor:
@@ -329,25 +329,24 @@ class StaticImages:
 
 
 class StaticLabels:
-    """Takes the place of what a lane draws its labels from."""
+    """The labels of a lane, in a static buffer."""
 
     def __init__(self, labels: Iterator[Tensor]) -> None:
-        self._still = StaticBuffer(lambda: next(labels))
+        self._static = StaticBuffer(lambda: next(labels))
 
     @classmethod
     def of(cls, loop: Loop) -> StaticLabels:
-        """From now on ``loop``, that of a lane, gets its labels from here."""
+        """Replaces the labels of ``loop``, the loop of a lane."""
         assert isinstance(loop, FeedbackLoop), "lanes have labels"
-        found = cls(loop.labels)
-        loop.labels = found
-        return found
+        loop.labels = static = cls(loop.labels)
+        return static
 
     def fetch(self) -> None:
         """Queues the copy of the next labels, for the next ``next``."""
-        self._still.fetch()
+        self._static.fetch()
 
     def __iter__(self) -> StaticLabels:
         return self
 
     def __next__(self) -> Tensor:
-        return self._still.take()
+        return self._static.take()

@@ -20,7 +20,7 @@ from bllpipe.engines import NETWORK, Options, topology
 from bllpipe.engines.build import make_actor, make_worker
 from bllpipe.engines.devices import Machine, compare_devices, distinct_gpus, rank_device, set_up
 from bllpipe.engines.job import Job, agree
-from bllpipe.engines.ranks import take_part
+from bllpipe.engines.ranks import run_process
 from bllpipe.engines.runner import is_complete, report_complete, train
 from bllpipe.errors import ConfigError
 from bllpipe.learn.block import Outcome
@@ -36,7 +36,7 @@ from bllpipe.training.worker import Worker
 
 @dataclass(frozen=True)
 class RankContext:
-    """What a loop is built for: a rank of a job, its device, and the images if the rank read them already."""
+    """A rank of a job, its device, and the images if the rank has read them already."""
 
     job: Job
     rank: int
@@ -44,29 +44,29 @@ class RankContext:
     images: ImageSet | None
 
 
-# The loop of a rank, and what its stopwatch counts as waiting; called when the process group is open.
+# Builds the loop of a rank, and what its stopwatch counts as waiting; called when the process group is open.
 Build = Callable[[RankContext], tuple[Loop, list[Metered]]]
 
 
 def run_synchronous(config: Config, options: Options, build: Build) -> int:
-    """This process's part of the job; it returns to a script alone."""
-    return take_part(config, options, lambda world, watcher: _run_in_world(config, options, world, watcher, build))
+    """Runs this process's rank of the job. It returns only in a script."""
+    return run_process(config, options, lambda world, watchdog: _run_in_world(config, options, world, watchdog, build))
 
 
-def _run_in_world(config: Config, options: Options, world: World, watcher: Watchdog, build: Build) -> None:
+def _run_in_world(config: Config, options: Options, world: World, watchdog: Watchdog, build: Build) -> None:
     rank, environment = world.environment.rank, world.environment
     device = own_device(config, topology(config), environment)
     set_up(config, device)
     images = load_images(config.data, config.seed) if rank == 0 else None
     spec = images.spec if images else None
-    job = agree(config, options, world.store, world.job_store, spec, world.attempt, watcher.ending)
+    job = agree(config, options, world.store, world.job_store, spec, world.attempt, watchdog.ending)
     if is_complete(job):
         return report_complete(job) if rank == 0 else None
     compare_devices(rank, device.type, world.store)
     open_group(world, use_nccl=device.type == "cuda")
-    part = make_rank(RankContext(job, rank, device, images), build)
-    watcher.look_at([part])
-    train(job, part)
+    worker = make_rank(RankContext(job, rank, device, images), build)
+    watchdog.watch([worker])
+    train(job, worker)
     close_group()
 
 
@@ -82,16 +82,16 @@ def own_device(config: Config, layout: Topology, environment: RankEnvironment) -
     return device
 
 
-def make_rank(seat: RankContext, build: Build) -> Worker:
-    """The rank with its one actor, its books and its checkpoints."""
-    job, role = seat.job, seat.job.topology.role(seat.rank)
-    loop, waits = build(seat)
-    shown = NETWORK if seat.rank in job.topology.tested_ranks else role
-    return make_worker(job, seat.rank, [make_actor(job, seat.rank, shown, shown, loop, waits, seat.device)])
+def make_rank(context: RankContext, build: Build) -> Worker:
+    """The rank with its one actor, its metrics and its checkpoints."""
+    job, role = context.job, context.job.topology.role(context.rank)
+    loop, waits = build(context)
+    shown = NETWORK if context.rank in job.topology.tested_ranks else role
+    return make_worker(job, context.rank, [make_actor(job, context.rank, shown, shown, loop, waits, context.device)])
 
 
 class StageTrainer:
-    """Segments that learn together. Names are those of the whole network under ``model.``, as blocks have them, so that
+    """Segments that are trained together. Names are those of the whole network under ``model.``, as in blocks, so that
     a checkpoint fits every engine.
 
     ``add_up`` sums a scalar over the ranks that hold the other parameters: what is clipped is the gradient norm of the
@@ -123,22 +123,22 @@ class StageTrainer:
             segment.train(train)
 
     def laid_out(self, x: Tensor) -> Tensor:
-        """Images or activations as the convolutions of this run want them in memory."""
+        """Images or activations in the memory format of the convolutions of this run."""
         return as_channels_last(x) if self.channels_last else x
 
     def zero_grad(self) -> None:
-        """Forgets the gradients of the step before."""
+        """Clears the gradients of the step before."""
         self.learner.optimizer.zero_grad()
 
     def step(self, step: int) -> float:
-        """Training step ``step`` with the gradients at hand; returns the learning rate."""
+        """The update of training step ``step``; returns the learning rate."""
         return self.learner.step(step)
 
     def loss(self, scores_BK: Tensor, label_B: Tensor) -> Tensor:
-        """Cross-entropy, nats, mean over what it is given: a batch, a microbatch or a replica's share."""
+        """Cross-entropy, nats, mean over its images: a batch, a microbatch or a replica's part of a batch."""
         return cross_entropy(scores_BK.float(), label_B, label_smoothing=self.config.objective.label_smoothing)
 
     @torch.no_grad()
     def outcome(self, scores_BK: Tensor, label_B: Tensor, loss: Tensor, lr: float = 0.0) -> Outcome:
-        """The books of a batch."""
+        """The metrics of a batch."""
         return Outcome({"pred": loss.detach()}, (scores_BK.argmax(dim=1) == label_B).sum(), lr)

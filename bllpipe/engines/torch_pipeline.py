@@ -38,36 +38,39 @@ TWO_STAGES: dict[str, Callable[..., Any]] = {
 
 def run(config: Config, options: Options) -> int:
     """Trains ``config`` together with the other ranks."""
-    logging.getLogger("torch.distributed.pipelining").setLevel(logging.CRITICAL)  # the failing rank has said it better
+    logging.getLogger("torch.distributed.pipelining").setLevel(
+        logging.CRITICAL
+    )  # the failing rank reports the error itself
     return run_synchronous(config, options, build_loop)
 
 
-def build_loop(seat: RankContext) -> tuple[Loop, list[Metered]]:
+def build_loop(context: RankContext) -> tuple[Loop, list[Metered]]:
     """The loop of a rank."""
-    return build_stage_loop(seat, torch_schedule)
+    return build_stage_loop(context, torch_schedule)
 
 
 def torch_schedule(
-    seat: RankContext, share: StageTrainer, modules: Sequence[StageModule]
+    context: RankContext, trainer: StageTrainer, modules: Sequence[StageModule]
 ) -> tuple[Schedule, Sequence[object]]:
     """The schedule that the config names, with the stages of this rank."""
-    numbers = seat.job.topology.stages_of(seat.rank)
+    numbers = context.job.topology.stages_of(context.rank)
     stages = [
-        torch_stage(seat.job, module, number, seat.device) for number, module in zip(numbers, modules, strict=True)
+        torch_stage(context.job, module, number, context.device)
+        for number, module in zip(numbers, modules, strict=True)
     ]
-    return make_schedule(seat.job.config, stages, share), stages
+    return make_schedule(context.job.config, stages, trainer), stages
 
 
 def torch_stage(job: Job, module: StageModule, number: int, device: torch.device) -> PipelineStage:
-    """A stage as torch's schedules want it. It is told all shapes: to find them out it would pickle objects."""
-    given = _message(job, number - 1) if number > 0 else _like_batch(job, job.spec.image_shape, torch.float32)
+    """A stage for torch's schedules. It gets all shapes: to infer them it would pickle objects."""
+    inputs = _message(job, number - 1) if number > 0 else _like_batch(job, job.spec.image_shape, torch.float32)
     return PipelineStage(
-        module, number, job.topology.num_stages, device, input_args=given, output_args=_message(job, number)
+        module, number, job.topology.num_stages, device, input_args=inputs, output_args=_message(job, number)
     )
 
 
 def _message(job: Job, number: int) -> Tensor:
-    """What stage ``number`` gives for a microbatch, without values. It wants a gradient back, and torch must know."""
+    """The output of stage ``number`` for a microbatch, without values; with a gradient, which torch must know."""
     return _like_batch(job, job.store.shape_of(number), wire_format(job, number)).requires_grad_()
 
 
@@ -75,13 +78,13 @@ def _like_batch(job: Job, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.empty(microbatch_size(job), *shape, dtype=dtype, device="meta")
 
 
-def make_schedule(config: Config, stages: Sequence[PipelineStage], share: StageTrainer) -> Schedule:
+def make_schedule(config: Config, stages: Sequence[PipelineStage], trainer: StageTrainer) -> Schedule:
     """The schedule that ``config.engine`` names. It averages over the microbatches, whose losses are means
     themselves, so gradients are those of the mean over the batch."""
     microbatches = config.pipeline.microbatches
     if config.engine in ONE_STAGE:
         (stage,) = stages
-        schedule: Schedule = ONE_STAGE[config.engine](stage, microbatches, share.loss)
+        schedule: Schedule = ONE_STAGE[config.engine](stage, microbatches, trainer.loss)
     else:
-        schedule = TWO_STAGES[config.engine](list(stages), microbatches, share.loss)
+        schedule = TWO_STAGES[config.engine](list(stages), microbatches, trainer.loss)
     return schedule

@@ -1,8 +1,8 @@
-"""``blocks: balanced``: the cut whose dearest block has the fewest operations, the same on every machine.
+"""``blocks: balanced``: the cut whose most expensive block has the fewest operations, the same on every machine.
 
-Operations are those of convolutions and matrix products in one training step: forward, backward, and the local head
-there and back. They are counted on tensors that have shapes but no contents: nothing is computed or measured.
-What a machine really takes for them is measured by ``bllpipe plan``, which writes its cut out by name.
+Operations are those of convolutions and matrix products in one training step: forward and backward, with the local
+head. They are counted on fake tensors: nothing is computed or measured. ``bllpipe plan`` measures the time that a
+machine takes for them, and prints its cut by name.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from bllpipe.models.registry import last_width, network_units
 from bllpipe.models.units import Segment
 
 Result = TypeVar("Result")
-BATCH = 2  # normalisations refuse a batch of one value a channel
+BATCH = 2  # normalisations reject a batch with one value per channel
 
 
 def resolved(config: Config, image_shape: Sequence[int], num_classes: int) -> Config:
-    """``config`` with the names of the units that ``blocks: balanced`` cuts after; any other as it is.
+    """``config`` with the names of the units that ``blocks: balanced`` cuts after; any other config unchanged.
 
     Raises ConfigError when the network has too few units, or cannot be counted.
     """
@@ -54,7 +54,7 @@ def resolved(config: Config, image_shape: Sequence[int], num_classes: int) -> Co
 def count_operations(config: Config, image_shape: Sequence[int], num_classes: int) -> dict[str, UnitCost]:
     """Operations of every unit for a batch of two images, by name; ConfigError for a unit that cannot be counted."""
     costs = {}
-    model = replace(config.model, given=deepcopy(config.model.given))  # a script's own modules stay as they are
+    model = replace(config.model, given=deepcopy(config.model.given))  # a script's own modules are not changed
     with FakeTensorMode(allow_non_fake_inputs=True):
         x = torch.empty(BATCH, *image_shape)
         units = network_units(model, image_shape[0], num_classes, config.seed)
@@ -75,33 +75,33 @@ def count_operations(config: Config, image_shape: Sequence[int], num_classes: in
 def _count(
     segment: Segment, x: Tensor, config: Config, num_classes: int, is_last: bool, width: int | None
 ) -> tuple[Tensor, UnitCost]:
-    """What the unit makes of ``x``, and its operations."""
+    """The output of the unit for ``x``, and its operations."""
     parameters = list(segment.parameters())
     given = x.detach().clone().requires_grad_()
     alpha, forward = _counted(lambda: segment(given.clone()))
-    both = _way_back(alpha, [given, *parameters])
-    of_input = _way_back(alpha, [given])
-    without_input = _way_back(segment(x.clone()), parameters) if parameters else 0
+    both = _backward(alpha, [given, *parameters])
+    of_input = _backward(alpha, [given])
+    without_input = _backward(segment(x.clone()), parameters) if parameters else 0
     head = 0 if is_last or config.is_end_to_end else _count_head(alpha.detach(), x, config, num_classes, width)
     size = sum(parameter.numel() for parameter in parameters)
     return alpha.detach(), UnitCost(forward, both, without_input, of_input, 0, head, size)
 
 
 def _count_head(alpha: Tensor, x: Tensor, config: Config, num_classes: int, width: int | None) -> int:
-    """Local head and objective, there and back as far as alpha."""
+    """Forward and backward of local head and objective, down to alpha."""
     head = make_head(alpha.shape[1:], num_classes, config.objective, width)
     objective = make_objective(config, x.shape[1:], alpha.shape[1:], num_classes)
     beta_BC = torch.zeros(BATCH, num_channels(alpha.shape[1:]))
     target = Target(Round("train", 0), beta_BC, torch.ones(BATCH), torch.zeros(BATCH, dtype=torch.int64))
     alpha.requires_grad_()
 
-    def there_and_back() -> None:
+    def forward_and_backward() -> None:
         torch.stack(list(objective(alpha, head(alpha), target, x).values())).sum().backward()
 
-    return _counted(there_and_back)[1]
+    return _counted(forward_and_backward)[1]
 
 
-def _way_back(alpha: Tensor, wanted: Sequence[Tensor]) -> int:
+def _backward(alpha: Tensor, wanted: Sequence[Tensor]) -> int:
     def back() -> None:
         torch.autograd.grad(alpha, wanted, torch.empty_like(alpha), retain_graph=True, allow_unused=True)
 

@@ -217,12 +217,12 @@ class LearnedVariance(nn.Module):
 def similarity_matrix(features: Tensor) -> Tensor:
     """R [B, B]: cosines between the samples, from -1 to 1.
 
-    Features of maps [B, C, H, W] are the standard deviations over the positions, [B, C]; each sample is then centred
-    over its features.
+    Features of maps [B, C, H, W] are the standard deviations over the positions, [B, C], or the values if there is
+    one position; each sample is then centred over its features.
     """
     with without_autocast(features.device):
         features = features.float()
-        if features.dim() == 4:
+        if features.dim() == 4 and features.shape[2:].numel() > 1:
             features = features.flatten(2).std(dim=2)
         centred_BF = features.flatten(1) - features.flatten(1).mean(dim=1, keepdim=True)
         unit_BF = normalize(centred_BF, dim=1)

@@ -1,4 +1,4 @@
-"""What must be true of a network that is cut into blocks, whether a script has given it or a function has made it.
+"""Checks of a user-defined network that is cut into blocks, passed as an object or made by a function.
 
 Shapes: B images, C channels.
 """
@@ -19,7 +19,7 @@ from bllpipe.errors import ConfigError
 
 EXTRA_STATE = "_extra_state"  # the last name of what get_extra_state returns, in a state_dict
 ALWAYS_DRAW = (nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
-# Attributes by which modules, those of torch, torchvision and timm among them, say how much they drop in training.
+# Attributes of modules (torch, torchvision, timm and others) that hold a dropout rate.
 RATES = (
     "dropout",
     "dropout_p",
@@ -33,7 +33,7 @@ RATES = (
 
 
 def check_network(modules: Mapping[str, nn.Module], source: str) -> None:
-    """Raises ConfigError, which begins with ``source`` or names the module, for what blocks cannot be made of."""
+    """Raises ConfigError, which begins with ``source`` or names the module, for modules that cannot be in a block."""
     for name, module in modules.items():
         check_complete(module, name)
         _check_tensors(module, name)
@@ -42,11 +42,11 @@ def check_network(modules: Mapping[str, nn.Module], source: str) -> None:
 
 
 def check_complete(module: nn.Module, name: str) -> None:
-    """Raises ConfigError for a lazy layer that has seen no input yet: its weights would be drawn from no seed."""
+    """Raises ConfigError for a lazy layer without an input so far: its weights would not depend on the seed."""
     if any(is_lazy(parameter) for parameter in module.parameters()):
         raise ConfigError(
-            f"module {name} of the model has parameters without a shape yet (a lazy layer), whose weights no seed "
-            f"would settle; give it its sizes, or send one batch through the model first"
+            f"module {name} of the model: expected parameters with a shape, got a lazy layer, whose weights would not "
+            f"depend on the seed; use explicit sizes, or run one batch through the model first"
         )
 
 
@@ -55,29 +55,29 @@ def _check_tensors(module: nn.Module, name: str) -> None:
         if parameter.is_complex():
             raise ConfigError(
                 f"module {name} of the model: expected real parameters, got {path} of "
-                f"{str(parameter.dtype).removeprefix('torch.')}; keep it as a real one with torch.view_as_real"
+                f"{str(parameter.dtype).removeprefix('torch.')}; use torch.view_as_real"
             )
     for path, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.is_inference():
             raise ConfigError(
-                f"module {name} of the model: {path} was made inside torch.inference_mode(), so it can never be "
-                f"trained; build the model outside of it"
+                f"module {name} of the model: {path} was made inside torch.inference_mode(), so it cannot be trained; "
+                f"build the model outside of it"
             )
 
 
 def _check_state(module: nn.Module, name: str) -> None:
-    """A checkpoint holds parameters and buffers by name, and nothing else: no part of a state may be lost."""
+    """Checkpoints hold parameters and buffers by name only, so another kind of state would be lost."""
     for key, value in module.state_dict().items():
         if not isinstance(value, Tensor) or key.rpartition(".")[2] == EXTRA_STATE:
             raise ConfigError(
                 f"module {name} of the model: expected a state of parameters and buffers alone, which checkpoints "
-                f"hold, got {key}, a {type(value).__name__} (of get_extra_state or a hook); keep it as a tensor with "
+                f"hold, got {key}, a {type(value).__name__} (of get_extra_state or a hook); use a tensor and "
                 f"register_buffer"
             )
 
 
 def check_has_values(module: nn.Module, name: str) -> None:
-    """Raises ConfigError for parameters and buffers on the meta device, which have a shape alone."""
+    """Raises ConfigError for parameters and buffers on the meta device, which have no values."""
     for path, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.is_meta:
             raise ConfigError(
@@ -87,23 +87,23 @@ def check_has_values(module: nn.Module, name: str) -> None:
 
 
 def check_nothing_shared(modules: Sequence[nn.Module], source: str) -> None:
-    """Raises ConfigError when two units have a parameter, a buffer or a layer that draws in common: blocks learn alone,
-    and side by side."""
+    """Raises ConfigError when two units share a parameter, a buffer or a random layer: blocks learn independently and
+    concurrently."""
     owners: dict[Any, int] = {}
     for number, module in enumerate(modules):
-        for kind, name, keys in _own_things(module):
+        for kind, name, keys in _identities(module):
             others = {owners.setdefault(key, number) for key in keys} - {number}
             if others:
                 raise ConfigError(
-                    f"{source}: modules {min(others)} and {number} share the {kind} {name}, which blocks that learn "
-                    f"alone cannot; put both into one nn.Sequential, which no cut divides, or give each its own with "
-                    f"copy.deepcopy"
+                    f"{source}: expected modules that share nothing, as blocks learn independently, got modules "
+                    f"{min(others)} and {number} with the same {kind} {name}; use one nn.Sequential for both, which no "
+                    f"cut divides, or a copy.deepcopy for one of them"
                 )
 
 
-def _own_things(module: nn.Module) -> Iterator[tuple[str, str, list[Any]]]:
-    """Kind and name of everything that changes in training, with what tells it from others. Two parameters may be the
-    same memory; those that lie side by side in one are not."""
+def _identities(module: nn.Module) -> Iterator[tuple[str, str, list[Any]]]:
+    """Kind, name and identifying keys of everything that changes in training. Two parameters may be the same memory;
+    different parts of one storage are not shared."""
     for kind, named in (("parameter", module.named_parameters()), ("buffer", module.named_buffers())):
         for name, tensor in named:
             keys: list[Any] = [id(tensor)]
@@ -111,7 +111,7 @@ def _own_things(module: nn.Module) -> Iterator[tuple[str, str, list[Any]]]:
                 keys.append((tensor.untyped_storage()._cdata, tensor.storage_offset()))
             yield kind, name, keys
     for name, part in module.named_modules():
-        if draws(part):  # its mode, training or not, would be that of whichever block was last
+        if draws(part):  # its training mode would be that of the last block to set it
             yield f"layer {type(part).__name__}", name, [id(part)]
 
 
@@ -121,7 +121,7 @@ def drawing(modules: Mapping[str, nn.Module]) -> list[str]:
 
 
 def draws(module: nn.Module) -> bool:
-    """Whether this layer by itself draws random numbers in training, as far as its class or attributes tell."""
+    """Whether this layer itself draws random numbers in training, judged by its class and attributes."""
     if isinstance(module, _DropoutNd) or type(module).__name__ in ("StochasticDepth", "DropBlock2d", "DropBlock3d"):
         return float(module.p) > 0  # type: ignore[arg-type]  # a number in all of these
     if isinstance(module, nn.RReLU):
@@ -134,7 +134,7 @@ def draws(module: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class SingleValues:
-    """A batch norm that is given one value a channel of every image: a batch of one image has no variance."""
+    """A batch norm with one value a channel of every image: a batch of one image has no variance."""
 
     path: str
     keeps_statistics: bool
@@ -142,16 +142,16 @@ class SingleValues:
 
 @contextmanager
 def batch_norms_seen(module: nn.Module) -> Iterator[list[SingleValues]]:
-    """Inside, a batch that goes through ``module`` tells which of its batch norms are such."""
+    """The list of batch norms with a single value a channel, filled while a batch runs through ``module``."""
     found: list[SingleValues] = []
 
-    def look(path: str, norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
+    def check(path: str, norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
         x, size = inputs[0], trial_size(module)
         if x.numel() == size * x.shape[1]:
             found.append(SingleValues(path, norm.running_mean is not None))
 
     hooks = [
-        norm.register_forward_pre_hook(lambda norm, inputs, path=path: look(path, norm, inputs))
+        norm.register_forward_pre_hook(lambda norm, inputs, path=path: check(path, norm, inputs))
         for path, norm in module.named_modules()
         if isinstance(norm, _BatchNorm)
     ]
@@ -163,13 +163,13 @@ def batch_norms_seen(module: nn.Module) -> Iterator[list[SingleValues]]:
 
 
 def trial_size(module: nn.Module) -> int:
-    """Images of a batch that only tries shapes: two where a batch norm without running statistics needs variance."""
+    """Images of a batch for shape inference: two if a batch norm without running statistics needs a variance."""
     norms = (part for part in module.modules() if isinstance(part, _BatchNorm))
     return 2 if any(norm.running_mean is None for norm in norms) else 1
 
 
 def check_batches(found: Sequence[SingleValues], smallest_train: int, smallest_test: int, name: str) -> None:
-    """Raises ConfigError for a batch norm that some batch leaves without variance."""
+    """Raises ConfigError for a batch norm that has no variance in some batch."""
     for norm in found:
         if smallest_train == 1:
             raise ConfigError(

@@ -1,6 +1,6 @@
-"""Where a network is cut into blocks: at given units, or so that the most expensive block is as cheap as possible.
+"""Where a network is cut into blocks: at given units, or so that the cost of the most expensive block is smallest.
 
-Costs are seconds of a batch or numbers of operations; the sums are the same.
+Costs are seconds of a batch or numbers of operations.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from bllpipe.errors import ConfigError
 if TYPE_CHECKING:
     from bllpipe.models.units import Unit
 
-Cost = Callable[[int, int], float]  # of the block of units first .. end - 1; infinite when there cannot be such a block
-# Of a cost, what is computed for every part of a batch anew.
+Cost = Callable[[int, int], float]  # of the block of units first .. end - 1; infinite if there cannot be such a block
+# Fields of a cost that are computed for every part of a batch.
 COMPUTED = ("forward", "backward", "backward_without_input", "backward_of_input", "head")
 
 
@@ -27,12 +27,12 @@ def cut(units: Sequence[Unit], blocks: int | Sequence[int | str]) -> list[list[U
 
 
 def bounds(names: Sequence[str], blocks: int | Sequence[int | str]) -> list[tuple[int, int]]:
-    """First unit of each block, and first unit behind it. ConfigError when the network cannot be cut so.
+    """First unit of each block, and first unit after it. Raises ConfigError for an impossible cut.
 
     Args:
         names: of all units of the network, in order.
-        blocks: a number of blocks of equal numbers of units (the first ones take what is left over, so ResNet-50
-            in four is 4/4/4/4), or the cuts themselves: after how many units, or after the unit of which name.
+        blocks: a number of blocks of equal numbers of units (the first ones take the remainder, so ResNet-50
+            in four is 4/4/4/4), or the cuts: numbers of units, or names of the unit before each cut.
     """
     positions = _equal(len(names), blocks) if isinstance(blocks, int) else _explicit(names, blocks)
     return list(pairwise([0, *positions, len(names)]))
@@ -46,32 +46,34 @@ def _equal(num_units: int, num_blocks: int) -> list[int]:
             f"blocks={num_blocks}, but the network has only {num_units} units to cut between; "
             f"use --set blocks={num_units} or less"
         )
-    size, left_over = divmod(num_units, num_blocks)
-    return [size * k + min(k, left_over) for k in range(1, num_blocks)]
+    size, remainder = divmod(num_units, num_blocks)
+    return [size * k + min(k, remainder) for k in range(1, num_blocks)]
 
 
 def _explicit(names: Sequence[str], cuts: Sequence[int | str]) -> list[int]:
     positions = [_position(names, place) for place in cuts]
     if any(later <= earlier for earlier, later in pairwise([0, *positions])):
-        raise ConfigError(f"blocks={list(cuts)}: cuts must go forward, each behind the one before it")
+        raise ConfigError(
+            f"blocks={list(cuts)}: expected cuts in order, each after the one before it; use another order"
+        )
     return positions
 
 
 def _position(names: Sequence[str], place: int | str) -> int:
-    found = names.index(place) + 1 if place in names else place
-    if not isinstance(found, int) or not 1 <= found < len(names):
+    position = names.index(place) + 1 if place in names else place
+    if not isinstance(position, int) or not 1 <= position < len(names):
         raise ConfigError(
-            f"blocks: cannot cut after {place!r}; needed is a number from 1 to {len(names) - 1} "
+            f"blocks: cannot cut after {place!r}; expected a number from 1 to {len(names) - 1} "
             f"or one of {', '.join(names[:-1])}"
         )
-    return found
+    return position
 
 
 def best_cut(num_units: int, num_blocks: int, cost: Cost) -> list[int] | None:
-    """After how many units to cut, for ``num_blocks`` blocks; None when every cut has a block that cannot be.
+    """Positions of the cuts (numbers of units) for ``num_blocks`` blocks; None when every cut has an impossible block.
 
-    Exact: no cut has a smaller largest cost, and among those that have the same, none a smaller sum of squares, so
-    that what is not the bottleneck is even too. Takes O(num_blocks * num_units^2).
+    Exact: no cut has a smaller largest cost, and among cuts with the same largest cost none has a smaller sum of
+    squares, so that the other blocks are even too. Takes O(num_blocks * num_units^2).
     """
     known = {(first, end): cost(first, end) for end in range(num_units + 1) for first in range(end)}
     smallest, _ = _optimum(num_units, num_blocks, known, max)
@@ -82,7 +84,7 @@ def best_cut(num_units: int, num_blocks: int, cost: Cost) -> list[int] | None:
 
 
 def largest(cut: list[int], num_units: int, cost: Cost) -> float:
-    """The cost of the dearest block of ``cut``."""
+    """The cost of the most expensive block of ``cut``."""
     return max(cost(first, end) for first, end in pairwise([0, *cut, num_units]))
 
 
@@ -93,9 +95,9 @@ def _add_square(total: float, block: float) -> float:
 def _optimum(
     num_units: int, num_blocks: int, cost: dict[tuple[int, int], float], join: Callable[[float, float], float]
 ) -> tuple[float, list[int]]:
-    """The smallest value of a cut, joined from left to right, and the cut; of equals the one that cuts earliest.
+    """The smallest value of a cut, joined from left to right, and the cut; among equals the one with the earliest cuts.
 
-    ``best[end]`` is the smallest value of the units before ``end`` in as many blocks as were added so far.
+    ``best[end]`` is the smallest value of the units before ``end`` in the number of blocks added so far.
     """
     best: list[tuple[float, list[int]]] = [(0, []), *([(inf, [])] * num_units)]
     for blocks in range(1, num_blocks + 1):
@@ -115,8 +117,8 @@ class UnitCost:
     """One unit and one batch.
 
     ``backward`` makes the gradients of parameters and of the input, ``backward_without_input`` only the former,
-    ``backward_of_input`` only the latter. ``head`` is everything that a block adds which ends with this unit: local
-    head and loss there and back, the head's update, the statistics; for the last unit the network's own loss.
+    ``backward_of_input`` only the latter. ``head`` is what a block adds that ends with this unit: local head and loss
+    forward and backward, the head's update, the statistics; for the last unit the loss of the network.
     """
 
     forward: float
@@ -132,13 +134,13 @@ class UnitCost:
 
 
 def part_size(batch_size: int, number: int) -> int:
-    """Images of the largest of so many parts of a batch."""
+    """Images of the largest of ``number`` parts of a batch."""
     return -(-batch_size // number)
 
 
 def in_parts(units: Sequence[UnitCost], part: Sequence[UnitCost], number: int) -> list[UnitCost]:
-    """What ``units`` take for their batch in ``number`` parts, each of which takes ``part``; all that is not computed a
-    part stays that of the batch."""
+    """The costs of ``units`` for a batch in ``number`` parts, each with the costs ``part``; fields that are not in
+    COMPUTED are those of the whole batch."""
     return [
         replace(whole, **{name: number * getattr(piece, name) for name in COMPUTED})
         for whole, piece in zip(units, part, strict=True)
@@ -147,29 +149,29 @@ def in_parts(units: Sequence[UnitCost], part: Sequence[UnitCost], number: int) -
 
 @dataclass(frozen=True)
 class Link:
-    """What joins two devices, each way. Unless it ``overlaps``, as a processor's does not, the devices themselves carry
-    the messages and compute nothing meanwhile."""
+    """A link between two devices, per direction. Unless it ``overlaps`` (between CPUs it does not), the devices
+    themselves carry the messages and compute nothing meanwhile."""
 
     bytes_per_second: float = inf
     latency: float = 0.0
     overlaps: bool = True
 
     def seconds(self, num_bytes: float) -> float:
-        """How long a message is on its way."""
+        """The transfer time of a message."""
         return self.latency + num_bytes / self.bytes_per_second
 
 
 def local_seconds(units: Sequence[UnitCost], first: int, end: int) -> float:
-    """A block that learns from its own loss: its first unit needs no gradient of its input."""
+    """A block that learns from a local loss: its first unit needs no gradient of its input."""
     block = units[first:end]
-    spared = block[0].backward - block[0].backward_without_input
-    return sum(unit.forward + unit.backward + unit.update for unit in block) + block[-1].head - spared
+    saved = block[0].backward - block[0].backward_without_input
+    return sum(unit.forward + unit.backward + unit.update for unit in block) + block[-1].head - saved
 
 
 @dataclass(frozen=True)
 class StageSeconds:
-    """A stage of a synchronous pipeline and a whole batch. ``backward`` is all of the way back, of which
-    ``backward_of_input`` is what the stage before waits for."""
+    """A stage of a synchronous pipeline and a whole batch. ``backward`` is the whole backward pass;
+    ``backward_of_input`` is the part of it that the stage before waits for."""
 
     forward: float
     backward: float
@@ -184,13 +186,13 @@ def stage_seconds(units: Sequence[UnitCost], first: int, end: int) -> StageSecon
     backward = sum(unit.backward for unit in stage) + loss
     of_input = sum(unit.backward_of_input for unit in stage) + loss
     if first == 0:
-        spared = stage[0].backward - stage[0].backward_without_input
-        backward, of_input = backward - spared, max(of_input - spared, loss)
+        saved = stage[0].backward - stage[0].backward_without_input
+        backward, of_input = backward - saved, max(of_input - saved, loss)
     return StageSeconds(sum(unit.forward for unit in stage), backward, of_input, sum(unit.update for unit in stage))
 
 
 def local_cost(units: Sequence[UnitCost], link: Link, memory_limit: float = inf) -> Cost:
-    """What a step of block-local learning takes of a block's device and of its links."""
+    """The cost of a step of block-local learning on the device and the links of a block."""
 
     def cost(first: int, end: int) -> float:
         if _is_impossible(units, first, end, memory_limit, heads=True):
@@ -201,19 +203,19 @@ def local_cost(units: Sequence[UnitCost], link: Link, memory_limit: float = inf)
 
 
 def stage_cost(units: Sequence[UnitCost], link: Link, memory_limit: float = inf) -> Cost:
-    """The same for a stage of a synchronous pipeline; as many bytes travel back as forth, on another lane."""
+    """The same for a stage of a synchronous pipeline; backward messages are as large as forward ones."""
 
     def cost(first: int, end: int) -> float:
         if _is_impossible(units, first, end, memory_limit, heads=False):
             return inf
         seconds = stage_seconds(units, first, end)
-        return _with_messages(units, first, end, link, seconds.forward + seconds.backward, lanes=2)
+        return _with_messages(units, first, end, link, seconds.forward + seconds.backward, directions=2)
 
     return cost
 
 
 def memory_bytes(units: Sequence[UnitCost], first: int, end: int, heads: bool = True) -> int:
-    """What a block keeps of one batch in flight, with its input and, if ``heads``, its head."""
+    """Bytes that a block keeps of one batch in flight, with its input and, if ``heads``, its head."""
     received = units[first - 1].output_bytes if first else 0
     head = units[end - 1].head_memory_bytes if heads else 0
     return sum(unit.memory_bytes for unit in units[first:end]) + received + head
@@ -226,8 +228,8 @@ def _is_impossible(units: Sequence[UnitCost], first: int, end: int, memory_limit
 
 
 def _with_messages(
-    units: Sequence[UnitCost], first: int, end: int, link: Link, computing: float, lanes: int = 1
+    units: Sequence[UnitCost], first: int, end: int, link: Link, computing: float, directions: int = 1
 ) -> float:
     receive = link.seconds(units[first - 1].output_bytes) if first else 0.0
     send = link.seconds(units[end - 1].output_bytes) if end < len(units) else 0.0
-    return max(computing, receive, send) if link.overlaps else computing + lanes * (receive + send)
+    return max(computing, receive, send) if link.overlaps else computing + directions * (receive + send)

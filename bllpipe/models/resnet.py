@@ -1,6 +1,6 @@
 """ResNet-18/34/50/101/152 (He et al. 2015) as units, with torchvision's parameter names and the same arithmetic.
 
-The residual units are written out here because importing torchvision's takes seconds in every rank.
+The residual units are written out here because importing torchvision takes seconds in every rank.
 """
 
 from __future__ import annotations

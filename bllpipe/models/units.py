@@ -1,7 +1,7 @@
-"""A network as an ordered list of units, of which any consecutive ones make a block.
+"""A network as an ordered list of units; any consecutive units make a block.
 
-A unit is what a cut never divides: one residual unit, with the stem in front of the first and the classifier behind
-the last. Nothing is built before it is needed, so a rank only ever holds its own block.
+A cut never divides a unit: one residual unit, with the stem before the first and the classifier after the last.
+Modules are built when a segment is, so a rank holds its own block only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bllpipe.utils.tensors import derived_seed
 
 @dataclass(frozen=True)
 class Layer:
-    """One module and the name under which the whole network knows it, such as ``layer1.0``."""
+    """One module and its name in the whole network, such as ``layer1.0``."""
 
     path: str
     make: Callable[[], nn.Module]
@@ -51,7 +51,7 @@ class Segment(nn.Module):
             _build_into(self, layer, seed)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, ...] of the block before to the alpha of this one."""
+        """From the alpha of the block before, [B, ...], to the alpha of this one."""
         for path in self._paths:
             x = self.get_submodule(path)(x)
             if path in self.output_hooks:
@@ -65,7 +65,7 @@ class Segment(nn.Module):
         for path in self._user_paths:
             try:
                 self.set_submodule(path, _structure_copy(self.get_submodule(path)))
-            except Exception as error:  # whatever an attribute of a user's module may raise
+            except Exception as error:  # attributes of a user's module may raise any error
                 raise ConfigError(
                     f"module {path} of the model: expected a module that can be copied, as layers in it are replaced, "
                     f"got {error!s:.200}; use --set method=bp and --set gpu.deterministic=false, or remove what cannot "
@@ -75,7 +75,7 @@ class Segment(nn.Module):
 
 
 def units_from_modules(modules: Mapping[str, nn.Module]) -> list[Unit]:
-    """One unit a module; parameters are called as in an nn.Sequential of modules with these names."""
+    """One unit a module; parameters have the names of an nn.Sequential of modules with these names."""
 
     def keep(module: nn.Module) -> Callable[[], nn.Module]:
         return lambda: module

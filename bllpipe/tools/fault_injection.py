@@ -39,9 +39,9 @@ STEPS: dict[str, list[tuple[str, str, bool]]] = {
     "waiting": [("inputs", "recv", BEFORE), ("stats", "recv", BEFORE), ("images", "recv", BEFORE)],
     "forward": [("block", "forward", AFTER), ("feedback", "table", BEFORE)],
     "sent": [("alphas", "send", AFTER), ("targets", "send", AFTER)],
-    "update": [("block", "step_optimizer", BEFORE), ("feedback", "absorb", BEFORE), ("share", "step", BEFORE)],
-    "updated": [("block", "outcome", AFTER), ("feedback", "absorb", AFTER), ("share", "step", AFTER)],
-    "evaluate": [("block", "infer", BEFORE), ("share", "outcome", BEFORE)],
+    "update": [("block", "step_optimizer", BEFORE), ("feedback", "absorb", BEFORE), ("trainer", "step", BEFORE)],
+    "updated": [("block", "outcome", AFTER), ("feedback", "absorb", AFTER), ("trainer", "step", AFTER)],
+    "evaluate": [("block", "infer", BEFORE), ("trainer", "outcome", BEFORE)],
 }
 Point = Literal[
     "waiting",  # before a rank waits for its input

@@ -35,7 +35,7 @@ KINDS: dict[str, dict[str, str]] = {
     "feedback": {"absorb": "absorb", "table": "target"},
     "images": {"recv": "load"},
     "labels": {"recv": "load"},
-    "share": {"step": "update", "outcome": "log"},
+    "trainer": {"step": "update", "outcome": "log"},
     "stages": {
         "forward_one_chunk": "forward",
         "backward_one_chunk": "backward",
@@ -75,14 +75,14 @@ def wrap_method(
 
 def guard(actor: Actor, at_lines: bool) -> Actor:
     """The actor with a check of the losses of every step, or of those in a line of metrics alone (``at_lines``)."""
-    block, share = getattr(actor.loop, "block", None), getattr(actor.loop, "share", None)
+    block, trainer = getattr(actor.loop, "block", None), getattr(actor.loop, "trainer", None)
     if at_lines:
-        actor.recorder.look = partial(_check_line, actor, block, share)
+        actor.recorder.look = partial(_check_line, actor, block, trainer)
         return actor
     if block is not None:
         wrap_method(block, "losses", after=partial(_check_losses, actor, block))
-    if share is not None:  # not its loss, which its schedule calls by a reference of its own
-        wrap_method(share, "outcome", after=partial(_check_outcome, actor))
+    if trainer is not None:  # not its loss, which its schedule calls by a reference of its own
+        wrap_method(trainer, "outcome", after=partial(_check_outcome, actor))
     return actor
 
 
@@ -103,11 +103,11 @@ def _check_outcome(actor: Actor, result: Any, scores_BK: Tensor, label_B: Tensor
     return result
 
 
-def _check_line(actor: Actor, block: Any, share: Any, terms: Mapping[str, float]) -> None:
+def _check_line(actor: Actor, block: Any, trainer: Any, terms: Mapping[str, float]) -> None:
     """The mean terms of a line. The weights are those after the updates of all of its steps."""
     if not all(map(math.isfinite, terms.values())):
         given = {} if block is None else {INPUT: block.x}
-        weights = (share if block is None else block).learner.weights()
+        weights = (trainer if block is None else block).learner.weights()
         means = {f"the mean of the loss term {name!r}": torch.tensor(mean) for name, mean in terms.items()}
         _raise_for(actor, {**given, **weights, **means})
 

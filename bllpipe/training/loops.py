@@ -1,6 +1,6 @@
-"""The algorithm (paper, figure 2): what a block and what a feedback lane do in every round.
+"""The algorithm (paper, figure 2): the work of a block and of its feedback in every round.
 
-A loop knows ports, not wires; it holds no timing, no logging and no device code.
+A loop knows ports, not links; it holds no timing, no logging and no device code.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bllpipe.utils.tensors import restore
 
 
 class Loop(Protocol):
-    """One actor of the pipeline. ``run`` carries out its part of one round."""
+    """One actor of the pipeline. ``run`` does its part of one round."""
 
     def run(self, entry: Round) -> Outcome | None: ...
 
@@ -28,10 +28,10 @@ class Loop(Protocol):
         """Parameters and buffers: what ``state_sha256`` covers."""
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint holds."""
+        """``weights`` and everything else that a checkpoint holds."""
 
     def load(self, state: Mapping[str, Tensor], step: int) -> None:
-        """Takes what is its own, as it was after ``step`` steps; what ``state`` lacks stays as it is. Once, first."""
+        """Restores its own tensors, those after ``step`` steps; what ``state`` lacks is not changed. Before ``run``."""
 
 
 class BlockLoop:
@@ -60,7 +60,9 @@ class BlockLoop:
         alpha_BCHW = self.block.forward(self.inputs.recv().alpha_BCHW)
         self.alphas.send(Alpha(entry, alpha_BCHW))  # before the update: the next block never waits for our backward
         target = self.targets.recv()
-        self.stats.send(Stats(entry, *self.block.stats(alpha_BCHW, target.label_B)))  # before it too: they need no step
+        self.stats.send(
+            Stats(entry, *self.block.stats(alpha_BCHW, target.label_B))
+        )  # before the update too: statistics do not depend on it
         return self.block.update(alpha_BCHW, target, entry.step)
 
     def _evaluate(self, entry: Round) -> Outcome:
@@ -82,10 +84,10 @@ class BlockLoop:
 
 
 class FeedbackLoop:
-    """Lane k of the feedback rank: beta_k = g_k(y), with a g_k that has seen the statistics of step t - lag.
+    """The feedback of block k: beta_k = g_k(y), where g_k has absorbed the statistics up to step t - lag.
 
-    A lane talks to one block only, so a slow block delays no other. The lag is fixed, never "whatever has arrived":
-    that is what makes the run reproducible.
+    It exchanges messages with one block only, so a slow block delays no other. The lag is fixed and does not depend on
+    which messages have arrived, so runs are reproducible.
     """
 
     def __init__(
@@ -99,7 +101,7 @@ class FeedbackLoop:
     ) -> None:
         self.name, self.feedback, self.labels = name, feedback, labels
         self.targets, self.stats, self.lag = targets, stats, lag
-        self._ahead: deque[tuple[Tensor, Tensor]] = deque()  # received for a checkpoint, not absorbed yet
+        self._ahead: deque[tuple[Tensor, Tensor]] = deque()  # statistics that a checkpoint holds, not absorbed yet
         self._next = 0  # the step whose statistics are absorbed next
 
     def run(self, entry: Round) -> Outcome | None:
@@ -112,7 +114,7 @@ class FeedbackLoop:
         return None
 
     def _absorb_until(self, step: int) -> None:
-        """Learns from the statistics up to those of ``step``: of one step each time, but of none in the first steps."""
+        """Absorbs the statistics up to those of ``step``: one message a step, and none in the first ``lag`` steps."""
         while self._next <= step:
             self.feedback.absorb(*(self._ahead.popleft() if self._ahead else self._received_stats()))
             self._next += 1
@@ -127,8 +129,8 @@ class FeedbackLoop:
         return stats.sums_KC, stats.counts_K
 
     def _catch_up(self, done: int) -> None:
-        """Receives what is still on its way after ``done`` steps, because a checkpoint must hold it, and
-        because at the end its sender waits until it has left."""
+        """Receives the statistics of all ``done`` steps: a checkpoint must hold those that are not absorbed yet, and at
+        the end their sender waits until they are received."""
         while self._next + len(self._ahead) < done:
             sums_KC, counts_K = self._received_stats()
             self._ahead.append((sums_KC.clone(), counts_K.clone()))
@@ -143,8 +145,9 @@ class FeedbackLoop:
         return {**self.weights(), **named}
 
     def load(self, state: Mapping[str, Tensor], step: int) -> None:
-        """The statistics that wait in ``state`` are those of the last steps before ``step``. For a lane that is not
-        all there nothing waits: it starts afresh, and its block sends nothing of the steps before ``step``."""
+        """Statistics in ``state`` that are not absorbed are those of the last steps before ``step``. They are left out
+        if weights are missing: the feedback starts fresh, and its block does not send statistics of earlier steps
+        again."""
         own = self.weights()
         restore(own, state)
         if own.keys() <= state.keys():
@@ -153,11 +156,11 @@ class FeedbackLoop:
         self._next = step - len(self._ahead)
 
     def _ahead_names(self, age: int) -> tuple[str, str]:
-        """What a checkpoint calls the sums and the counts that wait, the oldest first."""
+        """The names of sums and counts in a checkpoint that are not absorbed yet; age 0 is the oldest."""
         return f"ahead.{self.name}.{age}.sums", f"ahead.{self.name}.{age}.counts"
 
     def _waiting(self, state: Mapping[str, Tensor], age: int) -> tuple[Tensor, Tensor]:
-        """Statistics that were received, but not absorbed; CheckpointError unless they are like this lane's table."""
+        """Statistics that are not absorbed yet; CheckpointError if their shapes differ from those of the table."""
         sums, counts = self._ahead_names(age)
         if counts not in state:
             raise CheckpointError(f"the checkpoint holds {sums}, but not {counts}; name another checkpoint")

@@ -1,4 +1,4 @@
-"""What a block or lane tells the world: lines of metrics.jsonl, and its latest figures for the progress line."""
+"""The metrics of a block or lane: its lines in metrics.jsonl, and its latest values for the progress display."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ TERM = "terms."
 
 @dataclass(frozen=True)
 class MetricMeans:
-    """Means over the images of some batches: of the terms of the loss, of the figures of the batches that were watched,
-    of the hits, and of those of all heads together where they were counted; and the learning rate of the last batch."""
+    """Means over the images of some batches: of the terms of the loss, of the diagnostics of the batches that have
+    them, of the hits, and of the hits of the ensemble if it is evaluated; and the learning rate of the last batch."""
 
     terms: Mapping[str, float]
     figures: Mapping[str, float]
@@ -33,7 +33,7 @@ class MetricMeans:
     ensemble_accuracy: float | None = None
 
     def to_json(self) -> dict[str, float]:
-        """Without the learning rate, which tests have none of; the sum of the terms is ``loss``."""
+        """Without the learning rate, which a test has not; ``loss`` is the sum of the terms."""
         ensemble = {} if self.ensemble_accuracy is None else {"ensemble_accuracy": self.ensemble_accuracy}
         return {**self.terms, "loss": sum(self.terms.values()), **self.figures, "accuracy": self.accuracy, **ensemble}
 
@@ -52,7 +52,7 @@ class MetricSums:
 
     def add(self, outcome: Outcome, images: int) -> None:
         _add(self.terms, outcome.terms, images)
-        hits = outcome.correct  # where a graph writes those of the next step too
+        hits = outcome.correct  # cloned: a CUDA graph writes the hits of the next step to the same memory
         self.correct = hits.clone() if self.correct is None else self.correct.to(hits) + hits
         if (more := outcome.ensemble_correct) is not None:
             self.ensemble_correct = more.clone() if self.ensemble_correct is None else self.ensemble_correct + more
@@ -60,12 +60,12 @@ class MetricSums:
         self.lr = outcome.lr
 
     def watch(self, outcome: Outcome, images: int) -> None:
-        """Looks closer at a batch, which takes its time."""
+        """Adds the diagnostics of a batch, which take longer to compute."""
         _add(self.figures, outcome.watch(), images)
         self.watched += images
 
     def state(self) -> dict[str, Tensor]:
-        """The sums; what is watched is never open when a checkpoint is written."""
+        """The sums. Diagnostics are computed with a line alone, so no checkpoint has any."""
         if self.correct is None:
             return {}
         terms = {f"{TERM}{name}": total for name, total in self.terms.items()}
@@ -78,7 +78,7 @@ class MetricSums:
             self.correct, self.images = state["correct"], int(state["images"])
 
     def read(self) -> MetricMeans:
-        """The means of what was added; the device is asked once for all of them."""
+        """The means of all added batches, with one read of the device."""
         assert self.correct is not None, "read after at least one batch"
         ensemble = None if self.ensemble_correct is None else float(self.ensemble_correct) / self.images
         totals = [*self.terms.values(), *self.figures.values(), self.correct]
@@ -99,8 +99,8 @@ def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor], images: int) -> 
 
 
 class MetricsLogger:
-    """Keeps the books of one block or lane. ``trained`` and ``tested`` are the means of its last lines of each kind.
-    ``look`` is given the terms of every line before it is written."""
+    """Logs the metrics of one block or lane. ``trained`` and ``tested`` are the means of its last lines of each kind.
+    ``look`` gets the terms of every line before the line is written."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class MetricsLogger:
         self._posted = 0.0
 
     def record(self, entry: Round, outcome: Outcome | None) -> None:
-        """Takes note of one round; ``outcome`` is None for lanes."""
+        """Records one round; ``outcome`` is None for lanes."""
         if entry.phase == "train":
             self._record_step(entry, outcome)
         elif entry.phase == "evaluate" and outcome is not None:
@@ -131,20 +131,20 @@ class MetricsLogger:
 
     @property
     def accuracy(self) -> float | None:
-        """Of the last test."""
+        """The accuracy of the last test."""
         return self.tested.accuracy if self.tested else None
 
     @property
     def ensemble_accuracy(self) -> float | None:
-        """Of all heads together in the last test; only the last block knows it, with ``evaluate.ensemble``."""
+        """The accuracy of the ensemble in the last test: of the last block alone, with ``evaluate.ensemble``."""
         return self.tested.ensemble_accuracy if self.tested else None
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold for the next line to be the same after it: the sums since the last one."""
+        """The sums since the last line, which a checkpoint holds so that the next line does not change by a resume."""
         return {f"{self._prefix}{name}": value for name, value in self._train.state().items()}
 
     def load(self, state: Mapping[str, Tensor]) -> set[str]:
-        """Takes its own from ``state``; the names of what it took."""
+        """Restores its tensors from ``state``; returns their names."""
         own = {key: value.clone() for key, value in state.items() if key.startswith(self._prefix)}
         self._train.load({key.removeprefix(self._prefix): value for key, value in own.items()})
         return set(own)
@@ -185,7 +185,7 @@ class MetricsLogger:
         self._post({"step": entry.step, "test_accuracy": self.tested.accuracy})
 
     def _post(self, figures: Mapping[str, Any]) -> None:
-        """The latest of every figure, for the progress line."""
+        """Posts the latest value of every metric, for the progress display."""
         self._posted = time.monotonic()
         self._latest |= figures
         self.store.set(f"progress/{self.place['actor']}", json.dumps(self._latest))

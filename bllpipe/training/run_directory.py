@@ -1,6 +1,4 @@
-"""The run directory: what a run leaves behind for people and programs to read, and at its end summary.json and a
-table.
-"""
+"""The run directory: the files of a run, and at its end summary.json and a table."""
 
 from __future__ import annotations
 
@@ -18,7 +16,6 @@ import torch
 
 from bllpipe.config import Config, to_yaml
 from bllpipe.errors import CheckpointError
-from bllpipe.messages import Store
 from bllpipe.training.run_schedule import RunSchedule
 from bllpipe.utils.console import percent, warn
 from bllpipe.utils.files import IfUnwritable, WritePolicy, append_line, json_object, read_record, write_whole, writing
@@ -27,8 +24,8 @@ from bllpipe.version import __version__
 
 
 class RunDirectory:
-    """Paths and writers of one run's files. Raises OutputError when one cannot be written; lines of metrics, and spans,
-    may be left out instead, as ``log.if_unwritable`` says."""
+    """Paths and writers of the files of one run. Raises OutputError when one cannot be written; with
+    ``log.if_unwritable: go_on`` metrics and spans are left out instead."""
 
     def __init__(self, path: Path, if_unwritable: IfUnwritable = "fail") -> None:
         self.path = path
@@ -40,17 +37,17 @@ class RunDirectory:
         )
 
     def begin(self, config: Config, first_step: int, tests_again: bool = False) -> None:
-        """Writes config.yaml and env.json, and drops the metrics of steps that are about to be done again, and of the
-        test after ``first_step`` if that is."""
+        """Writes config.yaml and env.json, and removes the metrics of all steps that will be repeated; with
+        ``tests_again`` those of the test after ``first_step`` too."""
         with writing("the run's files", self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             write_whole(self.path / "config.yaml", to_yaml(config))
             write_whole(self.path / "env.json", json.dumps(environment(), indent=1) + "\n")
-            self.targets.unlink(missing_ok=True)  # of those who were here before
+            self.targets.unlink(missing_ok=True)  # of an earlier start
             self._keep_metrics_until(first_step, tests_again)
 
     def add_resume(self, checkpoint: str, step: int, changes: Mapping[str, Any]) -> None:
-        """Notes in resumes.jsonl that the run goes on after ``step``, and which settings are not those of then."""
+        """Appends to resumes.jsonl: the run resumes after ``step``, with settings that differ from the checkpoint."""
         record = {"time": time.time(), "checkpoint": checkpoint, "step": step, "changes": changes}
         with writing("what is resumed", self.path / "resumes.jsonl"):
             append_line(self.path / "resumes.jsonl", json.dumps(record))
@@ -70,7 +67,7 @@ class RunDirectory:
             write_whole(self.path / "status.json", json.dumps(record, indent=1) + "\n")
 
     def read_status(self) -> dict[str, Any]:
-        """What status.json says; nothing if there is none that can be read."""
+        """The object in status.json; empty if it cannot be read."""
         try:
             return json_object((self.path / "status.json").read_bytes())
         except OSError:
@@ -81,13 +78,13 @@ class RunDirectory:
             write_whole(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
 
     def write_targets(self, groups: Sequence[Mapping[str, Any]], copy: Path | None = None) -> None:
-        """prometheus.json: where the ranks tell their figures, as Prometheus' file_sd reads it. Raises OSError."""
+        """prometheus.json: the addresses of the ranks' metrics, for the file_sd of Prometheus. Raises OSError."""
         for path in filter(None, (self.targets, copy)):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, json.dumps(groups, indent=1) + "\n")
 
     def read_targets(self) -> list[dict[str, Any]]:
-        """What ``write_targets`` has written; empty if there is nothing, or something else."""
+        """The groups that ``write_targets`` wrote; empty for anything else."""
         try:
             found = json.loads(self.targets.read_text())
         except (OSError, ValueError):
@@ -104,7 +101,7 @@ class RunDirectory:
             write_whole(path, text)
 
     def has_ended(self, step: int) -> bool:
-        """Whether summary and status are there, and of a run that ended well after ``step`` steps."""
+        """Whether summary.json and status.json are those of a run that ended without a failure after ``step`` steps."""
         try:
             summary, status = (read_record(self.path / f"{name}.json")[0] for name in ("summary", "status"))
         except CheckpointError:
@@ -119,7 +116,7 @@ class RunDirectory:
 
 
 def _stays(line: str, first_step: int, tests_again: bool) -> bool:
-    """Whether it is a whole line of metrics, of what will not be done again."""
+    """Whether it is a complete line of metrics of a step that will not be repeated."""
     try:
         record = json.loads(line)
         is_last_test = record["step"] == first_step and record.get("phase") == "evaluate"
@@ -129,7 +126,7 @@ def _stays(line: str, first_step: int, tests_again: bool) -> bool:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, devices and the state of the source: what a reader of the figures needs to know."""
+    """env.json: versions, devices and the git revision."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "bllpipe": __version__,
@@ -159,16 +156,6 @@ def _git_revision() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-def post_report(store: Store, rank: int, report: Mapping[str, Any]) -> None:
-    """Hands this rank's report to whoever gathers them."""
-    store.set(f"report/{rank}", json.dumps(report))
-
-
-def gather_reports(store: Store, world_size: int) -> list[dict[str, Any]]:
-    """The reports of all ranks, in order; waits for the slowest."""
-    return [json.loads(store.get(f"report/{rank}")) for rank in range(world_size)]
 
 
 def summarise(
@@ -206,7 +193,7 @@ def summarise(
 
 
 def table(summary: Mapping[str, Any]) -> str:
-    """The summary for people: a row a rank, and the figures that matter below."""
+    """The summary as a table with a row for each rank, and the results below."""
     rows = [f"{'rank':>4}  {'role':<9} {'test accuracy':>13} {'busy':>6} {'parameters':>11} {'peak memory':>12}"]
     accuracies = dict(zip(summary["tested_ranks"], summary["block_accuracy"], strict=False))
     for rank, role in enumerate(summary["roles"]):
@@ -220,7 +207,7 @@ def table(summary: Mapping[str, Any]) -> str:
 
 
 def outcome(summary: Mapping[str, Any]) -> str:
-    """The figures that matter, in one line."""
+    """The results in one line."""
     rate, accuracy, steps = summary["images_per_second"], summary["test_accuracy"], f"{summary['steps']} steps"
     return (
         (f"{steps} without a test " if accuracy is None else f"test accuracy {percent(accuracy)} after {steps} ")

@@ -1,12 +1,12 @@
 """The schedule of a run: the one list of rounds that every rank follows, and the step at which all ranks agree to stop.
 
-When a stop is asked for the ranks are at different rounds, and some wait for messages of others. So
+When a stop is requested the ranks are at different rounds, and some wait for messages of others. Therefore
 
-  freeze   every rank says how far the furthest of its actors has got, and lets none of them begin another round
-  decide   the furthest of all ranks is where the run ends
-           all ranks go on to there, write a checkpoint and leave
+  freeze   every rank posts the number of rounds that its furthest actor has begun, and no actor begins another one
+  decide   the run ends at the maximum over all ranks
+           all ranks continue to that round, write a checkpoint and exit
 
-No rank has passed that round, and every rank gets the messages that it needs to reach it.
+No rank has passed that round, and every rank receives the messages that it needs to reach it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ AGREEMENT_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class RunSchedule:
-    """Lengths of a run, in steps and images. Tests and checkpoints come at the end too; None: never."""
+    """The length of a run, in steps and images. Tests and checkpoints also come at the end; None: never."""
 
     total_steps: int
     last_step: int
@@ -37,8 +37,8 @@ class RunSchedule:
 
     @classmethod
     def of(cls, config: Config, num_train: int, num_test: int) -> RunSchedule:
-        """The plan of a run on ``num_train`` images; raises ConfigError when not even one batch can be filled, or
-        the warm-up takes longer than the run."""
+        """The schedule of a run on ``num_train`` images; raises ConfigError if there are fewer images than one
+        batch, or if the warm-up is longer than the run."""
         batch_size = config.data.batch_size
         if batch_size > num_train:
             raise ConfigError(
@@ -60,8 +60,8 @@ class RunSchedule:
         )
 
     def rounds(self, start: int = 0, tested: bool = True) -> Iterator[Round]:
-        """Every round after ``start`` finished training steps, in order; what follows the last of these comes first,
-        unless it is ``tested``."""
+        """Every round after the first ``start`` training steps, in order. The test after step ``start``
+        comes first, unless ``tested``."""
         if not tested:
             yield from self._after(start, (start - 1) // self.steps_per_epoch)
         for step in range(start, self.last_step):
@@ -70,7 +70,7 @@ class RunSchedule:
             yield from self._after(step + 1, epoch)
 
     def _after(self, done: int, epoch: int) -> Iterator[Round]:
-        """What follows when ``done`` steps are finished: a test, a checkpoint, both, or nothing."""
+        """The rounds after ``done`` training steps: a test, a checkpoint, both, or none."""
         if self.evaluate_every is not None and (done == self.total_steps or _is_multiple(done, self.evaluate_every)):
             yield from self._test(done, epoch)
         if done == self.last_step or _is_multiple(done, self.save_every or 0):
@@ -87,8 +87,8 @@ def _is_multiple(done: int, every: int) -> bool:
 
 
 class StopAgreement:
-    """The end of a run as one process knows it. Actors follow, a watcher freezes and decides. A run that ``saves``
-    stops with a checkpoint."""
+    """How the ranks of a run agree on its last round, in one process: its actors follow, its watchdog freezes and
+    decides. A run that ``saves`` stops with a checkpoint."""
 
     def __init__(self, agreement_seconds: float = AGREEMENT_SECONDS, saves: bool = True) -> None:
         self._begun: dict[str, int] = {}
@@ -100,11 +100,11 @@ class StopAgreement:
         self.reason = ""
 
     def until_stop(self, actor: str, rounds: Iterable[Round], saved: bool) -> Iterator[Round]:
-        """What ``actor`` has to do of ``rounds``. A stop puts a checkpoint behind the last one, if there is none yet;
-        ``saved`` says whether the run begins with one."""
+        """The rounds of ``actor`` until the run stops. A stop appends a checkpoint, unless the last round is one;
+        ``saved``: the run starts from a checkpoint."""
         last: Round | None = None
         for number, entry in enumerate(rounds):
-            self._begun[actor] = number + 1  # before the question: whoever freezes has either seen it, or is seen
+            self._begun[actor] = number + 1  # before the check: freeze() either sees this round, or is seen here
             if self._frozen and number >= self._agreed():
                 self.stopped = stop_checkpoint(last, entry, self.saves)
                 if not self.saves or not (saved if last is None else last.phase == "save"):
@@ -114,13 +114,13 @@ class StopAgreement:
             last = entry
 
     def freeze(self, reason: str) -> int:
-        """Lets no actor begin another round; the number of rounds that the furthest one has begun."""
+        """No actor begins another round; returns the number of rounds that the furthest actor has begun."""
         self.reason = self.reason or reason
         self._frozen = True
         return max(self._begun.values(), default=0)
 
     def decide(self, end: int) -> None:
-        """The run ends after so many rounds, counted from where this process began."""
+        """The run ends after ``end`` rounds, counted from the start of this process."""
         self._end = end
         self._decided.set()
 
@@ -138,7 +138,7 @@ class StopAgreement:
 
 
 def stop_checkpoint(last: Round | None, following: Round, saves: bool = True) -> Round:
-    """The last round of a stop before ``following``: how many steps are done, and whether a test is left to do."""
+    """The last round of a run that stops before ``following``."""
     epoch = following.epoch if last is None else last.epoch
     tested = following.phase not in ("evaluate", "score")
     return Round("save" if saves else "end", following.step, epoch, tested=tested)

@@ -1,4 +1,4 @@
-"""Where the time goes: ports that count their waiting and their bytes, and a stopwatch round a loop."""
+"""Where the time of an actor goes: ports that time their waits and count their bytes, and a stopwatch for the loop."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from bllpipe.messages import ReceivedMessage, Receiver, Round, Sender, SentMessa
 
 @dataclass
 class Meter:
-    """What passed one place since the round began: seconds waited there, and bytes sent. The last wait ``began`` and
-    ``ended`` at these times (time.perf_counter); one that lasts has begun later than the one before it ended."""
+    """Seconds waited and bytes sent on one edge since the round began. The last wait ``began`` and ``ended`` at these
+    times (time.perf_counter); during a wait ``began`` is later than the end of the wait before."""
 
     edge: str
     waited: float = 0.0
@@ -25,11 +25,11 @@ class Meter:
         self.waited, self.sent = 0.0, 0
 
     def begin(self) -> None:
-        """A wait begins now."""
+        """Starts a wait."""
         self.began = time.perf_counter()
 
     def end(self) -> None:
-        """It ends now."""
+        """Ends the wait."""
         self.ended = time.perf_counter()
         self.waited += self.ended - self.began
 
@@ -39,21 +39,21 @@ class Meter:
 
 
 class Metered(Protocol):
-    """Whatever an actor may wait in."""
+    """A port in which an actor may wait."""
 
     meter: Meter
 
 
 class TimedSender(Generic[SentMessage]):
-    """A sender that adds up the seconds spent in it and, as ``num_bytes`` knows them of the images and the phase of a
-    round, the bytes of its messages."""
+    """A sender that adds up the seconds spent in it and the bytes of its messages, which ``num_bytes`` computes from
+    the number of images and the phase of a round."""
 
     def __init__(self, port: Sender[SentMessage], edge: str, num_bytes: Callable[[int, str], int]) -> None:
         self._port, self.meter, self._num_bytes = port, Meter(edge), num_bytes
 
     @property
     def queued(self) -> int | None:
-        """Messages that have not left yet; None where the wire does not know."""
+        """The number of messages not sent yet; None if the link does not know."""
         return getattr(self._port, "queued", None)
 
     def send(self, message: SentMessage) -> None:
@@ -71,7 +71,7 @@ class TimedReceiver(Generic[ReceivedMessage]):
 
     @property
     def queued(self) -> int | None:
-        """Messages that have come and nobody has taken yet; None where the wire does not know."""
+        """The number of messages received and not taken yet; None if the link does not know."""
         return getattr(self._port, "queued", None)
 
     def recv(self) -> ReceivedMessage:
@@ -83,7 +83,7 @@ class TimedReceiver(Generic[ReceivedMessage]):
 
 @dataclass
 class Interval:
-    """Seconds on the clock, and the images that were trained on in them."""
+    """Seconds of wall-clock time, and the images trained on in them."""
 
     seconds: float = 0.0
     images: int = 0
@@ -99,13 +99,13 @@ class Interval:
 
 @dataclass
 class Stopwatch:
-    """Where the time of one actor goes.
+    """The time of one actor.
 
-    ``training`` runs from one training round to the next, whoever else has a turn in between, but stands still for
-    tests and checkpoints. ``steady`` is the same without the first ``steady_from`` steps, which fill the pipeline and
-    warm caches. ``in_rounds`` are the seconds in the actor's own training rounds, ``waiting`` those of them that it
-    waited for messages, and ``sent`` the bytes that it sent in them, both by edge. ``in_tests`` are the seconds in the
-    rounds of its tests.
+    ``training`` runs from one training round to the next, including the turns of other actors in between, but not
+    during tests and checkpoints. ``steady`` is the same without the first ``steady_from`` steps, which fill the
+    pipeline and warm caches. ``in_rounds`` are the seconds in the actor's own training rounds, ``waiting`` those of
+    them that it waited for messages, and ``sent`` the bytes that it sent in them, both by edge. ``in_tests`` are the
+    seconds in the rounds of its tests.
     """
 
     ports: Sequence[Metered]
@@ -116,18 +116,18 @@ class Stopwatch:
     sent: dict[str, int] = field(default_factory=dict)
     training: Interval = field(default_factory=Interval)
     steady: Interval = field(default_factory=Interval)
-    _lap: Interval = field(default_factory=Interval)
+    _interval: Interval = field(default_factory=Interval)
     _began: float = 0.0
     _ended: float | None = None
 
     def begin(self) -> None:
-        """A round begins now."""
+        """Starts a round."""
         for port in self.ports:
             port.meter.reset()
         self._began = time.perf_counter()
 
     def end(self, entry: Round) -> None:
-        """The round ``entry`` ends now; only those of the training count."""
+        """Ends the round ``entry``; only training rounds count."""
         now = time.perf_counter()
         if entry.phase != "train":
             self._ended = None
@@ -139,18 +139,15 @@ class Stopwatch:
         for meter in (port.meter for port in self.ports):
             self.waiting[meter.edge] = self.waiting.get(meter.edge, 0.0) + meter.waited
             self.sent[meter.edge] = self.sent.get(meter.edge, 0) + meter.sent
-        self._count(seconds, entry)
-
-    def _count(self, seconds: float, entry: Round) -> None:
         self.training.add(seconds, entry.size)
-        self._lap.add(seconds, entry.size)
+        self._interval.add(seconds, entry.size)
         if entry.step >= self.steady_from:
             self.steady.add(seconds, entry.size)
 
     def take_interval(self) -> float:
-        """Images per second of training since the last lap."""
-        lap, self._lap = self._lap, Interval()
-        return lap.rate
+        """Images per second of training since the last call."""
+        interval, self._interval = self._interval, Interval()
+        return interval.rate
 
     @property
     def computing(self) -> float:

@@ -1,12 +1,11 @@
-"""Spans: what every actor did when, kept in memory while it runs and written to spans/rank-N.jsonl afterwards.
+"""Spans: what every actor did and when, kept in memory during the run and written to spans/rank-N.jsonl afterwards.
 
-Nothing is traced unless ``trace.num_steps`` is set; then methods of the instances at work are wrapped (``trace``).
-Times are those of the host: work that is queued on a GPU ends later than its span, and shows where the host
-waits for it.
+With ``trace.num_steps`` the methods of actors are wrapped (training/instrument.py); without it nothing is traced. Times
+are those of the host: work queued on a GPU ends later than its span, and appears where the host waits for it.
 
-A file has a header and a line a span, with start and end in nanoseconds of this rank's own clock; adding the header's
-``clock_offset_ns`` makes them those of rank 0's. ``step`` is a training step; tests and checkpoints have that of the
-step before them, and another ``phase``.
+A file has a header, and a line for each span with start and end in nanoseconds of this rank's own clock; the header's
+``clock_offset_ns`` added to them gives those of rank 0. ``step`` is a training step; tests and checkpoints have that
+of the step before them, and another ``phase``.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 
 VERSION = 1
-TRIPS = 16  # round trips to rank 0; the shortest one tells the time
+TRIPS = 16  # round trips to rank 0, of which the shortest is used
 
 
 class Span(NamedTuple):
@@ -49,12 +48,12 @@ class Track:
         self.actor, self.window = actor, window
         self.spans: list[Span] = []
         self.entry: Round | None = None
-        self.is_open = False  # inside of a span nothing else is recorded, so spans never overlap
+        self.is_open = False  # spans do not nest: inside a span nothing else is recorded
         self.ended = False
         self.on_end: Callable[[], None] = lambda: None
 
     def enter(self, entry: Round) -> None:
-        """The round that spans belong to from now on. The first one behind the window ends the track."""
+        """Sets the round of the next spans. The first round after the window ends the track."""
         self.entry = entry
         if not self.ended and step_of(entry) >= self.window.stop:
             self.ended = True
@@ -62,7 +61,7 @@ class Track:
 
 
 class _Recording:
-    """One span under way."""
+    """A span that has not ended."""
 
     __slots__ = ("_edge", "_entry", "_kind", "_start", "_track")
 
@@ -106,7 +105,7 @@ def step_of(entry: Round) -> int:
 
 
 class SpanFile:
-    """The spans of one rank, written once: when all of its actors are behind the traced steps, or when the run ends."""
+    """The spans of one rank, written once: after the traced steps of all of its actors, or at the end of the run."""
 
     def __init__(self, directory: RunDirectory, header: Mapping[str, Any], tracks: Sequence[Track]) -> None:
         self._directory, self._name = directory, f"rank-{header['rank']}.jsonl"
@@ -116,25 +115,19 @@ class SpanFile:
             track.on_end = self._track_ended
 
     def write(self) -> None:
-        """Writes the file unless it has been, or there is nothing: a resumed run keeps what was traced before."""
+        """Writes the file once, and not without spans: a resumed run keeps the file of an earlier start."""
         with self._lock:
             spans = [(track.actor, span) for track in self._tracks for span in track.spans]
             if self._written or not spans:
                 return
             self._written = True
-        lines = [self._first_line(), *(_line(actor, span) for actor, span in sorted(spans, key=_start))]
+        header = {"version": VERSION, "unit": "ns", "pid": os.getpid(), **self._header}
+        lines = [header, *(_line(actor, span) for actor, span in sorted(spans, key=lambda pair: pair[1].start))]
         self._directory.write_spans(self._name, "".join(json.dumps(line) + "\n" for line in lines))
 
     def _track_ended(self) -> None:
         if all(track.ended for track in self._tracks):
             self.write()
-
-    def _first_line(self) -> dict[str, Any]:
-        return {"version": VERSION, "unit": "ns", "pid": os.getpid(), **self._header}
-
-
-def _start(pair: tuple[str, Span]) -> int:
-    return pair[1].start
 
 
 def _line(actor: str, span: Span) -> dict[str, Any]:
@@ -146,7 +139,7 @@ def _line(actor: str, span: Span) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Clock:
-    """What to add to this rank's time.perf_counter_ns to get rank 0's, and by how much that may be wrong."""
+    """The offset from this rank's time.perf_counter_ns to that of rank 0, and the bound of its error."""
 
     clock_offset_ns: int = 0
     clock_uncertainty_ns: int = 0
@@ -156,7 +149,7 @@ class Clock:
 
 
 def machine_id() -> str:
-    """The same for all processes of this machine, and another after every boot: they share a monotonic clock."""
+    """An id of this machine since its boot, as all of its processes share one monotonic clock."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return boot.read_text().strip() if boot.exists() else platform.node()
 
@@ -164,16 +157,16 @@ def machine_id() -> str:
 def align_clock(
     store: Store, rank: int, world_size: int, machine: str, now: Callable[[], int] = time.perf_counter_ns
 ) -> Clock:
-    """This rank's clock against rank 0's, measured once; all ranks call it at the same point.
+    """Measures the offset of this rank's clock to that of rank 0, once; all ranks call it at the same point.
 
-    On rank 0's machine the clocks are the same. From another one rank 0 is asked for its time again and again through
-    the store; in the shortest round trip its answer lies closest to the middle, off by half of the trip at most.
+    Ranks on the machine of rank 0 share its clock. A rank on another machine requests the time of rank 0 through the
+    store in TRIPS round trips and uses the shortest one: the error is at most half of a round trip.
     """
     store.set(f"clock/machine/{rank}", machine)
     if rank == 0:
         for other in range(1, world_size):
             if store.get(f"clock/machine/{other}").decode() != machine:
-                _tell_time(store, other, now)
+                _answer_time(store, other, now)
         return Clock()
     if store.get("clock/machine/0").decode() == machine:
         return Clock()
@@ -181,7 +174,7 @@ def align_clock(
     return min(trips, key=lambda clock: clock.clock_uncertainty_ns)
 
 
-def _tell_time(store: Store, other: int, now: Callable[[], int]) -> None:
+def _answer_time(store: Store, other: int, now: Callable[[], int]) -> None:
     for trip in range(TRIPS):
         store.get(f"clock/asked/{other}/{trip}")
         store.set(f"clock/told/{other}/{trip}", str(now()))

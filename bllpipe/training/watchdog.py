@@ -1,12 +1,12 @@
-"""A thread beside the loops of every process: it receives signals, brings about an agreed stop, posts heartbeats, and
-ends the run when a rank hangs.
+"""A thread in every process: it receives signals, makes the ranks stop at an agreed step, posts heartbeats, and ends
+the run when a rank hangs.
 
-A heartbeat goes out several times a second, whatever the loops do. The thread watches its own actors, one of which may
-compute for too long, and the next rank, whose heartbeats end when its process is stopped, or holds the interpreter's
-lock. An actor that waits too long for a message finds that out by itself.
+The thread posts a heartbeat several times a second, independently of the loops. It watches its own actors, one of which
+may compute for too long, and the next rank, whose heartbeats end when its process is stopped or holds the interpreter's
+lock. An actor that waits too long for a message raises the timeout itself.
 
-Python runs signal handlers in the main thread, between two of its instructions; a receive in C++ delays them. But the
-byte that ``signal.set_wakeup_fd`` sends leaves at once.
+Python runs signal handlers in the main thread, between two of its instructions; a receive in C++ delays them. But
+``signal.set_wakeup_fd`` sends its byte at once.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 0.2
 STOPPED_SECONDS = 2.0  # between two looks: this process was stopped, or held by its interpreter's lock
-Fail = Callable[[BllpipeError, int], None]  # and the rank it is about
-LEFT = -1  # the number of a posting after which there are none
+Fail = Callable[[BllpipeError, int], None]  # and the rank that fails
+LEFT = -1  # the number of a rank's last heartbeat
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-PATIENCE_SECONDS = 3.0  # a signal within these of another is the same one, sent by the terminal and the launcher both
+PATIENCE_SECONDS = 3.0  # a second signal within these is the same one: terminal and launcher both send it
 
 
 class Watchdog:
-    """Watches the ranks ``roles`` describes, from ``rank``; ``fail`` and ``leave`` end the process.
+    """Watches the ranks of a job, whose roles are ``roles``, from ``rank``; ``fail`` and ``leave`` end the process.
 
-    ``store`` must be a connection of its own: a loop may be waiting in another one.
+    ``store`` must be a separate connection: a loop may be waiting in another one.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class Watchdog:
     ) -> None:
         self._store, self._rank, self._roles, self.ending = store, rank, roles, ending
         self._timeout, self._fail, self._leave = timeout, fail, leave
-        self._signals, self._sightings, self._staleness = StopSignals(), Heartbeats(store), Staleness()
-        self._parts: Sequence[Worker] = ()
-        self._heard: float | None = None  # when the first signal came
+        self._signals, self._heartbeats, self._staleness = StopSignals(), Heartbeats(store), Staleness()
+        self._workers: Sequence[Worker] = ()
+        self._first_signal: float | None = None  # when the first signal came
         self.exit_code = 0  # 128 and that signal, if it has ended the run
         self._posted_stop = False
         self._continued = 0.0  # when this process was last found to have been stopped, as by Ctrl-Z
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watcher", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> Watchdog:
         self._signals.__enter__()
@@ -81,41 +81,43 @@ class Watchdog:
         self._thread.join(timeout=2)
         self._signals.__exit__(kind, error, trace)
 
-    def look_at(self, parts: Sequence[Worker]) -> None:
-        """From now on the actors of ``parts`` are looked at too."""
-        self._parts = parts
+    def watch(self, workers: Sequence[Worker]) -> None:
+        """From now on also watches the actors of ``workers``."""
+        self._workers = workers
 
     def _watch(self) -> None:
         looks, looked = 0, time.perf_counter()
         try:
             while not self._over.is_set():
-                heard = self._signals.wait(LOOK_SECONDS)
+                received = self._signals.wait(LOOK_SECONDS)
                 now = time.perf_counter()
                 if now - looked > STOPPED_SECONDS:
                     self._continued = now
                 looked = now
-                if heard is not None:
-                    self._hear(heard.name, 128 + heard)
-                self._bring_about_stop()
+                if received is not None:
+                    self._on_signal(received.name, 128 + received)
+                self._agree_stop()
                 looks += 1
-                self._sightings.post(self._rank, Heartbeat(looks, os.getpid(), self._own()))
+                self._heartbeats.post(self._rank, Heartbeat(looks, os.getpid(), self._own()))
                 self._find_stuck()
-            self._sightings.post(self._rank, Heartbeat(LEFT))
-        except RuntimeError:  # the store is gone with its launcher, and so will we be
+            self._heartbeats.post(self._rank, Heartbeat(LEFT))
+        except RuntimeError:  # the store is gone with its launcher, which ends this process too
             return
 
-    def _hear(self, name: str, code: int) -> None:
-        """The first signal asks for a stop. After a failure there is nothing to stop for, and who repeats a signal does
-        not want to wait."""
+    def _on_signal(self, name: str, code: int) -> None:
+        """The first signal asks for a stop with a checkpoint. After a failure, and at a second signal, the process ends
+        at once."""
         now = time.monotonic()
-        if self._store.check(["failure"]) or (self._heard is not None and now - self._heard > PATIENCE_SECONDS):
+        if self._store.check(["failure"]) or (
+            self._first_signal is not None and now - self._first_signal > PATIENCE_SECONDS
+        ):
             self._leave(code)
-        if self._heard is None:
-            self._heard, self.exit_code = now, code
+        if self._first_signal is None:
+            self._first_signal, self.exit_code = now, code
             self._store.compare_set("stop/asked", "", f"{name} at rank {self._rank}")
 
-    def _bring_about_stop(self) -> None:
-        """Freezes when anybody has asked to stop, and decides when all are frozen."""
+    def _agree_stop(self) -> None:
+        """Freezes this rank when any rank has asked to stop, and decides the step when all ranks are frozen."""
         if self.ending.is_decided or not self._store.check(["stop/asked"]):
             return
         keys = [f"stop/at/{rank}" for rank in range(len(self._roles))]
@@ -132,19 +134,19 @@ class Watchdog:
                 say(f"\nbllpipe: {self.ending.reason}: stopping {how}", sys.stderr)
 
     def _own(self) -> list[ActorStatus]:
-        return [ActorStatus.of(actor) for part in self._parts for actor in part.actors]
+        return [ActorStatus.of(actor) for worker in self._workers for actor in worker.actors]
 
     def _find_stuck(self) -> None:
-        for sighting in self._own():
-            running = min(sighting.seconds, time.perf_counter() - self._continued)
-            if not sighting.edge and running > self._timeout:
-                self._fail(self._stuck(f"{sighting}"), self._rank)
+        for status in self._own():
+            running = min(status.seconds, time.perf_counter() - self._continued)
+            if not status.edge and running > self._timeout:
+                self._fail(self._stuck(f"{status}"), self._rank)
         other = (self._rank + 1) % len(self._roles)
-        posting = self._sightings.of(other)
-        seconds = self._staleness.look(posting.number) * LOOK_SECONDS
-        if other != self._rank and posting.number != LEFT and seconds > self._timeout:
-            end_sibling(posting.pid)
-            error = self._stuck(f"not heard of for {seconds:.0f} s; last seen: {posting}")
+        heartbeat = self._heartbeats.of(other)
+        seconds = self._staleness.look(heartbeat.number) * LOOK_SECONDS
+        if other != self._rank and heartbeat.number != LEFT and seconds > self._timeout:
+            end_sibling(heartbeat.pid)
+            error = self._stuck(f"not heard of for {seconds:.0f} s; last seen: {heartbeat}")
             self._fail(error, other)
 
     def _stuck(self, how: str) -> WireError:
@@ -155,7 +157,7 @@ class Watchdog:
 
 
 def end_sibling(pid: int) -> None:
-    """Kills a process that hangs, which hears nothing else; only one that the same launcher has started."""
+    """Kills a process that hangs: it handles no other signal. Only a process of the same launcher."""
     try:
         parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
         if parent == os.getppid():
@@ -189,7 +191,7 @@ class ActorStatus:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """What a rank has said last: which posting it was, 0 before the first, its process, and where its actors are."""
+    """The last heartbeat of a rank: its number, 0 before the first, its process, and where its actors are."""
 
     number: int = 0
     pid: int = 0
@@ -200,33 +202,33 @@ class Heartbeat:
 
 
 class Heartbeats:
-    """The postings of all ranks, in the store."""
+    """The last heartbeats of all ranks, in the store."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def post(self, rank: int, posting: Heartbeat) -> None:
-        """What ``rank`` says now."""
-        self._store.set(f"seen/{rank}", json.dumps(asdict(posting)))
+    def post(self, rank: int, heartbeat: Heartbeat) -> None:
+        """Replaces the heartbeat of ``rank``."""
+        self._store.set(f"seen/{rank}", json.dumps(asdict(heartbeat)))
 
     def of(self, rank: int) -> Heartbeat:
-        """What ``rank`` has said last."""
+        """The last heartbeat of ``rank``."""
         if not self._store.check([f"seen/{rank}"]):
             return Heartbeat()
         record = json.loads(self._store.get(f"seen/{rank}"))
         return Heartbeat(record["number"], record["pid"], [ActorStatus(**actor) for actor in record["actors"]])
 
     def all_ranks(self) -> Iterator[tuple[int, Heartbeat]]:
-        """Every rank that has posted, and what."""
+        """Every rank that has posted a heartbeat, with the last one."""
         for rank in count():
-            posting = self.of(rank)
-            if posting.number == 0:
+            heartbeat = self.of(rank)
+            if heartbeat.number == 0:
                 return
-            yield rank, posting
+            yield rank, heartbeat
 
 
 class Staleness:
-    """How long nothing new was posted, counted in looks at it: time in which the observer itself was stopped does not
+    """How long no new heartbeat was posted, counted in looks: time in which the observer itself was stopped does not
     count."""
 
     def __init__(self) -> None:
@@ -234,17 +236,17 @@ class Staleness:
         self._looks = 0
 
     def look(self, number: object) -> int:
-        """The number of looks since it was another one."""
+        """The number of looks since the number changed."""
         self._looks = self._looks + 1 if number == self._last else 0
         self._last = number
         return self._looks
 
 
 class StopSignals:
-    """While it is entered, the first of STOPPING ends nothing but comes out of ``wait``. Who repeats it does not
-    want to wait: that one is a KeyboardInterrupt.
+    """A context in which the first of STOPPING does not end the process, but is returned by ``wait``. A second one
+    raises KeyboardInterrupt.
 
-    Only a main thread can receive signals; entered in another one it just waits.
+    Only the main thread can receive signals; in another thread ``wait`` just waits.
     """
 
     def __init__(self) -> None:
@@ -258,8 +260,8 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # as nohup has it
-            heard = [number for number in STOPPING if not (number == signal.SIGHUP and ignored)]
-            self._before = {number: signal.signal(number, self._handle) for number in heard}
+            received = [number for number in STOPPING if not (number == signal.SIGHUP and ignored)]
+            self._before = {number: signal.signal(number, self._handle) for number in received}
             self._fd_before = signal.set_wakeup_fd(self._in.fileno(), warn_on_full_buffer=False)
         return self
 
@@ -278,12 +280,12 @@ class StopSignals:
         try:
             ready, _, _ = select.select([self._out], [], [], seconds)
             numbers = self._out.recv(64) if ready else b""
-        except (OSError, ValueError):  # left meanwhile
+        except (OSError, ValueError):  # the context has ended meanwhile
             return None
         return next((signal.Signals(number) for number in numbers if number in STOPPING), None)
 
     def _handle(self, number: int, frame: object) -> None:
-        """In the main thread, when it comes to it. Without it the kernel's default would end the process."""
+        """Runs in the main thread. Without a handler the kernel's default would end the process."""
         now = time.monotonic()
         if self._first is not None and now - self._first > PATIENCE_SECONDS:
             raise KeyboardInterrupt

@@ -1,5 +1,5 @@
-"""The worker of a rank: it carries out the rounds of the schedule with its loops, records their metrics, and writes its
-shard of every checkpoint.
+"""The worker of a rank: it runs the rounds of the schedule with its loops, records their metrics, and writes its shard
+of every checkpoint.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from bllpipe.training.tracing import SpanFile, Track, record
 from bllpipe.utils.process import peak_memory_bytes
 from bllpipe.utils.tensors import part_digest, require_finite
 
-RECEIVED = ("ahead.", "feedback.")  # what a feedback rank saves was made of what blocks have sent
+RECEIVED = ("ahead.", "feedback.")  # tensors that a feedback rank computes from messages of blocks
 
 
 class RoundError(Exception):
-    """The cause happened to an actor in ``entry``."""
+    """An actor failed in the round ``entry``, with this error's cause."""
 
     def __init__(self, entry: Round) -> None:
         super().__init__(str(entry))
@@ -35,7 +35,7 @@ class RoundError(Exception):
 
 @dataclass
 class Actor:
-    """A loop with its stopwatch and its recorder, and with a track of its spans if it is traced."""
+    """A loop with its stopwatch and its metrics logger, and with a track of its spans if it is traced."""
 
     loop: Loop
     stopwatch: Stopwatch
@@ -61,7 +61,7 @@ class Actor:
 
 @dataclass
 class CheckpointStats:
-    """Counts of this process; ``written_at`` is a time since the epoch, ``last_seconds`` what the last share took."""
+    """Counts of this process. ``written_at`` is a time since the epoch, ``last_seconds`` that of the last shard."""
 
     number: int = 0
     failures: int = 0
@@ -72,7 +72,7 @@ class CheckpointStats:
 
     @contextmanager
     def writing(self, step: int) -> Iterator[None]:
-        """Takes note of what happens inside: the share of ``step`` is written, or an error is raised."""
+        """A context that writes the shard of ``step``: counts it, or the error that it raises."""
         began = time.perf_counter()
         try:
             yield
@@ -87,7 +87,7 @@ class CheckpointStats:
 
 @dataclass
 class Worker:
-    """All actors of one rank: one for a block, one a lane for the feedback."""
+    """All actors of one rank: one of a block, or one for every lane of the feedback."""
 
     rank: int
     role: str
@@ -104,7 +104,7 @@ class Worker:
     saves: CheckpointStats = field(default_factory=CheckpointStats)
 
     def run_round(self, actor: Actor, entry: Round) -> None:
-        """One round of one actor, its checkpoint included; RoundError says in which round something went wrong."""
+        """One round of one actor, with its checkpoint. Raises RoundError, which names the round, from any error."""
         try:
             actor.run_round(entry)
             if entry.phase == "save":
@@ -116,11 +116,11 @@ class Worker:
             raise RoundError(entry) from error
 
     def _save(self, entry: Round, state: Mapping[str, Tensor]) -> None:
-        """The actor that comes last to this checkpoint writes the shard of the whole rank."""
+        """The last actor to reach this checkpoint writes the shard of the whole rank."""
         only = len(self.actors) == 1
         with self._lock:
             tensors = self._arrived.setdefault(entry.step, {})
-            # lanes go on while the others are still on their way: keep what they were at this step
+            # lanes train on while others have not reached this step: keep copies of their state at this step
             tensors.update(state if only else {name: value.detach().clone() for name, value in state.items()})
             self._number_arrived[entry.step] = self._number_arrived.get(entry.step, 0) + 1
             complete = self._number_arrived[entry.step] == len(self.actors)
@@ -140,7 +140,7 @@ class Worker:
         require_finite(tensors, self.rank, self.role, where, received)
 
     def report(self) -> dict[str, Any]:
-        """This rank's share of summary.json, at the end of the run."""
+        """This rank's part of summary.json, at the end of the run."""
         if self.spans is not None:
             self.spans.write()
         watches = [actor.stopwatch for actor in self.actors]

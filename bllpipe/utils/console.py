@@ -1,4 +1,4 @@
-"""What is printed beside a run: log messages, a progress bar for planning and benchmarks, text tables, sizes and ages.
+"""Terminal output: log messages, a progress bar for planning and benchmarks, text tables, sizes and ages.
 
 Everything that bllpipe prints goes through this file, because a standard stream may be closed, None, a script's own
 object without ``isatty``, ASCII only, full, or a pipe that is read no more. None of these stops a run, or changes its
@@ -155,11 +155,10 @@ def drop_unwritten() -> None:
 
 
 class Bar:
-    """The progress of ``name``, which has ``total`` parts if that is known yet; on standard error unless ``out`` says
-    otherwise, so that results can be piped.
+    """The progress of ``name`` with ``total`` parts, if known; on standard error, so that results can be piped.
 
-    A bar moves on by itself unless it is ``quiet``: then nothing is drawn but when it is told something, as whoever
-    measures times needs it. Any thread may tell.
+    A thread redraws the bar. With ``quiet`` it is drawn only by ``advance`` and ``at``, so that measurements are not
+    disturbed. Both may be called from any thread.
     """
 
     def __init__(self, name: str, total: int | None = None, out: TextIO | None = None, quiet: bool = False) -> None:
@@ -181,14 +180,14 @@ class Bar:
     def advance(self, what: str = "") -> None:
         """One more part is done."""
         with self._lock:
-            self._tell(what, self.done + 1, self.total)
+            self._update(what, self.done + 1, self.total)
 
     def at(self, what: str, done: int = 0, total: int | None = None) -> None:
         """``done`` parts of ``total`` are done."""
         with self._lock:
-            self._tell(what, done, total)
+            self._update(what, done, total)
 
-    def _tell(self, what: str, done: int, total: int | None) -> None:
+    def _update(self, what: str, done: int, total: int | None) -> None:
         self.done, self.total = done, total
         now, every = time.monotonic(), SECONDS_BETWEEN_DRAWINGS if self._drawn is not None else SECONDS_BETWEEN_LINES
         if self._drawn is not None:
@@ -256,7 +255,7 @@ def size_text(number: int) -> str:
 
 
 def age_text(seconds: float) -> str:
-    """An age in the largest unit of which it has one, such as 3 min."""
+    """An age in the largest unit that is not above it, such as 3 min."""
     length, unit = next((each for each in UNITS if seconds >= each[0]), UNITS[-1])
     return f"{seconds // length:.0f} {unit}"
 

@@ -1,5 +1,5 @@
-"""Files that are written whole or not at all, and read with bounds: regular files only, and JSON of a limited size and
-depth. A kill or a power cut leaves the old file or the new one; an error names the file and what to do.
+"""Atomic writes, and bounded reads: regular files only, and JSON of limited size and depth. A kill or a power cut
+leaves the old file or the new one; an error names the file and what to do.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-MAX_BYTES = 4 << 20  # a manifest of 16,000 ranks; in memory JSON may take thirty times as much
+MAX_BYTES = 4 << 20  # a manifest of 16,000 ranks; parsed, JSON may need thirty times as much memory
 MAX_DEPTH = 50
 
 
 @contextmanager
 def writing(what: str, path: Path) -> Iterator[None]:
-    """Turns whatever the system has against writing ``what`` to ``path`` into an OutputError."""
+    """Raises OutputError in place of an OSError while ``what`` is written to ``path``."""
     try:
         yield
     except OSError as error:
@@ -39,13 +39,13 @@ def writing(what: str, path: Path) -> Iterator[None]:
 
 
 def refusal(what: str, path: Path, error: Exception) -> str:
-    """What could not be written, where, why, and how much room there is."""
+    """The message of a failed write, with its reason and the free space."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return f"cannot write {what} to {path}: {reason}; {_room(path)}"
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Readers see the old file or the new one, never a part; what could not be finished is removed."""
+    """Replaces the file in one rename, so readers see the old or the new one; a failed write leaves no partial file."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         partial.write_text(text)
@@ -57,7 +57,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """One line in one write, as several ranks share the file; of a line that does not fit nothing stays."""
+    """Appends a line in one write, as several ranks share the file; a failed write leaves no partial line."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         _write_all(descriptor, f"{line}\n".encode())
@@ -66,15 +66,15 @@ def append_line(path: Path, line: str) -> None:
 
 
 class WritePolicy:
-    """Lets a run go on without what cannot be written, if its ``policy`` says so: tells ``warn`` when that begins, and
-    when it ends how much is missing."""
+    """With the policy ``go_on`` a run continues when a write fails: ``warn`` is called at the first failure, and when
+    writes succeed again, with the number of lost ones."""
 
     def __init__(self, policy: IfUnwritable, what: str, key: str, warn: Callable[[str], None]) -> None:
         self._policy, self._what, self._key, self._warn = policy, what, key, warn
         self._missing, self._lock = 0, threading.Lock()
 
     def attempt(self, write: Callable[[], None]) -> None:
-        """Carries out ``write``; its OutputError is raised or, under ``go_on``, told once."""
+        """Calls ``write``; its OutputError is raised or, with ``go_on``, a warning."""
         try:
             write()
         except OutputError as error:
@@ -104,13 +104,13 @@ def _write_all(descriptor: int, content: bytes) -> None:
             left = left[os.write(descriptor, left) :]
     except OSError:
         if written := len(content) - len(left):
-            with suppress(OSError):  # half a line would spoil the next one
+            with suppress(OSError):  # a partial line would corrupt the next one
                 os.ftruncate(descriptor, os.lseek(descriptor, 0, os.SEEK_CUR) - written)
         raise
 
 
 def _room(path: Path) -> str:
-    """How much is free where ``path`` is, or would be."""
+    """The free space of the file system of ``path``."""
     for place in (path, *path.parents):
         with suppress(OSError):
             return f"{shutil.disk_usage(place).free:,} bytes are free there"
@@ -118,7 +118,7 @@ def _room(path: Path) -> str:
 
 
 def run_directory(text: str) -> Path:
-    """The run directory called ``text``; ConfigError when it is not one."""
+    """The path ``text``; ConfigError unless it is a run directory."""
     path = Path(text)
     if not path.is_dir():
         raise ConfigError(
@@ -130,7 +130,7 @@ def run_directory(text: str) -> Path:
 
 
 def output_file(text: str) -> Path:
-    """The file called ``text``, which need not exist; ConfigError when its folder does not."""
+    """The path ``text`` of a file to write; ConfigError if it is a directory, or its own directory does not exist."""
     path = Path(text)
     if path.is_dir():
         raise ConfigError(f"{path} is a directory; expected the name of a file, such as {path}/FILE")
@@ -141,7 +141,7 @@ def output_file(text: str) -> Path:
 
 @contextmanager
 def unfinished(path: Path) -> Iterator[Path]:
-    """A temporary name for ``path``. On leaving, the file there is synced and renamed; after an error it is removed."""
+    """A temporary path for ``path``. On exit the file is synced and renamed; after an error it is removed."""
     temporary = path.with_name(f".{path.name}")
     try:
         yield temporary
@@ -165,7 +165,7 @@ def sync(path: Path) -> None:
 
 
 def ordinary_size(path: Path) -> int:
-    """The size of the file in bytes; CheckpointError when it is missing, or anything but an ordinary file."""
+    """The size of the file in bytes; CheckpointError if it is missing or not a regular file."""
     try:
         found = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -188,7 +188,7 @@ def json_object(text: str | bytes) -> dict[str, Any]:
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Writes what ``read_record`` reads; raises CheckpointError when that would refuse it for its size."""
+    """Writes a file for ``read_record``; CheckpointError if it is larger than that accepts."""
     content = render(record)
     if len(content) > MAX_BYTES:
         raise CheckpointError(f"{path} would have {len(content):,} bytes; at most {MAX_BYTES:,} can be read back")
@@ -197,7 +197,7 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_record(path: Path) -> tuple[dict[str, Any], bytes]:
-    """The object in a file, and the bytes that stand there; CheckpointError if it is not one."""
+    """The JSON object in a file, and its bytes; CheckpointError for anything else."""
     content = _read_bounded(path)
     try:
         record = json.loads(content)
@@ -211,7 +211,7 @@ def read_record(path: Path) -> tuple[dict[str, Any], bytes]:
 
 
 def render(record: Mapping[str, Any]) -> bytes:
-    """One record has one rendering, so that bytes can be compared."""
+    """The canonical JSON of a record, so that bytes can be compared."""
     return (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
 
 
@@ -228,7 +228,7 @@ def _read_bounded(path: Path) -> bytes:
 
 
 def _is_deep(record: object) -> bool:
-    """Whether whoever walks through ``record`` might run out of stack; looked at level by level."""
+    """Whether a recursive walk through ``record`` could overflow the stack; checked level by level."""
     level: list[Any] = [record]
     for _ in range(MAX_DEPTH):
         inner = [list(node.values()) if isinstance(node, dict) else node for node in level]

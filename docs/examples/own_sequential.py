@@ -1,7 +1,7 @@
-"""Trains an nn.Sequential of one's own on handwritten digits, in blocks that never wait for a backward pass.
+"""Trains your own nn.Sequential on handwritten digits, in blocks that never wait for a backward pass.
 
 python docs/examples/own_sequential.py
-torchrun --nproc_per_node=3 docs/examples/own_sequential.py    # a process for every block, one for the feedback
+torchrun --nproc_per_node=3 docs/examples/own_sequential.py    # one process per block, one for the feedback
 """
 
 import argparse
@@ -50,6 +50,6 @@ run = bllpipe.train(
 )
 
 if run.rank == 0:
-    run.load(model)  # from the checkpoint, as this process may have trained one block alone
+    run.load(model)  # from the checkpoint, because this process may have trained one block only
     right = (model.eval()(test[0]).argmax(dim=1) == test[1]).float().mean()
-    print(f"test accuracy {run.accuracy:.4f} in the run, {right:.4f} of the model that was loaded from it")
+    print(f"test accuracy {run.accuracy:.4f} in the run, {right:.4f} of the model loaded from it")

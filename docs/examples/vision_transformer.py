@@ -1,4 +1,4 @@
-"""Trains torchvision's vision transformer, a tiny one, on handwritten digits: blocks of encoder layers over tokens.
+"""Trains a tiny vision transformer of torchvision on handwritten digits, in blocks of encoder layers.
 
     python docs/examples/vision_transformer.py
     torchrun --nproc_per_node=4 docs/examples/vision_transformer.py
@@ -17,7 +17,7 @@ import bllpipe
 
 
 class Tokens(nn.Module):
-    """Images [B, 3, H, W] to tokens [B, T, C], the class token first: how VisionTransformer.forward begins."""
+    """Images [B, 3, H, W] to tokens [B, T, C], the class token first: the beginning of VisionTransformer.forward."""
 
     def __init__(self, vit: VisionTransformer) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Tokens(nn.Module):
 
 
 class Scores(nn.Module):
-    """Tokens [B, T, C] to class scores [B, K]: how it ends."""
+    """Tokens [B, T, C] to class scores [B, K]: the end of VisionTransformer.forward."""
 
     def __init__(self, vit: VisionTransformer) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Scores(nn.Module):
 
 
 def in_order(vit: VisionTransformer) -> list[nn.Module]:
-    """What its forward does, as modules in a row."""
+    """Its forward pass as a list of modules."""
     return [Tokens(vit), *vit.encoder.layers, Scores(vit)]
 
 
@@ -60,12 +60,12 @@ vit = VisionTransformer(
     image_size=8, patch_size=2, num_layers=4, num_heads=4, hidden_dim=32, mlp_dim=64, num_classes=10
 )
 whole = vit.eval()(images[:4])
-torch.testing.assert_close(nn.Sequential(*in_order(vit))(images[:4]), whole)  # the same network, in a row
+torch.testing.assert_close(nn.Sequential(*in_order(vit))(images[:4]), whole)  # the list computes the same
 
 run = bllpipe.train(
     in_order(vit),
     ((images[~is_test], labels[~is_test]), (images[is_test], labels[is_test])),
-    blocks=[2, 4],  # tokens and a layer; two layers; a layer and the scores
+    blocks=[2, 4],  # tokens and one layer; two layers; one layer and the scores
     epochs=options.epochs,
     run_dir=options.run_dir,
     settings={"optimizer.name": "adamw", "optimizer.lr": 0.005, "data.batch_size": 32},

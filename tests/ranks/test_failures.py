@@ -55,7 +55,7 @@ def test_single_process_engine_under_torchrun() -> None:
     ("setting", "message"),
     [
         ("optimizer.learning_rate=1", "unknown key 'optimizer.learning_rate'; did you mean 'optimizer.lr'"),
-        ("epochs=many", "epochs is 'many'.*needed is a whole number"),
+        ("epochs=many", "epochs is 'many'.*expected a whole number"),
         ("model.name=resnet5O", "did you mean 'resnet50'"),
     ],
 )

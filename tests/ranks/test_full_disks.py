@@ -60,7 +60,7 @@ def test_a_full_disk_ends_the_run_and_with_room_it_goes_on(
         first, *others = capsys.readouterr().err.splitlines()
         assert first.startswith("bllpipe: rank 0 (the only process): rank 1 cannot write the checkpoint of step 6 (")
         assert "No space left on device" in first and " bytes are free there; the checkpoints before it are " in first
-        assert first.endswith("untouched; make room or mend the directory, and go on with --resume auto")
+        assert first.endswith("untouched; free space or fix the directory, and resume with --resume auto")
         assert all(
             line.startswith("bllpipe: rank 0 (the only process): and cannot write the status") for line in others
         )

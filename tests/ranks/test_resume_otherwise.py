@@ -75,9 +75,9 @@ def test_what_starts_fresh_and_what_nobody_takes_is_named(tmp_path: Path, capsys
     new_head = "heads.layer2.0 (2), optimizer.heads.layer2.0 (2)"
     assert f"bllpipe: rank 1 (block 1): {fresh} {new_head}" in lines
     assert f"bllpipe: rank 3 (feedback): {fresh} feedback.layer2.0 (2)" in lines
-    (left,) = [line for line in lines if "nobody takes" in line]
+    (left,) = [line for line in lines if "no rank restores" in line]
     assert left.startswith(
-        f"bllpipe: nobody takes from {place}: ahead.layer2.1 (2), ahead.layer3.1 (2), feedback.layer2.1"
+        f"bllpipe: no rank restores from {place}: ahead.layer2.1 (2), ahead.layer3.1 (2), feedback.layer2.1"
     )
     assert sum("starts fresh" in line for line in lines) == 2, "blocks 0 and 2 take all they need"
 
@@ -104,7 +104,7 @@ def test_a_network_that_blocks_have_trained_goes_on_end_to_end(
     assert all(
         torch.equal(then[name], now[name]) for name in now if name.endswith("conv1.weight") and "optim" not in name
     )
-    assert "nobody takes from step-00000004: ahead." in capsys.readouterr().err
+    assert "no rank restores from step-00000004: ahead." in capsys.readouterr().err
     assert jobs.read_json(tmp_path / "bll" / "status.json")["status"] == "preempted", (
         "where it comes from stays as it is"
     )
@@ -195,7 +195,7 @@ def test_another_cut_on_another_number_of_ranks_gives_the_same_bits_in_every_eng
     fresh = "starts fresh, as step-00000004 holds nothing that fits: "
     assert f"bllpipe: rank 0 (block 0): {fresh}heads.layer1.0 (2), optimizer.heads.layer1.0 (2)\n" in done.stderr
     assert f"bllpipe: rank 2 (feedback): {fresh}feedback.layer1.0 (2)\n" in done.stderr
-    assert done.stderr.count("nobody takes from step-00000004: ") == 1
+    assert done.stderr.count("no rank restores from step-00000004: ") == 1
 
 
 @pytest.mark.ranks
@@ -214,7 +214,7 @@ def test_a_whole_network_goes_on_in_stages_in_replicas_and_whole_again(tmp_path:
         said += jobs.succeed(jobs.ranks(2, words)).stderr
     assert go_on(tmp_path / "run", *plain, "engine=single", accept="engine")["steps"] == 9
     assert said.count("with other settings, as accepted:\n  engine: ") == 2
-    assert "fresh" not in said and "nobody takes" not in said
+    assert "fresh" not in said and "no rank restores" not in said
     straight, found = tensors(tmp_path / "straight"), tensors(tmp_path / "run")
     assert straight.keys() == found.keys() and any(name.endswith("momentum_buffer") for name in found)
     for name, value in straight.items():

@@ -20,7 +20,8 @@ MISSING = [
 needs_browser = pytest.mark.skipif(
     bool(MISSING), reason=f"{' and '.join(MISSING)} not found; make test-report installs both on Debian as root"
 )
-OPTIONS = ("--no-sandbox", "--font-render-hinting=none")  # as root it does not start otherwise; it opens our file alone
+# as root it does not start without the first; it opens our file alone, and asks for nothing itself
+OPTIONS = ("--no-sandbox", "--font-render-hinting=none", "--disable-quic", "--disable-sync", "--disable-gpu")
 
 # Elements that reach beyond the page to the right, but for those that scroll within a box of their own.
 TOO_WIDE = """() => [...document.body.querySelectorAll('*')]

@@ -12,6 +12,7 @@ from typing import Any
 
 from bllpipe.config import load_config, to_yaml
 from bllpipe.tools.analysis.report import write_report
+from tests.support.drawings import Drawing
 
 VOID = ("meta", "br")
 
@@ -59,6 +60,10 @@ class Page(HTMLParser):
     def sections(self) -> list[str | None]:
         return [attributes["id"] for tag, attributes in self.tags if tag == "section"]
 
+    def drawing(self, index: int) -> Drawing:
+        """One of the charts, in their order."""
+        return Drawing(re.findall(r'<svg [^>]*class="chart".*?</svg>', self.text, re.DOTALL)[index])
+
     def drawn(self, look: str) -> list[dict[str, str | None]]:
         return [attributes for _, attributes in self.tags if look in (attributes.get("class") or "").split()]
 
@@ -98,7 +103,3 @@ def made_by_hand(
 
 def line(phase: str, step: int, block: int = 1, epoch: int = 0, **figures: float) -> dict[str, Any]:
     return {"phase": phase, "step": step, "epoch": epoch, "role": f"block {block}", **figures}
-
-
-def places(path: Mapping[str, str | None]) -> list[tuple[float, float]]:
-    return [(float(x), float(y)) for x, y in re.findall(r"[ML]([-\d.]+) ([-\d.]+)", path["d"] or "")]

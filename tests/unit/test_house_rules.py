@@ -68,7 +68,7 @@ WITHOUT_TORCH = [
     "bllpipe.slurm.__main__",
     "bllpipe.slurm.job_script",
     "bllpipe.tools.analysis.timeline",
-    "bllpipe.tools.analysis.timeline_svg",
+    "bllpipe.tools.analysis.timeline_picture",
     "bllpipe.tools.monitoring.live_table",
     "bllpipe.tools.monitoring.progress",
     "bllpipe.tools.monitoring.run_status",

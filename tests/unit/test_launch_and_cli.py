@@ -139,7 +139,7 @@ def test_restarts_are_counted_in_one_place(monkeypatch: pytest.MonkeyPatch, caps
 def test_no_number_of_restarts(number: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         launch.main([f"--max-restarts={number}"])
-    assert f"'{number}' is no number of restarts; use 0, 1, 2, ..." in capsys.readouterr().err
+    assert f"expected a number of restarts, got '{number}'; use 0, 1, 2, ..." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [launch.main, lambda words: cli.main(["train", *words])])

@@ -22,8 +22,8 @@ from bllpipe.launch import check_data, check_installed, check_plan
     ("overrides", "message"),
     [
         (["blocks=9"], "blocks=9, but the network has only 8 units to cut between; use --set blocks=8 or less"),
-        (["model.name=resnet50", "blocks=[16]"], "cannot cut after 16; needed is a number from 1 to 15"),
-        (["blocks=[layer2.0, layer1.0]"], "cuts must go forward"),
+        (["model.name=resnet50", "blocks=[16]"], "cannot cut after 16; expected a number from 1 to 15"),
+        (["blocks=[layer2.0, layer1.0]"], "expected cuts in order"),
         (["method=bp", "engine=1f1b", "blocks=9", "pipeline.microbatches=16"], "blocks=9, but the network has only 8"),
         (["method=bp", "engine=gpipe", "blocks=balanced 9"], "blocks=9, but the network has only 8 units"),
         (["data.batch_size=1443"], "data.batch_size is 1443, but digits has only 1442 training images"),
@@ -53,7 +53,7 @@ def test_the_size_of_the_digits_is_known() -> None:
 @pytest.mark.parametrize("name", ["npz", "imagefolder"])
 def test_missing_files(tmp_path: Path, name: str) -> None:
     config = load_config(None, [f"data.name={name}", f"data.path={tmp_path}/none"])
-    with pytest.raises(DataError, match=r"none(/train)? does not exist; needed"):
+    with pytest.raises(DataError, match=r"none(/train)? does not exist; expected"):
         check_data(config)
 
 

@@ -1,8 +1,8 @@
-"""Every exit of a run on the test set: how often it is right, what it costs, and what leaving early would save.
+"""Every exit of a run on the test set: its accuracy, its cost, and what early exits would save.
 
-An exit is a local head, and at the end the classifier. FLOPs are those of convolutions and matrix products, counted
-while one image passes; one multiply-accumulate is two. Normalisations, activations and pools are not counted, as is
-usual. What only training needs is counted apart.
+An exit is a local head, and at the end the classifier. FLOPs are those of convolutions and matrix products for one
+image; one multiply-accumulate is two. Normalisations, activations and pools are not counted, as is usual. Parameters
+that only training needs are counted separately.
 
 Shapes: B images of a batch, N test images, E exits, K classes.
 """
@@ -27,8 +27,8 @@ THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 @dataclass(frozen=True)
 class Predictions:
-    """What each exit says about each test image: its class, and its confidence, the largest class probability; and
-    the class that it and all exits before it choose together, by the mean of their class probabilities."""
+    """The class that each exit predicts for each test image, its confidence (the largest class probability), and the
+    class that it and all exits before it predict together, by the mean of their class probabilities."""
 
     class_EN: Tensor
     confidence_EN: Tensor
@@ -37,12 +37,12 @@ class Predictions:
 
     @property
     def accuracy(self) -> list[float]:
-        """Of every exit, as a run computes it."""
+        """The accuracy of every exit, as a run computes it."""
         return self._accuracy(self.class_EN)
 
     @property
     def ensemble_accuracy(self) -> list[float]:
-        """Of every exit together with those before it; the last is what a run with ``evaluate.ensemble`` measures."""
+        """The accuracy of every exit together with those before it; ``evaluate.ensemble`` measures the last."""
         return self._accuracy(self.ensemble_class_EN)
 
     def _accuracy(self, class_EN: Tensor) -> list[float]:
@@ -151,7 +151,7 @@ def predict(run: FinishedRun, blocks: Sequence[Block], wire_dtype: torch.dtype) 
 
 
 def votes(scores: Sequence[Tensor]) -> Iterator[Tensor]:
-    """The class probabilities [B, K] of exits 0 to k, added up in the order in which a run does it, for every k."""
+    """The sum of the class probabilities [B, K] of exits 0 to k, for every k, added in the order of a run."""
     votes_BK = None
     for scores_BK in scores:
         votes_BK = add_votes(votes_BK, scores_BK)
@@ -167,15 +167,15 @@ def exit_scores(run: FinishedRun, blocks: Sequence[Block], x: Tensor, wire_dtype
         with run.autocast():
             scores.append(block.head.eval()(alpha))
         sent = alpha.to(wire_dtype)
-        x = sent if run.config.precision.compute == "bf16" else sent.float()  # as the next block gets it
+        x = sent if run.config.precision.compute == "bf16" else sent.float()  # as the next block receives it
     return scores
 
 
 def leave_early(predictions: Predictions, threshold: float, costs: Sequence[BlockCost]) -> EarlyExit:
-    """Lets every image leave at the first exit that is sure of it; the last one takes all that come."""
-    sure_EN = predictions.confidence_EN >= threshold
-    sure_EN[-1] = True
-    exit_N = sure_EN.int().argmax(dim=0)  # the first of them
+    """Every image leaves at the first exit whose confidence reaches ``threshold``, or at the last one."""
+    confident_EN = predictions.confidence_EN >= threshold
+    confident_EN[-1] = True
+    exit_N = confident_EN.int().argmax(dim=0)  # the first of them
     class_N = predictions.class_EN.gather(0, exit_N.unsqueeze(0)).squeeze(0)
     num_images = len(exit_N)
     left_E = torch.bincount(exit_N, minlength=len(costs)).tolist()
@@ -194,8 +194,8 @@ def _exits(blocks: Sequence[Block], costs: Sequence[BlockCost], predictions: Pre
     exits = []
     accuracies = zip(predictions.accuracy, predictions.ensemble_accuracy, strict=True)
     for number, (block, cost, (accuracy, together)) in enumerate(zip(blocks, costs, accuracies, strict=True)):
-        way = costs[: number + 1]
-        flops = sum(each.flops for each in way) + cost.head_flops
+        passed = costs[: number + 1]
+        flops = sum(each.flops for each in passed) + cost.head_flops
         exits.append(
             Exit(
                 number=number,
@@ -204,7 +204,7 @@ def _exits(blocks: Sequence[Block], costs: Sequence[BlockCost], predictions: Pre
                 ensemble_accuracy=together,
                 flops=flops,
                 macs=flops // 2,
-                parameters=sum(each.parameters for each in way) + cost.head_parameters,
+                parameters=sum(each.parameters for each in passed) + cost.head_parameters,
                 head_flops=cost.head_flops,
                 head_flops_share=cost.head_flops_share,
                 head_parameters=cost.head_parameters,
@@ -218,7 +218,7 @@ def _exits(blocks: Sequence[Block], costs: Sequence[BlockCost], predictions: Pre
 @dataclass(frozen=True)
 class BlockCost:
     """FLOPs for one image and parameters of a block's segment and of its head; the last block's head has none of its
-    own. ``training_only`` are parameters of an objective that has some."""
+    own. ``training_only``: the parameters of its objective."""
 
     flops: int
     head_flops: int
@@ -251,7 +251,7 @@ def block_costs(blocks: Sequence[Block], image_shape: Sequence[int]) -> list[Blo
 
 @torch.no_grad()
 def counted(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, int]:
-    """``function(x)`` and the FLOPs that it took."""
+    """``function(x)`` and its FLOPs."""
     with FlopCounterMode(display=False) as counter:
         result = function(x)
     return result, int(counter.get_total_flops())

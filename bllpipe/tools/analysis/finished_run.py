@@ -31,12 +31,12 @@ from bllpipe.models.registry import last_width, network_units
 from bllpipe.training.run_schedule import RunSchedule
 from bllpipe.utils.files import read_record
 
-WEIGHTS = ("model.", "heads.", "objectives.")  # what blocks have in a checkpoint, beside their optimisers' state
+WEIGHTS = ("model.", "heads.", "objectives.")  # of the tensors in a checkpoint, without optimizer state
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a run directory holds; ``images`` is the data set that its config names."""
+    """A run directory with its newest checkpoint; ``images`` is the data set that its config names."""
 
     path: Path
     config: Config
@@ -51,8 +51,8 @@ class FinishedRun:
 
     @property
     def recorded_accuracy(self) -> float | None:
-        """The test accuracy in summary.json; None when it is not that of this checkpoint, as a run that was stopped
-        on its way has been tested before, if at all."""
+        """The test accuracy in summary.json, unless it is that of another step than the checkpoint's; a stopped run
+        was tested at an earlier step or never."""
         step = self.checkpoint.step
         if self.summary is None or self.summary.get("steps") != step or step != self.plan.total_steps:
             return None
@@ -61,12 +61,12 @@ class FinishedRun:
 
     @property
     def device(self) -> torch.device:
-        """Where to compute: where the run did, or on the CPU when this machine has no GPU."""
+        """The device of the run, or the CPU if this machine has no GPU."""
         return torch.device("cuda" if self.config.device != "cpu" and torch.cuda.is_available() else "cpu")
 
     @property
     def wire_dtype(self) -> torch.dtype:
-        """The format in which activations went from block to block."""
+        """The format of activations between blocks."""
         return wire_dtype(self.config)
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -75,10 +75,10 @@ class FinishedRun:
 
 
 def open_run(path: Path, warn: Callable[[str], None], data_path: str | None = None) -> FinishedRun:
-    """The run in ``path``, with its data, which are at ``data_path`` if they have moved since. From now on this process
-    computes with as many threads as a rank of the run did, because results depend on it.
+    """The run in ``path``, with its data, which are at ``data_path`` if they have moved since. Sets the number of
+    threads of this process to that of a rank, because results depend on it.
 
-    Raises ConfigError, DataError, or CheckpointError when there is no checkpoint; ``warn`` hears of damaged ones.
+    Raises ConfigError, DataError, or CheckpointError when there is no checkpoint; ``warn`` is called for damaged ones.
     """
     config = load_stored_config(str(path / "config.yaml"))
     if data_path is not None:
@@ -124,7 +124,7 @@ def evaluation_batches(run: FinishedRun) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _fresh_blocks(run: FinishedRun) -> list[Block]:
-    """The blocks as they are before the first step."""
+    """The blocks before the first step."""
     config, spec, steps = run.config, run.images.spec, run.plan.total_steps
     units = network_units(config.model, spec.image_shape[0], spec.num_classes, config.seed)
     parts, width = cut(units, config.cuts), last_width(config, units)
@@ -146,6 +146,6 @@ def _check_shapes(run: FinishedRun, own: Mapping[str, Tensor], found: Mapping[st
 
 
 def some(names: Sequence[str], most: int = 5) -> str:
-    """The first few names, and how many more there are; a file may give its tensors names without end."""
+    """The first few names, and the number of the others; names in a file may be of any length."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(name if name.isprintable() else repr(name) for name in names[:most])[:500] + more

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bllpipe.errors import ConfigError
-from bllpipe.tools.analysis.html_page import Cell, bullets, note, page, section, table
 from bllpipe.tools.analysis.report_data import (
     Group,
     ReportRun,
@@ -26,6 +25,7 @@ from bllpipe.tools.analysis.report_figures import (
     longest_waits,
     time_use,
 )
+from bllpipe.tools.analysis.report_page import Bullets, Cell, Note, Part, Section, Table, render_page
 
 UNKNOWN = "\N{EN DASH}"
 FACTS = ("bllpipe", "python", "torch", "git", "processor", "cpus", "gpus", "platform")
@@ -51,26 +51,26 @@ def _report(runs: Sequence[ReportRun]) -> str:
     groups = grouped(runs)
     title = f"Report on run {runs[0].name}" if len(runs) == 1 else f"Report on {len(runs)} runs"
     missing = [f"{run.name}: {text}" for run in runs for text in run.notes]
-    return page(
+    return render_page(
         title,
         [
-            section("runs", "Runs", _runs_table(runs), bullets(missing)),
-            section("machines", "Machines and versions", _machines(runs)),
-            section("accuracy", "Accuracy by method", _accuracy(groups)),
-            section("learning", "Learning curves", learning(groups)),
-            section("blocks", "Accuracy of every block", accuracy_by_block(groups)),
-            section("alignment", "Alignment of alpha and beta", alignment(groups)),
-            section("time", "Busy and waiting", time_use(groups), longest_waits(groups)),
-            section("timeline", "Who did what when", excerpts(runs)),
-            section("config", "What sets the runs apart", _differences(runs)),
+            Section("runs", "Runs", [_runs_table(runs), *([Bullets(missing)] if missing else [])]),
+            Section("machines", "Machines and versions", [_machines(runs)]),
+            Section("accuracy", "Accuracy by method", _accuracy(groups)),
+            Section("learning", "Learning curves", learning(groups)),
+            Section("blocks", "Accuracy of every block", accuracy_by_block(groups)),
+            Section("alignment", "Alignment of alpha and beta", alignment(groups)),
+            Section("time", "Busy and waiting", [*time_use(groups), *longest_waits(groups)]),
+            Section("timeline", "Who did what when", excerpts(runs)),
+            Section("config", "What sets the runs apart", _differences(runs)),
         ],
     )
 
 
-def _runs_table(runs: Sequence[ReportRun]) -> str:
+def _runs_table(runs: Sequence[ReportRun]) -> Table:
     numbers = ("seed", "epochs", "test accuracy", "images/s", "seconds")
     heads = ("run", "method", "engine", "model", "data", *numbers, "state_sha256", "status")
-    return table(heads, [_run_row(run) for run in runs], numbers)
+    return Table(heads, [_run_row(run) for run in runs], numbers)
 
 
 def _run_row(run: ReportRun) -> list[Cell]:
@@ -102,14 +102,14 @@ def _status(run: ReportRun) -> str:
     return f"{known} at {where}" if where and known != "completed" else known
 
 
-def _machines(runs: Sequence[ReportRun]) -> str:
+def _machines(runs: Sequence[ReportRun]) -> Table:
     """A row for every machine and set of versions, with the runs that were made there."""
     places: dict[tuple[str, ...], list[str]] = {}
     for run in runs:
         facts = tuple(_fact(run.environment.get(fact)) for fact in FACTS)
         places.setdefault(facts, []).append(run.name)
     rows = [["all" if len(names) == len(runs) else ", ".join(names), *facts] for facts, names in places.items()]
-    return table(("runs", *FACTS), rows, ("cpus",))
+    return Table(("runs", *FACTS), rows, ("cpus",))
 
 
 def _fact(value: object) -> str:
@@ -118,7 +118,7 @@ def _fact(value: object) -> str:
     return UNKNOWN if value is None else str(value)
 
 
-def _accuracy(groups: Sequence[Group]) -> str:
+def _accuracy(groups: Sequence[Group]) -> list[Part]:
     numbers = ("mean", "standard deviation", "n")
     rows: list[list[Cell]] = []
     for group in groups:
@@ -140,13 +140,13 @@ def _accuracy(groups: Sequence[Group]) -> str:
         "Test accuracy of the last block at the end: mean and sample standard deviation over the n finished runs "
         "that differ in nothing but seed and name."
     )
-    return table(("method", *numbers, "seeds"), rows, numbers) + note(explained)
+    return [Table(("method", *numbers, "seeds"), rows, numbers), Note(explained)]
 
 
-def _differences(runs: Sequence[ReportRun]) -> str:
+def _differences(runs: Sequence[ReportRun]) -> list[Part]:
     if len(runs) == 1:
-        return ""
+        return []
     found = differing(runs)
     if not found:
-        return note("No config key differs between the runs.")
-    return table(("key", *(run.name for run in runs)), [[key, *row] for key, row in found.items()])
+        return [Note("No config key differs between the runs.")]
+    return [Table(("key", *(run.name for run in runs)), [[key, *row] for key, row in found.items()])]

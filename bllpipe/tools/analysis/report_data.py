@@ -14,12 +14,23 @@ from typing import Any
 from bllpipe.checkpoint.resume import flat
 from bllpipe.config.loader import stored_mapping
 from bllpipe.errors import ConfigError
-from bllpipe.tools.analysis.svg_charts import Point, is_drawable
 from bllpipe.tools.analysis.timeline import Timeline, read_timeline
 
 SAME_EXPERIMENT = ("seed", "name")  # the keys that may differ within a group
 LAST = -1  # the block whose head is the network's own classifier
 MOST_KEYS, MOST_LETTERS = 4, 28  # of a label
+FARTHEST = 1e100  # what lies beyond is as good as infinite, and its differences may overflow
+
+
+@dataclass(frozen=True)
+class Point:
+    """The mean of ``n`` finite values at ``x``, with the smallest and the largest of them."""
+
+    x: float
+    mean: float
+    low: float
+    high: float
+    n: int = 1
 
 
 @dataclass(frozen=True)
@@ -103,8 +114,10 @@ def read_run(path: Path, name: str) -> ReportRun:
 
 
 def finite(value: object) -> float | None:
-    """``value`` if it is a number with a place on an axis."""
-    return float(value) if is_drawable(value) and isinstance(value, int | float) else None
+    """``value`` if it is a number with a place on an axis: neither NaN nor infinite nor absurd."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return float(value) if abs(value) < FARTHEST else None
 
 
 def _found(path: Path) -> str:
@@ -183,7 +196,7 @@ def _parse(text: str) -> Line | None:
         block = int(number) if kind == "block" else -1
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    is_whole = isinstance(step, int) and isinstance(epoch, int) and is_drawable(step) and is_drawable(epoch)
+    is_whole = isinstance(step, int) and isinstance(epoch, int) and None not in (finite(step), finite(epoch))
     return Line(str(found.get("phase")), step, epoch, block, found) if is_whole else None
 
 

@@ -7,11 +7,21 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from bllpipe.tools.analysis.html_page import Cell, bar_legend, element, figure, figures, legend, note, table
-from bllpipe.tools.analysis.report_data import LAST, Group, ReportRun, finite, mean_text, spread
-from bllpipe.tools.analysis.svg_charts import Curve, Point, bar_chart, curve_chart, dot_chart
+from bllpipe.tools.analysis.charts import Curve, bar_chart, curve_chart, dot_chart
+from bllpipe.tools.analysis.report_data import LAST, Group, Point, ReportRun, finite, mean_text, spread
+from bllpipe.tools.analysis.report_page import (
+    Cell,
+    Chart,
+    Charts,
+    Note,
+    Part,
+    Table,
+    WideDrawing,
+    piece_legend,
+    series_legend,
+)
 from bllpipe.tools.analysis.timeline import Timeline
-from bllpipe.tools.analysis.timeline_svg import picture
+from bllpipe.tools.analysis.timeline_picture import picture
 
 MOST_POINTS = 300  # of a curve
 SPREAD = "The line is the mean over the runs of a group, the band reaches from the smallest to the largest value."
@@ -28,7 +38,7 @@ TIMELINE_NOTE = (
 )
 
 
-def learning(groups: Sequence[Group]) -> str:
+def learning(groups: Sequence[Group]) -> list[Part]:
     """Test accuracy over epochs and training loss over steps, of the last block."""
     tests = [Curve(group.label, _by_epoch(group)) for group in groups]
     losses = [Curve(group.label, _points(group, "train", LAST, "loss")) for group in groups]
@@ -37,30 +47,30 @@ def learning(groups: Sequence[Group]) -> str:
         title = "Test accuracy of the last block"
         chart = curve_chart(title, tests, "epochs", "test accuracy (%)", share=True)
         caption = f"Share of the test images that the last block's head gets right, after each test. {SPREAD} "
-        drawn.append(figure(title, chart, _legend(tests), caption + _ends(tests, "{:.2f} %", 100)))
+        drawn.append(Chart(title, chart, _legend(tests), caption + _ends(tests, "{:.2f} %", 100)))
     if _has_points(losses):
         title = "Training loss of the last block"
         chart = curve_chart(title, losses, "training steps", "loss (nats per image)")
         caption = f"Mean loss over the images since the point before. {SPREAD} "
-        drawn.append(figure(title, chart, _legend(losses), caption + _ends(losses, "{:.3g}")))
-    return figures(*drawn) or note("No run has a line of a test or of training in metrics.jsonl yet.")
+        drawn.append(Chart(title, chart, _legend(losses), caption + _ends(losses, "{:.3g}")))
+    return [Charts(drawn) if drawn else Note("No run has a line of a test or of training in metrics.jsonl yet.")]
 
 
-def accuracy_by_block(groups: Sequence[Group]) -> str:
+def accuracy_by_block(groups: Sequence[Group]) -> list[Part]:
     """Dots by block, and the same figures as a table."""
     places = _places(groups)
     dots = [Curve(group.label, _dots(group, places)) for group in groups]
     if not _has_points(dots):
-        return note("No run is finished, so the accuracy of the blocks at the end is not known yet.")
+        return [Note("No run is finished, so the accuracy of the blocks at the end is not known yet.")]
     title = "Test accuracy of every block's own head"
     chart = dot_chart(title, places, dots, "the block whose head answers", "test accuracy (%)", share=True)
     caption = "The dot is the mean over the finished runs of a group, the bar reaches from the smallest to the largest."
     rows = [[group.label, *(_block_text(group, place) for place in places)] for group in groups]
-    drawn = figures(figure(title, chart, _legend(dots, lines=False), caption))
-    return drawn + table(("method", *places), rows, places)
+    drawn = Chart(title, chart, _legend(dots, lines=False), caption)
+    return [Charts([drawn]), Table(("method", *places), rows, places)]
 
 
-def alignment(groups: Sequence[Group]) -> str:
+def alignment(groups: Sequence[Group]) -> list[Part]:
     """A figure for every group that recorded it; nothing if none did."""
     drawn = []
     for group in groups:
@@ -73,11 +83,11 @@ def alignment(groups: Sequence[Group]) -> str:
                 "1: a block's activations point where its target points; 0: they have nothing in common. "
                 f"{SPREAD} {_ends(curves, '{:.2f}')}"
             )
-            drawn.append(figure(title, chart, _legend(curves), caption))
-    return figures(*drawn)
+            drawn.append(Chart(title, chart, _legend(curves), caption))
+    return [Charts(drawn)] if drawn else []
 
 
-def time_use(groups: Sequence[Group]) -> str:
+def time_use(groups: Sequence[Group]) -> list[Part]:
     """A figure for every group with a finished run: a bar for each rank."""
     kinds = ("busy", "waiting")
     drawn = []
@@ -86,8 +96,8 @@ def time_use(groups: Sequence[Group]) -> str:
         if rows:
             title = f"Time of every rank: {group.label}"
             chart = bar_chart(title, rows, kinds, "rank, role", "share of the training time (%)")
-            drawn.append(figure(title, chart, bar_legend(kinds), _time_caption(rows)))
-    return figures(*drawn) or note("No run is finished, so busy and waiting times are not known yet.")
+            drawn.append(Chart(title, chart, piece_legend(kinds), _time_caption(rows)))
+    return [Charts(drawn) if drawn else Note("No run is finished, so busy and waiting times are not known yet.")]
 
 
 def _by_epoch(group: Group) -> list[Point]:
@@ -184,9 +194,9 @@ def _has_points(curves: Sequence[Curve]) -> bool:
     return any(curve.points for curve in curves)
 
 
-def _legend(curves: Sequence[Curve], lines: bool = True) -> str:
+def _legend(curves: Sequence[Curve], lines: bool = True) -> list[tuple[str, str]]:
     """Without curves that have no points; the others keep the look that they have in every chart."""
-    return legend({index: curve.name for index, curve in enumerate(curves) if curve.points}, lines)
+    return series_legend({index: curve.name for index, curve in enumerate(curves) if curve.points}, lines)
 
 
 def _ends(curves: Sequence[Curve], pattern: str, scale: float = 1) -> str:
@@ -195,10 +205,11 @@ def _ends(curves: Sequence[Curve], pattern: str, scale: float = 1) -> str:
     return f"At the end: {'; '.join(ends)}."
 
 
-def longest_waits(groups: Sequence[Group]) -> str:
+def longest_waits(groups: Sequence[Group]) -> list[Part]:
     """A row for every rank that waited; nothing if no run is finished."""
     rows = [row for group in groups for row in _rows(group)]
-    return table(("method", "rank", "waited longest for", *NUMBERS), rows, NUMBERS) + note(WAITING_NOTE) if rows else ""
+    heads = ("method", "rank", "waited longest for", *NUMBERS)
+    return [Table(heads, rows, NUMBERS), Note(WAITING_NOTE)] if rows else []
 
 
 def _rows(group: Group) -> list[list[Cell]]:
@@ -228,13 +239,13 @@ def _waits(runs: Sequence[ReportRun], rank: int) -> dict[str, float]:
     return {edge: statistics.fmean(values) for edge, values in found.items()}
 
 
-def excerpts(runs: Sequence[ReportRun]) -> str:
+def excerpts(runs: Sequence[ReportRun]) -> list[Part]:
     """One picture; nothing if no run has spans."""
     traced = [excerpt(run.timeline) for run in runs if run.timeline is not None]
     if not traced:
-        return ""
+        return []
     title = "Timeline of " + ", ".join(timeline.name for timeline in traced)
-    return element("div", picture(title, traced, heading=False), class_="wide") + note(TIMELINE_NOTE)
+    return [WideDrawing(picture(title, traced, heading=False)), Note(TIMELINE_NOTE)]
 
 
 def excerpt(timeline: Timeline) -> Timeline:

@@ -1,8 +1,7 @@
-"""The bytes, parameters and memory of a run, counted on tensors that have shapes but no contents: nothing is computed,
-sent or read.
+"""The bytes, parameters and memory of a run, counted on meta tensors: nothing is computed, sent or read.
 
-The network is built as its ranks would do it, by the same functions, each rank after the one before it, and then loses
-its contents: to build it without any would cost the import of torch's compiler.
+The network is built by the functions that its ranks call, one rank after another, and then moved to the meta device: to
+build it there would import torch's compiler.
 
 Shapes: B images, K classes.
 """
@@ -47,18 +46,18 @@ from bllpipe.training.run_directory import RunDirectory
 from bllpipe.training.run_schedule import RunSchedule
 
 SHAPES_ONLY = torch.device("meta")
-Forward = Callable[[], Iterable[Tensor]]  # returns what lives as long as the backward pass does
-COUNTED = 2  # images: normalisations refuse one with a single position
+Forward = Callable[[], Iterable[Tensor]]  # returns the tensors that live until the backward pass
+COUNTED = 2  # images: normalisations reject one image with a single position
 
 
 class NeedsRealTensors(Exception):
-    """The network cannot be called without values; it may train all the same."""
+    """The network cannot be called on meta tensors; it may be trainable."""
 
 
 def count(config: Config, spec: DataSpec) -> Figures:
-    """The figures of ``config`` on data of ``spec``; activations as they are without autocast.
+    """The estimates of ``config`` on data of ``spec``, with activations as without autocast.
 
-    Raises ConfigError for what no run of it could compute, and Uncountable for a network that looks at values.
+    Raises ConfigError for a network that no run could compute, and NeedsRealTensors for one that depends on values.
     """
     config = resolved(config, spec.image_shape, spec.num_classes)
     config = replace(config, precision=replace(config.precision, compute="fp32"))  # autocast needs a real device
@@ -70,7 +69,7 @@ def count(config: Config, spec: DataSpec) -> Figures:
 
 
 def gradient_ring(job: Job) -> Iterator[EdgeFigures]:
-    """The gradients of replicas, which a ring averages: to the next one go two rounds of all shares but one."""
+    """The gradients of replicas, averaged by a ring: each sends all shares but one to the next replica, twice."""
     num_replicas = job.topology.num_blocks
     num_bytes = gradient_bytes(build_segment(job, 0, SHAPES_ONLY))
     share = -(-num_bytes // num_replicas)
@@ -94,14 +93,14 @@ _EDGES: dict[str, Callable[[Job], Iterable[EdgeFigures]]] = {"block": wire_figur
 
 
 def _job_without_ranks(config: Config, spec: DataSpec) -> Job:
-    """What ranks would agree on, with a store that nobody else sees and a directory that is never written."""
+    """The job that ranks would agree on, with a store of this process and a directory that is never written."""
     store: Store = dist.HashStore()  # type: ignore[assignment]  # satisfies the protocol
     plan = RunSchedule.of(config, spec.num_train, spec.num_test)
     return Job(config, topology(config), JobStore(store), RunDirectory(Path()), "", spec, plan, None)
 
 
 def _ranks(job: Job) -> Iterator[RankFigures]:
-    """Of every rank; stages come in their order along the network, as each needs the shapes before it."""
+    """The estimates of every rank; stages in their order in the network, as each needs the shapes before it."""
     match job.topology.placement:
         case "block":
             yield from (block_figures(job, rank) for rank in job.topology.block_ranks)
@@ -115,12 +114,13 @@ def _ranks(job: Job) -> Iterator[RankFigures]:
 
 @contextmanager
 def _explained(config: Config) -> Iterator[None]:
-    """Tells what no run could compute from what merely cannot be counted."""
+    """Raises NeedsRealTensors for an error of meta tensors, and ConfigError for any other."""
     try:
         yield
-    except Exception as error:  # whatever a user's module may raise
+    except Exception as error:  # a user-defined module may raise anything
         cause = error.__cause__ if isinstance(error, BllpipeError) else error
-        if _wants_values(cause):
+        # torch has no class of its own for errors of meta tensors
+        if isinstance(cause, RuntimeError) and re.search(r"\b(meta|autocast|scalarType)\b", str(cause), re.IGNORECASE):
             raise NeedsRealTensors(str(cause)) from error
         if isinstance(error, BllpipeError):
             raise
@@ -130,17 +130,11 @@ def _explained(config: Config) -> Iterator[None]:
         ) from error
 
 
-def _wants_values(error: BaseException | None) -> bool:
-    """Torch has no class of its own for what it says of tensors without contents."""
-    told = r"\b(meta|autocast|scalarType)\b"
-    return isinstance(error, RuntimeError) and re.search(told, str(error), re.IGNORECASE) is not None
-
-
 def rank_memory(learner: Learner, activations: int, messages: int = 0) -> Memory:
     """The memory of a rank that trains ``learner``."""
     trained = learner.optimizer
     return Memory(
-        weights=_sum(storages(learner.weights().values())),
+        weights=sum(storages(learner.weights().values()).values()),
         gradients=sum(p.nbytes for p in trained.parameters.values() if p.requires_grad),
         optimizer=sum(value.nbytes for value in trained.state.values()),
         activations=activations,
@@ -149,20 +143,20 @@ def rank_memory(learner: Learner, activations: int, messages: int = 0) -> Memory
 
 
 def kept_bytes(learner: Learner, forward: Forward) -> int:
-    """What ``forward`` keeps for its backward pass, with what it returns, but without weights."""
+    """Bytes that ``forward`` keeps for its backward pass and returns, without weights."""
     returned: list[Tensor] = []
     kept = kept_storages(lambda: returned.extend(forward()))
     weights = storages(learner.weights().values())
-    return _sum({name: size for name, size in {**kept, **storages(returned)}.items() if name not in weights})
+    return sum(size for name, size in {**kept, **storages(returned)}.items() if name not in weights)
 
 
 def num_parameters(weights: Iterable[Tensor]) -> int:
-    """As summary.json counts them: numbers that training changes, but no counters."""
+    """The number of parameters as in summary.json: all numbers that training changes except counters."""
     return sum(value.numel() for value in weights if value.is_floating_point())
 
 
 def batch_of(size: int, shape: tuple[int, ...], wants_gradient: bool = False) -> Tensor:
-    """Images or activations, [B, ...]; in a pipeline those of a stage before want a gradient."""
+    """Images or activations, [B, ...]; activations of a pipeline require a gradient."""
     return torch.zeros(size, *shape, requires_grad=wants_gradient, device=SHAPES_ONLY)
 
 
@@ -172,17 +166,13 @@ def target_of(size: int, channels: int) -> Target:
     return Target(Round("train", 0), batch_of(size, (channels,)), batch_of(size, ()), label_B)
 
 
-def _sum(sizes: dict[int, int]) -> int:
-    return sum(sizes.values())
-
-
 def block_figures(job: Job, rank: int) -> RankFigures:
-    """The rank of a block; those before it have been counted."""
+    """The rank of a block; the ranks before it must be counted first."""
     segment = build_segment(job, rank, SHAPES_ONLY)
     shapes, is_last = (job.input_shape(rank), job.store.shape_of(rank)), rank == job.topology.num_blocks - 1
     sizes = job.spec.num_classes, job.plan.total_steps
     block = make_block(segment, *shapes, job.config, *sizes, is_last, width_for_heads(job))
-    activations = kept_bytes(block.learner, lambda: _there(job, block, *shapes))
+    activations = kept_bytes(block.learner, lambda: _forward(job, block, *shapes))
     memory = rank_memory(block.learner, activations, _buffers(job, rank))
     parameters, of_head = (num_parameters(part.values()) for part in (block.learner.weights(), block.head.state_dict()))
     return RankFigures(rank, job.topology.role(rank), parameters, memory, of_head, *_operations(block, shapes[0]))
@@ -190,7 +180,7 @@ def block_figures(job: Job, rank: int) -> RankFigures:
 
 @torch.no_grad()
 def _operations(block: Block, given: tuple[int, ...]) -> tuple[int, int]:
-    """Of one image on its way forth: through block and head, and through the head alone."""
+    """Operations of the forward pass of one image: through block and head, and through the head alone."""
     x = batch_of(COUNTED, given)
     with FlopCounterMode(display=False) as of_block:
         alpha = block.forward(x)
@@ -200,8 +190,8 @@ def _operations(block: Block, given: tuple[int, ...]) -> tuple[int, int]:
     return whole + head, head
 
 
-def _there(job: Job, block: Block, given: tuple[int, ...], made: tuple[int, ...]) -> Iterator[Tensor]:
-    """One batch as far as the losses. The gradient of alpha comes into being when most else is there too."""
+def _forward(job: Job, block: Block, given: tuple[int, ...], made: tuple[int, ...]) -> Iterator[Tensor]:
+    """The forward pass of one batch up to the losses. The gradient of alpha exists at the peak of memory, too."""
     size = job.config.data.batch_size
     x = batch_of(size, given)
     alpha = block.forward(x)
@@ -210,15 +200,14 @@ def _there(job: Job, block: Block, given: tuple[int, ...], made: tuple[int, ...]
 
 
 def feedback_figures(job: Job) -> RankFigures:
-    """The feedback rank: all lanes."""
-    lanes = [_lane(job, block, name) for block, name in enumerate(unit_names(job))]
-    state = [value for lane in lanes for value in lane.state().values()]
+    """The feedback rank: the feedback of all blocks."""
+    state = [value for block in enumerate(unit_names(job)) for value in _feedback(job, *block).state().values()]
     rank = job.topology.feedback_rank
     memory = Memory(sum(value.nbytes for value in state), 0, 0, 0, _buffers(job, rank))
     return RankFigures(rank, job.topology.role(rank), num_parameters(state), memory)
 
 
-def _lane(job: Job, block: int, name: str) -> Feedback:
+def _feedback(job: Job, block: int, name: str) -> Feedback:
     config, channels = job.config, num_channels(job.store.shape_of(block))
     family = FAMILIES[config.objective.family]
     return make_feedback(config.feedback, job.spec.num_classes, channels, config.seed, name, SHAPES_ONLY, family)
@@ -229,7 +218,7 @@ def _tensor(dtype: torch.dtype, shape: tuple[int, ...]) -> TensorFigures:
 
 
 def _buffers(job: Job, rank: int) -> int:
-    """What a rank keeps of messages: a ring where they come in and, to another process, those on their way."""
+    """Bytes of message buffers: a ring for every incoming edge, and messages in flight to other processes."""
     layouts = [layout_of(job, edge) for edge in job.topology.edges() if rank in (edge.src, edge.dst)]
     return sum(_num_kept(job, rank, layout) * layout.message_bytes(layout.max_batch, LIMIT) for layout in layouts)
 
@@ -241,7 +230,7 @@ def _num_kept(job: Job, rank: int, layout: Layout) -> int:
 
 
 def stage_figures(job: Job) -> Iterator[RankFigures]:
-    """Every rank of a pipeline. The stages of a rank need not be neighbours, so all are built first."""
+    """Every rank of a pipeline. The stages of a rank need not be consecutive, so all are built first."""
     segments = [build_segment(job, number, SHAPES_ONLY, "stage") for number in range(job.topology.num_stages)]
     for rank in job.topology.block_ranks:
         numbers = job.topology.stages_of(rank)
@@ -253,8 +242,8 @@ def stage_figures(job: Job) -> Iterator[RankFigures]:
 
 
 def held_microbatches(config: Config, layout: Topology, rank: int) -> float:
-    """How many microbatches a rank holds at most between their ways forth and back, a mean over its stages: all of
-    them in gpipe, in the others as many as fill the stages behind it."""
+    """The most microbatches that a rank holds between forward and backward, a mean over its stages: all of them in
+    gpipe, in other schedules as many as fill the stages after it."""
     microbatches, ranks = config.pipeline.microbatches, layout.num_blocks
     if config.engine == "gpipe":
         return microbatches
@@ -265,8 +254,8 @@ def held_microbatches(config: Config, layout: Topology, rank: int) -> float:
 
 
 def replica_figures(job: Job) -> Iterator[RankFigures]:
-    """Every replica. Beside its gradients each keeps the buckets in which they are averaged; only the first one
-    answers for the statistics of normalisations."""
+    """Every replica. In addition to its gradients each keeps the buckets in which they are averaged; statistics of
+    normalisations count for the first one only."""
     segment = build_segment(job, 0, SHAPES_ONLY)
     share = _share(job, [segment])
     size = -(-job.config.data.batch_size // job.topology.num_blocks)
@@ -284,7 +273,7 @@ def _kept(job: Job, share: StageTrainer, segment: Segment, number: int, size: in
     """Bytes that stage ``number`` keeps of ``size`` images."""
     share.mode(train=True)
 
-    def there() -> Iterator[Tensor]:
+    def forward() -> Iterator[Tensor]:
         x = batch_of(size, job.input_shape(number), wants_gradient=number > 0)
         with share.learner.autocast():
             alpha: Tensor = segment(x.view_as(x))
@@ -292,11 +281,11 @@ def _kept(job: Job, share: StageTrainer, segment: Segment, number: int, size: in
         if number == job.topology.num_stages - 1:
             yield share.loss(alpha, target_of(size, 1).label_B)
 
-    return kept_bytes(share.learner, there)
+    return kept_bytes(share.learner, forward)
 
 
 def hop_figures(job: Job) -> Iterator[EdgeFigures]:
-    """Activations to the next stage and their gradients back, a message a microbatch, where it is on another rank."""
+    """Activations to the next stage, if it is on another rank, and their gradients back, a message for a microbatch."""
     for number in range(job.topology.num_stages - 1):
         src, dst = job.topology.rank_of(number), job.topology.rank_of(number + 1)
         if src != dst:

@@ -1,4 +1,4 @@
-"""What is known of a run before it starts, as plain data: ranks, edges, parameters, bytes."""
+"""Estimates of a run before it starts, as plain data: ranks, edges, parameters, bytes."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class TensorFigures:
 
 @dataclass(frozen=True)
 class EdgeFigures:
-    """What goes from rank ``src`` to rank ``dst`` in a training step: ``num_messages`` of ``message_bytes`` each, with
-    header and closing where there are any. ``kind`` is that of an Edge, or ``gradient``. ``ensemble_bytes``: what a
-    message of a test batch has more, with ``evaluate.ensemble``."""
+    """The messages from rank ``src`` to rank ``dst`` in a training step: ``num_messages`` of ``message_bytes`` each,
+    with header and trailer if there are any. ``kind`` is that of an Edge, or ``gradient``. ``ensemble_bytes``: the
+    additional bytes of a test batch's message with ``evaluate.ensemble``."""
 
     kind: str
     src: int
@@ -39,8 +39,8 @@ class EdgeFigures:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a rank, an estimate. ``activations`` are what its backward passes keep, with their inputs, at the moment
-    when they are most; ``messages`` the buffers that edges keep."""
+    """Bytes of a rank, an estimate. ``activations``: what its backward passes keep, with their inputs, at their peak;
+    ``messages``: the buffers of its edges."""
 
     weights: int
     gradients: int
@@ -88,7 +88,7 @@ class Figures:
         return _step_bytes(edge for edge in self.edges if edge.dst == rank)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, and the sums."""
+        """All fields, and the sums."""
         ranks = [
             {
                 **asdict(each),

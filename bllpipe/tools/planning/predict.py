@@ -1,9 +1,9 @@
 """Predicted throughput of every way to train one network on several devices, each with the cut that suits it best.
 
 A microbatch, and a replica's share of a batch, costs what was measured for so many images. Where it was not measured it
-is taken to cost its share of the batch, which flatters whatever splits it; block-local learning does not. Messages
-overlap with computing, and so does data parallelism's all-reduce with backward, where the link says so. The feedback
-rank is left out: it has a fraction of a block's work, and a step's time for it.
+is assumed to cost its share of the batch, which favours engines that split the batch; block-local learning does not.
+Messages overlap with computing, and so does data parallelism's all-reduce with backward, where the link says so. The
+feedback rank is left out: its work is a fraction of a block's, and it has a whole step for it.
 
 A schedule is the order in which each rank works, such as one step of 1F1B over three stages and four microbatches:
 
@@ -15,7 +15,7 @@ A schedule is the order in which each rank works, such as one step of 1F1B over 
   B  backward (all of it, or that of the input)   needs F of its own stage and B of the stage behind
   W  backward of the weights, where B leaves it   needs B of its own stage
   L  a local step: backward, head and update      needs F of its own stage alone
-  U  update                                       needs whatever its rank did before it
+  U  update                                       needs all operations of its rank before it
 
 In the simulation a rank begins each operation, in the order given, as soon as it can. A message between two ranks
 travels while both compute; messages of one direction between two stages follow one another.
@@ -91,13 +91,13 @@ class PredictionInputs:
     def prediction(
         self, engine: str, cut: Sequence[int], step_seconds: float, busy: Sequence[float], microbatches: int | None
     ) -> Prediction:
-        step_seconds *= self.relief(busy)
+        step_seconds *= self.contention_factor(busy)
         rate, speed_up = self.batch_size / step_seconds, self.single_seconds / step_seconds
         return Prediction(engine, len(busy), microbatches, tuple(cut), step_seconds, rate, speed_up, tuple(busy))
 
-    def relief(self, busy: Sequence[float]) -> float:
-        """How much shorter a step is because the devices, busy for these shares of it, leave each other what they share
-        while they wait."""
+    def contention_factor(self, busy: Sequence[float]) -> float:
+        """The factor of a step's time when the devices, busy for these shares of it, do not all compute at once: what
+        they share is free for the others while one waits."""
         others = sum(busy) / len(busy) if len(busy) > 1 else 1.0
         return (1 + (self.contention - 1) * others) / self.contention
 
@@ -109,7 +109,7 @@ class PredictionInputs:
         """Seconds of a message behind each block but the last."""
         return [self.link.seconds(self.units[end - 1].output_bytes / microbatches) for end in cut]
 
-    def carrying(self, cut: Sequence[int], microbatches: int = 1) -> list[float]:
+    def transfer_seconds(self, cut: Sequence[int], microbatches: int = 1) -> list[float]:
         """Seconds of every block that go into one message in and one out; none where links do that by themselves."""
         if self.link.overlaps:
             return [0.0] * (len(cut) + 1)
@@ -125,14 +125,16 @@ def predict_local(setting: PredictionInputs, num_blocks: int, memory_limit: floa
     cut = best_cut(len(setting.units), num_blocks, local_cost(setting.units, setting.link, memory_limit))
     if cut is None:
         return None
-    return setting.prediction("bll", cut, *_steady(lambda steps: _play_local(setting, cut, steps)), microbatches=None)
+    return setting.prediction(
+        "bll", cut, *_steady(lambda steps: _simulate_local(setting, cut, steps)), microbatches=None
+    )
 
 
 def run_seconds(setting: PredictionInputs, cut: Sequence[int], steps: int) -> float:
     """A run of block-local learning from its first batch to the last update, the fill included."""
     few = min(steps, STEPS)
-    each, _ = _steady(lambda number: _play_local(setting, cut, number))
-    return _play_local(setting, cut, few).makespan + (steps - few) * each
+    each, _ = _steady(lambda number: _simulate_local(setting, cut, number))
+    return _simulate_local(setting, cut, few).makespan + (steps - few) * each
 
 
 def gpipe(stage: int, stages: int, microbatches: int) -> list[tuple[Kind, int]]:
@@ -164,21 +166,21 @@ SCHEDULES: dict[str, StepOrder] = {"gpipe": gpipe, "1f1b": one_f_one_b, "zb-h1":
 def predict_pipeline(
     setting: PredictionInputs, engine: str, num_blocks: int, microbatches: int, memory_limit: float = inf
 ) -> Prediction | None:
-    """A synchronous pipeline with the schedule ``engine``, by playing it; None when there is no such cut."""
+    """A synchronous pipeline with the schedule ``engine``, simulated; None when there is no such cut."""
     units = setting.units_in(microbatches)
     cut = best_cut(len(units), num_blocks, stage_cost(units, setting.link, memory_limit))
     if cut is None:
         return None
     seconds = [
         _of_a_microbatch(stage_seconds(units, *block), microbatches, engine == "zb-h1", setting.overhead + carrying)
-        for block, carrying in zip(setting.blocks(cut), setting.carrying(cut, microbatches), strict=True)
+        for block, carrying in zip(setting.blocks(cut), setting.transfer_seconds(cut, microbatches), strict=True)
     ]
     messages = setting.messages(cut, microbatches) if setting.link.overlaps else []
 
-    def play(steps: int) -> SimulatedTimeline:
+    def simulate_steps(steps: int) -> SimulatedTimeline:
         return simulate(seconds, orders_of(SCHEDULES[engine], num_blocks, microbatches, steps), messages)
 
-    return setting.prediction(engine, cut, *_steady(play), microbatches)
+    return setting.prediction(engine, cut, *_steady(simulate_steps), microbatches)
 
 
 def predict_data_parallel(setting: PredictionInputs, num_devices: int) -> Prediction:
@@ -210,12 +212,12 @@ def predict_all(
     return [prediction for prediction in found if prediction is not None]
 
 
-def _play_local(setting: PredictionInputs, cut: Sequence[int], steps: int) -> SimulatedTimeline:
+def _simulate_local(setting: PredictionInputs, cut: Sequence[int], steps: int) -> SimulatedTimeline:
     """A local step is a block's work without its forward."""
     blocks = setting.blocks(cut)
     forward = [sum(unit.forward for unit in setting.units[first:end]) for first, end in blocks]
     totals = [local_seconds(setting.units, first, end) for first, end in blocks]
-    extra, carrying = setting.overhead, setting.carrying(cut)
+    extra, carrying = setting.overhead, setting.transfer_seconds(cut)
     seconds = [
         {"F": there + extra + carried, "L": total - there + extra}
         for there, total, carried in zip(forward, totals, carrying, strict=True)
@@ -236,9 +238,9 @@ def _of_a_microbatch(
     }
 
 
-def _steady(play: Callable[[int], SimulatedTimeline]) -> tuple[float, list[float]]:
+def _steady(simulate_steps: Callable[[int], SimulatedTimeline]) -> tuple[float, list[float]]:
     """Seconds that one more step takes, and the share of them that each rank computes."""
-    before, after = play(STEPS), play(STEPS + 1)
+    before, after = simulate_steps(STEPS), simulate_steps(STEPS + 1)
     step = after.makespan - before.makespan
     works = [
         later * after.makespan - earlier * before.makespan
@@ -277,23 +279,27 @@ def simulate(
         orders: what each rank does, in its order.
         messages: seconds of a message between stage k and k + 1, either way; nothing if left out.
 
-    Raises ValueError when ranks wait for each other, or for an operation that nobody does.
+    Raises ValueError when ranks wait for each other, or for an operation that is in no order.
     """
-    play = _Play(seconds, orders, messages)
-    while any(play.advance(rank) for rank in range(len(orders))):
+    simulation = _Simulation(seconds, orders, messages)
+    while any(simulation.advance(rank) for rank in range(len(orders))):
         pass
-    stuck = [f"rank {rank} at {order[play.position[rank]]}" for rank, order in enumerate(orders) if play.is_left(rank)]
+    stuck = [
+        f"rank {rank} at {order[simulation.position[rank]]}"
+        for rank, order in enumerate(orders)
+        if simulation.is_left(rank)
+    ]
     if stuck:
         raise ValueError(f"the schedule cannot go on: {'; '.join(stuck)}")
-    makespan = max(play.clock, default=0.0)
+    makespan = max(simulation.clock, default=0.0)
     worked = [sum(seconds[op.stage][op.kind] for op in order) for order in orders]
     return SimulatedTimeline(
-        makespan, tuple(play.clock), tuple(work / makespan if makespan else 0.0 for work in worked)
+        makespan, tuple(simulation.clock), tuple(work / makespan if makespan else 0.0 for work in worked)
     )
 
 
-class _Play:
-    """How far each rank has come, and what has arrived where."""
+class _Simulation:
+    """The progress of each rank, and when each stage has which result."""
 
     def __init__(
         self, seconds: Sequence[Mapping[str, float]], orders: Sequence[Order], messages: Sequence[float]
@@ -309,7 +315,7 @@ class _Play:
         return self.position[rank] < len(self._orders[rank])
 
     def advance(self, rank: int) -> bool:
-        """Carries out what ``rank`` can do now; whether that was anything."""
+        """Runs all operations of ``rank`` whose inputs are there; returns whether there were any."""
         start = self.position[rank]
         while self.is_left(rank):
             op = self._orders[rank][self.position[rank]]
@@ -318,7 +324,7 @@ class _Play:
                 break
             begin = max([self.clock[rank], *(time for time in needed if time is not None)])
             self.clock[rank] = begin + self._seconds[op.stage][op.kind]
-            self._tell(op, self.clock[rank])
+            self._deliver(op, self.clock[rank])
             self.position[rank] += 1
         return self.position[rank] > start
 
@@ -333,17 +339,17 @@ class _Play:
         if kind == "W":
             yield Op(stage, microbatch, "B")
 
-    def _tell(self, op: Op, now: float) -> None:
-        """Its own stage has the result at once, the neighbour that it is for when the message is there."""
+    def _deliver(self, op: Op, now: float) -> None:
+        """The stage itself has the result at once; the stage that receives it, after the message."""
         self._ready[op, op.stage] = now
-        neighbour = {"F": op.stage + 1, "B": op.stage - 1}.get(op.kind, -1)
-        if not 0 <= neighbour < len(self._seconds):
+        receiver = {"F": op.stage + 1, "B": op.stage - 1}.get(op.kind, -1)
+        if not 0 <= receiver < len(self._seconds):
             return
-        if self._rank_of.get(neighbour) != self._rank_of[op.stage]:
-            link = (op.stage, neighbour)
+        if self._rank_of.get(receiver) != self._rank_of[op.stage]:
+            link = (op.stage, receiver)
             now = max(now, self._link_free.get(link, 0.0)) + self._messages[min(link)]
             self._link_free[link] = now
-        self._ready[op, neighbour] = now
+        self._ready[op, receiver] = now
 
 
 def local(stage: int, stages: int, microbatches: int) -> list[tuple[Kind, int]]:
@@ -365,15 +371,12 @@ def _one_f_one_b(
 
 def orders_of(schedule: StepOrder, stages: int, microbatches: int, steps: int, updates: bool = True) -> list[list[Op]]:
     """``steps`` steps on every rank, one after another, each with an update at its end if ``updates``."""
+    end: list[tuple[Kind, int]] = [("U", 0)] if updates else []
     return [
         [
             Op(stage, step * microbatches + microbatch, kind)
             for step in range(steps)
-            for kind, microbatch in [*schedule(stage, stages, microbatches), *_end(updates)]
+            for kind, microbatch in [*schedule(stage, stages, microbatches), *end]
         ]
         for stage in range(stages)
     ]
-
-
-def _end(updates: bool) -> list[tuple[Kind, int]]:
-    return [("U", 0)] if updates else []

@@ -17,7 +17,7 @@ from bllpipe.errors import ConfigError
 from bllpipe.models.partition import UnitCost
 
 FORMAT = "bllpipe-profile-1"
-# What the figures depend on.
+# The keys that measurements depend on.
 MODEL = ("model.name", "model.width", "model.stem", "model.args")
 DATA = ("data.name", "data.batch_size")
 REST = ("method", "optimizer.name", "precision.compute", "precision.wire", "cpu_threads", "channels_last")
@@ -56,7 +56,7 @@ class UnitProfile:
     head_memory_bytes: int
 
     def cost(self) -> UnitCost:
-        """Medians. A part of the backward pass takes no longer than all of it, whatever the clock said."""
+        """Medians. A part of the backward pass is never longer than all of it, even if it was measured so."""
         backward = self.backward.median
         return UnitCost(
             self.forward.median,
@@ -74,7 +74,7 @@ class UnitProfile:
 
 @dataclass(frozen=True)
 class Profile:
-    """All units of a network. ``settings`` are the config's keys that the figures depend on; ``beside`` is how many
+    """All units of a network. ``settings`` are the config's keys that measurements depend on; ``beside`` is how many
     other processes computed too, and ``contention`` how many times longer everything took for that; ``parts`` are the
     units again with fewer images, by their number."""
 
@@ -95,7 +95,7 @@ class Profile:
 
     @property
     def seconds(self) -> float:
-        """All units there and back, heads included."""
+        """Forward and backward of all units, with heads."""
         return sum(cost.forward + cost.backward + cost.head for cost in self.costs())
 
     @property
@@ -147,8 +147,8 @@ def load_profile(file: Path, config: Config) -> Profile:
         profile = Profile.from_json(record)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{file} is not a profile: {error!r}; expected a file that bllpipe plan --profile FILE has written: "
-            f"name a new one, and it will be"
+            f"{file} is not a profile: {error!r}; expected a file that bllpipe plan --profile FILE has written; "
+            f"use the name of a new file to measure"
         ) from error
     now = settings_of(config)
     changed = [

@@ -1,11 +1,11 @@
 """Measuring the time and counting the memory of every unit of a network.
 
 A unit is timed as a block of its own, with the arithmetic that a rank has. All units take turns in every repetition, so
-that a machine which is slower for a while is slower for all of them alike. Background processes compute meanwhile, as
-the other ranks of a run on the same machine will: cores that share a memory are slower together than each alone.
+that a slow phase of the machine slows all of them alike. Background processes compute at the same time, as the other
+ranks of a run on the same machine will: cores that share a memory are slower together than alone.
 
-Memory is counted, not measured, so that it holds on every device; what the allocator leaves unused and what
-convolutions borrow for a moment comes on top.
+Memory is counted, not measured, so that it is valid on every device; memory that the allocator leaves unused and
+workspaces of convolutions are not included.
 """
 
 from __future__ import annotations
@@ -44,22 +44,21 @@ from bllpipe.utils.process import end_with_parent, keep_freed_memory
 from bllpipe.utils.tensors import stream
 
 WARM_UP = 2
-TIMEOUT = 300.0  # seconds until all of them compute
+TIMEOUT = 300.0  # seconds until all background processes compute
 
 
 class ProgressFn(Protocol):
-    """Hears what is measured, and how many parts of how many are done, if that is known yet."""
+    """Called with what is measured, and how many of how many parts are done, if that is known yet."""
 
     def __call__(self, what: str, done: int = 0, total: int | None = None) -> None: ...
 
 
 def no_progress(what: str, done: int = 0, total: int | None = None) -> None:
-    """Nobody wants to know."""
+    """Prints nothing."""
 
 
 class UnitBenchmark:
-    """One unit with its head, and batches of random numbers to time it with. Its weights do not move: the learning rate
-    is 0."""
+    """One unit with its head, timed on batches of random numbers. Its weights do not change: the learning rate is 0."""
 
     def __init__(
         self,
@@ -74,19 +73,19 @@ class UnitBenchmark:
         self.segment, self.x = segment, x.detach()
         with torch.no_grad(), autocast(config, x.device):
             alpha = segment.train()(self.x.clone())
-        still = replace(config, optimizer=replace(config.optimizer, lr=0.0))
+        frozen = replace(config, optimizer=replace(config.optimizer, lr=0.0))
         trained = dict(segment.named_parameters())
         if not trained:
-            segment.register_parameter("unused", nn.Parameter(torch.empty(0, device=x.device)))  # Block wants one
-        self.optimizer = Optimizer(trained, still.optimizer)
+            segment.register_parameter("unused", nn.Parameter(torch.empty(0, device=x.device)))  # Block requires one
+        self.optimizer = Optimizer(trained, frozen.optimizer)
         shapes = tuple(x.shape[1:]), tuple(alpha.shape[1:])
-        self.block = make_block(segment, *shapes, still, num_classes, 1, is_last, last_width)
+        self.block = make_block(segment, *shapes, frozen, num_classes, 1, is_last, last_width)
         self.clip_norm, self.gradient = config.optimizer.clip_norm, torch.randn_like(alpha)
         self.target = random_target(len(x), num_channels(shapes[1]), num_classes, config.seed, x.device)
         self.alpha = alpha
 
     def sample(self) -> dict[str, float]:
-        """Seconds of every part, once."""
+        """Seconds of every part, measured once."""
         self._forget()
         leaf = self.x.clone().requires_grad_(self.x.is_floating_point())
         x, clock = leaf.clone(), Clock(self.x.device)  # a unit may begin in place
@@ -104,7 +103,7 @@ class UnitBenchmark:
         return seconds
 
     def _back(self, alpha: Tensor, clock: Clock, wanted: list[Tensor] | None = None) -> float:
-        """Of the gradients that are ``wanted``, or of all."""
+        """Seconds of the backward pass to the inputs in ``wanted``, or to all leaves."""
         clock.lap()
         if alpha.requires_grad:
             torch.autograd.backward([alpha], [self.gradient], retain_graph=wanted is not None, inputs=wanted)
@@ -116,7 +115,7 @@ class UnitBenchmark:
         self.optimizer.step(0.0)
 
     def _end(self, alpha: Tensor, clock: Clock) -> float:
-        """What a block does whose last unit this is, on its way back as far as alpha."""
+        """Seconds of the statistics, the local loss and its backward pass down to alpha, at the end of a block."""
         self._forget()
         clock.lap()
         self.block.stats(alpha, self.target.label_B)
@@ -129,14 +128,14 @@ class UnitBenchmark:
 
 
 class Clock:
-    """A stopwatch that waits for what the device has been told to do."""
+    """A stopwatch that synchronizes with the device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._last = self._now()
 
     def lap(self) -> float:
-        """Seconds since the last lap."""
+        """Seconds since the last call."""
         before, self._last = self._last, self._now()
         return self._last - before
 
@@ -149,23 +148,26 @@ class Clock:
 def measure(
     config: Config, spec: DataSpec, repetitions: int, say: ProgressFn, beside: int = 0, parts: Sequence[int] = ()
 ) -> Profile:
-    """The profile of ``config``'s network for batches of its size, and for parts of so many images, here and now;
-    ``beside`` so many others that compute too. ``say`` hears how far it is.
+    """Measures the profile of ``config``'s network on this machine for batches of its size, and for each number of
+    images in ``parts``; ``beside`` is the number of background processes. ``say`` is called with the progress.
 
-    From now on this process computes as a rank does.
+    Sets the number of threads and the allocator of this process to those of a rank.
     """
     compute_as_a_rank(config)
     device = present_device(config)
     sizes = [config.data.batch_size, *parts]
-    probes = {size: dict(build_probes(config, spec, device, size, say)) for size in sizes}
-    turns = [(size, name, probe) for size in sizes for name, probe in probes[size].items()]
+    benchmarks = {size: dict(build_benchmarks(config, spec, device, size, say)) for size in sizes}
+    turns = [(size, name, benchmark) for size in sizes for name, benchmark in benchmarks[size].items()]
     samples: dict[tuple[int, str], list[dict[str, float]]] = defaultdict(list)
     rounds = WARM_UP + repetitions
-    for done, (repetition, (size, name, probe)) in enumerate(product(range(rounds), turns)):
+    for done, (repetition, (size, name, benchmark)) in enumerate(product(range(rounds), turns)):
         say(f"repetition {repetition + 1} of {rounds}, {size} images, {name}", done, rounds * len(turns))
-        samples[size, name].append(probe.sample())
+        samples[size, name].append(benchmark.sample())
     whole, *rest = [
-        tuple(_unit_profile(name, probe, samples[size, name][WARM_UP:], config) for name, probe in probes[size].items())
+        tuple(
+            _unit_profile(name, benchmark, samples[size, name][WARM_UP:], config)
+            for name, benchmark in benchmarks[size].items()
+        )
         for size in sizes
     ]
     steps = spec.num_train // config.data.batch_size
@@ -183,18 +185,18 @@ def measure(
 
 
 def compute_as_a_rank(config: Config) -> None:
-    """With as many threads, and memory that is kept."""
+    """Sets threads and allocator to those of a rank."""
     torch.set_num_threads(config.cpu_threads)
     keep_freed_memory()
 
 
 def data_spec(config: Config) -> DataSpec:
-    """The sizes of ``config``'s data, without downloading any that are well known."""
+    """The sizes of ``config``'s data; published ones are not downloaded for it."""
     return PUBLISHED.get(config.data.name) or load_images(config.data, config.seed).spec
 
 
 def present_device(config: Config) -> torch.device:
-    """Where a block of ``config`` would compute on this machine."""
+    """The device of a block of ``config`` on this machine; ConfigError if it has none."""
     machine = Machine.found()
     if config.device == "cuda" and not machine.gpus:
         raise ConfigError("device is cuda, but there is no GPU; use --set device=cpu, or --profile with a file of one")
@@ -202,36 +204,36 @@ def present_device(config: Config) -> torch.device:
 
 
 def random_target(batch: int, channels: int, num_classes: int, seed: int, device: torch.device) -> Target:
-    """A feedback message and labels as they might be."""
+    """A random feedback message with labels."""
     draws = stream(seed, "plan")
     label_B = torch.randint(0, num_classes, (batch,), generator=draws)
     beta_BC, known_B = torch.randn(batch, channels, generator=draws), torch.ones(batch)
     return Target(Round("train", 0), beta_BC.to(device), known_B.to(device), label_B.to(device))
 
 
-def build_probes(
+def build_benchmarks(
     config: Config, spec: DataSpec, device: torch.device, batch: int, say: ProgressFn = no_progress
 ) -> Iterator[tuple[str, UnitBenchmark]]:
-    """A probe for every unit, each given what the one before makes of a batch of random images."""
+    """A benchmark for every unit, whose input is the output of the unit before it; the first takes random images."""
     units = network_units(config.model, spec.image_shape[0], spec.num_classes, config.seed)
     x = torch.randn(batch, *spec.image_shape, generator=stream(config.seed, "plan images")).to(device)
     for unit in units:
         say(f"building {unit.name} for {batch} images")
         segment = place(Segment([unit], config.seed), config, device)
-        probe = UnitBenchmark(segment, x, config, spec.num_classes, unit is units[-1], last_width(config, units))
-        yield unit.name, probe
-        x = probe.alpha
+        benchmark = UnitBenchmark(segment, x, config, spec.num_classes, unit is units[-1], last_width(config, units))
+        yield unit.name, benchmark
+        x = benchmark.alpha
 
 
-def _unit_profile(name: str, probe: UnitBenchmark, samples: list[dict[str, float]], config: Config) -> UnitProfile:
+def _unit_profile(name: str, benchmark: UnitBenchmark, samples: list[dict[str, float]], config: Config) -> UnitProfile:
     timings = {part: Timing.of([sample[part] for sample in samples]) for part in samples[0]}
     return UnitProfile(
         name,
         **timings,
-        parameters=sum(parameter.numel() for parameter in probe.segment.parameters()),
-        output_bytes=probe.alpha.numel() * wire_dtype(config).itemsize,
-        memory_bytes=unit_bytes(probe.block, probe.optimizer, probe.x),
-        head_memory_bytes=head_bytes(probe.block, probe.optimizer, probe.alpha, probe.target),
+        parameters=sum(parameter.numel() for parameter in benchmark.segment.parameters()),
+        output_bytes=benchmark.alpha.numel() * wire_dtype(config).itemsize,
+        memory_bytes=unit_bytes(benchmark.block, benchmark.optimizer, benchmark.x),
+        head_memory_bytes=head_bytes(benchmark.block, benchmark.optimizer, benchmark.alpha, benchmark.target),
     )
 
 
@@ -252,7 +254,7 @@ def unit_bytes(block: Block, optimizer: Optimizer, x: Tensor) -> int:
 
 
 def head_bytes(block: Block, of_unit: Optimizer, alpha: Tensor, target: Target) -> int:
-    """The same for head and objective of ``block``, whose units' optimiser is ``of_unit``."""
+    """The same for head and objective of ``block``; ``of_unit`` is the optimiser of its unit."""
     given = alpha.detach().clone().requires_grad_()
     modules = [part for part in (block.head, block.objective) if isinstance(part, torch.nn.Module)]
     weights = storages(value for part in modules for value in part.state_dict(keep_vars=True).values())
@@ -283,7 +285,7 @@ def kept_storages(forward: Callable[[], object]) -> dict[int, int]:
 
 
 def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
-    """Views of one piece of memory count once. Tensors without contents have no address, but torch's own identity."""
+    """Bytes by storage, as views share one. Meta tensors have no address, so the key is torch's own identity."""
     found = [tensor.untyped_storage() for tensor in tensors]
     return {storage._cdata: storage.nbytes() for storage in found}
 
@@ -294,7 +296,7 @@ def _bytes(tensor: Tensor) -> int:
 
 @contextmanager
 def background_load(config: Config, spec: DataSpec, number: int) -> Iterator[None]:
-    """``number`` processes that train the units of ``config``'s network, one after another, again and again."""
+    """Runs ``number`` processes that train the units of ``config``'s network in turn until the context ends."""
     context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads, half of them
     started = context.Barrier(number + 1)
     processes = [context.Process(target=_compute, args=(config, spec, started), daemon=True) for _ in range(number)]
@@ -317,8 +319,10 @@ def _compute(config: Config, spec: DataSpec, started: Any) -> None:
     parent = os.getppid()
     end_with_parent(parent)
     compute_as_a_rank(config)
-    probes = [probe for _, probe in build_probes(config, spec, present_device(config), config.data.batch_size)]
+    benchmarks = [
+        benchmark for _, benchmark in build_benchmarks(config, spec, present_device(config), config.data.batch_size)
+    ]
     started.wait(TIMEOUT)
-    while parent == os.getppid():  # where the kernel does not see to that
-        for probe in probes:
-            probe.sample()
+    while parent == os.getppid():  # for a kernel without parent-death signals
+        for benchmark in benchmarks:
+            benchmark.sample()

@@ -40,7 +40,7 @@ def unit_table(profile: Profile) -> str:
 
 
 def _warning(profile: Profile) -> str:
-    """Figures that another process has disturbed make a cut that fits no quiet machine."""
+    """A warning if another process seems to have disturbed the measurements: the cut would not suit an idle machine."""
     timings = [timing for unit in profile.units for timing in (unit.forward, unit.backward, unit.head)]
     unsteady = sum(timing.upper_quartile - timing.lower_quartile > UNSTEADY * timing.median for timing in timings)
     if unsteady * 2 < len(timings):

@@ -67,13 +67,13 @@ def test_a_function_that_others_can_import_goes_by_its_name() -> None:
     [
         (
             Forked(),
-            "the model is Forked, whose forward may do more than its parts in a row; needed is an nn.Seq",
+            "the model is Forked, whose forward may do more than call its parts in order; expected an nn.Seq",
         ),
-        (Skipping(nn.Linear(3, 3)), "the model is Skipping, an nn.Sequential with a forward of its own, which a cut"),
-        (nn.Sequential(), "the model is an empty nn.Sequential; needed is at least one module for every block"),
-        ([nn.Linear(3, 3), 3], "the model is Linear, int; needed is a list of torch.nn.Module"),
+        (Skipping(nn.Linear(3, 3)), "the model is Skipping, an nn.Sequential with its own forward, which a cut"),
+        (nn.Sequential(), "the model is an empty nn.Sequential; expected at least one module for every block"),
+        ([nn.Linear(3, 3), 3], "the model is Linear, int; expected a list of torch.nn.Module"),
         (3, "the model is a int; expected an nn.Sequential, a list of modules, a function"),
-        (nn.Sequential(nn.LazyLinear(3)), "module 0 of the model has parameters without a shape yet .*a lazy layer"),
+        (nn.Sequential(nn.LazyLinear(3)), "module 0 of the model: expected parameters with a shape, got a lazy layer"),
     ],
 )
 def test_what_cannot_be_cut(model: Any, message: str) -> None:
@@ -84,7 +84,7 @@ def test_what_cannot_be_cut(model: Any, message: str) -> None:
 def test_a_parameter_in_two_modules() -> None:
     one, other = nn.Linear(3, 3), nn.Linear(3, 3)
     other.weight = one.weight
-    with pytest.raises(bllpipe.ConfigError, match="modules 0 and 2 share the parameter weight, .*into one nn.Seq"):
+    with pytest.raises(bllpipe.ConfigError, match="modules 0 and 2 with the same parameter weight; use one nn.Seq"):
         bllpipe.cut([one, nn.ReLU(), other], 2)
     assert len(bllpipe.cut([nn.Sequential(one, nn.ReLU(), other), nn.Linear(3, 3)], 2)) == 2
 
@@ -94,7 +94,7 @@ def test_a_parameter_in_two_modules() -> None:
     [
         ("balanced 2", "blocks is 'balanced 2'; cut takes a number or a list, and bllpipe.make_plan finds even cuts"),
         (4, "blocks=4, but the network has only 3 units"),
-        ([3], "cannot cut after 3; needed is a number from 1 to 2 or one of 0, 1"),
+        ([3], "cannot cut after 3; expected a number from 1 to 2 or one of 0, 1"),
     ],
 )
 def test_impossible_cuts(blocks: Any, message: str) -> None:
@@ -116,7 +116,7 @@ def test_weights_that_were_drawn_alike_have_one_digest() -> None:
 
 def test_what_another_process_cannot_have() -> None:
     model = ModelConfig(name="given:network")
-    message = "model.name=given:network is what a script passed as an object, and only that script has it; run the"
+    message = "model.name=given:network is an object that a script passed, and exists in that script only; run the"
     with pytest.raises(bllpipe.ConfigError, match=message):
         network_units(model, 3, 2, seed=0)
     assert "given" not in sys.modules

@@ -108,12 +108,12 @@ REFUSED: dict[str, tuple[Network, list[str], str]] = {
     "shared buffers": (
         sharing,
         ["blocks=2"],
-        "the model: modules 0 and 1 share the buffer .*running_mean, which blocks",
+        "the model: .* got modules 0 and 1 with the same buffer .*running_mean; use",
     ),
     "extra state": (counted, ["blocks=2"], "module 0 of the model: .* got 1._extra_state, a dict .*register_buffer"),
     "complex": (complex_numbers, ["blocks=2"], "module 0 of the model: expected real parameters, got filter of compl"),
     "frozen last": (frozen_last, ["blocks=2"], "the block that ends with 1 has nothing to train: all of its param"),
-    "lazy": (lazy, ["blocks=2"], "module 1 of the model has parameters without a shape yet"),
+    "lazy": (lazy, ["blocks=2"], "module 1 of the model: expected parameters with a shape, got a lazy layer"),
     "one image": (normed, ["blocks=2", "data.batch_size=1"], "block 0: the batch norm 0.2 sees one value a channel"),
     "one image in the test": (
         without_statistics,
@@ -188,11 +188,11 @@ def tied(kind: str) -> list[nn.Module]:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("weight", "modules 0 and 1 share the parameter weight"),
-        ("memory", "modules 0 and 1 share the parameter weight"),
-        ("buffer", "modules 0 and 1 share the buffer table, .* give each its own with copy.deepcopy"),
-        ("norm", "modules 0 and 1 share the parameter 0.weight"),
-        ("dropout", "modules 0 and 1 share the layer Dropout 0"),
+        ("weight", "modules 0 and 1 with the same parameter weight"),
+        ("memory", "modules 0 and 1 with the same parameter weight"),
+        ("buffer", "modules 0 and 1 with the same buffer table; use .* a copy.deepcopy"),
+        ("norm", "modules 0 and 1 with the same parameter 0.weight"),
+        ("dropout", "modules 0 and 1 with the same layer Dropout 0"),
     ],
 )
 def test_what_two_blocks_share(kind: str, message: str) -> None:

@@ -118,9 +118,12 @@ def test_a_class_is_trained_from_the_command_line_and_from_a_script(tmp_path: Pa
 @pytest.mark.parametrize(
     ("mapping", "message"),
     [
-        ({"method": "own"}, "method own needs a local loss of yours; use --set objective.function=package.module:f"),
+        (
+            {"method": "own"},
+            "method own expected a user-defined loss, got none; use --set objective.function=package.module:f",
+        ),
         ({"objective": {"function": "a:b"}}, "objective.function is 'a:b', but method is bll; use --set method=own"),
-        ({"method": "own", "objective": {"function": "b"}}, "is 'b'; needed is package.module:function"),
+        ({"method": "own", "objective": {"function": "b"}}, "is 'b'; expected package.module:function"),
     ],
 )
 def test_keys_that_belong_together(mapping: dict[str, Any], message: str) -> None:

@@ -172,7 +172,10 @@ def test_settings_override_a_file_and_arguments_both(tmp_path: Path) -> None:
         ({"optimizer": 3}, "unknown key 'optimizer'"),
         ({"model.args.hidden.x": 1, "model.args": {"hidden": 3}, "optimizer.lr": "fast"}, "optimizer.lr is 'fast'"),
         ({"data.batch_size": 97}, "data.batch_size is 97, but given has only 96 training images"),
-        ({"method": "own"}, "method own needs a local loss of yours; use --set objective.function=package.module"),
+        (
+            {"method": "own"},
+            "method own expected a user-defined loss, got none; use --set objective.function=package.module",
+        ),
         (
             {"engine": "ranks"},
             r"engine ranks needs 3 processes .* use torchrun --nproc_per_node=3 .* or engine='",
@@ -186,7 +189,7 @@ def test_settings_that_cannot_be(settings: dict[str, Any], message: str) -> None
 
 def test_a_file_that_has_a_value_where_settings_have_keys(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("optimizer: 3\n")
-    with pytest.raises(bllpipe.ConfigError, match="settings: optimizer is 3 already; needed are keys under it"):
+    with pytest.raises(bllpipe.ConfigError, match="settings: optimizer is 3 already; expected keys under it"):
         build_config(None, None, TrainArguments(config=tmp_path / "a.yaml", settings={"optimizer.lr": 1.0}))
 
 
@@ -220,7 +223,9 @@ def test_a_function_that_makes_lazy_layers() -> None:
     def lazy(in_channels: int, num_classes: int) -> list[nn.Module]:
         return [nn.Linear(in_channels, 8), nn.LazyLinear(num_classes)]
 
-    with pytest.raises(bllpipe.ConfigError, match="module 1 of the model has parameters without a shape yet"):
+    with pytest.raises(
+        bllpipe.ConfigError, match="module 1 of the model: expected parameters with a shape, got a lazy layer"
+    ):
         bllpipe.train(lazy, DATA, blocks=2, settings=SMALL)
 
 

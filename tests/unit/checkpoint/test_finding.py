@@ -55,14 +55,14 @@ def test_a_damaged_one_is_reported_and_the_one_before_it_taken(tmp_path: Path) -
 def test_when_all_are_damaged_the_run_refuses(tmp_path: Path) -> None:
     for step in (1, 2):
         damage(write_checkpoint(tmp_path, step))
-    with pytest.raises(CheckpointError, match="no checkpoint in .* is whole, and there are 2; to start over"):
+    with pytest.raises(CheckpointError, match="all 2 checkpoints in .* are damaged; to start over"):
         find(tmp_path)
 
 
 def test_an_empty_directory_or_a_file_with_the_name_of_a_checkpoint_counts_as_a_damaged_one(tmp_path: Path) -> None:
     (tmp_path / "step-00000001").mkdir()
     (tmp_path / "step-00000002").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="and there are 2"):
+    with pytest.raises(CheckpointError, match="all 2 checkpoints in"):
         find(tmp_path)
 
 
@@ -106,14 +106,14 @@ def test_the_newest_of_a_run_is_opened(tmp_path: Path) -> None:
 def test_whoever_names_a_run_gets_its_newest_or_an_error(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, 1)
     damage(write_checkpoint(tmp_path, 2))
-    with pytest.raises(CheckpointError, match="is damaged: .*; name an older checkpoint, or let --resume auto choose"):
+    with pytest.raises(CheckpointError, match="is damaged: .*; use an older checkpoint, or --resume auto"):
         open_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("path", ["absent", ".", "file"])
 def test_a_path_without_checkpoints_is_refused(tmp_path: Path, path: str) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="holds no checkpoint; name a run directory or one of its checkpoints"):
+    with pytest.raises(CheckpointError, match="holds no checkpoint; use a run directory or one of its checkpoints"):
         open_checkpoint(tmp_path / path)
 
 
@@ -130,13 +130,13 @@ def test_one_that_was_renamed_is_told_and_passed_over(tmp_path: Path) -> None:
     found, warnings = find(tmp_path)
     assert found is not None and found.step == 1
     assert warnings == [
-        "skipped step-2: it holds a manifest, but has not the name of a checkpoint, such as step-00000120"
+        "skipped step-2: it holds a manifest, but its name is not that of a checkpoint, such as step-00000120"
     ]
 
 
 def test_when_all_were_renamed_the_run_does_not_start_over(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, 1).rename(tmp_path / "backup")
-    with pytest.raises(CheckpointError, match="no checkpoint in .* is whole, and there are 1; to start over, name"):
+    with pytest.raises(CheckpointError, match="all 1 checkpoints in .* are damaged; to start over, use"):
         find(tmp_path)
 
 

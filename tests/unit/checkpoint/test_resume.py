@@ -51,7 +51,7 @@ def test_a_checkpoint_by_path_goes_on_in_its_own_run(tmp_path: Path) -> None:
 
 def test_a_directory_that_holds_a_run_is_not_started_anew(tmp_path: Path) -> None:
     run = saved(tmp_path / "run", Config())
-    with pytest.raises(ConfigError, match=r"holds a run already; add --resume auto to go on with it, or name another"):
+    with pytest.raises(ConfigError, match=r"holds a run already; add --resume auto to resume it, or use another"):
         choose_directory(Config(), "never", str(run))
     assert choose_directory(Config(), "auto", str(run)) == run
 
@@ -116,7 +116,7 @@ def test_every_other_change_is_refused_key_by_key(tmp_path: Path) -> None:
         found(run, ["seed=1", "optimizer.lr=0.5", "log.every_steps=1"])
     assert (
         "was written with another configuration:\n  optimizer.lr: 0.05 then, 0.5 now\n  seed: 0 then, 1 now\n"
-        "give these keys their old values, or add --accept optimizer.lr seed to go on with the new ones, "
+        "use the old values of these keys, or add --accept optimizer.lr seed to resume with the new ones, "
         "or start a new run with another --run-dir"
     ) in str(caught.value)
 
@@ -125,7 +125,7 @@ def test_what_is_accepted_may_change_and_nothing_else(tmp_path: Path) -> None:
     run = saved(tmp_path / "run", Config())
     overrides = ["optimizer.lr=0.5", "optimizer.momentum=0.8", "blocks=2"]
     assert found(run, overrides, "optimizer", "blocks") == ["blocks", "optimizer.lr", "optimizer.momentum"]
-    with pytest.raises(ConfigError, match=r"configuration:\n  blocks: 4 then, 2 now\ngive"):
+    with pytest.raises(ConfigError, match=r"configuration:\n  blocks: 4 then, 2 now\nuse"):
         found(run, overrides, "optimizer")
 
 
@@ -135,7 +135,7 @@ def test_a_later_checkpoint_of_other_settings_is_not_mixed_with_those_to_come(tm
     saved(run, Config(), step=7)
     first = str(run / "checkpoints" / "step-00000003")
     with pytest.raises(
-        ConfigError, match=r"run goes on to step 7 .* step-00000003 was written with; .* another --run-dir"
+        ConfigError, match=r"run has checkpoints up to step 7 .* of step-00000003; .* another --run-dir"
     ):
         found(run, ["blocks=2"], "blocks", resume=first)
     assert found(run, ["log.every_steps=1"], resume=first) == ["log.every_steps"]
@@ -143,5 +143,5 @@ def test_a_later_checkpoint_of_other_settings_is_not_mixed_with_those_to_come(tm
 
 def test_a_checkpoint_without_a_configuration_is_no_ground_to_go_on(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "run" / "checkpoints", 3)
-    with pytest.raises(CheckpointError, match="step-00000003 does not say with which config it was written"):
+    with pytest.raises(CheckpointError, match="step-00000003 does not hold the config that it was written with"):
         found(tmp_path / "run", [])

@@ -25,7 +25,7 @@ def test_a_full_disk_is_explained_and_the_last_checkpoint_stays(
 ) -> None:
     write_checkpoint(tmp_path, 1)
     writer = CheckpointWriter(tmp_path, dist.HashStore(), 1, "second", keep=1)
-    refused = "rank 0 cannot write the checkpoint of step 2 .*File too large.*make room or mend the directory"
+    refused = "rank 0 cannot write the checkpoint of step 2 .*File too large.*free space or fix the directory"
     with files_of_at_most(size), pytest.raises(OutputError, match=refused):
         writer.write(2, 0, {"x": torch.zeros(100_000)}, facts)
     left = list(tree(tmp_path / "step-00000002.partial-second"))

@@ -100,7 +100,7 @@ def test_a_damaged_checkpoint_is_told(run: Path, tmp_path: Path, capsys: pytest.
     assert cli.main(["eval", str(damaged)]) == 4
     error = capsys.readouterr().err
     assert "bllpipe: skipped the checkpoint step-00000012" in error
-    assert "is whole, and there are 1" in error
+    assert "all 1 checkpoints in" in error
 
 
 def test_help_needs_no_torch() -> None:

@@ -94,7 +94,7 @@ def test_last_override_wins() -> None:
 
 @pytest.mark.parametrize("override", ["optimizer.lr", "", "=0.1", " =0.1", "optimizer.lr 0.1", "model.args.=1"])
 def test_override_without_key_or_equals_sign(override: str) -> None:
-    message = f"--set {override}: needed is key.path=value, for example --set optimizer.lr=0.1"
+    message = f"--set {override}: expected key.path=value, for example --set optimizer.lr=0.1"
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         load_config(None, [override])
 
@@ -122,7 +122,7 @@ def test_broken_yaml_in_an_override_names_the_override(override: str, message: s
     ],
 )
 def test_override_below_something_that_has_no_keys(tmp_path: Path, text: str, override: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=f"^{re.escape(message)}; needed are keys under it$"):
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}; expected keys under it$"):
         load_config(written(tmp_path, text), [override])
 
 
@@ -165,7 +165,7 @@ def test_section_given_something_without_keys(section: str, value: Any) -> None:
     parent, _, leaf = section.rpartition(".")
     mapping = {parent: {leaf: value}} if parent else {leaf: value}
     found = re.escape(repr(value))
-    message = f"^{section} is {found}; needed are keys under it, such as {section}\\.\\w+"
+    message = f"^{section} is {found}; expected keys under it, such as {section}\\.\\w+"
     with pytest.raises(ConfigError, match=message):
         parse_config(mapping)
 
@@ -178,27 +178,27 @@ def test_key_that_is_no_text(key: Any) -> None:
 
 @pytest.mark.parametrize("key", sorted(set(known_keys()) - {"model.args"}))
 def test_no_key_takes_keys_and_values(key: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^{key} is {{'a': 1}} \(keys and values\); needed is "):
+    with pytest.raises(ConfigError, match=rf"^{key} is {{'a': 1}} \(keys and values\); expected "):
         load_config(None, [f"{key}={{a: 1}}"])
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("seed=-1", "seed is -1; needed is at least 0"),
-        ("epochs=0", "epochs is 0; needed is at least 1"),
-        ("steps=0", "steps is 0; needed is at least 1"),
-        ("data.synthetic_classes=1", "data.synthetic_classes is 1; needed is at least 2"),
-        ("data.augment.rotation=181", "data.augment.rotation is 181; needed is at most 180"),
-        ("optimizer.momentum=1.5", "optimizer.momentum is 1.5; needed is at most 1"),
-        ("backend.timeout_seconds=0", "backend.timeout_seconds is 0; needed is at least 0.1"),
+        ("seed=-1", "seed is -1; expected at least 0"),
+        ("epochs=0", "epochs is 0; expected at least 1"),
+        ("steps=0", "steps is 0; expected at least 1"),
+        ("data.synthetic_classes=1", "data.synthetic_classes is 1; expected at least 2"),
+        ("data.augment.rotation=181", "data.augment.rotation is 181; expected at most 180"),
+        ("optimizer.momentum=1.5", "optimizer.momentum is 1.5; expected at most 1"),
+        ("backend.timeout_seconds=0", "backend.timeout_seconds is 0; expected at least 0.1"),
         ("optimizer.lr=.nan", "optimizer.lr is nan "),
         ("optimizer.lr=" + "9" * 400, "optimizer.lr is 999"),
-        ("seed=true", "seed is True (true or false); needed is a whole number"),
-        ("data.augment.flip=on", "data.augment.flip is 'on' (text); needed is true or false"),
+        ("seed=true", "seed is True (true or false); expected a whole number"),
+        ("data.augment.flip=on", "data.augment.flip is 'on' (text); expected true or false"),
         (
             "engine=thread",
-            "engine is 'thread'; needed is one of ranks, threads, sequential, streams, single, ddp, gpipe, 1f1b, "
+            "engine is 'thread'; expected one of ranks, threads, sequential, streams, single, ddp, gpipe, 1f1b, "
             "interleaved, zbv, dualpipev, deepspeed; did you mean 'threads'?",
         ),
     ],
@@ -274,6 +274,6 @@ def test_other_names_are_refused_with_a_suggestion(name: str, words: str) -> Non
 
 def test_an_override_is_not_nested_endlessly() -> None:
     key = "model.args." + "a." * 1000 + "b"
-    with pytest.raises(ConfigError, match="^--set model.args.a.a.a.*: needed is key.path=value, for example") as caught:
+    with pytest.raises(ConfigError, match="^--set model.args.a.a.a.*: expected key.path=value, for example") as caught:
         load_config(None, [OWN_MODEL, f"{key}=1"])
     assert len(str(caught.value)) < 300

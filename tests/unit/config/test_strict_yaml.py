@@ -174,7 +174,7 @@ def test_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "found"), [("- a\n- b\n", "list"), ("hello", "str"), ("3", "int"), ("1e-3", "float")])
 def test_file_without_a_mapping_is_refused(tmp_path: Path, text: str, found: str) -> None:
-    with pytest.raises(ConfigError, match=f"run.yaml holds a {found}; needed are lines of the form key: value"):
+    with pytest.raises(ConfigError, match=f"run.yaml holds a {found}; expected lines of the form key: value"):
         read_yaml(written(tmp_path, text))
 
 
@@ -214,7 +214,7 @@ def test_what_is_said_of_endless_words_has_an_end() -> None:
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "run.yaml")
-    with pytest.raises(ConfigError, match="run.yaml cannot be read: it is a directory, a pipe or a device; needed is"):
+    with pytest.raises(ConfigError, match="run.yaml cannot be read: it is a directory, a pipe or a device; expected"):
         read_yaml(str(tmp_path / "run.yaml"))
     with pytest.raises(ConfigError, match="/dev/zero cannot be read: it is a directory, a pipe or a device"):
         read_yaml("/dev/zero")

@@ -30,7 +30,7 @@ def test_a_whole_network_does_not_learn_in_blocks() -> None:
 def test_synchronous_engines_are_for_bp(engine: str, method: str, other: str) -> None:
     refused(
         [f"engine={engine}", f"method={method}"],
-        f"engine {engine} is for method bp alone, but method is {method}; use --set engine={other}, or --set method=bp",
+        f"engine {engine} is for method bp only, but method is {method}; use --set engine={other}, or --set method=bp",
     )
 
 
@@ -46,7 +46,7 @@ def test_bp_has_no_blocks(engine: str) -> None:
 def test_an_odd_number_of_stages_two_a_rank(engine: str) -> None:
     refused(
         ["method=bp", f"engine={engine}", "blocks=3"],
-        f"engine {engine} holds two stages a rank, but blocks makes 3; use an even number",
+        f"engine {engine} has two stages a rank, but blocks gives 3; use an even number",
     )
 
 
@@ -62,7 +62,7 @@ def test_fewer_microbatches_than_stages(engine: str) -> None:
 def test_interleaved_microbatches_in_unequal_rounds() -> None:
     refused(
         ["method=bp", "engine=interleaved", "blocks=6", "pipeline.microbatches=7"],
-        "engine interleaved on 3 ranks cannot deal 7 microbatches out in equal rounds; "
+        "engine interleaved on 3 ranks cannot divide 7 microbatches into equal rounds; "
         "use --set pipeline.microbatches=6",
     )
 
@@ -78,14 +78,14 @@ def test_interleaved_microbatches_in_unequal_rounds() -> None:
 def test_a_batch_that_cannot_be_shared(overrides: list[str], parts: str, size: int) -> None:
     refused(
         ["method=bp", "data.batch_size=65", *overrides],
-        f"data.batch_size is 65, which {parts} cannot share equally; use --set data.batch_size={size}",
+        f"data.batch_size is 65, which {parts} cannot divide equally; use --set data.batch_size={size}",
     )
 
 
 def test_replicas_are_not_cut() -> None:
     refused(
         ["method=bp", "engine=ddp", "blocks=[2, 4]"],
-        "engine ddp cuts nothing, blocks is its number of replicas, but blocks is [2, 4]; use --set blocks=3",
+        "engine ddp has no cuts: expected its number of replicas as blocks, got [2, 4]; use --set blocks=3",
     )
 
 
@@ -93,25 +93,25 @@ def test_replicas_are_not_cut() -> None:
 def test_nccl_for_an_engine_that_chooses_for_itself(kind: str) -> None:
     refused(
         ["method=bp", "engine=1f1b", f"backend.{kind}=nccl"],
-        f"backend.{kind} is nccl, but engine 1f1b chooses for itself, nccl between GPUs; use auto",
+        f"backend.{kind} is nccl, but engine 1f1b always uses nccl between GPUs; use auto",
     )
 
 
 @pytest.mark.parametrize("blocks", [0, -1])
 def test_fewer_than_one_block(blocks: int) -> None:
-    refused([f"blocks={blocks}"], f"blocks is {blocks}; needed is at least 1")
+    refused([f"blocks={blocks}"], f"blocks is {blocks}; expected at least 1")
 
 
 @pytest.mark.parametrize("blocks", ["[]", "[4, 4]", "[4, 2, 4]", "['layer2.1', 'layer2.1']"])
 def test_cuts_at_one_place(blocks: str) -> None:
-    refused([f"blocks={blocks}"], f"blocks is {blocks}; needed are cuts at different places, for example [4, 8, 12]")
+    refused([f"blocks={blocks}"], f"blocks is {blocks}; expected cuts at different places, for example [4, 8, 12]")
 
 
 @pytest.mark.parametrize("blocks", ["[0]", "[-1, 4]", "[4, 2]", "[4, 'layer3.0', 2]"])
 def test_cuts_that_do_not_grow(blocks: str) -> None:
     refused(
         [f"blocks={blocks}"],
-        f"blocks is {blocks}; needed are numbers of units that grow from 1, for example [4, 8, 12]",
+        f"blocks is {blocks}; expected numbers of units that grow from 1, for example [4, 8, 12]",
     )
 
 
@@ -126,7 +126,7 @@ def test_cuts_that_do_not_grow(blocks: str) -> None:
 def test_unknown_model(name: str, hint: str) -> None:
     refused(
         [f"model.name={name}"],
-        f"model.name is '{name}'; needed is one of resnet18, resnet34, resnet50, resnet101, resnet152 "
+        f"model.name is '{name}'; expected one of resnet18, resnet34, resnet50, resnet101, resnet152 "
         f"or package.module:function{hint}",
     )
 
@@ -142,7 +142,7 @@ def test_arguments_for_a_model_that_takes_none() -> None:
 def test_data_that_need_a_path(name: str) -> None:
     refused(
         [f"data.name={name}"],
-        f"data.name {name} needs to know where the images are; use --set data.path=PATH",
+        f"data.name {name} expected data.path, got null; use --set data.path=PATH",
     )
 
 
@@ -164,14 +164,14 @@ def test_nesterov_without_momentum(momentum: str) -> None:
 
 @pytest.mark.parametrize("betas", ["[]", "[0.9]", "[0.9, 0.99, 0.999]", "[0.9, 1.0]", "[-0.1, 0.9]"])
 def test_impossible_betas(betas: str) -> None:
-    refused([f"optimizer.betas={betas}"], f"optimizer.betas is {betas}; needed are two numbers from 0 to below 1")
+    refused([f"optimizer.betas={betas}"], f"optimizer.betas is {betas}; expected two numbers from 0 to below 1")
 
 
 @pytest.mark.parametrize("milestones", ["[0.0]", "[1.0]", "[0.5, 1.5]", "[-0.5]", "[0.6, 0.3]", "[0.3, 0.3]"])
 def test_impossible_milestones(milestones: str) -> None:
     refused(
         [f"schedule.milestones={milestones}"],
-        f"schedule.milestones is {milestones}; needed are growing fractions between 0 and 1",
+        f"schedule.milestones is {milestones}; expected growing fractions between 0 and 1",
     )
 
 
@@ -234,13 +234,13 @@ def test_nearest_neighbours_that_work(overrides: list[str]) -> None:
 
 @pytest.mark.parametrize("name", ["../elsewhere", "/etc", ".", "..", "a/b", "x" * 101, "\ud800"])
 def test_a_name_that_leads_out_of_the_folder_of_runs(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"^name is '.*; needed is the name of a folder in runs/, .* --run-dir$"):
+    with pytest.raises(ConfigError, match=r"^name is '.*; expected the name of a folder in runs/, .* --run-dir$"):
         parse_config({"name": name})
 
 
 @pytest.mark.parametrize("name", ["a:b/../../c", "a:", ":b", "a/b:c", "a:b c", "a:b:c"])
 def test_a_model_that_cannot_be_a_function(name: str) -> None:
-    with pytest.raises(ConfigError, match="^model.name is '.*'; needed is one of .* or package.module:function"):
+    with pytest.raises(ConfigError, match="^model.name is '.*'; expected one of .* or package.module:function"):
         parse_config({"model": {"name": name}})
 
 
@@ -257,7 +257,7 @@ def test_a_step_is_captured_where_one_thread_makes_it(settings: list[str]) -> No
 def test_there_are_not_streams_enough_for_many_captured_blocks() -> None:
     refused(
         ["engine=streams", "gpu.capture=true", "blocks=11"],
-        "engine streams captures with three streams a block, of which torch has 32 a GPU, but there are 11 blocks; "
+        "engine streams captures with three streams a block, of which torch has 32 a GPU, but blocks gives 11; "
         "use at most 10, or --set gpu.capture=false",
     )
 
@@ -275,7 +275,7 @@ def test_ports_behind_the_last_one() -> None:
 def test_nothing_is_to_be_found_without_a_port() -> None:
     refused(
         ["metrics.discovery=runs"],
-        "metrics.discovery is 'runs', but there is nothing to be found without a port; "
+        "metrics.discovery is 'runs', but without a port there is nothing to discover; "
         "use --set metrics.port=9500, or leave it out",
     )
     assert load_config(None, ["metrics.discovery=runs", "metrics.port=0"]).metrics.discovery == "runs"

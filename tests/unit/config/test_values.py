@@ -53,30 +53,30 @@ def test_fitting_value_is_kept_or_made_a_float(value: Any, kind: Any, expected: 
 @pytest.mark.parametrize(
     ("value", "kind", "message"),
     [
-        (True, int, "True (true or false); needed is a whole number"),
-        (False, float, "False (true or false); needed is a finite number"),
-        (1, bool, "1 (a whole number); needed is true or false"),
-        ("true", bool, "'true' (text); needed is true or false"),
-        ("3", int, "'3' (text); needed is a whole number"),
-        ("1e-3", float, "'1e-3' (text); needed is a finite number"),
-        (3.0, int, "3.0 (a number); needed is a whole number"),
-        (3, str, "3 (a whole number); needed is text"),
-        (None, int, "None (null); needed is a whole number"),
-        ([1], int, "[1] (a list); needed is a whole number"),
-        ({"a": 1}, int, "{'a': 1} (keys and values); needed is a whole number"),
-        (0.5, int | None, "0.5 (a number); needed is a whole number or null"),
-        (True, CUTS, "True (true or false); needed is a whole number or a list, each a whole number or text"),
-        ([1.5], CUTS, "[1.5] (a list); needed is a whole number or a list, each a whole number or text"),
-        ([True], CUTS, "[True] (a list); needed is a whole number or a list, each a whole number or text"),
-        (0.5, list[float], "0.5 (a number); needed is a list, each a finite number"),
-        ([1, "2"], list[float], "[1, '2'] (a list); needed is a list, each a finite number"),
-        ([True], list[float], "[True] (a list); needed is a list, each a finite number"),
-        ([1], dict[str, Any], "[1] (a list); needed is text keys and values"),
-        ({1: 2}, dict[str, Any], "{1: 2} (keys and values); needed is text keys and values"),
-        (3, Color, "3 (a whole number); needed is one of red, green"),
-        (0.5, int | Literal["never"], "0.5 (a number); needed is a whole number or never"),
-        (None, Color, "None (null); needed is one of red, green"),
-        (["red"], Color, "['red'] (a list); needed is one of red, green"),
+        (True, int, "True (true or false); expected a whole number"),
+        (False, float, "False (true or false); expected a finite number"),
+        (1, bool, "1 (a whole number); expected true or false"),
+        ("true", bool, "'true' (text); expected true or false"),
+        ("3", int, "'3' (text); expected a whole number"),
+        ("1e-3", float, "'1e-3' (text); expected a finite number"),
+        (3.0, int, "3.0 (a number); expected a whole number"),
+        (3, str, "3 (a whole number); expected text"),
+        (None, int, "None (null); expected a whole number"),
+        ([1], int, "[1] (a list); expected a whole number"),
+        ({"a": 1}, int, "{'a': 1} (keys and values); expected a whole number"),
+        (0.5, int | None, "0.5 (a number); expected a whole number or null"),
+        (True, CUTS, "True (true or false); expected a whole number or a list, each a whole number or text"),
+        ([1.5], CUTS, "[1.5] (a list); expected a whole number or a list, each a whole number or text"),
+        ([True], CUTS, "[True] (a list); expected a whole number or a list, each a whole number or text"),
+        (0.5, list[float], "0.5 (a number); expected a list, each a finite number"),
+        ([1, "2"], list[float], "[1, '2'] (a list); expected a list, each a finite number"),
+        ([True], list[float], "[True] (a list); expected a list, each a finite number"),
+        ([1], dict[str, Any], "[1] (a list); expected text keys and values"),
+        ({1: 2}, dict[str, Any], "{1: 2} (keys and values); expected text keys and values"),
+        (3, Color, "3 (a whole number); expected one of red, green"),
+        (0.5, int | Literal["never"], "0.5 (a number); expected a whole number or never"),
+        (None, Color, "None (null); expected one of red, green"),
+        (["red"], Color, "['red'] (a list); expected one of red, green"),
     ],
 )
 def test_other_type_is_refused(value: Any, kind: Any, message: str) -> None:
@@ -87,7 +87,7 @@ def test_other_type_is_refused(value: Any, kind: Any, message: str) -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("kind", [float, float | None])
 def test_nan_and_inf_are_refused(value: float, kind: Any) -> None:
-    with pytest.raises(ConfigError, match=f"^some.key is {value} .*; needed is a finite number"):
+    with pytest.raises(ConfigError, match=f"^some.key is {value} .*; expected a finite number"):
         convert(value, kind, "some.key", {})
 
 
@@ -100,10 +100,10 @@ def test_nan_and_inf_in_a_list_are_refused(value: float) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("greem", "some.key is 'greem'; needed is one of red, green; did you mean 'green'?"),
-        ("RED", "some.key is 'RED'; needed is one of red, green"),
-        ("", "some.key is ''; needed is one of red, green"),
-        ("xyz", "some.key is 'xyz'; needed is one of red, green"),
+        ("greem", "some.key is 'greem'; expected one of red, green; did you mean 'green'?"),
+        ("RED", "some.key is 'RED'; expected one of red, green"),
+        ("", "some.key is ''; expected one of red, green"),
+        ("xyz", "some.key is 'xyz'; expected one of red, green"),
     ],
 )
 def test_unknown_choice_suggests_only_what_looks_alike(value: str, message: str) -> None:
@@ -112,7 +112,7 @@ def test_unknown_choice_suggests_only_what_looks_alike(value: str, message: str)
 
 
 def test_a_word_beside_numbers_is_suggested_too() -> None:
-    message = "some.key is 'nevr'; needed is a whole number or never or null; did you mean 'never'?"
+    message = "some.key is 'nevr'; expected a whole number or never or null; did you mean 'never'?"
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         convert("nevr", int | Literal["never"] | None, "some.key", {})
 
@@ -125,12 +125,12 @@ def test_ends_of_the_range_are_allowed(kind: Any, value: float) -> None:
 @pytest.mark.parametrize(
     ("value", "kind", "limits", "message"),
     [
-        (0, int, {"least": 1}, "some.key is 0; needed is at least 1"),
-        (-0.1, float, {"least": 0, "most": 1}, "some.key is -0.1; needed is at least 0"),
-        (0, float, {"least": 0.1}, "some.key is 0; needed is at least 0.1"),
-        (1.5, float, {"least": 0, "most": 1}, "some.key is 1.5; needed is at most 1"),
-        (181, float, {"least": None, "most": 180}, "some.key is 181; needed is at most 180"),
-        (-1, int | None, {"least": 0, "most": None}, "some.key is -1; needed is at least 0"),
+        (0, int, {"least": 1}, "some.key is 0; expected at least 1"),
+        (-0.1, float, {"least": 0, "most": 1}, "some.key is -0.1; expected at least 0"),
+        (0, float, {"least": 0.1}, "some.key is 0; expected at least 0.1"),
+        (1.5, float, {"least": 0, "most": 1}, "some.key is 1.5; expected at most 1"),
+        (181, float, {"least": None, "most": 180}, "some.key is 181; expected at most 180"),
+        (-1, int | None, {"least": 0, "most": None}, "some.key is -1; expected at least 0"),
     ],
 )
 def test_value_outside_its_range_is_refused(
@@ -170,7 +170,7 @@ def test_declared_types_of_a_section() -> None:
 
 @pytest.mark.parametrize("value", [2**63, -(2**63), 10**4000])
 def test_numbers_that_no_file_or_message_can_carry(value: int) -> None:
-    with pytest.raises(ConfigError, match=r"^some.key is -?\d+(\.\.\.)?; needed is a number of at most 63 bits$"):
+    with pytest.raises(ConfigError, match=r"^some.key is -?\d+(\.\.\.)?; expected a number of at most 63 bits$"):
         convert(value, int, "some.key", {})
     assert convert(2**63 - 1, int, "some.key", {}) == 2**63 - 1
 

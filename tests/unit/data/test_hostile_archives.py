@@ -74,7 +74,7 @@ def test_an_archive_that_unfolds_to_more_than_is_free(tmp_path: Path, monkeypatc
     content[at : at + 4] = struct.pack("<I", len(start) + 4 * GIGABYTE)
     Path(path).write_bytes(content)
     with pytest.raises(
-        DataError, match=r"unfolds to 4,000,000,\d+ bytes, but only 3,000,000,000 of memory are free; ne"
+        DataError, match=r"unfolds to 4,000,000,\d+ bytes, but only 3,000,000,000 of memory are free; expected"
     ):
         open_archive(path)
 

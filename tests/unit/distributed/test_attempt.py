@@ -30,7 +30,7 @@ def test_a_rank_that_never_came_does_not_shift_the_count() -> None:
     """Where torchrun restarted the ranks of one machine without counting, ranks of two attempts once waited for each
     other until the timeout."""
     store: Any = dist.HashStore()
-    with pytest.raises(WireError, match=r"^rank 0 waited 0\.1 s for rank 1 to start; see what it has said, or raise"):
+    with pytest.raises(WireError, match=r"^rank 0 waited 0\.1 s for rank 1 to start; see its output, or raise"):
         agree_attempt(0, 2, store, 0.1)
     with ThreadPoolExecutor(2) as pool:
         ranks = [start(pool, store, rank, 2) for rank in (0, 1)]
@@ -50,5 +50,5 @@ def test_a_rank_0_that_is_dead_is_not_believed() -> None:
 
 def test_without_rank_0_nobody_begins() -> None:
     store: Any = dist.HashStore()
-    with pytest.raises(WireError, match=r"^rank 1 waited 0\.1 s for rank 0 to start; see what it has said"):
+    with pytest.raises(WireError, match=r"^rank 1 waited 0\.1 s for rank 0 to start; see its output"):
         agree_attempt(1, 2, store, 0.1)

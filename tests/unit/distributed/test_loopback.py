@@ -56,7 +56,7 @@ def test_rank_0_that_hosts_the_store_itself_listens_on_the_loopback_alone() -> N
 def test_a_store_that_is_gone() -> None:
     port = free_port()
     with pytest.raises(
-        WireError, match=f"^rank 1 does not reach the store of the job at localhost, port {port}: .*is wh"
+        WireError, match=f"^rank 1 does not reach the store of the job at localhost, port {port}: .*is the launcher"
     ):
         open_store(environment(1, 2, port, agent_hosts_store=True), 0.5)
 

@@ -12,8 +12,8 @@ from bllpipe.distributed.gloo import MessageBuffer
 from bllpipe.distributed.local_links import LocalWires
 from bllpipe.distributed.message_format import (
     ALIGNMENT,
-    CLOSING_BYTES,
     HEADER_BYTES,
+    TRAILER_BYTES,
     Layout,
     alpha_fields,
     copy_into,
@@ -64,18 +64,18 @@ def test_statistics_have_one_size_whatever_the_batch() -> None:
     assert isinstance(found, Stats) and torch.equal(found.sums_KC, stats.sums_KC)
 
 
-def test_a_message_is_written_into_a_packet_for_the_largest_one() -> None:
+def test_a_message_is_written_into_a_buffer_for_the_largest_one() -> None:
     layout, alpha = alpha_layout(torch.bfloat16), torch.randn(3, 4, 4, 2, requires_grad=True).permute(0, 3, 1, 2)
-    packet = MessageBuffer(layout)
-    whole = packet.write(Alpha(STEP, alpha))
-    assert whole.data_ptr() == packet.whole(Round("train", 5, size=4)).data_ptr()
+    buffer = MessageBuffer(layout)
+    whole = buffer.write(Alpha(STEP, alpha))
+    assert whole.data_ptr() == buffer.message_view(Round("train", 5, size=4)).data_ptr()
     assert whole.numel() == layout.message_bytes(3, "train")
     assert bytes(whole[:HEADER_BYTES].numpy()) == layout.expected_header(STEP)
-    packet.check(STEP)
-    found = packet.read(STEP, CPU)
+    buffer.check(STEP)
+    found = buffer.read(STEP, CPU)
     assert isinstance(found, Alpha) and torch.equal(found.alpha_BCHW, alpha.detach().bfloat16().float())
     with pytest.raises(WireError, match="expected.*step 6.*but block 0 sends.*step 5"):
-        packet.check(Round("train", 6, size=3))
+        buffer.check(Round("train", 6, size=3))
 
 
 def test_a_sender_refuses_another_shape_and_names_both_sides() -> None:
@@ -101,7 +101,7 @@ def test_the_right_header_passes() -> None:
     layout = alpha_layout()
     header = layout.header(STEP, [torch.zeros(3, 2, 4, 4)])
     assert len(header) == HEADER_BYTES
-    layout.check(header, header[:CLOSING_BYTES], STEP)
+    layout.check(header, header[:TRAILER_BYTES], STEP)
 
 
 def voting_layout() -> Layout:
@@ -122,18 +122,18 @@ def test_votes_cost_four_bytes_a_class_and_image_and_only_in_tests() -> None:
 
 @pytest.mark.parametrize("size", [4, 3, 1])
 def test_votes_stay_float32_beside_activations_in_bfloat16(size: int) -> None:
-    """Through a packet of gloo, which is used again for messages of other sizes and phases, and inside a process."""
+    """Through a buffer of gloo, which is used again for messages of other sizes and phases, and inside a process."""
     layout, test = voting_layout(), Round("evaluate", 5, size=size)
     alpha, votes = torch.randn(size, 2, 4, 4), torch.rand(size, 10)
-    packet, wires = MessageBuffer(layout), LocalWires(CPU, timeout=1)
+    buffer, wires = MessageBuffer(layout), LocalWires(CPU, timeout=1)
     rounds = [Round("train", 4, size=4), test, Round("train", 5, size=4)]
     sender, receiver = wires.sender(layout), wires.receiver(layout, iter(rounds))
     for entry in rounds:
         sent = Alpha(entry, alpha, votes) if entry is test else Alpha(entry, torch.zeros(4, 2, 4, 4))
-        assert packet.write(sent).numel() == layout.message_bytes(entry.size, entry.phase)
-        packet.check(entry)
+        assert buffer.write(sent).numel() == layout.message_bytes(entry.size, entry.phase)
+        buffer.check(entry)
         sender.send(sent)
-        for found in (packet.read(entry, CPU), receiver.recv()):
+        for found in (buffer.read(entry, CPU), receiver.recv()):
             assert isinstance(found, Alpha)
             assert torch.equal(found.alpha_BCHW, sent.alpha_BCHW.bfloat16().float())
             assert (found.votes_BK is None) is (entry is not test)
@@ -144,7 +144,7 @@ def test_votes_stay_float32_beside_activations_in_bfloat16(size: int) -> None:
     ("position", "words"),
     [
         (0, "sends bytes that are no bllpipe header"),
-        (7, "sends a header of version 2, which is not 3"),
+        (7, "sends a header of version 2, not 3"),
         (8, "sends target 0->1"),
         (16, "sends alpha 1->1"),
         (24, "sends alpha 0->0"),
@@ -164,21 +164,19 @@ def test_every_wrong_byte_is_noticed_and_described(position: int, words: str) ->
     header = bytearray(right)
     header[position] ^= 1
     with pytest.raises(WireError, match=re.escape(words)) as caught:
-        layout.check(bytes(header), right[:CLOSING_BYTES], STEP)
+        layout.check(bytes(header), right[:TRAILER_BYTES], STEP)
     assert str(caught.value).startswith("edge alpha 0->1 (block 0 to block 1): block 1 expected")
 
 
-@pytest.mark.parametrize("kept", [HEADER_BYTES, HEADER_BYTES + 64, -CLOSING_BYTES])
+@pytest.mark.parametrize("kept", [HEADER_BYTES, HEADER_BYTES + 64, -TRAILER_BYTES])
 def test_a_message_that_was_cut_short_is_no_message(kept: int) -> None:
     """gloo fills as much of a receive as there is, and says nothing."""
     layout = alpha_layout()
-    packets = {entry: MessageBuffer(layout) for entry in (STEP, Round("train", 4, size=3))}
-    sent, before = (packet.write(Alpha(entry, torch.ones(3, 2, 4, 4))) for entry, packet in packets.items())
-    before[:kept] = sent[:kept]  # the receiver's packet has held the message of the step before
-    with pytest.raises(
-        WireError, match=r"block 1 got a message for step 5 .* whole: block 0 has sent less than its 704"
-    ):
-        list(packets.values())[1].check(STEP)
+    buffers = {entry: MessageBuffer(layout) for entry in (STEP, Round("train", 4, size=3))}
+    sent, before = (buffer.write(Alpha(entry, torch.ones(3, 2, 4, 4))) for entry, buffer in buffers.items())
+    before[:kept] = sent[:kept]  # the receiver's buffer has held the message of the step before
+    with pytest.raises(WireError, match=r"block 1 got a truncated message for step 5: expected 704 bytes from block 0"):
+        list(buffers.values())[1].check(STEP)
 
 
 def test_random_headers_never_crash_the_description() -> None:
@@ -187,7 +185,7 @@ def test_random_headers_never_crash_the_description() -> None:
     for _ in range(200):
         noise = bytes(torch.randint(0, 256, (HEADER_BYTES - 8,), generator=generator, dtype=torch.uint8).tolist())
         with pytest.raises(WireError, match="but block 0 sends"):
-            layout.check(good[:8] + noise, good[:CLOSING_BYTES], STEP)
+            layout.check(good[:8] + noise, good[:TRAILER_BYTES], STEP)
 
 
 def test_local_links_give_what_the_wire_would() -> None:
@@ -213,7 +211,7 @@ def test_local_links_check_the_round() -> None:
 def test_local_links_time_out_in_words() -> None:
     wires = LocalWires(CPU, timeout=0.05)
     layout = alpha_layout()
-    with pytest.raises(WireError, match="block 1 waited 0.05 s for step 5; nothing came"):
+    with pytest.raises(WireError, match="block 1 waited 0.05 s for step 5; no message arrived"):
         wires.receiver(layout, iter([STEP])).recv()
     sender = wires.sender(layout)
     with pytest.raises(WireError, match="block 0 could not send step 5 for 0.05 s"):

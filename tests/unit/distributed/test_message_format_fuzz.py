@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bllpipe.distributed.message_format import CLOSING_BYTES, DTYPES, HEADER_BYTES, MAGIC, Field, Layout
+from bllpipe.distributed.message_format import DTYPES, HEADER_BYTES, MAGIC, TRAILER_BYTES, Field, Layout
 from bllpipe.errors import WireError
 from bllpipe.messages import Round
 from bllpipe.topology import Edge
@@ -39,17 +39,17 @@ def test_any_bytes_are_refused_in_words(layout: Layout, entry: Round, noise: byt
     with pytest.raises(
         WireError, match=r"^edge \w+ \d+->\d+ \(block 3 to block 4\): block 4 expected .*, but block 3 "
     ):
-        layout.check(header, header[:CLOSING_BYTES], entry)
+        layout.check(header, header[:TRAILER_BYTES], entry)
 
 
 @fuzz(300)
 @given(LAYOUTS, ROUNDS, st.integers(0, HEADER_BYTES - 1), st.integers(1, 255))
 def test_no_byte_of_a_header_can_change(layout: Layout, entry: Round, place: int, change: int) -> None:
     header = bytearray(layout.expected_header(entry))
-    layout.check(bytes(header), bytes(header[:CLOSING_BYTES]), entry)
+    layout.check(bytes(header), bytes(header[:TRAILER_BYTES]), entry)
     header[place] ^= change
     with pytest.raises(WireError, match="but block 3 sends"):
-        layout.check(bytes(header), bytes(header[:CLOSING_BYTES]), entry)
+        layout.check(bytes(header), bytes(header[:TRAILER_BYTES]), entry)
 
 
 @fuzz(200)
@@ -70,7 +70,7 @@ def test_what_is_put_into_a_payload_is_what_is_found_there(layout: Layout, entry
         for dtype, shape in layout.shapes(entry.size, entry.phase)
     ]
     header = layout.header(entry, tensors)
-    layout.check(header, header[:CLOSING_BYTES], entry)
+    layout.check(header, header[:TRAILER_BYTES], entry)
     payload = torch.zeros(layout.payload_bytes(entry.size, entry.phase), dtype=torch.uint8)
     for view, tensor in zip(layout.views(payload, entry.size, entry.phase), tensors, strict=True):
         view.copy_(tensor)

@@ -60,7 +60,7 @@ def test_both_ends_say_the_same_about_what_differs(other: Layout, words: str) ->
     ("published", "words"),
     [
         (b"\x01" * 256, "bytes that are no bllpipe header"),
-        (MAGIC[:-1] + bytes([VERSION - 1]) + bytes(248), f"a header of version {VERSION - 1}, which is not {VERSION}"),
+        (MAGIC[:-1] + bytes([VERSION - 1]) + bytes(248), f"a header of version {VERSION - 1}, not {VERSION}"),
         (MAGIC, "train step 0 batch 0 of 0 images"),
         (b"", "bytes that are no bllpipe header"),
     ],
@@ -90,6 +90,7 @@ def test_an_end_that_says_nothing_is_named() -> None:
     end = Handshake(store)
     end.publish(LAYOUT, "src")
     with pytest.raises(
-        WireError, match=r"^edge alpha 0->1 \(block 0 to block 1\): block 1 has not said what its messages"
+        WireError,
+        match=r"^edge alpha 0->1 \(block 0 to block 1\): block 1 has not published the layout",
     ):
         end.compare()

@@ -84,7 +84,7 @@ def test_a_status_that_cannot_be_written_is_told_and_hides_nothing(
     store.set("directory", str(tmp_path / "file"))
     report_failure(OutputError("cannot write metrics"), store, store, rank=1, role="block 1")
     first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith("bllpipe: rank 1 (block 1): cannot write metrics; make room or mend the directory")
+    assert first.startswith("bllpipe: rank 1 (block 1): cannot write metrics; free space or fix the directory")
     assert (
         second.startswith("bllpipe: rank 1 (block 1): and cannot write the status to ") and "Not a directory" in second
     )

@@ -14,7 +14,12 @@ def test_what_one_rank_posts_another_one_reads() -> None:
     here, there = JobStore(store), JobStore(store)
     here.set_shape(1, (8, 4, 4))
     assert there.shape_of(1) == (8, 4, 4)
-    here.post("restored", 1, ["b"])
-    there.post("restored", 0, ["a"])
-    assert here.gather("restored", 2) == [["a"], ["b"]]
-    assert there.check(["restored/1"]) and not there.check(["restored/2"])
+
+
+def test_records_are_gathered_by_rank() -> None:
+    store: Any = dist.HashStore()
+    here, there = JobStore(store), JobStore(store)
+    for rank in (2, 0, 1):
+        there.post("report", rank, {"rank": rank})
+    assert here.gather("report", 3) == [{"rank": rank} for rank in range(3)]
+    assert there.check(["report/2"]) and not there.check(["report/3"])

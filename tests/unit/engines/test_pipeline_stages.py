@@ -198,13 +198,13 @@ def test_a_training_round_is_a_step_on_the_mean_loss() -> None:
 def test_a_test_round_takes_any_size_and_changes_nothing() -> None:
     loop, _ = make_loop(config("engine=single"), 5)
     before = {name: value.clone() for name, value in loop.weights().items()}
-    (images, target), (first, second) = batch(5), loop.share.segments
+    (images, target), (first, second) = batch(5), loop.trainer.segments
     outcome = loop.run(Round("evaluate", 0, size=5))
     assert outcome is not None
     assert all(torch.equal(value, before[name]) for name, value in loop.weights().items())
     scores_BK = second.eval()(first.eval()(images.alpha_BCHW))
     assert outcome.correct == (scores_BK.argmax(dim=1) == target.label_B).sum()
-    torch.testing.assert_close(outcome.terms["pred"], loop.share.loss(scores_BK, target.label_B).detach())
+    torch.testing.assert_close(outcome.terms["pred"], loop.trainer.loss(scores_BK, target.label_B).detach())
 
 
 def test_a_test_batch_hops_from_rank_to_rank() -> None:

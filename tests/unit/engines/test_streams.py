@@ -14,10 +14,10 @@ import torch
 from bllpipe.config import load_config
 from bllpipe.distributed.cuda_streams import HostStreams, Ring, RingWires, streams_on
 from bllpipe.engines import Options, streams
-from bllpipe.engines.in_process import run_together, take_turns
+from bllpipe.engines.in_process import run_in_process, run_in_turn
 from bllpipe.engines.job import Job
 from bllpipe.engines.ports import ring_wires
-from bllpipe.engines.streams import places, ticks
+from bllpipe.engines.streams import make_columns, ticks
 from bllpipe.engines.streams_graph import StreamActor
 from bllpipe.training.worker import Worker
 from tests.support import jobs
@@ -117,7 +117,7 @@ def test_the_lines_of_metrics_are_those_of_sequential(tmp_path: Path) -> None:
 
 def in_random_order(seed: int, job: Job, parts: list[Worker], wires: RingWires) -> None:
     """Everything as soon as what it needs is done, in an order that nobody has thought of."""
-    blocks, lanes = places(job, parts, wires.streams)
+    blocks, lanes = make_columns(job, parts, wires.streams)
     rounds, draw, last = list(job.rounds()), random.Random(seed), len(blocks) - 1
     done = dict.fromkeys((*blocks, *lanes), 0)
 
@@ -145,7 +145,7 @@ def in_random_order(seed: int, job: Job, parts: list[Worker], wires: RingWires) 
 def test_every_admissible_order_gives_the_same_bits(tmp_path: Path, seed: int) -> None:
     expected = engine(tmp_path / "taking-turns", "sequential")
     config = load_config(None, [*SMALL, "engine=streams"])
-    run_together(
+    run_in_process(
         config,
         Options(run_dir=str(tmp_path / "random")),
         partial(in_random_order, seed),
@@ -154,11 +154,11 @@ def test_every_admissible_order_gives_the_same_bits(tmp_path: Path, seed: int) -
     assert jobs.summary(tmp_path / "random")["state_sha256"] == expected
 
 
-def test_blocks_that_take_turns_may_use_rings_too(tmp_path: Path) -> None:
+def test_blocks_that_run_in_turn_may_use_rings_too(tmp_path: Path) -> None:
     """As they do on a GPU."""
     expected = engine(tmp_path / "channels", "sequential")
     config = load_config(None, [*SMALL, "engine=sequential"])
-    run_together(config, Options(run_dir=str(tmp_path / "rings")), take_turns, partial(ring_wires, streams_on))
+    run_in_process(config, Options(run_dir=str(tmp_path / "rings")), run_in_turn, partial(ring_wires, streams_on))
     assert jobs.summary(tmp_path / "rings")["state_sha256"] == expected
 
 

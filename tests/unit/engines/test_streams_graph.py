@@ -295,5 +295,5 @@ def test_a_cpu_has_no_graphs() -> None:
 def test_each_block_may_be_captured_for_itself() -> None:
     config = load_config(None, [*SMALL, "gpu.capture=blocks"])
     assert graphs_of_ticks(config, torch.device("cuda")) is None
-    with pytest.raises(ConfigError, match="gpu.capture is 'ticks'; needed is true or false or blocks"):
+    with pytest.raises(ConfigError, match="gpu.capture is 'ticks'; expected true or false or blocks"):
         load_config(None, ["gpu.capture=ticks"])

@@ -36,7 +36,7 @@ def test_the_same_step_again_and_again_is_not(starts: list[int], tries: int, ste
     begin(store, starts[:-1], tries)
     message = (
         rf"^the last {tries} attempts all began at step {step} and failed .* was: {KILLED}\n"
-        r"mend it and go on with --run-dir runs/x --resume auto; or save more often"
+        r"fix its cause and resume with --run-dir runs/x --resume auto; or save more often"
     )
     with pytest.raises(NoProgressError, match=message):
         check_progress(store, len(starts) - 1, step, tries, RunDirectory(Path("runs/x")))

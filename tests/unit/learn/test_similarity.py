@@ -84,3 +84,8 @@ def test_the_matrix_is_exact_under_bf16() -> None:
         found_BB = similarity_matrix(features)
     assert found_BB.dtype is torch.float32
     torch.testing.assert_close(found_BB, similarity_matrix(features))
+
+
+def test_one_position_has_no_deviation_and_counts_itself() -> None:
+    features_BC = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(similarity_matrix(features_BC[:, :, None, None]), similarity_matrix(features_BC))

@@ -78,9 +78,9 @@ def test_cuts(name: str, blocks: int | list[int | str], sizes: list[int]) -> Non
     ("blocks", "message"),
     [
         (9, "blocks=9, but the network has only 8 units.*--set blocks=8"),
-        ([8], "cannot cut after 8; needed is a number from 1 to 7"),
+        ([8], "cannot cut after 8; expected a number from 1 to 7"),
         (["layer9.0"], "cannot cut after 'layer9.0'.*layer1.0, layer1.1"),
-        (["layer2.0", "layer1.0"], "cuts must go forward"),
+        (["layer2.0", "layer1.0"], "expected cuts in order"),
     ],
 )
 def test_impossible_cuts(blocks: int | list[int | str], message: str) -> None:
@@ -108,8 +108,8 @@ def test_a_network_of_ones_own_has_the_names_of_a_sequential() -> None:
     [
         ("no_such_package:f", "cannot be imported.*package.module:function"),
         (f"{__name__}:nothing_here", "cannot be imported"),
-        (f"{__name__}:__doc__", "is a str; needed is a function"),
-        (f"{__name__}:no_modules", "returned int; needed is a list of torch.nn.Module"),
+        (f"{__name__}:__doc__", "is a str; expected a function"),
+        (f"{__name__}:no_modules", "returned int; expected a list of torch.nn.Module"),
     ],
 )
 def test_wrong_network_functions(name: str, message: str) -> None:

@@ -43,7 +43,7 @@ def go(data: Pair, run: Path, steps: int, **words: object) -> None:
 )
 def test_other_data_are_refused_unless_accepted(change: Callable[[], Pair], tmp_path: Path) -> None:
     go(pairs(), tmp_path / "run", 2)
-    with pytest.raises(ConfigError, match=r"(?s)data: 48 training and 12 test .* then, .*add --accept data to go on"):
+    with pytest.raises(ConfigError, match=r"(?s)data: 48 training and 12 test .* then, .*add --accept data to resume"):
         go(change(), tmp_path / "run", 6, resume="auto")
     go(change(), tmp_path / "run", 6, resume="auto", accept="data")
     assert '"data": ["48 training' in (tmp_path / "run" / "resumes.jsonl").read_text()

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch.distributed as dist
 
 from bllpipe.config import Config
 from bllpipe.config.schema import EvaluateConfig
-from bllpipe.training.run_directory import gather_reports, post_report, summarise, table
+from bllpipe.training.run_directory import summarise, table
 from bllpipe.training.run_schedule import RunSchedule
 
 KEYS = {
@@ -94,10 +93,3 @@ def test_a_run_that_was_stopped_early_has_no_rate() -> None:
     """It once trained 0 images/s in steady state."""
     found = summary([{**one, "images_per_second": 0.0} for one in REPORTS])
     assert table(found).splitlines()[4].endswith("in 4.0 s; it ended before its rate was steady")
-
-
-def test_reports_are_gathered_by_rank() -> None:
-    store: Any = dist.HashStore()
-    for rank in (2, 0, 1):
-        post_report(store, rank, REPORTS[rank])
-    assert gather_reports(store, 3) == REPORTS

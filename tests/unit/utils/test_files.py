@@ -18,7 +18,7 @@ FULL = Path("/dev/full")  # takes nothing: as a disk without room
 def test_the_message_says_what_where_why_how_much_room_there_is_and_what_to_do() -> None:
     words = (
         r"^cannot write metrics to /dev/full: No space left on device; [0-9,]+ bytes are free there; "
-        r"make room or mend the directory, and go on with --resume auto$"
+        r"free space or fix the directory, and resume with --resume auto$"
     )
     with pytest.raises(OutputError, match=words), writing("metrics", FULL):
         append_line(FULL, "x")

@@ -29,7 +29,7 @@ def test_what_both_have_is_copied() -> None:
         ("weight", torch.ones(3, 2), r"weight as float32\[3, 2\], but this run needs float32\[2, 3\]"),
         ("weight", torch.ones(2, 3, dtype=torch.float64), r"weight as float64\[2, 3\], but .* float32\[2, 3\]"),
         ("weight", torch.ones(2, 3, dtype=torch.int64), r"weight as int64\[2, 3\], but this run needs float32\[2, 3\]"),
-        ("steps", torch.tensor(7.5), r"steps as float32\[\], but this run needs int64\[\]; give the config"),
+        ("steps", torch.tensor(7.5), r"steps as float32\[\], but this run needs int64\[\]; use the config"),
         ("steps", torch.ones(1, dtype=torch.int64), r"steps as int64\[1\], but this run needs int64\[\]"),
     ],
 )

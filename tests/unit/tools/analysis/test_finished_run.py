@@ -128,7 +128,7 @@ def test_missing_weights_are_named(copied: Path) -> None:
 
 def test_of_many_missing_weights_a_few_are_named(copied: Path) -> None:
     saved_again(copied, lambda tensors: tensors.clear())
-    with pytest.raises(CheckpointError, match=r"lacks heads.layer1.1.2.bias, .* and \d\d\d more; needed"):
+    with pytest.raises(CheckpointError, match=r"lacks heads.layer1.1.2.bias, .* and \d\d\d more; expected"):
         load_blocks(open_run(copied, silent))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from bllpipe.tools.analysis.report_figures import MOST_STEPS
 from tests.support.jobs import SMALL, in_this_process, summary
-from tests.support.report_pages import Page, line, made_by_hand, places, report
+from tests.support.report_pages import Page, line, made_by_hand, report
 
 SECTIONS = ["runs", "machines", "accuracy", "learning", "blocks", "alignment", "time", "timeline", "config"]
 
@@ -35,10 +35,12 @@ def test_the_sections_stand_in_their_order(page: Page) -> None:
 
 
 def test_nothing_is_loaded_from_anywhere(page: Page) -> None:
-    text = re.sub(r' xmlns="[^"]*"', "", page.text)  # a name, which nobody looks up
+    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", page.text)  # a name, which is never looked up
     assert not re.search(r"https?:|//\w+\.|url\((?!#)|@import", text)
-    assert not {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe", "object", "use", "a", "base"}
-    assert not {name for _, attributes in page.tags for name in attributes} & {"src", "href", "xlink:href"}
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe", "object", "a", "base"}
+    assert not {name for _, attributes in page.tags for name in attributes} & {"src", "href"}
+    ids = {f"#{attributes['id']}" for _, attributes in page.tags if "id" in attributes}
+    assert {attributes.get("xlink:href") for tag, attributes in page.tags if tag == "use"} <= ids, "markers of the page"
     assert "default-src 'none'" in page.text
     assert "prefers-color-scheme: dark" in page.text
 
@@ -118,17 +120,18 @@ def test_curves_lie_where_the_figures_say(tmp_path: Path) -> None:
     for seed, (first, second) in enumerate([(0.2, 0.8), (0.4, 1.0)]):
         lines = [line("evaluate", 10, accuracy=first), line("evaluate", 20, epoch=1, accuracy=second)]
         made_by_hand(tmp_path / str(seed), f"seed={seed}", lines=[*lines, line("evaluate", 10, block=0, accuracy=0.0)])
-    found = report([tmp_path / "0", tmp_path / "1"], tmp_path / "report.html")
-    _, curve = found.drawn("line")[:2]  # the first is in the legend
-    (x_1, mean_1), (x_2, mean_2) = places(curve)
-    (_, high_1), (_, high_2), (_, low_2), (_, low_1) = places(found.drawn("band")[0])
-    percent = (low_1 - high_1) / 20  # pixels; the seeds are 20 % apart
-    assert low_2 - high_2 == pytest.approx(20 * percent, abs=0.2)
-    assert mean_1 == pytest.approx((low_1 + high_1) / 2, abs=0.1)
-    assert mean_1 - mean_2 == pytest.approx(60 * percent, abs=0.5)
-    ticks = {attributes["x"] for tag, attributes in found.tags if tag == "text"}
-    assert {str(x_1).removesuffix(".0"), str(x_2).removesuffix(".0")} <= ticks, "epochs 1 and 2 have ticks"
-    assert "At the end: bll 90.00 %." in found.words["figcaption"][0]
+    found = report([tmp_path / "0", tmp_path / "1"], tmp_path / "report.html").drawing(0)
+    ((x_1, mean_1), (x_2, mean_2)) = found.corners("line")[0]
+    heights = sorted({y for _, y in found.corners("band")[0]})
+    percent = (found.places["20 %"][1] - found.places["100 %"][1]) / 80  # pixels
+    edges = [mean + off * percent for mean in (mean_2, mean_1) for off in (-10, 10)]
+    assert heights == pytest.approx(edges, abs=0.2)
+    assert mean_1 - mean_2 == pytest.approx(60 * percent, abs=0.2)
+    assert (x_1, x_2) == pytest.approx((found.places["1.0"][0], found.places["2.0"][0]), abs=0.1), "epochs"
+    assert found.notes("mark") == [
+        "bll, epochs 1: 30.00 % (20.00 % to 40.00 %, n = 2)",
+        "bll, epochs 2: 90.00 % (80.00 % to 100.00 %, n = 2)",
+    ]
 
 
 def test_busy_and_waiting_are_shares_of_the_training_time(tmp_path: Path) -> None:
@@ -185,7 +188,7 @@ def test_alignment_is_drawn_where_it_was_recorded(tmp_path: Path) -> None:
 def test_long_runs_make_small_pages(tmp_path: Path) -> None:
     lines = [line("train", step, loss=1 / step) for step in range(1, 5001)]
     found = report([made_by_hand(tmp_path / "a", lines=lines)], tmp_path / "report.html")
-    assert 200 < max(len(places(curve)) for curve in found.drawn("line")) <= 300
+    assert 200 < max(map(len, found.drawing(0).corners("line"))) <= 300
     assert len(found.text) < 60_000
 
 

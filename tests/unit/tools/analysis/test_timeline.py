@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 
-from bllpipe.cli.results import add_timeline, write_png
+from bllpipe.cli.results import add_timeline
 from bllpipe.errors import ConfigError
 from bllpipe.tools.analysis.timeline import Timeline, chrome_trace, parse_steps, read_timeline
-from bllpipe.tools.analysis.timeline_svg import LOOKS, picture
+from bllpipe.tools.analysis.timeline_picture import LOOKS, picture
+from tests.support.drawings import Drawing
 
 MS = 1_000_000
-SVG = "{http://www.w3.org/2000/svg}"
 
 
 def line(kind: str, step: int, start: float, end: float, actor: str, edge: str = "") -> dict[str, Any]:
@@ -177,70 +178,80 @@ def test_runs_in_one_trace_are_told_apart(run: Path) -> None:
     assert len({event["id"] for event in trace if event["ph"] == "s"}) == 8
 
 
-def boxes(svg: str, kind: str) -> list[dict[str, str]]:
-    """The boxes of a kind that are spans, by their notes; parsing fails unless all tags are closed."""
-    rects = [node for node in ElementTree.fromstring(svg).iter(f"{SVG}rect") if node.find(f"{SVG}title") is not None]
-    return [dict(node.attrib) for node in rects if f"kind-{kind}" in node.get("class", "").split()]
+def boxes(found: Drawing, kind: str, look: str = "box") -> list[tuple[float, float, float]]:
+    """Left edge, width and height of the boxes of a kind, in the order of their ranks and times."""
+    drawn = []
+    for note, corners in zip(found.notes(look), found.corners(look), strict=True):
+        if note.startswith(f"{kind},") or note.startswith(f"{kind} "):
+            xs, ys = zip(*corners, strict=True)
+            drawn.append((min(xs), max(xs) - min(xs), max(ys) - min(ys)))
+    return drawn
 
 
-def words(svg: str) -> list[str]:
-    return [node.text or "" for node in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+def drawing(*timelines: Timeline, title: str = "A title") -> Drawing:
+    return Drawing(picture(title, timelines))
 
 
 def test_boxes_stand_at_their_times_and_carry_their_steps(run: Path) -> None:
-    svg = picture("A title", [read(run)])
-    forward, backward = boxes(svg, "forward"), boxes(svg, "backward")
+    found = drawing(read(run))
+    forward, backward, send = (boxes(found, kind) for kind in ("forward", "backward", "send"))
     assert len(forward) == len(backward) == 8
-    first, second = (float(box["x"]) for box in forward[:2])
-    width = float(backward[0]["width"])
-    assert second - first == pytest.approx(2 * width, abs=0.2), "10 ms apart, and 5 ms long"
-    assert float(backward[0]["x"]) == pytest.approx(first + width, abs=0.2), "a bubble of 2 ms behind 3 ms of forward"
-    assert float(boxes(svg, "send")[0]["height"]) < float(forward[0]["height"]) / 3, (
-        "waiting leaves the bubble in sight"
-    )
-    found = words(svg)
-    assert {"A title", "made", "F4", "B7", "0  block 0", "80 % busy", "40 % busy"} <= set(found)
-    assert any("100 steps/s, bubbles 40.0 % of the blocks' time; clocks aligned to 0.020 ms" in text for text in found)
+    width = backward[0][1]
+    assert forward[1][0] - forward[0][0] == pytest.approx(2 * width, abs=0.2), "10 ms apart, and 5 ms long"
+    assert backward[0][0] == pytest.approx(forward[0][0] + width, abs=0.2), "a bubble of 2 ms after 3 ms of forward"
+    assert send[0][2] < forward[0][2] / 3, "waiting leaves the bubble in sight"
+    assert {"A title", "made", "F4", "B7", "0  block 0", "80 % busy", "40 % busy"} <= set(found.texts)
+    assert any("100 steps/s, bubbles 40.0 % of the blocks' time; clocks aligned to 0.020 ms" in t for t in found.texts)
+    assert "send alpha 0->1, step 4, block 0: 2.000 ms from 3.000 ms on" in found.notes("box")
 
 
 def test_other_steps_are_pale_and_end_with_the_picture(run: Path) -> None:
-    svg = picture("A title", [read(run).cut(5, 7)])
-    forward = boxes(svg, "forward")
-    assert "F5" in words(svg) and "F4" not in words(svg)
-    assert len(forward) == 4, "whole steps before and behind lie outside"
+    found = drawing(read(run).cut(5, 7))
+    assert "F5" in found.texts and "F4" not in found.texts
+    assert len(boxes(found, "forward")) == 4 and boxes(found, "forward", "pale") == [], "whole steps lie outside"
     late = read(run)
-    part = Timeline("made", (late.cut(5, 7).ranks[0], late.cut(4, 5).ranks[1]))
-    pale = [node for node in ElementTree.fromstring(picture("", [part])).iter(f"{SVG}g") if node.get("opacity")]
-    assert len(pale) == 2
-    assert any("pale: other steps" in text for text in words(picture("", [part])))
+    part = drawing(Timeline("made", (late.cut(5, 7).ranks[0], late.cut(4, 5).ranks[1])))
+    assert len(boxes(part, "forward", "pale")) == 3
+    assert any("pale: other steps" in text for text in part.texts)
 
 
 def test_runs_below_each_other_have_one_scale(run: Path, tmp_path: Path) -> None:
     slow = tmp_path / "slow"
     stretched = [{**record, "end": record["end"] + 30 * MS} for record in block_0(4)[2:]]
     write_rank(slow, 0, "block 0", [*block_0(4)[:2], *stretched])
-    backward = boxes(picture("", [read(run).cut(4, 5), read(slow)]), "backward")
-    widths = [float(box["width"]) for box in backward]
+    widths = [width for _, width, _ in boxes(drawing(read(run).cut(4, 5), read(slow)), "backward")]
     assert widths[-1] == pytest.approx(7 * widths[0], rel=0.01), "35 ms and 5 ms"
 
 
 def test_kinds_differ_without_colour() -> None:
-    looks = [(look.letter, look.pattern) for look in LOOKS.values() if look.letter]
-    assert len({letter for letter, _ in looks}) == len(looks)
-    assert len({(look.light, look.pattern) for look in LOOKS.values() if look.letter}) == len(looks)
+    looks = [look for look in LOOKS.values() if look.letter]
+    assert len({look.letter for look in looks}) == len(looks)
+    assert len({(look.colour, look.hatch) for look in looks}) == len(looks)
 
 
 def test_kinds_of_other_engines_are_drawn_too(run: Path) -> None:
     write_rank(run, 0, "<stage>", [line('a "<kind>"', 4, 1, 5, "<&>")])
-    svg = picture("<&>", [read(run)])
-    assert 'a "<kind>"' in words(svg) and "X4" in words(svg)
+    found = drawing(read(run), title="<&>")
+    assert {'a "<kind>"', "X4", "<&>"} <= set(found.texts)
+
+
+def test_names_in_any_script_are_drawn_without_a_warning(run: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "\u6f22\u5b57" in drawing(read(run), title="\u6f22\u5b57").texts
 
 
 def test_light_and_dark(run: Path) -> None:
-    svg = picture("", [read(run)])
-    light, _, dark = svg.partition("@media (prefers-color-scheme: dark)")
-    assert LOOKS["forward"].light in light and LOOKS["forward"].dark not in light
-    assert LOOKS["forward"].dark in dark and "http://" not in dark.replace("http://www.w3.org/2000/svg", "")
+    colour = LOOKS["forward"].colour
+    rules, _, shapes = picture("", [read(run)]).partition("</style>")
+    _, _, dark = rules.partition("@media (prefers-color-scheme: dark)")
+    assert colour.light in shapes and colour.dark not in shapes
+    assert f'[style*="stroke: {colour.light}"] {{ stroke: {colour.dark} !important; }}' in dark
+    assert "<style" not in picture("", [read(run)], heading=False), "the page has the rules"
+
+
+def test_the_same_timeline_is_the_same_picture(run: Path) -> None:
+    assert picture("A title", [read(run)]) == picture("A title", [read(run)])
 
 
 def test_the_command_writes_a_picture_and_a_trace(
@@ -248,7 +259,7 @@ def test_the_command_writes_a_picture_and_a_trace(
 ) -> None:
     trace = tmp_path / "trace.json"
     assert timeline_command(str(run), "--steps", "5:7", "--trace", str(trace), "--title", "Mine") == 0
-    assert "Mine" in words((run / "timeline.svg").read_text())
+    assert "Mine" in Drawing((run / "timeline.svg").read_text()).texts
     assert {event["args"]["step"] for event in json.loads(trace.read_text())["traceEvents"] if event["ph"] == "X"} == {
         5,
         6,
@@ -256,7 +267,7 @@ def test_the_command_writes_a_picture_and_a_trace(
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("made: steps 5 to 6, 100 steps/s, bubbles 40.0 %")
     assert out[1].startswith("busy: rank 0 80.0 %, rank 1 40.0 %")
-    assert out[2:] == [f"wrote {run / 'timeline.svg'}", f"wrote {trace}"]
+    assert out[2:] == [f"wrote {trace}", f"wrote {run / 'timeline.svg'}"]
 
 
 def test_a_page_has_the_title_once(run: Path, tmp_path: Path) -> None:
@@ -277,23 +288,23 @@ def test_a_format_that_is_not_known(run: Path, tmp_path: Path) -> None:
         timeline_command(str(run), "--out", str(tmp_path / "page.gif"))
 
 
-def test_without_a_converter_the_svg_is_recommended(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="found neither rsvg-convert .* install one .* or take --out page.svg"):
-        write_png("<svg/>", tmp_path / "page.png", find=lambda name: None)
-
-
-def test_a_converter_that_fails_is_told(run: Path, tmp_path: Path) -> None:
-    failing = tmp_path / "rsvg-convert"
-    failing.write_text("#!/bin/sh\necho no fonts >&2\nexit 3\n")
-    failing.chmod(0o755)
-    find = {"rsvg-convert": str(failing)}.get
-    with pytest.raises(ConfigError, match="rsvg-convert could not make .*page.png: no fonts; take --out .*page.svg"):
-        write_png(picture("", [read(run)]), tmp_path / "page.png", find)
-
-
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium to draw with")
-def test_a_png_is_made_by_a_browser(run: Path, tmp_path: Path) -> None:
+def test_a_png_has_two_pixels_for_each_of_the_svg(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "page.png"
-    write_png(picture("", [read(run)]), out, find=lambda name: shutil.which(name) if name == "chromium" else None)
+    assert timeline_command(str(run), "--out", str(out)) == 0
     assert out.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert int.from_bytes(out.read_bytes()[16:20], "big") == 2400, "two pixels each"
+    assert int.from_bytes(out.read_bytes()[16:20], "big") == 2400
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
+@pytest.mark.parametrize("command", ["report", "timeline"])
+def test_without_the_extra_a_command_says_how_to_install_it(run: Path, command: str, package: str) -> None:
+    block = f"import sys; sys.modules[{package!r}] = None"
+    program = f"{block}\nfrom bllpipe.cli import main\nsys.exit(main([{command!r}, {str(run)!r}]))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
+    assert done.returncode == ConfigError.exit_code
+    assert f"but {package} is not installed; use pip install 'bllpipe[report]'" in done.stderr
+
+
+def test_commands_start_without_the_extra() -> None:
+    program = "import sys, bllpipe.cli as c; c._parser(); sys.exit(bool({'matplotlib', 'jinja2'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], timeout=240).returncode == 0

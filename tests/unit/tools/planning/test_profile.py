@@ -132,7 +132,7 @@ def test_a_profile_of_another_config(profile: Profile, tmp_path: Path) -> None:
 def test_what_is_no_profile(text: str, tmp_path: Path) -> None:
     file = tmp_path / "profile.json"
     file.write_text(text)
-    with pytest.raises(ConfigError, match="is not a profile: .*name a new one, and it will be"):
+    with pytest.raises(ConfigError, match="is not a profile: .*; use the name of a new file to measure"):
         load_profile(file, Config())
 
 

@@ -1,4 +1,4 @@
-"""A local loss of one's own: in every block the channel means shall point where those of their class do.
+"""Your own local loss: it turns the channel means of every block towards the mean of their class.
 
 python docs/examples/user_loss.py
 torchrun --nproc_per_node=4 docs/examples/user_loss.py
@@ -18,7 +18,7 @@ def towards_class(alpha: Tensor, scores: Tensor, target: bllpipe.Target, x: Tens
     cosine_B = torch.cosine_similarity(bllpipe.channel_means(alpha), target.beta_BC, dim=1)
     return {
         "pred": cross_entropy(scores, target.label_B),
-        "apart": ((1 - cosine_B) * target.known_B).mean(),  # known: 0 for a class that no batch has shown yet
+        "apart": ((1 - cosine_B) * target.known_B).mean(),  # known_B: 0 for a class that no batch has contained yet
     }
 
 
@@ -36,7 +36,7 @@ parser.add_argument("--run-dir", help="default: a new directory in runs/")
 options = parser.parse_args()
 
 run = bllpipe.train(
-    layers,  # a function: built by every rank, with weights of the run's own seed
+    layers,  # a function: every rank calls it, with the seed of the run
     "digits",
     blocks=3,
     objective=towards_class,
