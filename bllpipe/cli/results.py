@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bllpipe.errors import ConfigError
 from bllpipe.tools.analysis.timeline import Timeline, chrome_trace, figures, parse_steps, read_timeline
-from bllpipe.utils.console import show, warn
+from bllpipe.utils.console import percent, show, warn
 from bllpipe.utils.files import output_file, run_directory
 
 if TYPE_CHECKING:
@@ -33,10 +33,10 @@ def evaluation_table(evaluation: Evaluation) -> str:
 
 def _heading(evaluation: Evaluation) -> str:
     recorded = evaluation.recorded_test_accuracy
-    measured = "" if recorded is None else f"; the run itself measured {_percent(recorded)}"
+    measured = "" if recorded is None else f"; the run itself measured {percent(recorded)}"
     return (
         f"{evaluation.run}: {evaluation.method}, step {evaluation.step}, {evaluation.test_images:,} test images, "
-        f"test accuracy {_percent(evaluation.test_accuracy)}{measured}"
+        f"test accuracy {percent(evaluation.test_accuracy)}{measured}"
     )
 
 
@@ -54,10 +54,10 @@ def _exit_rows(evaluation: Evaluation) -> list[str]:
 
 def _exit_row(each: Exit, width: int) -> str:
     return (
-        f"{each.number:>4}  {each.after:<{width}} {_percent(each.test_accuracy):>14} "
-        f"{_percent(each.ensemble_accuracy):>10} {each.flops / 1e6:>10,.3f} {each.parameters:>12,}   "
-        f"FLOPs {_percent(each.head_flops_share)}, "
-        f"parameters {_percent(each.head_parameters_share)}"
+        f"{each.number:>4}  {each.after:<{width}} {percent(each.test_accuracy):>14} "
+        f"{percent(each.ensemble_accuracy):>10} {each.flops / 1e6:>10,.3f} {each.parameters:>12,}   "
+        f"FLOPs {percent(each.head_flops_share)}, "
+        f"parameters {percent(each.head_parameters_share)}"
     )
 
 
@@ -71,12 +71,8 @@ def _early_rows(evaluation: Evaluation) -> list[str]:
 
 
 def _early_row(each: EarlyExit) -> str:
-    left = "".join(f"{_percent(part):>11}" for part in each.left)
-    return f"{each.threshold:>19.3f} {_percent(each.test_accuracy):>14} {_percent(each.relative_cost):>11}{left}"
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.2f} %"
+    left = "".join(f"{percent(part):>11}" for part in each.left)
+    return f"{each.threshold:>19.3f} {percent(each.test_accuracy):>14} {percent(each.relative_cost):>11}{left}"
 
 
 def add_timeline(commands: Any) -> None:

@@ -5,7 +5,6 @@ health check.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,6 +16,7 @@ from bllpipe.config import Config
 from bllpipe.config.loader import load_stored_config
 from bllpipe.data.catalog import PUBLISHED
 from bllpipe.training.run_schedule import RunSchedule
+from bllpipe.utils.files import json_object
 
 RUNS = Path("runs")
 WITHIN_SECONDS = 900.0  # longer than backend.timeout_seconds, after which a run that hangs ends by itself
@@ -94,13 +94,13 @@ class Follower:
 
     def refresh(self) -> None:
         """Reads the new lines; reads all of them where the file has become shorter, as when a run is resumed."""
-        self.status = _record(self._text("status.json"))
+        self.status = json_object(self._text("status.json"))
         self.written = last_written(self.directory)
         lines = self._new_lines()  # before resumes.jsonl, so that it names the process of every line
-        resumes = map(_record, self._text("resumes.jsonl").splitlines())
+        resumes = map(json_object, self._text("resumes.jsonl").splitlines())
         self._starts = [0, *(resume["step"] for resume in resumes if "step" in resume)]
         for line in lines:
-            record = _record(line)
+            record = json_object(line)
             if {"actor", "rank", "role", "step"} <= record.keys():
                 self._add(record)
 
@@ -137,15 +137,6 @@ class Follower:
             return b""
 
 
-def _record(text: bytes) -> dict[str, Any]:
-    """The JSON object in ``text``; empty for anything else, such as half a line."""
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _last_step(config: Config) -> int | None:
     """The last step of the run, if the number of images is known without reading the data."""
     if config.data.name in PUBLISHED:
@@ -173,7 +164,7 @@ def health_of(directory: Path, within: float) -> Health:
     """A run is healthy if it has completed, was stopped by a signal or a limit, or is running and has written to its
     metrics or checkpoints in the last ``within`` seconds. A run that was killed still has the status "running"."""
     try:
-        status = _record((directory / "status.json").read_bytes())
+        status = json_object((directory / "status.json").read_bytes())
     except OSError:
         status = {}
     if not status:

@@ -285,8 +285,8 @@ def test_nothing_is_to_be_found_without_a_port() -> None:
 def test_a_whole_network_has_no_heads_to_test_together(method: str) -> None:
     refused(
         ["engine=single", f"method={method}", "evaluate.ensemble=true"],
-        f"evaluate.ensemble is true, but method {method} trains the whole network, which has no local heads to test "
-        f"together; use --set evaluate.ensemble=false, or a local method such as --set method=bll",
+        f"evaluate.ensemble is true, but method {method} trains the whole network, which has no local heads; "
+        f"use --set evaluate.ensemble=false, or a local method such as --set method=bll",
     )
     assert load_config(None, ["evaluate.ensemble=true", "method=dgl"]).evaluate.ensemble
     assert not load_config(None).evaluate.ensemble
