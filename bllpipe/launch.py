@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import threading
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import get_args
 
 from bllpipe.config import Config, load_config
 from bllpipe.config.schema import PIPELINES, SYNCHRONOUS, residual_units, unit_name
 from bllpipe.data.catalog import DEFAULT_PATH, DOWNLOADS, PUBLISHED, check_given, check_obtainable, split_folders
-from bllpipe.distributed.torchrun import RankEnvironment, die_with_agent, fault_text, speaks_for_all, stop_torchrun
+from bllpipe.distributed.torchrun import (
+    RankEnvironment,
+    die_with_agent,
+    fault_text,
+    has_agent,
+    speaks_for_all,
+    stop_torchrun,
+)
 from bllpipe.engines import Options, Output, engine, topology
 from bllpipe.engines.launcher import run_ranks
 from bllpipe.errors import BllpipeError, ConfigError
@@ -22,6 +29,7 @@ from bllpipe.tools.monitoring.live_table import release
 from bllpipe.tools.monitoring.progress import ProgressDisplay
 from bllpipe.training.callbacks import Callback
 from bllpipe.training.run_schedule import RunSchedule
+from bllpipe.utils.console import drop_unwritten, repair_standard_streams, warn
 
 # Before there is a store, rank 0 alone prints an error that all ranks have. The others wait until it has.
 SILENT_SECONDS = 5.0
@@ -94,6 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bllpipe.launch", description=__doc__)
     add_arguments(parser)
     argv = list(sys.argv[1:] if arguments is None else arguments)
+    repair_standard_streams()
     return launch(parser.parse_args(argv), argv)
 
 
@@ -102,11 +111,7 @@ def launch(options: argparse.Namespace, argv: Sequence[str]) -> int:
     try:
         return _launch(options, argv)
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            except OSError:  # a closed terminal or a full disk, which would change the exit code of the interpreter
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        drop_unwritten()
 
 
 def _launch(options: argparse.Namespace, argv: Sequence[str]) -> int:
@@ -124,11 +129,11 @@ def _launch(options: argparse.Namespace, argv: Sequence[str]) -> int:
     except BllpipeError as error:
         return fail_before_the_store(error, environment)
     if config.engine in SPREAD and environment is None:
+        give_back = partial(release, sys.stdout if options.output in ("auto", "live") else None)
         try:
-            return run_ranks(config, argv, options.max_restarts)
+            return run_ranks(config, argv, options.max_restarts, give_back)
         finally:
-            if options.output in ("auto", "live"):
-                release(sys.stdout)  # the rank that draws may have been killed
+            give_back()  # the rank that draws may have been killed
     try:
         return engine(config.engine)(config, chosen)
     except KeyboardInterrupt:
@@ -186,11 +191,12 @@ def _check_restarts(max_restarts: int, config: Config, environment: RankEnvironm
 
 
 def fail_before_the_store(error: BllpipeError, environment: RankEnvironment | None) -> int:
-    """All ranks have the same error at the same time; only the first one prints it."""
-    if speaks_for_all():
-        print(f"bllpipe: {error}", file=sys.stderr, flush=True)
-    else:
+    """All ranks find the same error at the same time; only the first one prints it. Without an agent, which ends the
+    others then, a rank cannot know that there is a first one, and prints it when it is still here after a while."""
+    if not speaks_for_all():
         threading.Event().wait(SILENT_SECONDS)
+    if speaks_for_all() or not has_agent():
+        warn(str(error))
     if environment is not None and environment.local_rank == 0:
         stop_torchrun(environment, error.exit_code)
     return error.exit_code

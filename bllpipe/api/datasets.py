@@ -22,6 +22,7 @@ from bllpipe.config.schema import DataConfig
 from bllpipe.data.arrays import check_finite, check_label_form, label_array, plain_array
 from bllpipe.data.base import Arrays, GivenData, LabelSet, MemoryImages, Split
 from bllpipe.data.catalog import DataSpec, check_labels
+from bllpipe.data.identity import labels_sha256
 from bllpipe.errors import DataError
 from bllpipe.utils.tensors import part_digest
 
@@ -79,8 +80,7 @@ class ItemData:
         self._sets: dict[Split, Any] = {"train": train, "test": test}
 
     def images(self, data: DataConfig) -> ItemImages:
-        num_classes = self._labels.num_classes  # before the first image is read: a set may be empty
-        return ItemImages(self._sets, num_classes)
+        return ItemImages(self._sets, self._labels)  # these before the first image is read: a set may be empty
 
     def labels(self) -> LabelSet:
         return self._labels
@@ -99,10 +99,11 @@ class ItemData:
 class ItemImages:
     """An ImageSet that reads items on request."""
 
-    def __init__(self, sets: dict[Split, Any], num_classes: int) -> None:
+    def __init__(self, sets: dict[Split, Any], labels: LabelSet) -> None:
         self._sets = sets
         self._shape = tuple(_item(sets["train"], "train", 0).shape)
-        self.spec = DataSpec(len(sets["train"]), len(sets["test"]), self._shape, num_classes)
+        digest = labels_sha256(labels.train_N, labels.test_N)
+        self.spec = DataSpec(len(sets["train"]), len(sets["test"]), self._shape, labels.num_classes, digest)
         self.mean, self.std = list[float](), list[float]()
 
     def batches(self, wanted: Iterable[tuple[Split, Tensor]]) -> Iterator[Tensor]:

@@ -53,13 +53,15 @@ def checkpoint_to_resume(
     return None if resume == "never" else open_checkpoint(Path(resume))
 
 
-def changes_since(checkpoint: Checkpoint, config: Config, accepted: Sequence[str], directory: Path) -> list[Change]:
-    """The changes in ``config``, all of them harmless or ``accepted``.
+def changes_since(
+    checkpoint: Checkpoint, config: Config, accepted: Sequence[str], directory: Path, data: Change | None = None
+) -> list[Change]:
+    """The changes in ``config``, and in the ``data`` if they are others, all of them harmless or ``accepted``.
 
     Raises CheckpointError if the checkpoint holds no config; ConfigError for any other change, and if ``directory``
     holds later checkpoints, with the old values: after an interruption the run would resume from them.
     """
-    changed = changes(with_defaults(checkpoint.config()), to_mapping(config))
+    changed = changes(with_defaults(checkpoint.config()), to_mapping(config)) + ([data] if data else [])
     refuse_others(changed, accepted, str(checkpoint.path))
     if all(change.is_harmless for change in changed):
         return changed
@@ -125,9 +127,10 @@ def refuse_others(changed: Sequence[Change], accepted: Sequence[str], written_by
     if refused:
         lines = "".join(f"\n  {change}" for change in refused)
         keys = " ".join(change.key for change in refused)
+        give = "put the old data back" if keys == "data" else "use the old values of these keys"
         raise ConfigError(
             f"{written_by} was written with another configuration:{lines}\n"
-            f"use the old values of these keys, or add --accept {keys} to resume with the new ones, "
+            f"{give}, or add --accept {keys} to resume with the new ones, "
             f"or start a new run with another --run-dir"
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
@@ -18,22 +17,23 @@ from bllpipe.cli.results import add_results, add_timeline
 from bllpipe.cli.watch import add_health, add_watch
 from bllpipe.errors import BllpipeError
 from bllpipe.slurm.job_script import add_slurm
+from bllpipe.utils.console import drop_unwritten, repair_standard_streams, warn
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    repair_standard_streams()
     options = _parser().parse_args(argv)
     try:
-        code = int(options.run(options, argv[1:]))
-        sys.stdout.flush()
-        return code
+        return int(options.run(options, argv[1:]))
     except BllpipeError as error:
-        print(f"bllpipe: {error}", file=sys.stderr)
+        warn(str(error))
         return error.exit_code
     except BrokenPipeError:  # the reader has closed the pipe, as in ``bllpipe eval RUN | head``
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter prints an error at exit
         return 0
+    finally:
+        drop_unwritten()
 
 
 def _parser() -> argparse.ArgumentParser:

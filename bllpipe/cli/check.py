@@ -15,7 +15,7 @@ from bllpipe.engines import topology
 from bllpipe.launch import check_plan
 from bllpipe.tools.planning.estimates import EdgeFigures, Figures, RankFigures
 from bllpipe.topology import Topology
-from bllpipe.utils.console import table
+from bllpipe.utils.console import show, table
 
 NO_DATA = (
     "shapes, bytes and memory depend on the data, which were not found: data.name is {name}, data.path {path}; use "
@@ -71,13 +71,13 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
         return 0
     estimates, unknown = _estimates(config)
     if options.json:
-        print(json.dumps(_to_json(config, estimates, unknown), indent=1))
+        show(json.dumps(_to_json(config, estimates, unknown), indent=1))
         return 0
     layout = topology(config)
-    print(headline(config, layout))
-    print("\n".join([*layout_lines(layout), str(unknown)]) if estimates is None else estimates_table(estimates, config))
+    show(headline(config, layout))
+    show("\n".join([*layout_lines(layout), str(unknown)]) if estimates is None else estimates_table(estimates, config))
     if options.verbose:
-        print()
+        show("")
         _print_config(config)
     return 0
 
@@ -95,7 +95,7 @@ def _estimates(config: Config) -> tuple[Figures | None, str | None]:
 
 
 def _print_config(config: Config) -> None:
-    print(to_yaml(config) + "\n".join(layout_lines(topology(config))))
+    show(to_yaml(config) + "\n".join(layout_lines(topology(config))))
 
 
 def _to_json(config: Config, estimates: Figures | None, unknown: str | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bllpipe.errors import CheckpointError
-from bllpipe.utils.console import age_text, size_text
+from bllpipe.utils.console import age_text, show, size_text
 
 if TYPE_CHECKING:
     from bllpipe.tools.analysis.checkpoint_inspection import CheckpointInfo
@@ -47,8 +47,8 @@ def _list(options: argparse.Namespace, argv: Sequence[str]) -> int:
     if options.json:
         _print_json(found)
     else:
-        print("\n".join(_rows(found)))
-        print(f"judged by names, manifests and sizes; use bllpipe ckpt verify {options.path} to read every byte")
+        show("\n".join(_rows(found)))
+        show(f"judged by names, manifests and sizes; use bllpipe ckpt verify {options.path} to read every byte")
     return 0
 
 
@@ -59,19 +59,19 @@ def _verify(options: argparse.Namespace, argv: Sequence[str]) -> int:
     if options.json:
         _print_json(found)
     else:
-        print("\n".join([*_rows(found), _conclusion(found)]))
+        show("\n".join([*_rows(found), _conclusion(found)]))
     return DAMAGED if any(each.problems for each in found) else 0
 
 
 def _show(options: argparse.Namespace, argv: Sequence[str]) -> int:
     from bllpipe.tools.analysis.checkpoint_inspection import describe_checkpoint
 
-    print("\n".join(describe_checkpoint(Path(options.path))))
+    show("\n".join(describe_checkpoint(Path(options.path))))
     return 0
 
 
 def _print_json(found: Sequence[CheckpointInfo]) -> None:
-    print(json.dumps([asdict(each) for each in found], indent=1))
+    show(json.dumps([asdict(each) for each in found], indent=1))
 
 
 def _rows(found: Sequence[CheckpointInfo]) -> Iterator[str]:

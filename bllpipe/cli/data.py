@@ -11,6 +11,7 @@ from typing import Any
 from bllpipe.config.schema import DataConfig
 from bllpipe.data.catalog import DEFAULT_PATH, DOWNLOADS, DataSpec, listing
 from bllpipe.errors import DataError
+from bllpipe.utils.console import show
 
 MAX_SHOWN = 20  # damaged files in a message
 
@@ -40,7 +41,7 @@ def _fetch(options: argparse.Namespace, argv: Sequence[str]) -> int:
     from bllpipe.data.registry import fetch
 
     fetch(options.name, options.path)
-    print(f"{options.name} is complete in {options.path}")
+    show(f"{options.name} is complete in {options.path}")
     return 0
 
 
@@ -52,11 +53,11 @@ def _verify(options: argparse.Namespace, argv: Sequence[str]) -> int:
             f"use the path of an .npz or of an image folder, or one of these names"
         )
     if known:
-        print(verify_published(options.name, options.path))
+        show(verify_published(options.name, options.path))
     elif Path(options.name).is_dir():
-        print(verify_folder(options.name, options.image_size))
+        show(verify_folder(options.name, options.image_size))
     else:
-        print(verify_archive(options.name))
+        show(verify_archive(options.name))
     return 0
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from bllpipe.config.loader import known_keys
 from bllpipe.distributed.torchrun import settings
+from bllpipe.utils.console import show
 
 PACKAGES = ("torchvision", "numpy", "pillow", "pyyaml", "scikit-learn", "safetensors", "prometheus-client", "deepspeed")
 SHELLS = ("bash", "zsh", "fish")
@@ -30,7 +31,7 @@ def add_env(commands: Any) -> None:
 
 
 def _env(options: argparse.Namespace, argv: Sequence[str]) -> int:
-    print(json.dumps(describe(), indent=1))
+    show(json.dumps(describe(), indent=1))
     return 0
 
 
@@ -99,7 +100,7 @@ def _completion(options: argparse.Namespace, argv: Sequence[str]) -> int:
     function = f"_bllpipe_keys() {{ compgen -W '{keys}' -- \"$1\"; }}"
     by_shell = {"bash": "_bllpipe_keys", "zsh": f"({keys})", "fish": keys, "preamble": {"bash": function}}
     _complete_keys(options.parser, by_shell)
-    print(shtab.complete(options.parser, options.shell))
+    show(shtab.complete(options.parser, options.shell))
     return 0
 
 

@@ -16,7 +16,7 @@ from bllpipe.models.partition import Link, UnitCost, best_cut, largest, local_co
 from bllpipe.tools.planning.predict import Prediction, PredictionInputs, predict_all, predict_local
 from bllpipe.tools.planning.profile import Profile, load_profile, save_profile
 from bllpipe.tools.planning.tables import cut_table, rate_text, unit_table
-from bllpipe.utils.console import Bar, table
+from bllpipe.utils.console import Bar, show, table
 
 BLOCKS = (2, 4, 8, 16, 32, 64)
 LINKS = (1.0, 10.0, 50.0)  # GB/s: a fast network, PCIe, NVLink
@@ -107,16 +107,16 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
         )
     limit = inf if options.memory is None else options.memory * GIB
     settings = _settings(profile, options)
-    print(unit_table(profile))
+    show(unit_table(profile))
     steps = config.steps or config.epochs * profile.steps_per_epoch
     for number in shown:
         best = _best(profile, settings[0], number, limit)
-        print(f"\n{cut_table(profile, settings[0], best, steps)}")
+        show(f"\n{cut_table(profile, settings[0], best, steps)}")
     predictions = [[predict_all(each, number, options.microbatches, limit) for number in numbers] for each in settings]
     unmeasured = [size for size in parts if size not in profile.parts]
-    print(f"\n{prediction_table(settings, numbers, predictions, unmeasured)}")
+    show(f"\n{prediction_table(settings, numbers, predictions, unmeasured)}")
     for line in _left_out(profile, options):
-        print(line)
+        show(line)
     if files["json"]:
         _write_json(files["json"], profile, options, predictions)
     if files["write"]:
@@ -198,7 +198,7 @@ def _profile(config: Config, options: argparse.Namespace, file: Path | None, par
         profile = replace(profile, contention=max(1.0, profile.seconds / alone))
     if file is not None:
         save_profile(profile, file)
-        print(f"wrote {file}\n")
+        show(f"wrote {file}\n")
     return profile
 
 
@@ -246,7 +246,7 @@ def _write_json(
     for record in found:
         record["cut"] = [profile.names[position - 1] for position in record["cut"]]
     file.write_text(json.dumps({"profile": profile.to_json(), "predictions": found}, indent=1) + "\n")
-    print(f"wrote {file}")
+    show(f"wrote {file}")
 
 
 def _write_config(
@@ -261,7 +261,7 @@ def _write_config(
     blocks: list[int | str] = [profile.names[position - 1] for position in cut]
     head = f"# Cut by bllpipe plan on {profile.environment['processor']} ({profile.device}).\n"
     file.write_text(head + to_yaml(replace(config, blocks=blocks or 1)))
-    print(f"wrote {file} with blocks: {blocks or 1}")
+    show(f"wrote {file} with blocks: {blocks or 1}")
 
 
 def prediction_table(

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bllpipe.errors import ConfigError
 from bllpipe.tools.analysis.timeline import Timeline, chrome_trace, figures, parse_steps, read_timeline
-from bllpipe.utils.console import percent
+from bllpipe.utils.console import percent, show, warn
 from bllpipe.utils.files import output_file, run_directory
 
 if TYPE_CHECKING:
@@ -95,22 +94,22 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     if out.suffix not in FORMATS:
         raise ConfigError(f"--out {out} has no format that is known; needed is one of {', '.join(FORMATS)}")
     timelines = _timelines(paths, options.steps)
-    print(figures(timelines))
+    show(figures(timelines))
     if trace is not None:
         trace.write_text(json.dumps(chrome_trace(timelines)) + "\n")
-        print(f"wrote {trace}")
+        show(f"wrote {trace}")
     _write(out, options.title or _title(timelines), timelines)
-    print(f"wrote {out}")
+    show(f"wrote {out}")
     return 0
 
 
 def _timelines(paths: Sequence[Path], steps: str | None) -> list[Timeline]:
     first, end = parse_steps(steps) if steps is not None else (None, None)
-    found = [read_timeline(path, _print_warning).cut(first, end) for path in paths]
+    found = [read_timeline(path, warn).cut(first, end) for path in paths]
     most = max(len(timeline.steps) for timeline in found)
     if most > LEGIBLE:
         start = found[0].steps[0]
-        _print_warning(f"{most} steps make small boxes; for fewer of them: --steps {start}:{start + 6}")
+        warn(f"{most} steps make small boxes; for fewer of them: --steps {start}:{start + 6}")
     return found
 
 
@@ -141,10 +140,6 @@ def _require_report_extra() -> None:
         )
 
 
-def _print_warning(line: str) -> None:
-    print(f"bllpipe: {line}", file=sys.stderr)
-
-
 def add_results(commands: Any) -> None:
     """The commands that read run directories."""
     report = commands.add_parser("report", help="one page with figures and curves of one or more runs")
@@ -165,6 +160,7 @@ def add_results(commands: Any) -> None:
         metavar="P",
         help="confidences at which images leave early (default: 0.5 0.7 0.8 0.9 0.95 0.99)",
     )
+    evaluate.add_argument("--data-path", metavar="PATH", help="where the data are, if they have moved since the run")
     evaluate.set_defaults(run=_evaluate)
 
     export = commands.add_parser("export", help="write a run's network to one safetensors file, and check it")
@@ -178,6 +174,7 @@ def add_results(commands: Any) -> None:
     )
     export.add_argument("--heads", metavar="FILE", help="write the local heads too, for the ensemble of all exits")
     export.add_argument("--no-check", dest="check", action="store_false", help="do not compare FILE with the run")
+    export.add_argument("--data-path", metavar="PATH", help="where the data are, if they have moved since the run")
     export.set_defaults(run=_export)
 
 
@@ -188,12 +185,12 @@ def _report(options: argparse.Namespace, words: Sequence[str]) -> int:
     runs = [Path(text) for text in options.runs]
     out = Path(options.out) if options.out else runs[0] / "report.html"
     write_report(runs, out)
-    print(f"wrote {out}")
+    show(f"wrote {out}")
     if options.tensorboard:
         from bllpipe.tools.analysis.tensorboard import write_events
 
         write_events(runs, Path(options.tensorboard))
-        print(f"wrote {options.tensorboard}; look at it with tensorboard --logdir {options.tensorboard}")
+        show(f"wrote {options.tensorboard}; look at it with tensorboard --logdir {options.tensorboard}")
     return 0
 
 
@@ -203,11 +200,13 @@ def _evaluate(options: argparse.Namespace, words: Sequence[str]) -> int:
     from bllpipe.utils.files import output_file, run_directory
 
     file = output_file(options.json) if options.json else None
-    evaluation = evaluate_run(open_run(run_directory(options.directory), _warn), options.thresholds or THRESHOLDS)
-    print(evaluation_table(evaluation))
+    evaluation = evaluate_run(
+        open_run(run_directory(options.directory), warn, options.data_path), options.thresholds or THRESHOLDS
+    )
+    show(evaluation_table(evaluation))
     if file is not None:
         file.write_text(json.dumps(evaluation.to_json(), indent=1) + "\n")
-        print(f"wrote {file}")
+        show(f"wrote {file}")
     return 0
 
 
@@ -217,9 +216,6 @@ def _export(options: argparse.Namespace, words: Sequence[str]) -> int:
     from bllpipe.utils.files import output_file, run_directory
 
     file, heads = output_file(options.file), output_file(options.heads) if options.heads else None
-    export_run(open_run(run_directory(options.directory), _warn), options.to, file, options.check, print, heads)
+    run = open_run(run_directory(options.directory), warn, options.data_path)
+    export_run(run, options.to, file, options.check, show, heads)
     return 0
-
-
-def _warn(text: str) -> None:
-    print(f"bllpipe: {text}", file=sys.stderr)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bllpipe.errors import BllpipeError, ConfigError
 from bllpipe.tools.monitoring.run_status import RUNS, WITHIN_SECONDS, Health, health_of, newest
-from bllpipe.utils.console import warn
+from bllpipe.utils.console import show, warn
 
 if TYPE_CHECKING:
     from bllpipe.tools.monitoring.run_status import Follower
@@ -111,10 +111,10 @@ def _show(run: Follower, output: str) -> None:
     from bllpipe.tools.monitoring.progress import snapshot
 
     if output == "json":
-        print(snapshot(run), flush=True)
+        show(snapshot(run))
     else:
-        unicode = "utf" in (sys.stdout.encoding or "").lower()
-        print("\n".join(lines(run, Console(file=sys.stdout).width, unicode=unicode)), flush=True)
+        unicode = "utf" in (getattr(sys.stdout, "encoding", None) or "").lower()
+        show("\n".join(lines(run, Console(file=sys.stdout).width, unicode=unicode)))
 
 
 def add_health(commands: Any) -> None:
@@ -136,5 +136,5 @@ def add_health(commands: Any) -> None:
 def _health(options: argparse.Namespace, words: Sequence[str]) -> int:
     directory = Path(options.directory) if options.directory else newest(RUNS)
     found = health_of(directory, options.within) if directory else Health(False, f"there is no run in {RUNS}/")
-    print(found.reason)
+    show(found.reason)
     return 0 if found.is_healthy else UNHEALTHY

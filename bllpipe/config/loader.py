@@ -31,6 +31,8 @@ MOVED: dict[str, tuple[str, Callable[[Any], Any]]] = {
 MAX_BYTES = 1 << 18  # the parser takes a second for this size
 MAX_DEPTH = 20
 MAX_NODES = 10_000  # keys and values
+_QUOTED = re.compile(r"""^(?:"(?:[^"\\]|\\.)*"|'(?:[^']|'')*')""")
+_COMMENT = re.compile(r"(?:^|\s)#")
 # The scalars of YAML 1.2's core schema; any other unquoted scalar is a string.
 _SCALARS = {
     "null": re.compile(r"^(?:~|null|Null|NULL|)$"),
@@ -114,6 +116,11 @@ def _apply(mapping: dict[str, Any], override: str) -> None:
     if not equals or not key.rpartition(".")[2] or key.count(".") > MAX_DEPTH:
         raise ConfigError(f"--set {override:.200}: expected key.path=value, for example --set optimizer.lr=0.1")
     source = f"--set {override:.200}"
+    if _COMMENT.search(_QUOTED.sub("", text)):
+        raise ConfigError(
+            f"{source}: expected one value, got a comment behind it, as YAML reads ' #'; if it is part of a text, use "
+            f"quotes inside quotes: --set '{key}=\"{text}\"'"
+        )
     put(mapping, key, parse_yaml(text, source), source)
 
 

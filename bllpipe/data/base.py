@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bllpipe.config.schema import DataConfig
 from bllpipe.data.catalog import DataSpec
+from bllpipe.data.identity import labels_sha256
 from bllpipe.errors import ConfigError
 
 Split = Literal["train", "test"]
@@ -75,7 +76,7 @@ class MemoryImages:
     def __init__(self, arrays: Arrays, data: DataConfig) -> None:
         self._splits = {"train": arrays.train_NCHW, "test": arrays.test_NCHW}
         shape, sizes = tuple(arrays.train_NCHW.shape[1:]), (len(arrays.train_N), len(arrays.test_N))
-        self.spec = DataSpec(*sizes, shape, arrays.num_classes)
+        self.spec = DataSpec(*sizes, shape, arrays.num_classes, labels_sha256(arrays.train_N, arrays.test_N))
         self.mean, self.std = list[float](), list[float]()
         if arrays.train_NCHW.dtype == torch.uint8:
             self.mean, self.std = mean_and_std(data, shape[0], arrays.train_NCHW)

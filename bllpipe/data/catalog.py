@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from bllpipe.config.schema import DataConfig
+from bllpipe.data.left_out import LeftOut, images_of_class, is_hidden
 from bllpipe.errors import DataError
 
 MAX_CLASSES = 100_000  # then a last layer of 512 channels has 200 MB
@@ -27,12 +29,13 @@ Sample = tuple[str, Path]
 @dataclass(frozen=True)
 class DataSpec:
     """Sizes of a data set: image counts of both splits, the shape of one image, [C, H, W] unless a script gives others,
-    and the number of classes."""
+    and the number of classes. ``labels_sha256`` is there once the labels have been read."""
 
     num_train: int
     num_test: int
     image_shape: tuple[int, ...]
     num_classes: int
+    labels_sha256: str = field(default="", compare=False)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -135,10 +138,11 @@ def missing(name: str, path: str, error: Exception) -> DataError:
     )
 
 
-def listing(path: str) -> dict[str, list[Sample]]:
-    """(class, file) of every image of the splits ``train`` and ``test``, sorted by class and name."""
+def listing(path: str, warn: Callable[[str], None] = lambda text: None) -> dict[str, list[Sample]]:
+    """(class, file) of every image of the splits ``train`` and ``test``, sorted by class and name. Tells ``warn`` what
+    is left out. DataError when a class would vanish."""
     root = Path(path)
-    return {split: _samples(folder, root) for split, folder in split_folders(path).items()}
+    return {split: _samples(folder, root, warn) for split, folder in split_folders(path).items()}
 
 
 def split_folders(path: str) -> dict[str, Path]:
@@ -151,13 +155,20 @@ def split_folders(path: str) -> dict[str, Path]:
     return folders
 
 
-def _samples(folder: Path, root: Path) -> list[Sample]:
-    samples = []
-    for group in (path for path in _entries(folder) if path.is_dir()):
-        _check_inside(group, root)
-        for file in (path for path in _entries(group) if path.suffix.lower() in SUFFIXES):
-            _check_inside(file, root)
-            samples.append((group.name, file))
+def _samples(folder: Path, root: Path, warn: Callable[[str], None]) -> list[Sample]:
+    samples, left_out = [], LeftOut()
+    for group in _entries(folder):
+        if is_hidden(group):
+            left_out.hidden += 1
+        elif group.is_dir():
+            _check_inside(group, root)
+            for file in images_of_class(group, _entries(group), SUFFIXES, left_out):
+                _check_inside(file, root)
+                samples.append((group.name, file))
+        else:
+            left_out.loose_images += group.suffix.lower() in SUFFIXES
+    if found := str(left_out):
+        warn(f"{folder}: left out {found}; an image counts where it is CLASS/NAME with one of {' '.join(SUFFIXES)}")
     if not samples:
         raise DataError(f"{folder} holds no images; expected {folder}/CLASS/*.png")
     return samples

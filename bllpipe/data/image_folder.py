@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 from bllpipe.config.schema import DataConfig
 from bllpipe.data.base import LabelSet, Split, mean_and_std
 from bllpipe.data.catalog import DataSpec, Sample, check_labels, listing
+from bllpipe.data.identity import labels_sha256
 from bllpipe.errors import DataError
+from bllpipe.utils.console import warn
 from bllpipe.utils.process import end_with_parent
 
 MAX_PIXELS = 64_000_000  # as stored and as resized
@@ -28,11 +30,13 @@ class FolderImages:
     """An ImageSet that decodes in a DataLoader: short side to ``image_size``, centre crop, RGB."""
 
     def __init__(self, data: DataConfig) -> None:
-        self._listing = listing(str(data.path))
+        self._listing = listing(str(data.path), warn)
         labels = _labels(self._listing, str(data.path))
         self._size, self._workers = data.image_size, data.workers
         sizes = (len(self._listing["train"]), len(self._listing["test"]))
-        self.spec = DataSpec(*sizes, (3, data.image_size, data.image_size), labels.num_classes)
+        names = (f"{name}/{file.name}" for split in ("train", "test") for name, file in self._listing[split])
+        digest = labels_sha256(labels.train_N, labels.test_N, names)
+        self.spec = DataSpec(*sizes, (3, data.image_size, data.image_size), labels.num_classes, digest)
         self.mean, self.std = mean_and_std(data, 3, None)
 
     def batches(self, wanted: Iterable[tuple[Split, Tensor]]) -> Iterator[Tensor]:

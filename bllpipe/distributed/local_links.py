@@ -16,6 +16,7 @@ from bllpipe.errors import WireError
 from bllpipe.messages import Message, Round
 from bllpipe.topology import Edge
 
+SLICE_SECONDS = 1.0  # of a longer wait
 Packet = tuple[bytes, list[Tensor]]
 Item = TypeVar("Item")
 
@@ -132,11 +133,20 @@ class Channel(Generic[Item]):
             self._places.put(_Closed(error))
 
 
+def _get_within(queue: SimpleQueue[Any], timeout: float) -> Any:
+    """Waits in slices, so that of a time in which the process was stopped, as by Ctrl-Z, at most one counts."""
+    left = timeout
+    while True:
+        try:
+            return queue.get(timeout=min(left, SLICE_SECONDS))
+        except Empty:
+            left -= SLICE_SECONDS
+            if left <= 0:
+                raise TimeoutError from None
+
+
 def _get(queue: SimpleQueue[Any], timeout: float | None) -> Any:
-    try:
-        item = queue.get(timeout=timeout)
-    except Empty:
-        raise TimeoutError from None
+    item = queue.get() if timeout is None else _get_within(queue, timeout)
     if isinstance(item, _Closed):
         queue.put(item)  # for the next wait
         raise item.error

@@ -68,9 +68,15 @@ class RankEnvironment:
     @classmethod
     def _parse(cls, variables: Mapping[str, str]) -> RankEnvironment:
         restarts = int(variables.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        rank, world_size = int(variables["RANK"]), int(variables["WORLD_SIZE"])
+        if not 0 <= rank < world_size:
+            raise ConfigError(
+                f"RANK is {rank} and WORLD_SIZE {world_size}, but ranks are numbered from 0 to WORLD_SIZE - 1; start "
+                f"with torchrun, or unset RANK and WORLD_SIZE"
+            )
         return cls(
-            rank=int(variables["RANK"]),
-            world_size=int(variables["WORLD_SIZE"]),
+            rank=rank,
+            world_size=world_size,
             local_rank=int(variables["LOCAL_RANK"]),
             local_world_size=int(variables["LOCAL_WORLD_SIZE"]),
             master_addr=variables["MASTER_ADDR"],
@@ -78,7 +84,7 @@ class RankEnvironment:
             agent_hosts_store=variables.get("TORCHELASTIC_USE_AGENT_STORE", "False") == "True",
             restarts_left=int(variables.get("TORCHELASTIC_MAX_RESTARTS", "0")) - restarts,
             node=int(variables.get("GROUP_RANK", "0")),
-            has_agent="TORCHELASTIC_RUN_ID" in variables,
+            has_agent=has_agent(variables),
             launcher=int(variables[LAUNCHER]) if LAUNCHER in variables else None,
         )
 
@@ -101,8 +107,18 @@ def settings(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def speaks_for_all(variables: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process prints messages that are the same in all ranks: rank 0, or the only process."""
-    return variables.get("RANK", "0") == "0"
+    """Whether this process is the one that prints what all ranks found alike: rank 0, and every process of which it is
+    not certain that it is another rank. An error that is said twice is better than one that is not said."""
+    try:
+        rank, world_size = int(variables["RANK"]), int(variables["WORLD_SIZE"])
+    except (KeyError, ValueError):
+        return True
+    return not 0 < rank < world_size
+
+
+def has_agent(variables: Mapping[str, str] = os.environ) -> bool:
+    """Whether an elastic agent, of torchrun or of our launcher, ends this process when another rank has failed."""
+    return "TORCHELASTIC_RUN_ID" in variables
 
 
 @contextmanager

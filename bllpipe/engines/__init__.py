@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bllpipe.config import Config
@@ -13,6 +13,7 @@ from bllpipe.config.schema import SYNCHRONOUS, TORCH_PIPELINES, TWO_STAGES
 from bllpipe.errors import ConfigError
 from bllpipe.topology import Placement, Topology
 from bllpipe.training.callbacks import Callback
+from bllpipe.training.run_lock import RunLock
 
 Output = Literal["auto", "live", "plain", "quiet", "json"]
 
@@ -31,6 +32,7 @@ class Options:
     on_agreed: Callable[[Any], None] | None = None  # takes a Job, whose module imports this one
     number: int = 1
     callbacks: tuple[Callback, ...] = ()
+    lock: RunLock = field(default_factory=RunLock, compare=False)  # of the run directory, in the rank that decides
 
     def check(self) -> None:
         """Raises ConfigError for --accept in a run that does not go on, or of keys that do not exist."""

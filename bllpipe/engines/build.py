@@ -19,6 +19,7 @@ from bllpipe.checkpoint import CheckpointWriter
 from bllpipe.config import to_mapping
 from bllpipe.config.schema import PIPELINES
 from bllpipe.data.base import ImageSet, LabelSet
+from bllpipe.data.identity import identity as data_identity
 from bllpipe.data.loader import LabelSource, label_batches
 from bllpipe.distributed.torchrun import speaks_for_all
 from bllpipe.engines.job import Job
@@ -147,7 +148,7 @@ def make_worker(job: Job, rank: int, actors: list[Actor]) -> Worker:
     writer = CheckpointWriter(
         job.directory.checkpoints, job.store, num_ranks, job.attempt, settings.keep, settings.if_unwritable
     )
-    facts = {"config": to_mapping(job.config)}
+    facts = {"config": to_mapping(job.config), "data": data_identity(job.spec)}
     worker = Worker(rank, job.topology.role(rank), actors, writer, facts, span_file(job, rank, actors))
     for callback in job.callbacks:
         callback.on_start(job, worker)

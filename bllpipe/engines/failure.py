@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 import traceback
 import uuid
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,7 +21,7 @@ from bllpipe.training.callbacks import Callback
 from bllpipe.training.run_directory import RunDirectory
 from bllpipe.training.watchdog import Heartbeats
 from bllpipe.training.worker import RoundError
-from bllpipe.utils.console import warn
+from bllpipe.utils.console import drop_unwritten, warn
 
 SILENT_SECONDS = 5.0  # for which a rank waits until the first one that failed has reported
 
@@ -144,9 +142,7 @@ def _first_on_its_machine(world: World) -> bool:
 def leave(code: int, callbacks: Sequence[Callback] = ()) -> NoReturn:
     """Ends the process at once: threads that wait in a receive cannot be stopped. Calls ``callbacks`` first, unless the
     run has ended without an error."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # a full disk must not keep us here
-            stream.flush()
+    drop_unwritten()
     if code:
         for callback in callbacks:
             callback.on_exit()

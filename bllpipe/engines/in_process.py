@@ -57,8 +57,11 @@ def run_in_process(
 ) -> int:
     """Builds every rank of the job in this process, with the links of ``open_wires`` between them; ``execute`` runs the
     schedule. The exit code is not 0 if a signal has ended the run early."""
-    with put_back(config):
-        return _run_here(config, options, execute, open_wires, wrap_port)
+    try:
+        with put_back(config):
+            return _run_here(config, options, execute, open_wires, wrap_port)
+    finally:
+        options.lock.release()
 
 
 def _run_here(

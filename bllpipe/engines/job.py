@@ -19,6 +19,7 @@ from bllpipe.checkpoint import Checkpoint, open_checkpoint, remove_unfinished
 from bllpipe.checkpoint.resume import Change, changes, changes_since, checkpoint_to_resume, choose_directory
 from bllpipe.config import Config, to_mapping
 from bllpipe.data.catalog import DataSpec
+from bllpipe.data.identity import described, identity
 from bllpipe.distributed.message_format import VERSION, wire_dtype
 from bllpipe.engines import Options, Output, topology
 from bllpipe.errors import ConfigError, NoProgressError
@@ -157,7 +158,9 @@ def _decide(config: Config, options: Options, store: Store, job_store: Store, sp
     plan = RunSchedule.of(config, spec.num_train, spec.num_test)
     config = _with_cuts(config, spec)
     path, checkpoint = _place(config, options, job_store, attempt)
-    changed = changes_since(checkpoint, config, options.accept, path) if checkpoint else []
+    other_data = _data_change(checkpoint, spec) if checkpoint else None
+    changed = changes_since(checkpoint, config, options.accept, path, other_data) if checkpoint else []
+    options.lock.take(path)  # before a failure of this start could be written there
     job_store.set("directory", str(path.absolute()))
     start, directory = checkpoint.step if checkpoint else 0, RunDirectory(path)
     tested = checkpoint is None or _is_tested(checkpoint, plan, directory)
@@ -175,6 +178,15 @@ def _decide(config: Config, options: Options, store: Store, job_store: Store, sp
     store.set("job", json.dumps(decided))
 
 
+def _data_change(checkpoint: Checkpoint, spec: DataSpec) -> Change | None:
+    """What the data are instead of those that ``checkpoint`` was trained on; None also for a checkpoint that does not
+    say, as older ones do not."""
+    then, now = checkpoint.facts()[0].get("data"), identity(spec)
+    if not isinstance(then, dict) or all(then.get(key) in (value, None, "") or not value for key, value in now.items()):
+        return None
+    return Change("data", described(then), described(now))
+
+
 def _is_tested(checkpoint: Checkpoint, plan: RunSchedule, directory: RunDirectory) -> bool:
     """Whether the work of the checkpoint's step is done: its test, unless a stop came first, and at the last step the
     summary, unless the run was killed before it."""
@@ -189,6 +201,8 @@ def _place(config: Config, options: Options, job_store: Store, attempt: int) -> 
         path = Path(job_store.get("directory").decode())
     else:
         path = choose_directory(config, options.resume, options.run_dir)
+    if path.is_dir():  # before the newest checkpoint is looked for
+        options.lock.take(path)
     return path, checkpoint_to_resume(options.resume, path, warn, restarted)
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any
 
@@ -21,15 +21,19 @@ from bllpipe.engines import topology
 from bllpipe.errors import NOT_RETRYABLE
 from bllpipe.topology import Topology
 from bllpipe.utils.console import warn
+from bllpipe.utils.job_control import around_suspension
 
 PATIENCE_SECONDS = 25.0  # ranks need less than 20 to stop at an agreed step
 POLL_SECONDS = 0.05
 
 
-def run_ranks(config: Config, argv: Sequence[str], max_restarts: int) -> int:
+def run_ranks(
+    config: Config, argv: Sequence[str], max_restarts: int, give_back: Callable[[], None] = lambda: None
+) -> int:
     """Starts a process for every rank on this machine, and all of them again after a failure, at most ``max_restarts``
-    times; returns the exit code of the launcher. ``argv`` are the arguments of the command line."""
-    with SignalForwarder(PATIENCE_SECONDS) as stopping:
+    times; returns the exit code of the launcher. ``argv`` are the arguments of the command line. ``give_back`` gives
+    the terminal back when Ctrl-Z has stopped the ranks."""
+    with SignalForwarder(PATIENCE_SECONDS) as stopping, _ranks_suspended(stopping, give_back):
         from bllpipe.engines.elastic_agent import RankProcesses  # and torch, which takes seconds: signals come first
 
         layout = topology(config)
@@ -38,10 +42,7 @@ def run_ranks(config: Config, argv: Sequence[str], max_restarts: int) -> int:
         failures: dict[int, int] = {}
         for attempt in range(max_restarts + 1):
             if attempt > 0:
-                print(
-                    f"bllpipe: {describe_failure(failures, layout)}; restart {attempt} of {max_restarts}",
-                    file=sys.stderr,
-                )
+                warn(f"{describe_failure(failures, layout)}; restart {attempt} of {max_restarts}")
             if stopping.signal is None:
                 failures = ranks.run(attempt)
             if stopping.signal is not None:
@@ -126,6 +127,16 @@ class SignalForwarder:
                 ranks = self.ranks() - signalled
                 _send(os.kill, ranks, signal.SIGTERM)  # which ends a rank that still imports torch, without a message
                 signalled |= ranks
+
+
+def _ranks_suspended(forwarder: SignalForwarder, give_back: Callable[[], None]) -> AbstractContextManager[None]:
+    """Ctrl-Z stops the ranks too, which are in sessions of their own and do not hear it."""
+
+    def stop() -> None:
+        _send(os.killpg, forwarder.ranks(), signal.SIGSTOP)
+        give_back()
+
+    return around_suspension(stop, lambda: _send(os.killpg, forwarder.ranks(), signal.SIGCONT))
 
 
 def _send(send: Callable[[int, int], None], processes: set[int], number: signal.Signals) -> None:

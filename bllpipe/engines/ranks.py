@@ -108,6 +108,7 @@ def _run_process(config: Config, options: Options, run_rank: RunRank, environmen
     try:
         with watchdog(config, options, world) as watching:
             run_rank(world, watching)
+        options.lock.release()
     except BaseException as error:
         fail(error, world, environment.rank, topology(config).role(environment.rank), options.callbacks)
     if options.on_agreed is None:

@@ -12,6 +12,7 @@ from bllpipe.config import load_config
 from bllpipe.errors import BllpipeError, ConfigError
 from bllpipe.launch import add_arguments, check_plan
 from bllpipe.slurm.job_script import check_fit, num_ranks
+from bllpipe.utils.console import show, warn
 
 
 def main(argv: Sequence[str]) -> int:
@@ -21,9 +22,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("gpus", type=int, help="of each node; 0: unknown")
     add_arguments(parser)
     try:
-        print(_ranks_and_directory(parser.parse_args(argv)))
+        show(_ranks_and_directory(parser.parse_args(argv)))
     except BllpipeError as error:
-        print(f"bllpipe: {error}", file=sys.stderr)
+        warn(str(error))
         return error.exit_code
     return 0
 

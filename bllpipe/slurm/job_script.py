@@ -15,6 +15,7 @@ from bllpipe.config import Config, load_config
 from bllpipe.engines import topology
 from bllpipe.errors import ConfigError
 from bllpipe.launch import SPREAD, check_plan
+from bllpipe.utils.console import show
 from bllpipe.utils.files import output_file
 
 LEAD_SECONDS = 300  # from the signal to the time limit: enough for a step and a checkpoint
@@ -153,11 +154,11 @@ def _run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     check_plan(config)
     text = job_script(_request(config, options), _arguments(options))
     if options.out is None:
-        print(text, end="")
+        show(text, end="")
         return 0
     file = output_file(options.out)
     file.write_text(text)
-    print(f"wrote {file} for {num_ranks(config)} ranks; submit it with: sbatch {Path(file)}")
+    show(f"wrote {file} for {num_ranks(config)} ranks; submit it with: sbatch {Path(file)}")
     return 0
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from bllpipe.training.worker import Actor, Worker
 
 LOOK_SECONDS = 0.2
+STOPPED_SECONDS = 2.0  # between two looks: this process was stopped, or held by its interpreter's lock
 Fail = Callable[[BllpipeError, int], None]  # and the rank that fails
 LEFT = -1  # the number of a rank's last heartbeat
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -64,6 +65,7 @@ class Watchdog:
         self._first_signal: float | None = None  # when the first signal came
         self.exit_code = 0  # 128 and that signal, if it has ended the run
         self._posted_stop = False
+        self._continued = 0.0  # when this process was last found to have been stopped, as by Ctrl-Z
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -84,10 +86,14 @@ class Watchdog:
         self._workers = workers
 
     def _watch(self) -> None:
-        looks = 0
+        looks, looked = 0, time.perf_counter()
         try:
             while not self._over.is_set():
                 received = self._signals.wait(LOOK_SECONDS)
+                now = time.perf_counter()
+                if now - looked > STOPPED_SECONDS:
+                    self._continued = now
+                looked = now
                 if received is not None:
                     self._on_signal(received.name, 128 + received)
                 self._agree_stop()
@@ -132,7 +138,8 @@ class Watchdog:
 
     def _find_stuck(self) -> None:
         for status in self._own():
-            if not status.edge and status.seconds > self._timeout:
+            running = min(status.seconds, time.perf_counter() - self._continued)
+            if not status.edge and running > self._timeout:
                 self._fail(self._stuck(f"{status}"), self._rank)
         other = (self._rank + 1) % len(self._roles)
         heartbeat = self._heartbeats.of(other)

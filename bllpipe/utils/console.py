@@ -1,10 +1,16 @@
 """Terminal output: log messages, a progress bar for planning and benchmarks, text tables, sizes and ages.
 
-An output that cannot be written, such as a log on a full disk, never stops a run.
+Everything that bllpipe prints goes through this file, because a standard stream may be closed, None, a script's own
+object without ``isatty``, ASCII only, full, or a pipe that is read no more. None of these stops a run, or changes its
+exit code.
 """
 
 from __future__ import annotations
 
+import io
+import os
+import select
+import stat
 import sys
 import threading
 import time
@@ -13,26 +19,139 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, TextIO
 
+from bllpipe.errors import BllpipeError
+
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.progress import Progress
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_DRAWINGS = 0.5
+BLOCKED_SECONDS = 2.0  # for a pipe that is not read, or a terminal after Ctrl-S: what is printed then is left out
+PIPE_BUFFER = 4096  # bytes that a pipe takes in one piece once it is writable
 UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
 def say(text: str, out: TextIO | None = None) -> None:
-    """Writes lines to ``out``, by default standard output, in one write, as ranks share it."""
-    out = sys.stdout if out is None else out
-    with suppress(OSError):
-        out.write(f"{text}\n")
-        out.flush()
+    """One line, or several, to ``out``, by default the standard output; in one piece, as ranks share it."""
+    put(f"{text}\n", sys.stdout if out is None else out)
 
 
 def warn(text: str) -> None:
-    """Writes a line to standard error."""
-    say(f"bllpipe: {text}", sys.stderr)
+    """One line to the standard error."""
+    put(f"bllpipe: {text}\n", sys.stderr)
+
+
+def show(text: str, end: str = "\n") -> None:
+    """The result of a command to the standard output. Raises BllpipeError when it is lost, so that half a result on a
+    full disk has not the exit code of a whole one; BrokenPipeError when the reader, such as ``head``, is gone."""
+    try:
+        _write(f"{text}{end}", sys.stdout, patience=None)
+    except BrokenPipeError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BllpipeError(
+            f"cannot write to the standard output: {reason}; make room, or send it somewhere else"
+        ) from error
+
+
+def put(text: str, out: TextIO | None) -> None:
+    """Exactly ``text``, at once. An output that does not take it loses it; a script's own stream may raise anything."""
+    with suppress(Exception):
+        _write(text, out)
+
+
+def _write(text: str, out: TextIO | None, patience: float | None = BLOCKED_SECONDS) -> None:
+    if out is None:
+        return
+    if type(out) is io.TextIOWrapper and has_descriptor(out):
+        out.flush()
+        write_bytes(out.fileno(), encoded(text, out), patience)
+        return
+    try:
+        out.write(text)
+    except UnicodeEncodeError:
+        out.write(encoded(text, out).decode(out.encoding or "ascii"))
+    if hasattr(out, "flush"):
+        out.flush()
+
+
+def encoded(text: str, out: TextIO) -> bytes:
+    """``text`` as ``out`` would write it; characters that its encoding lacks as escapes, such as \\xe9."""
+    encoding, errors = getattr(out, "encoding", None) or "ascii", getattr(out, "errors", None) or "strict"
+    try:
+        return text.encode(encoding, errors)
+    except UnicodeEncodeError:
+        return text.encode(encoding, "backslashreplace")
+
+
+def write_bytes(descriptor: int, content: bytes, patience: float | None = None) -> None:
+    """Writes all of ``content``; TimeoutError when a pipe or a terminal takes nothing for ``patience`` seconds, and
+    None waits for ever."""
+    can_block = not stat.S_ISREG(os.fstat(descriptor).st_mode)
+    left = memoryview(content)
+    while left:
+        if can_block and not _is_writable(descriptor, patience):
+            raise TimeoutError(f"nothing was taken for {patience} s")
+        left = left[os.write(descriptor, left[:PIPE_BUFFER] if can_block else left) :]
+
+
+def _is_writable(descriptor: int, patience: float | None) -> bool:
+    poll = select.poll()  # select.select refuses descriptors above 1023
+    poll.register(descriptor, select.POLLOUT)
+    return bool(poll.poll(None if patience is None else 1000 * patience))
+
+
+def has_descriptor(out: TextIO) -> bool:
+    """Whether the system knows ``out``, too, which a script's own object need not be known to."""
+    try:
+        return out.fileno() >= 0
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def is_terminal(out: TextIO | None) -> bool:
+    """Whether ``out`` is a terminal; a script's own object need not have the method that tells."""
+    try:
+        return out is not None and bool(out.isatty())
+    except Exception:  # closed, or an object of the script's
+        return False
+
+
+def repair_standard_streams() -> None:
+    """For a process of our own, before it opens any file: gives it the standard streams that it was started without,
+    as ``>&-`` and some daemons do, and lets no character be refused.
+
+    A closed descriptor would be the number of the next file or socket that is opened, and what C++ writes to the
+    standard error would then go into metrics.jsonl, or to another rank.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+            os.set_inheritable(descriptor, True)
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            stream = open(descriptor, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
+        elif isinstance(out := getattr(sys, name), io.TextIOWrapper) and out.errors == "strict":
+            out.reconfigure(errors="backslashreplace")
+
+
+def drop_unwritten() -> None:
+    """At the end of a process: what a closed terminal or a full disk did not take is forgotten. The interpreter would
+    make an exit code of its own of it."""
+    for out in (sys.stdout, sys.stderr):
+        try:
+            if out is not None:
+                out.flush()
+        except (OSError, ValueError, AttributeError):
+            with suppress(Exception):
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, out.fileno())
+                os.close(null)
 
 
 class Bar:
@@ -43,13 +162,10 @@ class Bar:
     """
 
     def __init__(self, name: str, total: int | None = None, out: TextIO | None = None, quiet: bool = False) -> None:
-        from rich.console import Console  # slow to import, so not at the top
-
         self.name, self.done, self.total = name, 0, total
-        self._out, self._lock = out or sys.stderr, threading.Lock()
+        self._out, self._lock = sys.stderr if out is None else out, threading.Lock()
         self._began = self._last = time.monotonic()
-        console = Console(file=self._out)
-        self._drawn = _drawn(console, quiet) if self._out.isatty() and not console.is_dumb_terminal else None
+        self._drawn = _drawn(self._out, quiet) if is_terminal(self._out) else None
 
     def __enter__(self) -> Bar:
         if self._drawn is not None:
@@ -82,8 +198,7 @@ class Bar:
         if self._drawn is not None:
             self._drawn.refresh()
         else:
-            with suppress(OSError):  # a log on a full disk
-                print(self.line(what, now - self._began), file=self._out, flush=True)
+            put(f"{self.line(what, now - self._began)}\n", self._out)
 
     def line(self, what: str, seconds: float) -> str:
         """``plan: 20 of 100, layer1.0; 0:00:10 so far, 0:00:40 left``."""
@@ -94,11 +209,16 @@ class Bar:
         return f"{text}, {_clock(seconds / self.done * max(0, self.total - self.done))} left"
 
 
-def _drawn(console: Console, quiet: bool) -> Progress:
-    """Standard output goes above the bar if both are on the terminal."""
+def _drawn(out: TextIO, quiet: bool) -> Progress | None:
+    """None on a terminal that cannot move its cursor. What is printed meanwhile goes above the bar where both are on
+    the terminal, and where it went if not."""
+    from rich.console import Console  # not for --help
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Drawn
 
+    console = Console(file=out)
+    if console.is_dumb_terminal:
+        return None
     return Drawn(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
@@ -110,7 +230,7 @@ def _drawn(console: Console, quiet: bool) -> Progress:
         auto_refresh=not quiet,
         refresh_per_second=1 / SECONDS_BETWEEN_DRAWINGS,
         transient=True,
-        redirect_stdout=sys.stdout.isatty(),
+        redirect_stdout=is_terminal(sys.stdout),
     )
 
 

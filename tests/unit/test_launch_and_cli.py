@@ -64,9 +64,29 @@ def test_half_an_environment_is_an_error(name: str, value: str | None) -> None:
         RankEnvironment.read(broken)
 
 
-@pytest.mark.parametrize(("variables", "speaks"), [({}, True), ({"RANK": "0"}, True), ({"RANK": "1"}, False)])
-def test_one_rank_speaks_for_all(variables: dict[str, str], speaks: bool) -> None:
-    assert speaks_for_all(variables) is speaks
+@pytest.mark.parametrize(
+    ("rank", "world_size", "speaks"),
+    [
+        ("0", "5", True),
+        ("00", "5", True),
+        ("1", "5", False),
+        ("01", "5", False),
+        ("", "", True),
+        ("x", "5", True),
+        ("5", "5", True),
+        ("-1", "5", True),
+        ("1", "", True),
+    ],
+)
+def test_one_rank_speaks_for_all(rank: str, world_size: str, speaks: bool) -> None:
+    assert speaks_for_all({"RANK": rank, "WORLD_SIZE": world_size}) is speaks
+    assert speaks_for_all({})
+
+
+@pytest.mark.parametrize("rank", ["5", "-1"])
+def test_a_rank_outside_of_the_world_is_an_error(rank: str) -> None:
+    with pytest.raises(ConfigError, match=f"RANK is {rank} and WORLD_SIZE 5, but ranks are numbered from 0"):
+        RankEnvironment.read({**TORCHRUN, "RANK": rank})
 
 
 @pytest.mark.parametrize(

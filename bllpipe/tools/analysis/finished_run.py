@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +74,15 @@ class FinishedRun:
         return autocast(self.config, self.device)
 
 
-def open_run(path: Path, warn: Callable[[str], None]) -> FinishedRun:
-    """The run in ``path``, with its data. Sets the number of threads of this process to that of a rank, because
-    results depend on it.
+def open_run(path: Path, warn: Callable[[str], None], data_path: str | None = None) -> FinishedRun:
+    """The run in ``path``, with its data, which are at ``data_path`` if they have moved since. Sets the number of
+    threads of this process to that of a rank, because results depend on it.
 
     Raises ConfigError, DataError, or CheckpointError when there is no checkpoint; ``warn`` is called for damaged ones.
     """
     config = load_stored_config(str(path / "config.yaml"))
+    if data_path is not None:
+        config = replace(config, data=replace(config.data, path=data_path))
     checkpoint = find_checkpoint(path / "checkpoints", warn)
     if checkpoint is None and config.checkpoint.every_steps == NEVER:
         raise CheckpointError(

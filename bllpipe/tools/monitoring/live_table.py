@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from bllpipe.tools.monitoring.run_status import Follower, Row
+from bllpipe.utils.console import encoded, has_descriptor, is_terminal, write_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,6 +33,7 @@ BAR, WIDE_BAR = 8, 16  # characters
 MIN_WIDTHS = {"step": 5, "waits for": 21}  # so that columns keep their width between drawings
 WIDE = 100  # terminal columns that all table columns need
 SILENT_SECONDS = 30.0  # after which the header shows that the run writes nothing
+SUSPENDED_SECONDS = 3.0  # without a drawing: the process was stopped, as by Ctrl-Z
 MIN_ROWS_ABOVE = 3  # rows that remain for other output
 SAVE, RESTORE, ERASE_BELOW = "\x1b7", "\x1b8", "\x1b[J"
 RESET = f"{SAVE}\x1b[r{RESTORE}{ERASE_BELOW}"  # no scroll region, and the table erased
@@ -153,17 +155,19 @@ def _number(value: float | None, scale: float, digits: int) -> str:
     return "" if value is None else f"{value * scale:.{digits}f}"
 
 
-def can_draw(out: TextIO) -> bool:
+def can_draw(out: TextIO | None) -> bool:
     """Whether ``out`` is a terminal with a cursor that can be moved."""
     from rich.console import Console
 
-    return out.isatty() and not Console(file=out).is_dumb_terminal
+    if out is None or not is_terminal(out) or not has_descriptor(out):
+        return False
+    return not Console(file=out).is_dumb_terminal
 
 
-def release(out: TextIO) -> None:
+def release(out: TextIO | None) -> None:
     """Resets the scroll region of a terminal, also after the process that set it was killed."""
-    with suppress(OSError, ValueError):
-        if can_draw(out):
+    with suppress(OSError, ValueError, RuntimeError):  # RuntimeError: a signal handler has interrupted a flush
+        if out is not None and can_draw(out):
             _write(out, RESET)
 
 
@@ -173,8 +177,8 @@ class Screen:
     def __init__(self, out: TextIO) -> None:
         from rich.console import Console
 
-        self._out, self._reserved, self._size = out, 0, (0, 0)
-        self.unicode = "utf" in (out.encoding or "").lower()
+        self._out, self._reserved, self._size, self._drawn = out, 0, (0, 0), time.monotonic()
+        self.unicode = "utf" in (getattr(out, "encoding", None) or "").lower()
         self.colours = not Console(file=out).no_color
 
     def __enter__(self) -> Screen:
@@ -196,13 +200,16 @@ class Screen:
         """Draws as many of ``lines`` as fit."""
         size = self._measure()
         shown = list(lines)[: max(0, size[1] - MIN_ROWS_ABOVE)]
-        text = "" if (len(shown), size) == (self._reserved, self._size) else self._reserve(len(shown), size)
+        was_suspended = time.monotonic() - self._drawn > SUSPENDED_SECONDS  # and the shell has written on our rows
+        is_same = (len(shown), size) == (self._reserved, self._size) and not was_suspended
+        text = "" if is_same else self._reserve(len(shown), size)
         first = size[1] - len(shown) + 1
         rows = "".join(f"\x1b[{first + number};1H\x1b[0m{line}\x1b[0m\x1b[K" for number, line in enumerate(shown))
         if shown:  # set the region every time: a failing rank calls release()
             text += f"{SAVE}\x1b[1;{first - 1}r{rows}{RESTORE}"
         with suppress(OSError, ValueError):
             _write(self._out, text)
+        self._drawn = time.monotonic()
 
     def _reserve(self, number: int, size: tuple[int, int]) -> str:
         """Erases the drawing, and scrolls up until ``number`` rows are free below the cursor."""
@@ -221,6 +228,4 @@ def _write(out: TextIO, text: str) -> None:
     """Writes all of ``text`` at once and past the buffer of ``out``, whose lock other threads must get while a terminal
     blocks this one."""
     out.flush()
-    left = text.encode(out.encoding or "ascii", "replace")
-    while left:
-        left = left[os.write(out.fileno(), left) :]
+    write_bytes(out.fileno(), encoded(text, out))

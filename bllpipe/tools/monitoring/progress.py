@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from bllpipe.engines import NETWORK
-from bllpipe.errors import BllpipeError
 from bllpipe.messages import Store
 from bllpipe.tools.monitoring.live_table import Screen, can_draw, clock, lines, release
 from bllpipe.tools.monitoring.run_status import Follower
 from bllpipe.training.callbacks import Callback
-from bllpipe.utils.console import say
+from bllpipe.utils.console import is_terminal, put, say
+from bllpipe.utils.job_control import around_suspension
 
 if TYPE_CHECKING:
     from bllpipe.engines.job import Job
@@ -63,7 +63,7 @@ class Progress:
         """``moves``: whether the cursor of ``out``, if it is a terminal, can be moved."""
         self._store, self._actors, self._out = store, actors, out
         self._first_step, self._last_step = first_step, last_step
-        self._terminal = moves and out.isatty()
+        self._terminal = moves and is_terminal(out)
         self._every = 1.0 if self._terminal else plain_seconds
         self._stop, self._started = threading.Event(), time.monotonic()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
@@ -76,12 +76,13 @@ class Progress:
         self._stop.set()
         self._thread.join(timeout=5)
         if self._terminal:
-            self._out.write("\n")
+            put("\n", self._out)
 
     def _run(self) -> None:
         while not self._stop.wait(self._every):
             if metrics := self._latest():
-                self._print(self.line(metrics, time.monotonic() - self._started))
+                line = self.line(metrics, time.monotonic() - self._started)
+                put(f"\r\x1b[2K{line}" if self._terminal else f"{line}\n", self._out)
 
     def _latest(self) -> list[dict[str, Any]]:
         """The newest metrics of every block; empty until all blocks have written some."""
@@ -105,30 +106,27 @@ class Progress:
             parts.append(f"{clock(seconds / done * (self._last_step - step))} left")
         return "  ".join(parts)
 
-    def _print(self, line: str) -> None:
-        with suppress(OSError):  # a log on a full disk
-            self._out.write(f"\r\x1b[2K{line}" if self._terminal else f"{line}\n")
-            self._out.flush()
-
 
 class Live:
     """A thread that shows the run, read from its files. An error of the display never ends the run."""
 
     def __init__(self, directory: Path, last_step: int, show: Show) -> None:
         self._directory, self._last_step, self._show = directory, last_step, show
-        self._stop = threading.Event()
+        self._stop, self._suspension = threading.Event(), around_suspension(lambda: release(sys.stdout))
         self._thread = threading.Thread(target=self._run, name="live view", daemon=True)
 
     def __enter__(self) -> Live:
+        self._suspension.__enter__()
         self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._thread.join(JOIN_SECONDS)
+        self._suspension.__exit__(None, None, None)
 
     def _run(self) -> None:
-        with suppress(OSError, BllpipeError):  # no display where the files cannot be read
+        with suppress(Exception):  # no display where the files cannot be read or the output takes nothing
             self._show(Follower(self._directory, self._last_step), self._stop.wait)
 
 
@@ -136,7 +134,7 @@ def draw(out: TextIO) -> Show:
     """The live table, redrawn in place."""
 
     def show(run: Follower, wait: Wait) -> None:
-        with Screen(out) as screen:
+        with around_suspension(lambda: release(out)), Screen(out) as screen:
             while not wait(EVERY_SECONDS):
                 run.refresh()
                 screen.draw(lines(run, screen.width, screen.colours, screen.unicode))

@@ -1,5 +1,6 @@
 """Folders of images: what is found in them, how it is decoded, and what is said when it cannot be."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,12 +68,54 @@ def test_batches_come_as_they_are_asked_for(root: Path) -> None:
     assert torch.equal(second_BCHW, decoded(root, "test", 3))
 
 
-def test_only_images_in_class_folders_count(root: Path) -> None:
+def test_only_images_in_class_folders_count(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(noise(SIZE, SIZE), root / "train" / "dog" / "LOUD.PNG")
+    capsys.readouterr()
+    FolderImages(configured(root))
+    assert capsys.readouterr().err == ""
     (root / "train" / "cat" / "notes.txt").write_text("no image")
+    (root / "train" / "cat" / "old").mkdir()
+    for name in ("1.jfif", "2.JFIF"):
+        (root / "train" / "dog" / name).write_text("another format")
     (root / "train" / "list.png").write_text("not in a class")
     (root / "train" / "empty").mkdir()
-    save(noise(SIZE, SIZE), root / "train" / "dog" / "LOUD.PNG")
+    save(noise(SIZE, SIZE), root / "train" / ".ipynb_checkpoints" / "0.png")
+    save(noise(SIZE, SIZE), root / "train" / "__MACOSX" / "0.png")
+    save(noise(SIZE, SIZE), root / "train" / "dog" / "._0.png")
     assert folder_labels(configured(root)).train_N.tolist() == [0, 0, 0, 1, 1, 1, 1]
+    FolderImages(configured(root))
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert (
+        "left out 3 files of other kinds (.jfif 2, .txt 1), 1 folder inside class folders, 1 image outside of class "
+        "folders, 3 hidden files or folders, 1 empty class folder (empty); an image counts" in error
+    )
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize(
+    ("entry", "found"),
+    [
+        ("0.jfif", "1 file of other kinds (.jfif 1)"),
+        ("noname", "1 file of other kinds (no suffix 1)"),
+        ("deeper/0.png", "1 folder inside"),
+        (".hidden.png", ""),
+    ],
+)
+def test_a_class_does_not_vanish(root: Path, split: str, entry: str, found: str) -> None:
+    save(noise(SIZE, SIZE), root / "train" / "emu" / "0.png")
+    (root / split / "emu" / "0.png").unlink(missing_ok=True)
+    file = root / split / "emu" / entry
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise(SIZE, SIZE)).save(file, format="PNG")
+    if not found:  # as in an empty folder, which is said
+        assert set(folder_labels(configured(root)).train_N.tolist()) == ({0, 1} if split == "train" else {0, 1, 2})
+        return
+    for read in (FolderImages, folder_labels):
+        with pytest.raises(
+            DataError, match="emu holds no image, but " + re.escape(found) + ".*class emu would be left"
+        ):
+            read(configured(root))
 
 
 def test_val_stands_in_for_test(root: Path) -> None:

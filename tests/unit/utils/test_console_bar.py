@@ -51,10 +51,8 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_log_on_a_full_disk_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0.0)
-    full = open("/dev/full", "w")  # noqa: SIM115
-    Bar("soak", 3, full).advance("one")
-    with pytest.raises(OSError, match="No space left"):
-        full.close()
+    with open("/dev/full", "w") as full:
+        Bar("soak", 3, full).advance("one")
 
 
 def test_every_thread_counts() -> None:

@@ -1,0 +1,109 @@
+"""Ctrl-Z: ranks, drawing and timeouts pause with the launcher, and go on with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from bllpipe.utils.job_control import around_suspension
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+REPOSITORY = Path(__file__).parents[3]
+LAUNCHER = """
+import signal, subprocess
+from bllpipe.engines.launcher import SignalForwarder, _ranks_suspended
+rank = subprocess.Popen(["sleep", "600"], start_new_session=True)
+forwarder = SignalForwarder(1.0)
+forwarder.ranks = lambda: {rank.pid}
+with _ranks_suspended(forwarder, lambda: print("given back", flush=True)):
+    print(rank.pid, flush=True)
+    input()
+rank.kill()
+"""
+WAITS = """
+import sys, threading
+from bllpipe.distributed.local_links import Channel
+channel = Channel(1)
+def put():
+    sys.stdin.readline()
+    channel.put("came")
+threading.Thread(target=put, daemon=True).start()
+print("waits", flush=True)
+print(channel.get(8.0), flush=True)
+"""
+
+
+def started(code: str) -> subprocess.Popen[str]:
+    """In a process group of its own, as a shell starts a job."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+
+
+@contextmanager
+def killed(process: subprocess.Popen[str]) -> Iterator[None]:
+    """A failed test does not wait for a process that is stopped."""
+    try:
+        yield
+    finally:
+        process.kill()
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_ranks_stop_and_go_on_with_their_launcher() -> None:
+    with started(LAUNCHER) as launcher, killed(launcher):
+        assert launcher.stdout is not None and launcher.stdin is not None
+        rank = int(launcher.stdout.readline())
+        for _ in range(2):
+            launcher.send_signal(signal.SIGTSTP)
+            assert launcher.stdout.readline() == "given back\n"
+            wait_until(lambda: state(launcher.pid) == "T")
+            wait_until(lambda: state(rank) == "T")  # it stops when it is scheduled
+            launcher.send_signal(signal.SIGCONT)
+            wait_until(lambda: state(rank) == "S")
+        launcher.communicate("\n")
+        assert launcher.returncode == 0
+
+
+def test_a_wait_does_not_count_what_the_process_was_stopped_for() -> None:
+    with started(WAITS) as process, killed(process):
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waits\n"
+        process.send_signal(signal.SIGSTOP)
+        threading.Event().wait(9.0)
+        process.send_signal(signal.SIGCONT)
+        said, _ = process.communicate("\n")
+        assert (said, process.returncode) == ("came\n", 0)
+
+
+def test_only_who_would_be_stopped_is() -> None:
+    before = signal.signal(signal.SIGTSTP, signal.SIG_IGN)
+    try:
+        with around_suspension(lambda: pytest.fail("ignored signals stay ignored")):
+            os.kill(os.getpid(), signal.SIGTSTP)
+        assert signal.getsignal(signal.SIGTSTP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTSTP, before)
+
+
+def test_the_handler_is_put_back() -> None:
+    with around_suspension(lambda: None):
+        assert callable(signal.getsignal(signal.SIGTSTP))
+    assert signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL
