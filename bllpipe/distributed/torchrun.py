@@ -71,8 +71,8 @@ class RankEnvironment:
         rank, world_size = int(variables["RANK"]), int(variables["WORLD_SIZE"])
         if not 0 <= rank < world_size:
             raise ConfigError(
-                f"RANK is {rank} and WORLD_SIZE {world_size}, but ranks are numbered from 0 to WORLD_SIZE - 1; start "
-                f"with torchrun, or unset RANK and WORLD_SIZE"
+                f"RANK is {rank} and WORLD_SIZE {world_size}, but ranks are numbered from 0 to WORLD_SIZE - 1; use "
+                f"torchrun, or unset RANK and WORLD_SIZE"
             )
         return cls(
             rank=rank,

@@ -127,4 +127,4 @@ def test_an_odd_rank_is_not_silent(rank: str) -> None:
     variables = {**os.environ, "PYTHONPATH": str(REPOSITORY), "RANK": rank, "WORLD_SIZE": "", "LC_ALL": "C"}
     command = [sys.executable, "-m", "bllpipe.launch", "--set", "engine=sequential"]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr.count("start with torchrun, or unset RANK and WORLD_SIZE")) == (2, 1)
+    assert (done.returncode, done.stderr.count("use torchrun, or unset RANK and WORLD_SIZE")) == (2, 1)
