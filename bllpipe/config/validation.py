@@ -295,7 +295,7 @@ def convert(value: Any, kind: Any, key: str, limits: Mapping[str, Any]) -> Any:
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ConfigError(f"{key} is {shown(value)}; expected {describe(kind)}{hint}")
     if not _fits(value, kind):
-        hint = f"; as a text it has quotes inside quotes: --set '{key}=\"...\"'" if _fits("", kind) else ""
+        hint = f"; for a text use quotes inside quotes: --set '{key}=\"...\"'" if _fits("", kind) else ""
         raise ConfigError(f"{key} is {shown(value)} ({_kind_of(value)}); expected {describe(kind)}{hint}")
     _check_limits(value, key, limits)
     return _coerced(value, kind)

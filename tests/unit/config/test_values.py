@@ -60,7 +60,7 @@ def test_fitting_value_is_kept_or_made_a_float(value: Any, kind: Any, expected: 
         ("3", int, "'3' (text); expected a whole number"),
         ("1e-3", float, "'1e-3' (text); expected a finite number"),
         (3.0, int, "3.0 (a number); expected a whole number"),
-        (3, str, "3 (a whole number); expected text"),
+        (3, str, "3 (a whole number); expected text; for a text use quotes inside quotes: --set 'some.key=\"...\"'"),
         (None, int, "None (null); expected a whole number"),
         ([1], int, "[1] (a list); expected a whole number"),
         ({"a": 1}, int, "{'a': 1} (keys and values); expected a whole number"),

@@ -29,6 +29,7 @@ with _ranks_suspended(forwarder, lambda: print("given back", flush=True)):
     input()
 rank.kill()
 """
+STOPPED_SECONDS = 9.0  # longer than the limit of the wait below
 WAITS = """
 import sys, threading
 from bllpipe.distributed.local_links import Channel
@@ -87,7 +88,7 @@ def test_a_wait_does_not_count_what_the_process_was_stopped_for() -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "waits\n"
         process.send_signal(signal.SIGSTOP)
-        threading.Event().wait(9.0)
+        threading.Event().wait(STOPPED_SECONDS)
         process.send_signal(signal.SIGCONT)
         said, _ = process.communicate("\n")
         assert (said, process.returncode) == ("came\n", 0)
