@@ -84,6 +84,7 @@ def carry_out(rank: int, config: Config, folder: str, resume: str = "never") -> 
     part = make_rank(RankContext(job, rank, CPU, images), build)
     run_actor(job, part, part.actors[0])
     part.checkpoints.wait_committed(job.plan.last_step)
+    options.lock.release()
     weights = {name: value.detach().numpy() for name, value in part.actors[0].loop.weights().items()}
     return weights, part.actors[0].recorder.accuracy
 

@@ -60,7 +60,7 @@ def test_outside_of_torchrun_there_is_no_rank() -> None:
 def test_half_an_environment_is_an_error(name: str, value: str | None) -> None:
     broken = {key: text for key, text in {**TORCHRUN, name: value}.items() if text is not None}
     found = value or name
-    with pytest.raises(ConfigError, match=f"{found}.* is missing or no number; start with torchrun, or unset RANK"):
+    with pytest.raises(ConfigError, match=f"{found}.* is missing or no number; use torchrun, or unset RANK"):
         RankEnvironment.read(broken)
 
 

@@ -111,7 +111,7 @@ def test_a_checkpoint_that_cannot_be_completed_is_left_out_too(tmp_path: Path) -
     with pytest.raises(OutputError, match="of step 2, is not written: rank 1 cannot write"):
         writers[0].wait_committed(2)
     assert list(tree(tmp_path)) == ["step-00000001"]
-    with pytest.raises(OutputError, match="rank 1 cannot write .*the checkpoints before it are untouched; make room"):
+    with pytest.raises(OutputError, match="rank 1 cannot write .*the checkpoints before it are untouched; free space"):
         strict = [CheckpointWriter(tmp_path, writers[0]._store, 2, "first", 1) for _ in range(2)]
         strict[0].write(3, 0, sample(0, 3), {})
         (tmp_path / "step-00000003.partial-first" / "manifest.json").mkdir()

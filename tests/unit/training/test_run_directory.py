@@ -114,7 +114,7 @@ def test_a_place_that_is_taken_by_a_file_is_named(
 ) -> None:
     (tmp_path / "run").write_text("in the way")
     with pytest.raises(
-        OutputError, match=f"^cannot write {what}.*: (Not a directory|File exists); .* free there; make room"
+        OutputError, match=f"^cannot write {what}.*: (Not a directory|File exists); .* free there; free space"
     ):
         write(RunDirectory(tmp_path / "run"))
 
