@@ -125,7 +125,7 @@ def test_verify_names_the_damage_and_has_its_exit_code(run: Path, capsys: pytest
 @pytest.mark.parametrize("words", [["ls"], ["verify"], ["show"]])
 def test_a_directory_without_checkpoints(tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["ckpt", *words, str(tmp_path)]) == 4
-    assert "holds no checkpoint; name a run directory or one of its checkpoints/step-N" in capsys.readouterr().err
+    assert "holds no checkpoint; use a run directory or one of its checkpoints/step-N" in capsys.readouterr().err
 
 
 def test_show_tells_of_every_tensor_and_of_the_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
