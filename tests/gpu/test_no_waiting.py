@@ -43,8 +43,8 @@ def strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         with waiting_is("error" if all(is_strict(entry) for _, entry in tick) else "default"):
             return whole_tick(whole, tick)
 
-    monkeypatch.setattr(Actor, "carry_out", watched)
-    monkeypatch.setattr(WavefrontGraph, "carry_out", watched_tick)
+    monkeypatch.setattr(Actor, "run_round", watched)
+    monkeypatch.setattr(WavefrontGraph, "run_round", watched_tick)
     yield
     torch.cuda.set_sync_debug_mode("default")
 

@@ -31,7 +31,7 @@ def test_a_steady_tick_is_one_launch(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return is_whole
 
     monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", counted)
-    monkeypatch.setattr(WavefrontGraph, "carry_out", noted)
+    monkeypatch.setattr(WavefrontGraph, "run_round", noted)
     settings = ("device=cuda", "engine=streams", "gpu.capture=true", "model.width=8", f"blocks={BLOCKS}")
     jobs.in_this_process(tmp_path, *settings, f"steps={STEPS}", "log.every_steps=100", "checkpoint.every_steps=0")
     assert ticks == [1] * (STEPS - FIRST - BLOCKS + 1)

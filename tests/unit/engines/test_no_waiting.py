@@ -83,7 +83,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
         carry_out(actor, entry)
         found.round = None
 
-    monkeypatch.setattr(Actor, "carry_out", noted)
+    monkeypatch.setattr(Actor, "run_round", noted)
     monkeypatch.setattr(build, "guard", lambda actor, at_lines: guard(actor, at_lines=True))
     return found
 

@@ -156,7 +156,7 @@ def test_a_whole_tick_asks_the_device_for_nothing(tmp_path: Path, monkeypatch: p
         asked.round = None
         return is_whole
 
-    monkeypatch.setattr(WavefrontGraph, "carry_out", noted)
+    monkeypatch.setattr(WavefrontGraph, "run_round", noted)
     twin = Twin()
     with Operations(asked), Methods(asked):
         twin.train(tmp_path, *QUIET)
@@ -261,7 +261,7 @@ def test_events_do_not_pass_between_inside_and_outside(tmp_path: Path, monkeypat
             if next(calls) != number:
                 settle(wires, event)
 
-        monkeypatch.setattr(RingWires, "settle", forgotten)
+        monkeypatch.setattr(RingWires, "rebase_events", forgotten)
         with pytest.raises(AssertionError, match=told):  # a step is traced right behind the first graph
             Twin().train(tmp_path / str(number), "trace.first_step=6", "trace.num_steps=1")
 
