@@ -96,7 +96,7 @@ def test_metrics_that_cannot_be_written(
     assert f"cannot write metrics to {run_dir}/metrics.jsonl: No space left on device; " in line
     status = jobs.read_json(run_dir / "status.json")
     if policy == "fail":
-        assert (status["status"], status["step"]) == ("failed", 0) and line.endswith("go on with --resume auto")
+        assert (status["status"], status["step"]) == ("failed", 0) and line.endswith("resume with --resume auto")
     else:
         assert status["status"] == "completed" and line.endswith("the run goes on without (log.if_unwritable: go_on)")
         assert jobs.summary(run_dir)["state_sha256"] == jobs.summary(straight)["state_sha256"]
@@ -175,7 +175,7 @@ def test_all_ranks_on_a_full_disk(tmp_path: Path, straight: Path, policy: Any) -
         done = jobs.ranks(3, jobs.words(run_dir, *settings))
         assert done.returncode != 0 and "fault in bllpipe" not in done.stderr
         told = [line for line in done.stderr.splitlines() if line.startswith("bllpipe: ")]
-        failed = [line for line in told if "go on with --resume auto" in line]
+        failed = [line for line in told if "resume with --resume auto" in line]
         assert len(failed) == 1 and "No space left on device" in failed[0]
         if policy == "go_on":
             assert sum("the run goes on without" in line for line in told) == 1
