@@ -31,7 +31,7 @@ __all__ = [
     "train",
 ]
 
-# Where each name lives. Its module, and torch with it, is imported when somebody asks for the name.
+# Where each name lives. Its module, and torch with it, is imported when the name is used.
 _HOMES = {
     "BllpipeError": "errors",
     "CheckpointError": "errors",

@@ -77,7 +77,7 @@ def renewed(page: str, name: str) -> str:
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise ConfigError(f"{name} has no place for the tables; needed are the lines\n{BEGIN}\n{END}")
+        raise ConfigError(f"{name} has no place for the tables; expected the lines\n{BEGIN}\n{END}")
     return f"{before}{BEGIN}\n\n{tables()}\n{END}{after}"
 
 

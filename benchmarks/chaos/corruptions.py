@@ -70,9 +70,7 @@ class Corruptions:
             _expect(not intact, f"refused, though {intact[:1]} is whole: {error}")
             found = None
         else:
-            _expect(
-                (found.path if found else None) == next(iter(intact), None), f"took {found}, needed is {intact[:1]}"
-            )
+            _expect((found.path if found else None) == next(iter(intact), None), f"took {found}, expected {intact[:1]}")
             _expect(found is not None or not candidates, "started over silently")
         passed_over = candidates[: candidates.index(found.path)] if found else candidates
         self._check_told(passed_over, misnamed_checkpoints(checkpoints), told)

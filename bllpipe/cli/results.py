@@ -92,7 +92,7 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     out = output_file(options.out) if options.out else paths[0] / "timeline.svg"
     trace = output_file(options.trace) if options.trace else None
     if out.suffix not in FORMATS:
-        raise ConfigError(f"--out {out} has no format that is known; needed is one of {', '.join(FORMATS)}")
+        raise ConfigError(f"--out {out} has no format that is known; expected one of {', '.join(FORMATS)}")
     timelines = _timelines(paths, options.steps)
     show(figures(timelines))
     if trace is not None:

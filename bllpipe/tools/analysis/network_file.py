@@ -32,7 +32,7 @@ from bllpipe.tools.analysis.finished_run import FinishedRun, some
 from bllpipe.utils.tensors import dtype_and_shape, is_of_network, part_digest, restore
 from bllpipe.version import __version__
 
-FROM = "needed is a file that bllpipe export has written"
+FROM = "expected a file that bllpipe export has written"
 LARGEST = 1_000_000  # channels or classes
 TORCHVISION = {"stem": "imagenet", "width": "64"}  # what torchvision's networks have, and 3 channels
 MOST_LAYERS = 1000  # of a head
@@ -47,7 +47,7 @@ def network_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def describe(run: FinishedRun) -> dict[str, str]:
-    """What whoever uses the network has to know: how to build it, what images it takes, where it comes from.
+    """What a user of the network has to know: how to build it, what images it takes, where it comes from.
 
     Pixels in 0..1 are normalised with ``image_mean`` and ``image_std``, a value a channel of ``image_shape`` [C, H, W].
     """
@@ -177,7 +177,7 @@ def _difference(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str |
         return f"it also holds {some(unknown)}"
     for name in own:
         if dtype_and_shape(own[name]) != dtype_and_shape(found[name]):
-            return f"it holds {name} as {dtype_and_shape(found[name])}, needed is {dtype_and_shape(own[name])}"
+            return f"it holds {name} as {dtype_and_shape(found[name])}, expected {dtype_and_shape(own[name])}"
     return None
 
 

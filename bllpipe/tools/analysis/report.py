@@ -43,7 +43,7 @@ def write_report(runs: Sequence[Path], out: Path) -> None:
         out.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(
-            f"{out} cannot be written ({error.strerror}); needed is the name of a file, such as report.html"
+            f"{out} cannot be written ({error.strerror}); expected the name of a file, such as report.html"
         ) from error
 
 

@@ -88,7 +88,7 @@ class ReportRun:
 def read_runs(paths: Sequence[Path]) -> list[ReportRun]:
     """Every run once, in the order given. Raises ConfigError for a directory that holds none."""
     if not paths:
-        raise ConfigError("found no run to report on; needed is at least one run directory, such as runs/NAME")
+        raise ConfigError("found no run to report on; expected at least one run directory, such as runs/NAME")
     distinct = list({path.resolve(): path for path in reversed(paths)}.values())[::-1]
     names = [path.resolve().name for path in distinct]
     unique = [str(path) if names.count(name) > 1 else name for path, name in zip(distinct, names, strict=True)]
@@ -99,7 +99,7 @@ def read_run(path: Path, name: str) -> ReportRun:
     """One run, called ``name``. Raises ConfigError if there is no config.yaml or it is none."""
     if not (path / "config.yaml").is_file():
         raise ConfigError(
-            f"{path} {_found(path)}; needed is a run directory with a config.yaml, such as runs/NAME, "
+            f"{path} {_found(path)}; expected a run directory with a config.yaml, such as runs/NAME, "
             f"which python -m bllpipe.launch makes"
         )
     run = ReportRun(name, flat(stored_mapping(str(path / "config.yaml"))))

@@ -146,7 +146,7 @@ def parse_steps(text: str) -> tuple[int | None, int | None]:
     """``10:16`` as (10, 16), ``10:`` as (10, None). Raises ConfigError for anything else."""
     first, colon, end = text.partition(":")
     if not colon or not all(part == "" or part.isdecimal() for part in (first, end)):
-        raise ConfigError(f"--steps is {text!r}; needed are the first step and the one behind the last, such as 10:16")
+        raise ConfigError(f"--steps is {text!r}; expected the first step and the one behind the last, such as 10:16")
     return int(first) if first else None, int(end) if end else None
 
 

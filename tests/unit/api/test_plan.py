@@ -33,7 +33,7 @@ def test_a_plan_is_a_cut_that_train_takes() -> None:
     [
         (network(), 4, "blocks=4, but the network has only 3 units"),
         ([*network(), nn.Identity()], 4, "4 blocks would leave one without parameters; use fewer"),
-        ([nn.Linear(6, 8), Two(8, 8), nn.Linear(8, 3)], 2, "unit 1 gives a tuple"),
+        ([nn.Linear(6, 8), Two(8, 8), nn.Linear(8, 3)], 2, "unit 1: expected one tensor as its output, .*got a tuple"),
     ],
 )
 def test_what_cannot_be_planned(model: Any, blocks: int, message: str) -> None:

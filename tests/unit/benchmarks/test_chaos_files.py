@@ -84,7 +84,7 @@ def test_a_reader_that_finds_nothing_would_be_found(
     assert broken(corruptions, tmp_path) == "nothing"
     monkeypatch.setattr("benchmarks.chaos.corruptions.find_checkpoint", lambda directory, warn: None)
     (tmp_path / "again").mkdir()
-    assert broken(corruptions, tmp_path / "again").startswith("took None, needed is ")
+    assert broken(corruptions, tmp_path / "again").startswith("took None, expected ")
 
 
 def test_a_reader_that_trusts_everything_would_be_found(

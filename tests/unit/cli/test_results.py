@@ -68,10 +68,10 @@ def test_report_says_where_it_was_written(
     [
         (["eval", "{none}"], 2, "none is not a directory; expected the directory of a run"),
         (["export", "{none}", "{file}"], 2, "none is not a directory; expected the directory of a run"),
-        (["report", "{none}"], 2, "none does not exist; needed is a run directory"),
+        (["report", "{none}"], 2, "none does not exist; expected a run directory"),
         (["eval", "{empty}"], 2, "empty holds no config.yaml, so it is not the directory of a run"),
         (["export", "{empty}", "{file}"], 2, "empty holds no config.yaml, so it is not the directory of a run"),
-        (["report", "{empty}"], 2, "needed is a run directory with a config.yaml"),
+        (["report", "{empty}"], 2, "expected a run directory with a config.yaml"),
         (["eval", "{bare}"], 4, "bare holds no checkpoint yet; go on with the run: --run-dir"),
         (["export", "{bare}", "{file}"], 4, "bare holds no checkpoint yet; go on with the run: --run-dir"),
         (["eval", "{run}", "--threshold", "2"], 2, "--threshold 2 is no probability"),

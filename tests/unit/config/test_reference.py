@@ -44,7 +44,7 @@ def test_only_what_stands_between_the_marks_is_written(tmp_path: Path) -> None:
 
 
 def test_a_page_without_marks_is_refused() -> None:
-    with pytest.raises(ConfigError, match="page.md has no place for the tables; needed are the lines"):
+    with pytest.raises(ConfigError, match="page.md has no place for the tables; expected the lines"):
         renewed("nothing", "page.md")
 
 

@@ -210,10 +210,10 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": "resnet19"}, "describe no ResNet .model 'resnet19', stem 'cifar', width '4'.; needed is a file"),
+        ({"model": "resnet19"}, "describe no ResNet .model 'resnet19', stem 'cifar', width '4'.; expected a file"),
         ({"stem": "large"}, "describe no ResNet .*stem 'large'"),
         ({"width": "-4"}, "describe no ResNet .*width '-4'"),
-        ({"num_classes": "ten"}, "do not say what images and how many classes .*ten.*; needed is a file that bllpipe"),
+        ({"num_classes": "ten"}, "do not say what images and how many classes .*ten.*; expected a file that bllpipe"),
         ({"image_shape": "[]"}, "do not say what images"),
         ({"image_shape": "3"}, "do not say what images"),
     ],

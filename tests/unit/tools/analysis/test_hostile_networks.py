@@ -87,8 +87,8 @@ def test_a_network_of_terabytes_is_not_built(file: Path, metadata: dict[str, str
     [
         ({"fc.bias": None, "fc.weight": None}, "it lacks fc.bias, fc.weight"),
         ({"\033[2J": torch.ones(1)}, r"it also holds '\\x1b\[2J'"),
-        ({"fc.bias": torch.ones(1)}, r"it holds fc.bias as float32\[1\], needed is float32\[10\]"),
-        ({"fc.bias": torch.ones(10).double()}, r"it holds fc.bias as float64\[10\], needed is float32\[10\]"),
+        ({"fc.bias": torch.ones(1)}, r"it holds fc.bias as float32\[1\], expected float32\[10\]"),
+        ({"fc.bias": torch.ones(10).double()}, r"it holds fc.bias as float64\[10\], expected float32\[10\]"),
         ({"bn1.num_batches_tracked": torch.tensor(0.5)}, r"it holds bn1.num_batches_tracked as float32\[\], "),
     ],
 )

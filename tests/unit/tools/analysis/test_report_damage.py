@@ -98,21 +98,21 @@ def test_text_of_runs_stays_text(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no run to report on; needed is at least one run directory"):
+    with pytest.raises(ConfigError, match="no run to report on; expected at least one run directory"):
         write_report([], tmp_path / "report.html")
-    with pytest.raises(ConfigError, match="nowhere does not exist; needed is a run directory with a config.yaml"):
+    with pytest.raises(ConfigError, match="nowhere does not exist; expected a run directory with a config.yaml"):
         write_report([tmp_path / "nowhere"], tmp_path / "report.html")
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(ConfigError, match="holds notes.txt, ...; needed is a run directory"):
+    with pytest.raises(ConfigError, match="holds notes.txt, ...; expected a run directory"):
         write_report([tmp_path], tmp_path / "report.html")
-    with pytest.raises(ConfigError, match="notes.txt is a file; needed"):
+    with pytest.raises(ConfigError, match="notes.txt is a file; expected"):
         write_report([tmp_path / "notes.txt"], tmp_path / "report.html")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match="empty is empty; needed"):
+    with pytest.raises(ConfigError, match="empty is empty; expected"):
         write_report([tmp_path / "empty"], tmp_path / "report.html")
 
 
 def test_a_page_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
     run = made_by_hand(tmp_path / "a")
-    with pytest.raises(ConfigError, match="cannot be written .Is a directory.; needed is the name of a file"):
+    with pytest.raises(ConfigError, match="cannot be written .Is a directory.; expected the name of a file"):
         write_report([run], tmp_path)

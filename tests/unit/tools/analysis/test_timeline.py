@@ -115,7 +115,7 @@ def test_steps_are_written_like_a_slice(text: str, steps: tuple[int | None, int 
 
 @pytest.mark.parametrize("text", ["", "7", "a:b", "1:2:3", "-1:4"])
 def test_other_steps_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="--steps is .*; needed are the first step .* such as 10:16"):
+    with pytest.raises(ConfigError, match="--steps is .*; expected the first step .* such as 10:16"):
         parse_steps(text)
 
 
@@ -284,7 +284,7 @@ def test_many_steps_are_drawn_with_a_word_of_warning(tmp_path: Path, capsys: pyt
 
 
 def test_a_format_that_is_not_known(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="page.gif has no format that is known; needed is one of .svg, .png, .html"):
+    with pytest.raises(ConfigError, match="page.gif has no format that is known; expected one of .svg, .png, .html"):
         timeline_command(str(run), "--out", str(tmp_path / "page.gif"))
 
 
