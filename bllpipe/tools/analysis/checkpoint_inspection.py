@@ -60,7 +60,7 @@ def list_checkpoints(path: Path, sizes_only: bool = False) -> list[CheckpointInf
     found = [_found(each, name, sizes_only) for name, each in checkpoints_in(folder)]
     found += [_misnamed(each) for each in misnamed_checkpoints(folder)]
     if not found:
-        raise CheckpointError(f"{path} holds no checkpoint; name a run directory or one of its checkpoints/step-N")
+        raise CheckpointError(f"{path} holds no checkpoint; use a run directory or one of its checkpoints/step-N")
     return found
 
 
