@@ -100,11 +100,11 @@ def inject(worker: Worker, fault: Fault) -> None:
 def _inject_into_step(actor: Actor, fault: Fault) -> None:
     phase = "evaluate" if fault.point == "evaluate" else "train"
 
-    def before(*arguments: Any) -> None:
+    def before(*arguments: Any, **named: Any) -> None:
         if actor.entry is not None and actor.entry.phase == phase and fault.is_due(actor.entry.step):
             trigger(fault)
 
-    def after(result: Any, *arguments: Any) -> Any:
+    def after(result: Any, *arguments: Any, **named: Any) -> Any:
         before()
         return result
 
