@@ -34,7 +34,7 @@ class RunLock:
 
     def take(self, directory: Path) -> None:
         """Returns when this process has the directory, which is made if it is not there; ConfigError when a live run
-        has it. A directory that cannot be written to is not locked: whoever writes there says why."""
+        has it. A directory that is not writable is not locked: the first write there reports why."""
         if self._descriptor is not None:
             return
         try:
