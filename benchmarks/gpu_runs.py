@@ -20,7 +20,7 @@ from benchmarks.gpu_cases import WARM_UP_LAPS, Case
 from benchmarks.gpu_meters import EnergyMeter, kernel_share, kernels
 from bllpipe.config import load_config
 from bllpipe.engines import Options, engine
-from bllpipe.learn.compiled import forget_compiled
+from bllpipe.learn.cuda_graphs import forget_compiled
 from bllpipe.training.run_directory import environment
 from bllpipe.utils.process import peak_memory_bytes
 

@@ -19,10 +19,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from bllpipe.config.schema import DataConfig
-from bllpipe.data.arrays import check_finite, check_label_form, label_array, plain_array
-from bllpipe.data.base import Arrays, GivenData, LabelSet, MemoryImages, Split
+from bllpipe.data.base import Arrays, GivenData, LabelSet, MemoryImages, Split, labels_sha256
 from bllpipe.data.catalog import DataSpec, check_labels
-from bllpipe.data.identity import labels_sha256
+from bllpipe.data.npz import check_finite, check_label_form, label_array, plain_array
 from bllpipe.errors import DataError
 from bllpipe.utils.tensors import part_digest
 

@@ -1,5 +1,5 @@
-"""The network and the local loss of a script, modules in a row, a function, a class or a name, and their names in the
-configuration.
+"""The network and the local loss of a script (modules in a row, a function, a class or a name) and their names in the
+configuration; a script's arguments as the plain values of a YAML file.
 """
 
 from __future__ import annotations
@@ -9,17 +9,45 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike, fspath
 from typing import Any
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 
-from bllpipe.api.arguments import plain
 from bllpipe.errors import ConfigError
 from bllpipe.learn.losses import Objective
 from bllpipe.models.checks import check_has_values, check_network
 from bllpipe.models.partition import bounds
 from bllpipe.models.registry import GIVEN, in_order
 from bllpipe.utils.tensors import part_digest
+
+
+def plain(value: Any) -> Any:
+    """Lists for tuples, ranges and arrays; Python's numbers and text for those of NumPy and torch; paths as text."""
+    if isinstance(value, (np.generic, np.ndarray, Tensor)):
+        return value.tolist()
+    if isinstance(value, PathLike):
+        return fspath(value)
+    if isinstance(value, Mapping):
+        return {plain(key): plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (tuple, list, range)) else value
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    """An argument that is a whole number of at least ``least``; ConfigError for anything else."""
+    number = plain(value)
+    if not isinstance(number, int) or isinstance(number, bool) or number < least:
+        raise ConfigError(f"{name} is {number!r:.80}; expected at least {least}, a whole number")
+    return number
+
+
+def path_text(name: str, value: Any, hint: str) -> str:
+    """The text of a path; ConfigError, which ends with ``hint``, for anything else."""
+    if not isinstance(value, (str, PathLike)) or isinstance(fspath(value), bytes):
+        raise ConfigError(f"{name} is a {type(value).__name__}; expected text or a path; {hint}")
+    return fspath(value)
+
 
 Modules = nn.Sequential | nn.ModuleList | Sequence[nn.Module]
 Model = Modules | Callable[..., Iterable[nn.Module]] | str

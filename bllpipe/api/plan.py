@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from bllpipe.api.arguments import whole_number
 from bllpipe.api.datasets import Data
-from bllpipe.api.models import Model
+from bllpipe.api.models import Model, whole_number
 from bllpipe.api.train import TrainArguments, build_config
 from bllpipe.config import Config
 from bllpipe.data.catalog import DataSpec, check_given

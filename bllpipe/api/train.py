@@ -16,9 +16,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from bllpipe.api.arguments import path_text, plain
 from bllpipe.api.datasets import Data, given_data
-from bllpipe.api.models import Model, OwnObjective, modules_of, user_model, user_objective
+from bllpipe.api.models import Model, OwnObjective, modules_of, path_text, plain, user_model, user_objective
 from bllpipe.checkpoint import find_checkpoint
 from bllpipe.config import Config, parse_config
 from bllpipe.config.loader import put, read_yaml

@@ -6,16 +6,18 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bllpipe.config import Config, load_config, to_mapping, to_yaml
 from bllpipe.config.schema import DataConfig
 from bllpipe.data.catalog import PUBLISHED, DataSpec
 from bllpipe.engines import topology
 from bllpipe.launch import check_plan
-from bllpipe.tools.planning.estimates import EdgeFigures, Figures, RankFigures
 from bllpipe.topology import Topology
 from bllpipe.utils.console import show, table
+
+if TYPE_CHECKING:
+    from bllpipe.tools.planning.dry_run import EdgeFigures, Figures, RankFigures  # torch
 
 NO_DATA = (
     "shapes, bytes and memory depend on the data, which were not found: data.name is {name}, data.path {path}; use "

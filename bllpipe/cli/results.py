@@ -119,7 +119,7 @@ def _title(timelines: Sequence[Timeline]) -> str:
 
 def _write(out: Path, title: str, timelines: Sequence[Timeline]) -> None:
     _require_report_extra()
-    from bllpipe.tools.analysis.report_page import Section, WideDrawing, render_page
+    from bllpipe.tools.analysis.report_figures import Section, WideDrawing, render_page
     from bllpipe.tools.analysis.timeline_picture import picture, write_png
 
     if out.suffix == ".png":

@@ -1,21 +1,22 @@
-"""A data set: labels of both splits, images in memory or elsewhere, their normalisation, and copies to a device.
+"""A data set: labels of both splits, images in memory or elsewhere, their normalisation, copies to a device, and the
+identity by which a checkpoint recognises it.
 
 All random draws are made on the CPU and copied to the device of the images; the host does not wait for the copy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from bllpipe.config.schema import DataConfig
 from bllpipe.data.catalog import DataSpec
-from bllpipe.data.identity import labels_sha256
 from bllpipe.errors import ConfigError
 
 Split = Literal["train", "test"]
@@ -123,3 +124,33 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     if tensor.device == device:
         return tensor
     return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
+
+
+def labels_sha256(train_N: Tensor, test_N: Tensor, names: Iterable[str] = ()) -> str:
+    """A digest of the labels, int64 [N], in their order, and of the ``names`` of the images where they have some."""
+    digest = hashlib.sha256()
+    for labels_N in (train_N, test_N):
+        digest.update(f"{len(labels_N)} labels\n".encode())
+        digest.update(labels_N.cpu().contiguous().numpy().astype("<i8").tobytes())
+    for name in names:
+        digest.update(name.encode(errors="surrogateescape") + b"\0")
+    return digest.hexdigest()
+
+
+def data_identity(spec: DataSpec) -> dict[str, Any]:
+    """What a checkpoint holds of the data that it was trained on."""
+    return {
+        "num_train": spec.num_train,
+        "num_test": spec.num_test,
+        "image_shape": list(spec.image_shape),
+        "num_classes": spec.num_classes,
+        "labels_sha256": spec.labels_sha256,
+    }
+
+
+def describe_identity(record: Mapping[str, Any]) -> str:
+    """``64 training and 16 test images [3, 8, 8] of 3 classes, labels 0a1b2c3d``."""
+    return (
+        f"{record.get('num_train')} training and {record.get('num_test')} test images {record.get('image_shape')} of "
+        f"{record.get('num_classes')} classes, labels {str(record.get('labels_sha256'))[:8]}"
+    )

@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from bllpipe.config.schema import DataConfig
-from bllpipe.data.base import LabelSet, Split, mean_and_std
+from bllpipe.data.base import LabelSet, Split, labels_sha256, mean_and_std
 from bllpipe.data.catalog import DataSpec, Sample, check_labels, listing
-from bllpipe.data.identity import labels_sha256
 from bllpipe.errors import DataError
 from bllpipe.utils.console import warn
 from bllpipe.utils.process import end_with_parent

@@ -13,7 +13,7 @@ from bllpipe.config.schema import SYNCHRONOUS, TORCH_PIPELINES, TWO_STAGES
 from bllpipe.errors import ConfigError
 from bllpipe.topology import Placement, Topology
 from bllpipe.training.callbacks import Callback
-from bllpipe.training.run_lock import RunLock
+from bllpipe.training.run_directory import RunLock
 
 Output = Literal["auto", "live", "plain", "quiet", "json"]
 

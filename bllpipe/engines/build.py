@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from bllpipe.checkpoint import CheckpointWriter
 from bllpipe.config import to_mapping
 from bllpipe.config.schema import PIPELINES
-from bllpipe.data.base import ImageSet, LabelSet
-from bllpipe.data.identity import identity as data_identity
+from bllpipe.data.base import ImageSet, LabelSet, data_identity
 from bllpipe.data.loader import LabelSource, label_batches
 from bllpipe.distributed.torchrun import speaks_for_all
 from bllpipe.engines.job import Job

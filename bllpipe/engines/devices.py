@@ -28,7 +28,7 @@ from bllpipe.config import Config
 from bllpipe.distributed.process_links import chosen_backends
 from bllpipe.distributed.torchrun import RankEnvironment, allow_deterministic_products
 from bllpipe.errors import ConfigError
-from bllpipe.learn.compiled import forget_compiled, never_in_python
+from bllpipe.learn.cuda_graphs import forget_compiled, never_in_python
 from bllpipe.messages import Store
 from bllpipe.topology import Topology
 from bllpipe.utils.console import warn

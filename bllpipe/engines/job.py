@@ -18,8 +18,8 @@ import torch
 from bllpipe.checkpoint import Checkpoint, open_checkpoint, remove_unfinished
 from bllpipe.checkpoint.resume import Change, changes, changes_since, checkpoint_to_resume, choose_directory
 from bllpipe.config import Config, to_mapping
+from bllpipe.data.base import data_identity, describe_identity
 from bllpipe.data.catalog import DataSpec
-from bllpipe.data.identity import described, identity
 from bllpipe.distributed.message_format import VERSION, wire_dtype
 from bllpipe.engines import Options, Output, topology
 from bllpipe.errors import ConfigError, NoProgressError
@@ -181,10 +181,10 @@ def _decide(config: Config, options: Options, store: Store, job_store: Store, sp
 def _data_change(checkpoint: Checkpoint, spec: DataSpec) -> Change | None:
     """What the data are instead of those that ``checkpoint`` was trained on; None also for a checkpoint that does not
     say, as older ones do not."""
-    then, now = checkpoint.facts()[0].get("data"), identity(spec)
+    then, now = checkpoint.facts()[0].get("data"), data_identity(spec)
     if not isinstance(then, dict) or all(then.get(key) in (value, None, "") or not value for key, value in now.items()):
         return None
-    return Change("data", described(then), described(now))
+    return Change("data", describe_identity(then), describe_identity(now))
 
 
 def _is_tested(checkpoint: Checkpoint, plan: RunSchedule, directory: RunDirectory) -> bool:

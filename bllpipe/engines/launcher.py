@@ -21,7 +21,7 @@ from bllpipe.engines import topology
 from bllpipe.errors import NOT_RETRYABLE
 from bllpipe.topology import Topology
 from bllpipe.utils.console import warn
-from bllpipe.utils.job_control import around_suspension
+from bllpipe.utils.process import around_suspension
 
 PATIENCE_SECONDS = 25.0  # ranks need less than 20 to stop at an agreed step
 POLL_SECONDS = 0.05

@@ -1,4 +1,4 @@
-"""This process: its memory, malloc and garbage collection, and its end when the parent process dies."""
+"""This process: its memory, malloc and garbage collection, Ctrl-Z, and its end when the parent process dies."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import platform
 import resource
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 STATM = Path("/proc/self/statm")
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
@@ -87,3 +90,25 @@ def end_with_parent(parent: int | None = None) -> None:
     ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, ctypes.c_ulong(signal.SIGKILL))
     if os.getppid() != expected:  # the parent died before prctl
         os._exit(1)
+
+
+@contextmanager
+def around_suspension(before: Callable[[], None], after: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Meanwhile SIGTSTP calls ``before``, stops this process as it would without us, and calls ``after`` when it goes
+    on. Only a main thread can do that, and only where nothing else handles the signal or ignores it."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTSTP) != signal.SIG_DFL:
+        yield
+        return
+
+    def suspend(number: int, frame: FrameType | None) -> None:
+        before()
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTSTP)  # returns when the process is continued, or at once if it cannot be stopped
+        signal.signal(signal.SIGTSTP, suspend)
+        after()
+
+    signal.signal(signal.SIGTSTP, suspend)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)

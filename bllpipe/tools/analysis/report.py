@@ -18,14 +18,20 @@ from bllpipe.tools.analysis.report_data import (
     written,
 )
 from bllpipe.tools.analysis.report_figures import (
+    Bullets,
+    Cell,
+    Note,
+    Part,
+    Section,
+    Table,
     accuracy_by_block,
     alignment,
     excerpts,
     learning,
     longest_waits,
+    render_page,
     time_use,
 )
-from bllpipe.tools.analysis.report_page import Bullets, Cell, Note, Part, Section, Table, render_page
 
 UNKNOWN = "\N{EN DASH}"
 FACTS = ("bllpipe", "python", "torch", "git", "processor", "cpus", "gpus", "platform")

@@ -1,27 +1,106 @@
-"""The figures of a report, each with a caption: curves and bars of the groups, what every rank waited for, and
-timelines of traced runs on one scale of time.
+"""The parts of a report's page: sections, tables, and figures with captions: curves and bars of the groups, what every
+rank waited for, and timelines of traced runs on one scale of time.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from bllpipe.tools.analysis.charts import Curve, bar_chart, curve_chart, dot_chart
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from bllpipe.tools.analysis.charts import RULES, Curve, bar_chart, clean, curve_chart, dot_chart, piece_key, series_key
 from bllpipe.tools.analysis.report_data import LAST, Group, Point, ReportRun, finite, mean_text, spread
-from bllpipe.tools.analysis.report_page import (
-    Cell,
-    Chart,
-    Charts,
-    Note,
-    Part,
-    Table,
-    WideDrawing,
-    piece_legend,
-    series_legend,
-)
 from bllpipe.tools.analysis.timeline import Timeline
 from bllpipe.tools.analysis.timeline_picture import picture
+
+LONG = 32  # characters; a cell with more of them wraps
+Cell = str | tuple[str, str]  # text, or text with a longer one for the pointer
+
+
+@dataclass(frozen=True)
+class Table:
+    """The first column names the rows; the columns called in ``numbers`` are flush right."""
+
+    heads: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    numbers: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Note:
+    text: str
+
+
+@dataclass(frozen=True)
+class Bullets:
+    items: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart between its title and its caption; every key of the legend is a drawing with a name."""
+
+    title: str
+    svg: str
+    legend: Sequence[tuple[str, str]]
+    caption: str
+
+
+@dataclass(frozen=True)
+class Charts:
+    """Side by side where there is room."""
+
+    charts: Sequence[Chart]
+
+
+@dataclass(frozen=True)
+class WideDrawing:
+    """One that scrolls by itself on a narrow screen."""
+
+    svg: str
+
+
+Part = Table | Note | Bullets | Charts | WideDrawing
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page under a heading; one without parts leaves no trace."""
+
+    anchor: str
+    title: str
+    parts: Sequence[Part] = field(default=())
+
+
+def series_legend(names: Mapping[int, str], lines: bool = True) -> list[tuple[str, str]]:
+    """What each look stands for, by the number of the series."""
+    return [(series_key(index, lines), name) for index, name in names.items()]
+
+
+def piece_legend(kinds: Iterable[str]) -> list[tuple[str, str]]:
+    """The same for the pieces of bars."""
+    return [(piece_key(index), kind) for index, kind in enumerate(kinds)]
+
+
+def render_page(title: str, sections: Sequence[Section]) -> str:
+    """A whole HTML file."""
+    environment = Environment(
+        loader=PackageLoader("bllpipe.tools.analysis", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        # of all text, but not of drawings, which are clean
+        finalize=lambda value: value if isinstance(value, Markup) else clean(value),
+    )
+    template = environment.get_template("report.html.jinja")
+    return template.render(
+        title=title, sections=[section for section in sections if section.parts], figure_rules=RULES, long=LONG
+    )
+
 
 MOST_POINTS = 300  # of a curve
 SPREAD = "The line is the mean over the runs of a group, the band reaches from the smallest to the largest value."

@@ -17,7 +17,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bllpipe.tools.analysis.figure_style import (
+from bllpipe.tools.analysis.charts import (
     BLUE,
     BUBBLE,
     GREEN,

@@ -18,7 +18,7 @@ from bllpipe.tools.monitoring.live_table import Screen, can_draw, clock, lines, 
 from bllpipe.tools.monitoring.run_status import Follower
 from bllpipe.training.callbacks import Callback
 from bllpipe.utils.console import is_terminal, put, say
-from bllpipe.utils.job_control import around_suspension
+from bllpipe.utils.process import around_suspension
 
 if TYPE_CHECKING:
     from bllpipe.engines.job import Job

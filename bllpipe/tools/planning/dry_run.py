@@ -1,4 +1,5 @@
-"""The bytes, parameters and memory of a run, counted on meta tensors: nothing is computed, sent or read.
+"""Estimates of a run before it starts (ranks, edges, parameters, bytes, memory), counted on meta tensors: nothing is
+computed, sent or read.
 
 The network is built by the functions that its ranks call, one rank after another, and then moved to the meta device: to
 build it there would import torch's compiler.
@@ -11,9 +12,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -39,11 +41,109 @@ from bllpipe.learn.feedback import Feedback, make_feedback
 from bllpipe.learn.optimizer import Learner
 from bllpipe.messages import Round, Store, Target
 from bllpipe.models.units import Segment
-from bllpipe.tools.planning.estimates import EdgeFigures, Figures, Memory, RankFigures, TensorFigures
 from bllpipe.tools.planning.profiler import kept_storages, storages
 from bllpipe.topology import Topology
 from bllpipe.training.run_directory import RunDirectory
 from bllpipe.training.run_schedule import RunSchedule
+
+
+@dataclass(frozen=True)
+class TensorFigures:
+    """One tensor of a message, with the number of images in front of ``shape``."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}"
+
+
+@dataclass(frozen=True)
+class EdgeFigures:
+    """The messages from rank ``src`` to rank ``dst`` in a training step: ``num_messages`` of ``message_bytes`` each,
+    with header and trailer if there are any. ``kind`` is that of an Edge, or ``gradient``. ``ensemble_bytes``: the
+    additional bytes of a test batch's message with ``evaluate.ensemble``."""
+
+    kind: str
+    src: int
+    dst: int
+    tensors: tuple[TensorFigures, ...]
+    message_bytes: int
+    num_messages: int
+    step_bytes: int
+    ensemble_bytes: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.src}->{self.dst}"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a rank, an estimate. ``activations``: what its backward passes keep, with their inputs, at their peak;
+    ``messages``: the buffers of its edges."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    messages: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.messages
+
+
+@dataclass(frozen=True)
+class RankFigures:
+    """``parameters`` as in summary.json: all numbers that training changes, statistics of normalisations with them.
+
+    Of them ``head_parameters`` are the local head's. ``operations`` are those of a forward pass of one image through
+    block and head (a multiplication and an addition are two), ``head_operations`` those of the head alone.
+    """
+
+    rank: int
+    role: str
+    parameters: int
+    memory: Memory
+    head_parameters: int = 0
+    operations: int = 0
+    head_operations: int = 0
+
+
+@dataclass(frozen=True)
+class Figures:
+    """All ranks and edges of a run of ``steps`` steps, each of a batch."""
+
+    steps: int
+    steps_per_epoch: int
+    ranks: tuple[RankFigures, ...]
+    edges: tuple[EdgeFigures, ...]
+
+    def sent(self, rank: int) -> int:
+        """Bytes that ``rank`` sends in a training step."""
+        return _step_bytes(edge for edge in self.edges if edge.src == rank)
+
+    def received(self, rank: int) -> int:
+        """Bytes that ``rank`` receives in a training step."""
+        return _step_bytes(edge for edge in self.edges if edge.dst == rank)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, and the sums."""
+        ranks = [
+            {
+                **asdict(each),
+                "memory": {**asdict(each.memory), "total": each.memory.total},
+                "sent_bytes": self.sent(each.rank),
+                "received_bytes": self.received(each.rank),
+            }
+            for each in self.ranks
+        ]
+        return {**asdict(self), "ranks": ranks}
+
+
+def _step_bytes(edges: Iterable[EdgeFigures]) -> int:
+    return sum(edge.step_bytes for edge in edges)
+
 
 SHAPES_ONLY = torch.device("meta")
 Forward = Callable[[], Iterable[Tensor]]  # returns the tensors that live until the backward pass

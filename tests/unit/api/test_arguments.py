@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import bllpipe
-from bllpipe.api.arguments import plain
+from bllpipe.api.models import plain
 from bllpipe.api.train import TrainArguments, build_config
 from tests.support.networks.api import DATA, network, seeded_network
 

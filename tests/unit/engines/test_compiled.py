@@ -16,10 +16,9 @@ from torch._dynamo.utils import counters
 
 from bllpipe.config import load_config
 from bllpipe.errors import ConfigError
-from bllpipe.learn import compiled
+from bllpipe.learn import cuda_graphs
 from bllpipe.learn.block import Block, build_segments, make_block
-from bllpipe.learn.compiled import MOST_AGAIN, compile_part, forget_compiled
-from bllpipe.learn.cuda_graphs import compile_parts
+from bllpipe.learn.cuda_graphs import MOST_AGAIN, compile_part, compile_parts, forget_compiled
 from bllpipe.messages import Round, Target
 from bllpipe.models.partition import cut
 from bllpipe.models.resnet import resnet_units
@@ -141,7 +140,7 @@ def test_a_network_in_pieces_is_compiled_to_the_last() -> None:
 
 
 def test_the_limit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "RECOMPILE_LIMIT", dynamo.recompile_limit)
+    monkeypatch.setattr(cuda_graphs, "RECOMPILE_LIMIT", dynamo.recompile_limit)
     before = dynamo.recompile_limit, dynamo.fail_on_recompile_limit_hit
     with pytest.raises(ConfigError, match=r"gpu.compile is true, but .* code of block \d+ 8 times .* --set gpu.comp"):
         for width in range(2, 40):

@@ -13,7 +13,7 @@ from torch import nn
 
 from bllpipe.config import load_config
 from bllpipe.engines.devices import precision_now, put_back, set_precision
-from bllpipe.learn.compiled import compile_part, forget_compiled
+from bllpipe.learn.cuda_graphs import compile_part, forget_compiled
 
 PRODUCTS: Any = torch.backends.cuda.matmul
 CUDNN: Any = torch.backends.cudnn

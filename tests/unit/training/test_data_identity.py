@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import bllpipe
 from bllpipe.config.schema import DataConfig
+from bllpipe.data.base import data_identity, describe_identity, labels_sha256
 from bllpipe.data.catalog import DataSpec
-from bllpipe.data.identity import described, identity, labels_sha256
 from bllpipe.data.image_folder import FolderImages
 from bllpipe.errors import ConfigError
 
@@ -74,5 +74,5 @@ def test_what_is_held_of_the_data() -> None:
     labels = torch.arange(4)
     digest = labels_sha256(labels, labels[:2])
     assert digest != labels_sha256(labels[:2], labels)
-    record = identity(DataSpec(4, 2, (1, 8, 8), 4, digest))
-    assert described(record) == f"4 training and 2 test images [1, 8, 8] of 4 classes, labels {digest[:8]}"
+    record = data_identity(DataSpec(4, 2, (1, 8, 8), 4, digest))
+    assert describe_identity(record) == f"4 training and 2 test images [1, 8, 8] of 4 classes, labels {digest[:8]}"

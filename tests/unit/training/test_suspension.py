@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bllpipe.utils.job_control import around_suspension
+from bllpipe.utils.process import around_suspension
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")

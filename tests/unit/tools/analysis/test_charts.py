@@ -9,8 +9,18 @@ from itertools import pairwise
 
 import pytest
 
-from bllpipe.tools.analysis.charts import Curve, bar_chart, curve_chart, dot_chart, look, piece_key, series_key
-from bllpipe.tools.analysis.figure_style import ALL, SERIES, clean
+from bllpipe.tools.analysis.charts import (
+    ALL,
+    SERIES,
+    Curve,
+    bar_chart,
+    clean,
+    curve_chart,
+    dot_chart,
+    look,
+    piece_key,
+    series_key,
+)
 from bllpipe.tools.analysis.report_data import Point, finite
 from tests.support.drawings import Drawing
 
