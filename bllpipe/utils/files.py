@@ -292,8 +292,8 @@ def _wait_for_lock(descriptor: int, directory: Path) -> None:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise ConfigError(
-                    f"{directory} is in use by a run that is alive: {_lock_holder(descriptor)}; wait for it or stop it, or "
-                    f"name another --run-dir"
+                    f"{directory} is in use by a run that is alive: {_lock_holder(descriptor)}; wait for it or stop "
+                    f"it, or name another --run-dir"
                 ) from None
         except OSError as error:
             if error.errno not in WITHOUT_LOCKS:
