@@ -20,12 +20,14 @@ def descendants(process: int) -> Iterator[int]:
 
 
 def ranks_of(launcher: int) -> dict[int, int]:
-    """The process ids of the ranks that ``launcher`` has started, by rank."""
+    """The process ids of the ranks that ``launcher`` has started, by rank: by the name that a rank gives itself, and by
+    the environment in which torchrun starts it."""
     found: dict[int, int] = {}
     for process in descendants(launcher):
-        variables = _variables(process)
-        if process != launcher and "RANK" in variables:
-            found.setdefault(int(variables["RANK"]), process)
+        rank = _name(process).removeprefix("bllpipe rank ") if process != launcher else ""
+        rank = rank if rank.isdecimal() else _variables(process).get("RANK", "")
+        if process != launcher and rank:
+            found.setdefault(int(rank), process)
     return found
 
 
@@ -33,6 +35,13 @@ def marked(name: str, value: str) -> list[int]:
     """All processes with this variable in their environment, orphans included."""
     numbers = [int(path.name) for path in PROC.iterdir() if path.name.isdecimal()]
     return [process for process in numbers if _variables(process).get(name) == value]
+
+
+def _name(process: int) -> str:
+    try:
+        return (PROC / str(process) / "comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _variables(process: int) -> dict[str, str]:

@@ -24,6 +24,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.family import ranks_of
 from benchmarks.report import table, write
 from bllpipe.utils.console import Bar
 
@@ -106,9 +107,10 @@ class Job:
     def ranks(self) -> list[psutil.Process]:
         """Those that are there now."""
         found = []
-        for process in psutil.Process(self.launcher.pid).children(recursive=True):
+        for number in ranks_of(self.launcher.pid).values():
             with suppress(psutil.Error):
-                if "RANK" in process.environ() and process.status() != psutil.STATUS_ZOMBIE:
+                process = psutil.Process(number)
+                if process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
 

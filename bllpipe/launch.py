@@ -30,6 +30,7 @@ from bllpipe.tools.monitoring.progress import ProgressDisplay
 from bllpipe.training.callbacks import Callback
 from bllpipe.training.run_schedule import RunSchedule
 from bllpipe.utils.console import drop_unwritten, repair_standard_streams, warn
+from bllpipe.utils.process import name_process
 
 # Before there is a store, rank 0 alone prints an error that all ranks have. The others wait until it has.
 SILENT_SECONDS = 5.0
@@ -120,6 +121,7 @@ def _launch(options: argparse.Namespace, argv: Sequence[str]) -> int:
         environment = RankEnvironment.read()
         if environment is not None:
             die_with_agent(environment)
+            name_process(f"bllpipe rank {environment.rank}")
         config = load_config(options.config, options.overrides)
         accept, callbacks = tuple(options.accept), choose_callbacks(config)
         chosen = Options(options.resume, options.run_dir, accept, options.output, callbacks=callbacks)

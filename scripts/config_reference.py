@@ -23,7 +23,7 @@ from bllpipe.errors import ConfigError
 BEGIN = "<!-- made of bllpipe/config by `make docs`; change the meanings there -->"
 END = "<!-- until here -->"
 HEAD = """# The embedded default, written out: what `make train` and `python -m bllpipe.launch` do without --config.
-# Handwritten digits of 8x8 pixels that come with scikit-learn, a small ResNet-18 in four blocks, gloo on CPUs.
+# Handwritten digits of 8x8 pixels that come with bllpipe, a small ResNet-18 in four blocks, gloo on CPUs.
 # Every key of a config stands here, with its default; each can be given as --set key.path=value.
 
 """

@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.family import descendants, ranks_of
 from tests.support.same_bits import metrics_without_timing, state_digest
 
 BLOCKS = (2, 4)
@@ -146,11 +147,10 @@ class Killer:
         for kill in self.kills:
             time.sleep(kill.seconds)
             with suppress(psutil.Error):
-                family = psutil.Process(launcher.pid).children(recursive=True)
-                ranks = [process for process in family if process.environ().get("RANK") == str(kill.rank)]
-                victims = ranks if kill.rank is not None else [*family, psutil.Process(launcher.pid)]
+                ranks = [process for rank, process in ranks_of(launcher.pid).items() if rank == kill.rank]
+                victims = ranks if kill.rank is not None else list(descendants(launcher.pid))
                 for victim in victims:
-                    victim.kill()
+                    psutil.Process(victim).kill()
                 if victims:
                     self.killed.append("one rank at any moment" if kill.rank is not None else "all at any moment")
 

@@ -16,7 +16,7 @@ from bllpipe.config.loader import known_keys
 from bllpipe.distributed.torchrun import settings
 from bllpipe.utils.console import show
 
-PACKAGES = ("torchvision", "numpy", "pillow", "pyyaml", "scikit-learn", "safetensors", "prometheus-client", "deepspeed")
+PACKAGES = ("torchvision", "numpy", "pillow", "pyyaml", "safetensors", "prometheus-client", "deepspeed")
 SHELLS = ("bash", "zsh", "fish")
 INSTALLATION = """bash: bllpipe completion bash > ~/.local/share/bash-completion/completions/bllpipe
 zsh:  bllpipe completion zsh > a folder of $fpath, as _bllpipe

@@ -1,6 +1,6 @@
 """Every key of a run's configuration, with its default, its range and its meaning.
 
-The defaults are the embedded run: scikit-learn's handwritten digits, a small ResNet in four blocks, gloo on CPUs.
+The defaults are the embedded run: handwritten digits, a small ResNet in four blocks, gloo on CPUs.
 """
 
 from __future__ import annotations

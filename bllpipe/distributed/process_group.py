@@ -31,7 +31,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from bllpipe.distributed.torchrun import RankEnvironment
+from bllpipe.distributed.torchrun import LOOPBACK, RankEnvironment
 from bllpipe.errors import WireError
 from bllpipe.messages import Store
 from bllpipe.topology import Edge
@@ -42,7 +42,6 @@ FOR_EVER = timedelta(days=30)
 CONNECT_SECONDS = 30.0
 NAME = "bllpipe"  # in front of all keys
 MAX_CTAS = 4  # multiprocessors of a GPU for one edge
-LOOPBACK = "127.0.0.1"
 POLL_SECONDS = 0.02  # a blocking read of the store would hold up signals
 
 

@@ -9,14 +9,14 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from bllpipe.errors import NOT_RETRYABLE, ConfigError
 from bllpipe.utils.process import end_with_parent
 
-LAUNCHER = "BLLPIPE_LAUNCHER"  # set by bllpipe's launcher
+LAUNCHER = "BLLPIPE_LAUNCHER"  # set by the process that bllpipe's launcher starts ranks from
+LOOPBACK = "127.0.0.1"
 SETTINGS = {
     "CUDA_VISIBLE_DEVICES",
     "CUBLAS_WORKSPACE_CONFIG",
@@ -33,8 +33,8 @@ PROBE_SECONDS = 1.0
 @dataclass(frozen=True)
 class RankEnvironment:
     """One process of a job. ``restarts_left`` is the number of restarts that torchrun has left, ``node`` the number of
-    its machine. ``has_agent``: torchrun or bllpipe's launcher is its parent; ``launcher`` is the process id of that
-    launcher, and None under torchrun."""
+    its machine. ``has_agent``: torchrun or bllpipe's launcher is its parent; ``launcher`` is the id of the
+    process that bllpipe's launcher starts ranks from, and None under torchrun."""
 
     rank: int
     world_size: int
@@ -121,27 +121,31 @@ def has_agent(variables: Mapping[str, str] = os.environ) -> bool:
     return "TORCHELASTIC_RUN_ID" in variables
 
 
-@contextmanager
-def launcher_environment(cpu_threads: int) -> Iterator[None]:
-    """Sets the environment of ranks that bllpipe's launcher starts inside; the elastic agent adds its own variables.
+def launcher_environment(cpu_threads: int, variables: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment that all ranks of bllpipe's launcher have in common."""
+    return {"OMP_NUM_THREADS": str(cpu_threads), **variables}
 
-    The agent itself handles no signals: the launcher does.
-    """
-    variables = {
-        LAUNCHER: str(os.getpid()),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cpu_threads)),
-        "TORCHELASTIC_SIGNALS_TO_HANDLE": "",
+
+def rank_environments(number: int, port: int, attempt: int, parent: int) -> list[dict[str, str]]:
+    """What each of ``number`` ranks of bllpipe's launcher has in its environment, as torchrun would set it. The store
+    listens at ``port``; the ranks are started by the process ``parent``."""
+    world = {
+        "WORLD_SIZE": str(number),
+        "LOCAL_WORLD_SIZE": str(number),
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": LOOPBACK,
+        "MASTER_PORT": str(port),
+        LAUNCHER: str(parent),
+        "TORCHELASTIC_RUN_ID": f"attempt_{attempt}",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": os.environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1"),
     }
-    before = {name: os.environ.get(name) for name in variables}
+    return [world | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number)]
+
+
+def become_rank(variables: Mapping[str, str]) -> None:
+    """Gives this process, and those that it starts, the variables of a rank."""
     os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def allow_deterministic_products(variables: MutableMapping[str, str] = os.environ) -> None:

@@ -12,12 +12,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from types import FrameType
 from typing import Any
 
 from bllpipe.config import Config
 from bllpipe.engines import topology
+from bllpipe.engines.rank_processes import RankProcesses
 from bllpipe.errors import NOT_RETRYABLE
 from bllpipe.topology import Topology
 from bllpipe.utils.console import warn
@@ -33,16 +34,19 @@ def run_ranks(
     """Starts a process for every rank on this machine, and all of them again after a failure, at most ``max_restarts``
     times; returns the exit code of the launcher. ``argv`` are the arguments of the command line. ``give_back`` gives
     the terminal back when Ctrl-Z has stopped the ranks."""
-    with SignalForwarder(PATIENCE_SECONDS) as stopping, _ranks_suspended(stopping, give_back):
-        from bllpipe.engines.elastic_agent import RankProcesses  # and torch, which takes seconds: signals come first
-
-        layout = topology(config)
-        ranks = RankProcesses(layout.world_size, argv, config.cpu_threads)
+    layout = topology(config)
+    with (
+        SignalForwarder(PATIENCE_SECONDS) as stopping,
+        _ranks_suspended(stopping, give_back),
+        closing(RankProcesses(layout.world_size, argv, config.engine, config.cpu_threads)) as ranks,
+    ):
         stopping.ranks = ranks.processes
         failures: dict[int, int] = {}
         for attempt in range(max_restarts + 1):
             if attempt > 0:
                 warn(f"{describe_failure(failures, layout)}; restart {attempt} of {max_restarts}")
+            while stopping.signal is None and not ranks.is_ready(POLL_SECONDS):
+                pass
             if stopping.signal is None:
                 failures = ranks.run(attempt)
             if stopping.signal is not None:
@@ -53,8 +57,8 @@ def run_ranks(
 
 
 def exit_code_of(failures: Mapping[int, int]) -> int:
-    """One exit code for those of all ranks that failed. A rank ends with the code of the failure that was first, and
-    the agent sends SIGTERM to those that have not noticed."""
+    """One exit code for those of all ranks that failed. A rank ends with the code of the failure that was first; those
+    that have not noticed it get SIGTERM."""
     codes = {code for code in failures.values() if code != -signal.SIGTERM}
     if codes & NOT_RETRYABLE:
         return max(codes & NOT_RETRYABLE)

@@ -19,7 +19,7 @@ STATM = Path("/proc/self/statm")
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
 MAX_MMAP_THRESHOLD = 32 * 2**20
 NEVER_TRIM = 2**31 - 1
-SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
+SET_PARENT_DEATH_SIGNAL, SET_NAME = 1, 15  # PR_SET_PDEATHSIG and PR_SET_NAME of prctl(2)
 
 
 def keep_freed_memory() -> None:
@@ -90,6 +90,12 @@ def end_with_parent(parent: int | None = None) -> None:
     ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, ctypes.c_ulong(signal.SIGKILL))
     if os.getppid() != expected:  # the parent died before prctl
         os._exit(1)
+
+
+def name_process(name: str) -> None:
+    """What ps, top and pgrep call this process, at most 15 characters; on Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(SET_NAME, name.encode())
 
 
 @contextmanager

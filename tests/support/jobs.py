@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.family import ranks_of
 from bllpipe import launch
 from tests.support.spawning import launch_in_a_process, launch_ranks
 from tests.support.waiting import PATIENCE
@@ -65,10 +66,10 @@ def started(num_ranks: int, arguments: list[str], *options: str, fault: str = ""
 def rank_processes(launcher: subprocess.Popen[str]) -> dict[int, psutil.Process]:
     """The ranks that ``launcher`` has started, by their number."""
     found = {}
-    for process in psutil.Process(launcher.pid).children(recursive=True):
+    for rank, process in ranks_of(launcher.pid).items():
         with suppress(psutil.Error):
-            if "RANK" in process.environ() and process.status() != psutil.STATUS_ZOMBIE:
-                found[int(process.environ()["RANK"])] = process
+            if psutil.Process(process).status() != psutil.STATUS_ZOMBIE:
+                found[rank] = psutil.Process(process)
     return found
 
 

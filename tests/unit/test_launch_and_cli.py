@@ -13,7 +13,7 @@ import pytest
 
 import bllpipe
 from bllpipe import cli, launch
-from bllpipe.distributed.torchrun import RankEnvironment, launcher_environment, speaks_for_all
+from bllpipe.distributed.torchrun import RankEnvironment, launcher_environment, rank_environments, speaks_for_all
 from bllpipe.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -44,11 +44,19 @@ def test_what_torchrun_says() -> None:
 def test_what_our_launcher_adds_is_for_its_ranks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     before = dict(os.environ)
-    with launcher_environment(cpu_threads=3):
-        added = {name: value for name, value in os.environ.items() if before.get(name) != value}
-    assert added.pop("BLLPIPE_LAUNCHER") == str(os.getpid())
-    assert added == {"OMP_NUM_THREADS": "3", "TORCHELASTIC_SIGNALS_TO_HANDLE": ""}
+    assert launcher_environment(cpu_threads=3) == {**before, "OMP_NUM_THREADS": "3"}
+    assert launcher_environment(cpu_threads=3, variables={"OMP_NUM_THREADS": "2"}) == {"OMP_NUM_THREADS": "2"}
     assert dict(os.environ) == before
+
+
+def test_ranks_of_our_launcher_are_told_what_torchrun_would_tell_them() -> None:
+    first, second = rank_environments(2, port=4321, attempt=1, parent=17)
+    assert RankEnvironment.read(first) == RankEnvironment(
+        0, 2, 0, 2, "127.0.0.1", 4321, True, has_agent=True, launcher=17
+    )
+    assert RankEnvironment.read(second) == RankEnvironment(
+        1, 2, 1, 2, "127.0.0.1", 4321, True, has_agent=True, launcher=17
+    )
 
 
 def test_outside_of_torchrun_there_is_no_rank() -> None:
