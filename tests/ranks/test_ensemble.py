@@ -50,7 +50,7 @@ def test_engines_of_one_process_count_the_same(engine: str, folder: Path, sequen
 def test_ranks_that_go_on_from_another_engine_count_the_same(folder: Path, sequential: dict[str, Any]) -> None:
     jobs.in_this_process(folder / "ranks", "engine=sequential", *ON, "stop_at=20")
     assert jobs.summary(folder / "ranks")["ensemble_accuracy"] is None, "nothing was tested yet"
-    jobs.succeed(jobs.torchrun(5, jobs.words(folder / "ranks", *ON, options=("--resume", "auto"))))
+    jobs.succeed(jobs.ranks(5, jobs.words(folder / "ranks", *ON, options=("--resume", "auto"))))
     found = jobs.summary(folder / "ranks")
     assert (found["engine"], found["ensemble_accuracy"]) == ("ranks", sequential["ensemble_accuracy"])
     assert found["state_sha256"] == sequential["state_sha256"]

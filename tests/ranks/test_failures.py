@@ -46,9 +46,7 @@ def test_wrong_world_size(tmp_path: Path) -> None:
 
 
 def test_single_process_engine_under_torchrun() -> None:
-    assert "needs a single process, but torchrun started 2" in fail(
-        jobs.torchrun(2, jobs.words(None, "engine=threads"))
-    )
+    assert "needs a single process, but torchrun started 2" in fail(jobs.ranks(2, jobs.words(None, "engine=threads")))
 
 
 @pytest.mark.parametrize(
@@ -68,7 +66,7 @@ def test_wrong_keys_need_no_ranks(tmp_path: Path, setting: str, message: str) ->
 
 
 def test_unknown_key_under_torchrun() -> None:
-    text = fail(jobs.torchrun(5, jobs.words(None, "optimizer.learning_rate=1")))
+    text = fail(jobs.ranks(5, jobs.words(None, "optimizer.learning_rate=1")))
     assert "did you mean 'optimizer.lr'" in text
 
 
@@ -89,7 +87,7 @@ def test_duplicate_key(tmp_path: Path) -> None:
     ],
 )
 def test_ranks_end_together_with_one_message(tmp_path: Path, settings: tuple[str, ...], message: str) -> None:
-    text = fail(jobs.torchrun(3, jobs.words(tmp_path / "run", *TWO, *settings)))
+    text = fail(jobs.ranks(3, jobs.words(tmp_path / "run", *TWO, *settings)))
     assert message in text
     assert not (tmp_path / "run").exists(), "refused before the ranks wait for each other"
 
@@ -117,7 +115,7 @@ def test_wrong_data(tmp_path: Path, changes: dict[str, object], message: str) ->
 
 
 def test_nan_in_training_ends_all_ranks_and_the_status_says_where(tmp_path: Path) -> None:
-    text = fail(jobs.torchrun(3, jobs.words(tmp_path / "run", *TWO, "optimizer.lr=1e30")))
+    text = fail(jobs.ranks(3, jobs.words(tmp_path / "run", *TWO, "optimizer.lr=1e30")))
     assert re.search(r"^bllpipe: rank \d \(block \d\), step \d+: .* (NaN|nan|Inf|inf)", text), text
     status = jobs.read_json(tmp_path / "run" / "status.json")
     assert status["status"] == "failed"

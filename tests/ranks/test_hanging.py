@@ -28,7 +28,7 @@ SETTINGS = (*jobs.SMALL, "blocks=2", f"backend.timeout_seconds={TIMEOUT}", "log.
 def test_who_hangs_is_named(tmp_path: Path, rank: int, role: str, point: str, action: str, found: str) -> None:
     words = jobs.words(tmp_path / "run", *SETTINGS)
     fault = f"rank={rank},step=150,point={point},action={action},seconds=3600"
-    launcher = jobs.started(3, words, fault=fault)
+    launcher = jobs.started(words, fault=fault)
     wait_until(lambda: jobs.steps_done(tmp_path / "run") >= 150)
     ranks = list(jobs.rank_processes(launcher).values())
     text, _ = launcher.communicate(timeout=PATIENCE)

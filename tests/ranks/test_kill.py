@@ -60,7 +60,7 @@ def test_every_point_in_one_process(tmp_path: Path, straight: Path) -> None:
     for rank, point, step in ONE_AFTER_ANOTHER:
         done = launch_in_a_process(words, jobs.fault_variables(kill(rank, point, step)))
         assert done.returncode == KILLED, f"{point}: {done.stderr}"
-    jobs.succeed(jobs.alone(words))
+    jobs.succeed(jobs.forked(words))
     check_same(run_dir, straight)
 
 
@@ -68,7 +68,7 @@ def test_several_ranks_one_after_another_under_torchrun(tmp_path: Path, straight
     run_dir = tmp_path / "run"
     places = [(1, "update", 12), (4, "sent", 17), (0, "tensors", 20)]
     faults = ";".join(kill(*place, attempt) for attempt, place in enumerate(places))
-    launcher = jobs.started(5, jobs.words(run_dir, *SETTINGS), "--max-restarts=9", fault=faults)
+    launcher = jobs.started(jobs.words(run_dir, *SETTINGS), "--max-restarts=9", torchrun=5, fault=faults)
     text, _ = launcher.communicate(timeout=2 * PATIENCE)
     assert launcher.returncode == 0, text
     assert text.count("goes on from step") == len(places), text

@@ -74,7 +74,7 @@ def test_a_signal_stops_all_ranks_at_one_step(
     tmp_path: Path, straight: Path, name: str, number: signal.Signals
 ) -> None:
     run_dir = tmp_path / "run"
-    launcher = jobs.started(3, jobs.words(run_dir, *SETTINGS))
+    launcher = jobs.started(jobs.words(run_dir, *SETTINGS), torchrun=3 if name == "launcher" else 0)
     wait_until(lambda: jobs.steps_done(run_dir) >= 20)
 
     def send(ranks: dict[int, psutil.Process]) -> None:
@@ -96,7 +96,7 @@ def test_a_signal_stops_all_ranks_at_one_step(
 def test_a_signal_while_everybody_waits_for_a_message(tmp_path: Path, straight: Path) -> None:
     """Block 1 stands still in step 30, and the others wait for it until the signal has come."""
     run_dir = tmp_path / "run"
-    launcher = jobs.started(3, jobs.words(run_dir, *SETTINGS), fault="rank=1,step=30,point=update,action=stop")
+    launcher = jobs.started(jobs.words(run_dir, *SETTINGS), fault="rank=1,step=30,point=update,action=stop")
     wait_until(lambda: jobs.steps_done(run_dir) >= 30)
     wait_until(lambda: jobs.rank_processes(launcher)[1].status() == psutil.STATUS_STOPPED)
 
@@ -117,7 +117,7 @@ def test_a_run_without_checkpoints_stops_at_one_step_too(tmp_path: Path) -> None
     """The ranks end in order, with a lag's worth of statistics on their way, and leave nothing to go on from."""
     run_dir = tmp_path / "run"
     never = ("checkpoint.every_steps=never", "evaluate.every_epochs=never", "feedback.lag=3")
-    launcher = jobs.started(3, jobs.words(run_dir, *SETTINGS, *never))
+    launcher = jobs.started(jobs.words(run_dir, *SETTINGS, *never))
     wait_until(lambda: jobs.steps_done(run_dir) >= 20)
     text = stop(launcher, lambda ranks: ranks[1].terminate())
     assert launcher.returncode == 0 and "stopping without a checkpoint" in text, text
@@ -130,7 +130,7 @@ def test_a_run_without_checkpoints_stops_at_one_step_too(tmp_path: Path) -> None
 def test_ranks_that_never_test_and_never_save_end_with_the_same_bits(tmp_path: Path) -> None:
     settings = (*jobs.SMALL, "blocks=2", "steps=12", "feedback.lag=3")
     never = ("checkpoint.every_steps=never", "evaluate.every_epochs=never")
-    jobs.succeed(jobs.torchrun(3, jobs.words(tmp_path / "ranks", *settings, *never)))
+    jobs.succeed(jobs.ranks(3, jobs.words(tmp_path / "ranks", *settings, *never)))
     here = jobs.in_this_process(tmp_path / "here", *settings, IN_TURN)
     found = jobs.summary(tmp_path / "ranks")
     assert found["state_sha256"] == here["state_sha256"]
@@ -142,7 +142,7 @@ def test_ranks_that_never_test_and_never_save_end_with_the_same_bits(tmp_path: P
 def test_synchronous_engines_that_never_test_and_never_save(tmp_path: Path, engine: str) -> None:
     settings = (*jobs.SMALL, f"engine={engine}", "method=bp", "blocks=2", "steps=12")
     never = ("checkpoint.every_steps=never", "evaluate.every_epochs=never")
-    jobs.succeed(jobs.torchrun(2, jobs.words(tmp_path / "run", *settings, *never)))
+    jobs.succeed(jobs.ranks(2, jobs.words(tmp_path / "run", *settings, *never)))
     found = jobs.summary(tmp_path / "run")
     assert found["steps"] == 12 and (found["test_accuracy"], found["block_accuracy"]) == (None, [])
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
@@ -154,7 +154,7 @@ def test_synchronous_engines_that_never_test_and_never_save(tmp_path: Path, engi
 def test_a_process_of_its_own_stops_too(tmp_path: Path, straight: Path, engine: str, number: signal.Signals) -> None:
     run_dir = tmp_path / "run"
     fault = f"rank=1,step=50,point=forward,action={'term' if number == signal.SIGTERM else 'int'}"
-    done = jobs.alone(jobs.words(run_dir, *SETTINGS, f"engine={engine}"), fault=fault)
+    done = jobs.forked(jobs.words(run_dir, *SETTINGS, f"engine={engine}"), fault=fault)
     assert done.returncode == 128 + number, done.stderr
     check_stopped(run_dir)
     go_on(run_dir)

@@ -213,7 +213,7 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 def test_1f1b_as_ranks_and_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    jobs.succeed(jobs.alone(jobs.words(straight, *commands("1f1b"))))
+    jobs.succeed(jobs.forked(jobs.words(straight, *commands("1f1b"))))
     jobs.succeed(jobs.ranks(2, jobs.words(stopped, *commands("1f1b"), "stop_at=5")))
     assert jobs.read_json(stopped / "status.json")["status"] == "preempted"
     jobs.succeed(jobs.ranks(2, jobs.words(stopped, *commands("1f1b"), options=("--resume", "auto"))))
@@ -242,7 +242,7 @@ def test_deepspeed_and_1f1b_in_three_stages(tmp_path: Path, capsys: pytest.Captu
     said = []
     for name, engine in (("ours", "1f1b"), ("theirs", "deepspeed")):
         settings = (*commands(engine), "blocks=3", "log.plain_seconds=1000")
-        done = jobs.succeed(jobs.alone(jobs.words(tmp_path / name, *settings)))
+        done = jobs.succeed(jobs.forked(jobs.words(tmp_path / name, *settings)))
         said.append([line.split()[0] for line in done.stdout.splitlines()] + done.stderr.splitlines())
     assert said[0] == said[1]
     assert jobs.summary(tmp_path / "ours")["state_sha256"] == jobs.summary(tmp_path / "theirs")["state_sha256"]

@@ -6,12 +6,8 @@ those x86-64 processors agree. The digests hold for one minor version of torch.
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,7 +20,6 @@ OLDEST = {
     "ATEN_CPU_CAPABILITY": "default",
     "ONEDNN_MAX_CPU_ISA": "SSE41",
     "MKL_CBWR": "COMPATIBLE",
-    "OMP_NUM_THREADS": "1",
 }
 SMALL = ("model.width=2", "epochs=2")
 RUN = Path(__file__).parents[1] / "fixtures" / "run-of-0.1.0"  # after 20 of 44 steps, with a lag of 2
@@ -45,11 +40,8 @@ pytestmark = [
 
 def digest(run_dir: Path, *settings: str, options: tuple[str, ...] = ()) -> str:
     """The state_sha256 of a run in a process with the oldest instructions."""
-    command = [sys.executable, "-m", "bllpipe.launch", *jobs.words(run_dir, *settings, options=options)]
-    subprocess.run(command, check=True, timeout=280, env={**os.environ, **OLDEST}, cwd=jobs.REPOSITORY)
-    summary = json.loads((run_dir / "summary.json").read_text())
-    assert isinstance(summary["state_sha256"], str)
-    return summary["state_sha256"]
+    jobs.succeed(jobs.forked(jobs.words(run_dir, *settings, options=options), **OLDEST))
+    return str(jobs.summary(run_dir)["state_sha256"])
 
 
 @pytest.mark.parametrize("engine", ["sequential", pytest.param("ranks", marks=pytest.mark.ranks)])

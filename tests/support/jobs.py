@@ -50,11 +50,14 @@ def torchrun(
     return _run([*command, "-m", module, *arguments], timeout, variables)
 
 
-def started(num_ranks: int, arguments: list[str], *options: str, fault: str = "") -> subprocess.Popen[str]:
-    """``torchrun options -m bllpipe.launch arguments``, under way, its output in one pipe, with a fault on purpose."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_ranks}", *options]
+def started(arguments: list[str], *options: str, torchrun: int = 0, fault: str = "") -> subprocess.Popen[str]:
+    """``python -m bllpipe.launch arguments``, or ``torchrun options -m bllpipe.launch arguments`` with this many ranks,
+    under way, its output in one pipe, with a fault on purpose."""
+    agent = (
+        ["torch.distributed.run", "--standalone", f"--nproc_per_node={torchrun}", *options, "-m"] if torchrun else []
+    )
     return subprocess.Popen(
-        [*command, "-m", "bllpipe.launch", *arguments],
+        [sys.executable, "-m", *agent * bool(torchrun), "bllpipe.launch", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -80,13 +83,13 @@ def steps_done(run_dir: Path) -> int:
     return max((int(json.loads(line)["step"]) for line in lines if line.endswith("\n")), default=0)
 
 
-def forked(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    """``python -m bllpipe.launch arguments`` in a fork: for what starts no ranks."""
-    return launch_in_a_process(arguments, CALM)
+def forked(arguments: list[str], fault: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+    """``python -m bllpipe.launch arguments`` in a fork, with a fault on purpose."""
+    return launch_in_a_process(arguments, {**CALM, **fault_variables(fault), **variables})
 
 
 def alone(arguments: list[str], fault: str = "", timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
-    """``python -m bllpipe.launch arguments``, with a fault on purpose."""
+    """``python -m bllpipe.launch arguments``, in a process with nothing of this one, with a fault on purpose."""
     return _run([sys.executable, "-m", "bllpipe.launch", *arguments], timeout, fault_variables(fault))
 
 

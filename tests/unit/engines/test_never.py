@@ -70,7 +70,7 @@ def test_a_signal_stops_it_without_a_checkpoint(tmp_path: Path, action: str, cod
     run_dir = tmp_path / "run"
     fault = f"rank=1,step=50,point=forward,action={action}"
     settings = (*jobs.SMALL, "blocks=2", "steps=400", *NEVER, "engine=threads")
-    done = jobs.alone(jobs.words(run_dir, *settings), fault=fault)
+    done = jobs.forked(jobs.words(run_dir, *settings), fault=fault)
     assert done.returncode == code, done.stderr
     assert "stopping without a checkpoint (checkpoint.every_steps=never)" in done.stderr
     status = jobs.read_json(run_dir / "status.json")
@@ -81,7 +81,7 @@ def test_a_signal_stops_it_without_a_checkpoint(tmp_path: Path, action: str, cod
 def test_weights_that_are_not_finite_are_found_at_the_end(tmp_path: Path) -> None:
     """As they are in front of a checkpoint. This fault spoils a weight behind the last look at a loss."""
     fault = "rank=0,step=11,point=weights,action=nan"
-    done = jobs.alone(jobs.words(tmp_path / "run", *SETTINGS, *NEVER, "engine=sequential"), fault=fault)
+    done = jobs.forked(jobs.words(tmp_path / "run", *SETTINGS, *NEVER, "engine=sequential"), fault=fault)
     assert done.returncode == 5, done.stderr
     assert "end of the run, after step 12" in done.stderr
 
