@@ -35,14 +35,18 @@ GRACE_SECONDS = 30.0  # from SIGTERM to SIGKILL, for the ranks that remain when 
 TOGETHER_SECONDS = 0.1  # ranks that end within this time are reported together
 PROGRAM = "bllpipe.launch"  # of a rank
 READY = b"ready"
+CAN_FORK = sys.platform == "linux"
 BLOCKED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 
 class RankProcesses:
     """Starts ``python -m bllpipe.launch`` with ``argv`` as ``number`` ranks. The store outlives the attempts."""
 
-    def __init__(self, number: int, argv: Sequence[str], engine_name: str, cpu_threads: int) -> None:
-        self._number, self._words, self._cpu_threads = number, [engine_name, *argv], cpu_threads
+    def __init__(
+        self, number: int, argv: Sequence[str], engine_name: str, cpu_threads: int, can_fork: bool = CAN_FORK
+    ) -> None:
+        self._number, self._cpu_threads = number, cpu_threads
+        self._arguments = ["fork" if can_fork else "spawn", engine_name, *argv]
         self._running: set[int] = set()
         self._start_server()
         from bllpipe.distributed.process_group import loopback_store  # and torch, while the server imports it too
@@ -51,7 +55,7 @@ class RankProcesses:
 
     def _start_server(self) -> None:
         self._channel, its_end = Pipe()
-        command = [sys.executable, "-m", __name__, str(its_end.fileno()), str(os.getpid()), *self._words]
+        command = [sys.executable, "-m", __name__, str(its_end.fileno()), str(os.getpid()), *self._arguments]
         self._server = subprocess.Popen(
             command, env=launcher_environment(self._cpu_threads), pass_fds=[its_end.fileno()], start_new_session=True
         )
@@ -162,6 +166,6 @@ def _spawn(argv: Sequence[str], signals: set[signal.Signals], environment: Mappi
 
 
 if __name__ == "__main__":
-    descriptor, launcher, engine_name, *argv = sys.argv[1:]
+    descriptor, launcher, start, engine_name, *argv = sys.argv[1:]
     end_with_parent(int(launcher))
-    serve(Connection(int(descriptor)), engine_name, argv, can_fork=sys.platform == "linux")
+    serve(Connection(int(descriptor)), engine_name, argv, can_fork=start == "fork")
