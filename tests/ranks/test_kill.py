@@ -1,4 +1,4 @@
-"""``kill -9`` at any point and a restart, by hand or by torchrun, change no bit of the weights and of the metrics."""
+"""``kill -9`` at any point and a restart, by hand or by the launcher, change no bit of the weights and of the metrics."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ def test_every_point_in_one_process(tmp_path: Path, straight: Path) -> None:
     check_same(run_dir, straight)
 
 
-def test_several_ranks_one_after_another_under_torchrun(tmp_path: Path, straight: Path) -> None:
+def test_several_ranks_one_after_another_under_the_launcher(tmp_path: Path, straight: Path) -> None:
     run_dir = tmp_path / "run"
     places = [(1, "update", 12), (4, "sent", 17), (0, "tensors", 20)]
     faults = ";".join(kill(*place, attempt) for attempt, place in enumerate(places))
-    launcher = jobs.started(jobs.words(run_dir, *SETTINGS), "--max-restarts=9", torchrun=5, fault=faults)
+    launcher = jobs.started([*jobs.words(run_dir, *SETTINGS), "--max-restarts=9"], fault=faults)
     text, _ = launcher.communicate(timeout=2 * PATIENCE)
     assert launcher.returncode == 0, text
     assert text.count("goes on from step") == len(places), text

@@ -50,14 +50,12 @@ def torchrun(
     return _run([*command, "-m", module, *arguments], timeout, variables)
 
 
-def started(arguments: list[str], *options: str, torchrun: int = 0, fault: str = "") -> subprocess.Popen[str]:
-    """``python -m bllpipe.launch arguments``, or ``torchrun options -m bllpipe.launch arguments`` with this many ranks,
-    under way, its output in one pipe, with a fault on purpose."""
-    agent = (
-        ["torch.distributed.run", "--standalone", f"--nproc_per_node={torchrun}", *options, "-m"] if torchrun else []
-    )
+def started(arguments: list[str], torchrun: int = 0, fault: str = "") -> subprocess.Popen[str]:
+    """``python -m bllpipe.launch arguments``, or the same as ``torchrun`` ranks of torchrun, under way, its output in
+    one pipe, with a fault on purpose."""
+    agent = ["torch.distributed.run", "--standalone", f"--nproc_per_node={torchrun}", "-m"] if torchrun else []
     return subprocess.Popen(
-        [sys.executable, "-m", *agent * bool(torchrun), "bllpipe.launch", *arguments],
+        [sys.executable, "-m", *agent, "bllpipe.launch", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
