@@ -1,4 +1,4 @@
-"""``kill -9`` at any point and a restart, by hand or by the launcher, change no bit of the weights and of the metrics."""
+"""``kill -9`` at any point and a restart, by hand or by the launcher, change no bit of weights and metrics."""
 
 from __future__ import annotations
 
