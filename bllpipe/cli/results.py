@@ -119,14 +119,14 @@ def _title(timelines: Sequence[Timeline]) -> str:
 
 def _write(out: Path, title: str, timelines: Sequence[Timeline]) -> None:
     _require_report_extra()
-    from bllpipe.tools.analysis.report_figures import Section, WideDrawing, render_page
+    from bllpipe.tools.analysis.report_figures import PARTS, render_page
     from bllpipe.tools.analysis.timeline_picture import picture, write_png
 
     if out.suffix == ".png":
         write_png(title, timelines, out)
     elif out.suffix == ".html":
-        drawing = WideDrawing(picture(title, timelines, heading=False))
-        out.write_text(render_page(title, [Section("timeline", "", [drawing])]), encoding="utf-8")
+        drawing = PARTS.wide_drawing(picture(title, timelines, heading=False))
+        out.write_text(render_page(title, [("timeline", "", [drawing])]), encoding="utf-8")
     else:
         out.write_text(picture(title, timelines), encoding="utf-8")
 
