@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -186,7 +187,7 @@ def _evaluate(options: argparse.Namespace, words: Sequence[str]) -> int:
     )
     show(evaluation_table(evaluation))
     if file is not None:
-        file.write_text(json.dumps(evaluation.to_json(), indent=1) + "\n")
+        file.write_text(json.dumps(asdict(evaluation), indent=1) + "\n")
         show(f"wrote {file}")
     return 0
 
