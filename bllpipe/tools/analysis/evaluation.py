@@ -139,8 +139,8 @@ def predict(run: FinishedRun, blocks: Sequence[Block], wire_dtype: torch.dtype) 
         scores_EBK = torch.stack(scores)
         classes.append(scores_EBK.argmax(dim=2).cpu())
         confidences.append(scores_EBK.float().softmax(dim=2).amax(dim=2).cpu())
-        _, *votes = accumulate(scores, add_votes, initial=None)  # of exits 0 to k, for every k, as a run adds them
-        ensemble_classes.append(torch.stack(votes).argmax(dim=2).cpu())
+        votes = accumulate(scores[1:], add_votes, initial=add_votes(None, scores[0]))  # as a run adds them
+        ensemble_classes.append(torch.stack([*votes]).argmax(dim=2).cpu())
         labels.append(label_B.cpu())
     by_exit = (torch.cat(parts, dim=1) for parts in (classes, confidences, ensemble_classes))
     class_EN, confidence_EN, ensemble_class_EN = by_exit
