@@ -43,13 +43,17 @@ def add_watch(commands: Any) -> None:
 
 def _watch(options: argparse.Namespace, words: Sequence[str]) -> int:
     from bllpipe.tools.monitoring.live_table import can_draw
+    from bllpipe.tools.monitoring.progress import draw
 
     run = _open(options.directory)
     run.refresh()
     live = options.output == "live" or (options.output == "auto" and can_draw(sys.stdout))
     try:
         if not options.once and _is_active(run, options.within):
-            (_draw if live else _show_changes)(run, options)
+            if live:
+                draw(sys.stdout)(run, lambda seconds: _sleep(seconds) or not _is_active(run, options.within))
+            else:
+                _show_changes(run, options)
         _show(run, options.output)
     except KeyboardInterrupt:
         return 130
@@ -75,12 +79,6 @@ def _open(text: str | None) -> Follower:
         raise ConfigError(
             f"{path}/config.yaml cannot be read: {error}; use the version of bllpipe that env.json there names"
         ) from error
-
-
-def _draw(run: Follower, options: argparse.Namespace) -> None:
-    from bllpipe.tools.monitoring.progress import draw
-
-    draw(sys.stdout)(run, lambda seconds: _sleep(seconds) or not _is_active(run, options.within))
 
 
 def _show_changes(run: Follower, options: argparse.Namespace) -> None:
