@@ -125,7 +125,7 @@ def _require_report_extra() -> None:
 
 def add_results(commands: Any) -> None:
     """The commands that read run directories."""
-    report = commands.add_parser("report", help="one page with figures and curves of one or more runs")
+    report = commands.add_parser("report", help="one page with tables and curves of one or more runs")
     report.add_argument("runs", nargs="+", metavar="RUN", help="a run directory, such as runs/NAME")
     report.add_argument("--out", metavar="FILE", help="default: report.html in the first run directory")
     report.add_argument("--tensorboard", metavar="DIR", help="also write the runs as event files of TensorBoard to DIR")
@@ -133,7 +133,7 @@ def add_results(commands: Any) -> None:
 
     evaluate = commands.add_parser("eval", help="test every exit of a run: accuracy, cost, leaving early")
     evaluate.add_argument("directory", metavar="RUN", help="a run directory; its newest checkpoint is tested")
-    evaluate.add_argument("--json", metavar="FILE", help="write the figures to FILE too")
+    evaluate.add_argument("--json", metavar="FILE", help="write the results to FILE too")
     evaluate.add_argument(
         "--threshold",
         dest="thresholds",

@@ -90,7 +90,7 @@ def open_run(path: Path, warn: Callable[[str], None], data_path: str | None = No
             f"--set checkpoint.every_steps=0"
         )
     if checkpoint is None:
-        raise CheckpointError(f"{path} holds no checkpoint yet; go on with the run: --run-dir {path} --resume auto")
+        raise CheckpointError(f"{path} holds no checkpoint yet; resume the run: --run-dir {path} --resume auto")
     summary = read_record(path / "summary.json")[0] if (path / "summary.json").exists() else None
     torch.set_num_threads(config.cpu_threads)
     return FinishedRun(path, config, checkpoint, load_images(config.data, config.seed), summary)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,7 +41,7 @@ class Line:
     step: int
     epoch: int
     block: int
-    figures: Mapping[str, Any]
+    metrics: Mapping[str, Any]
 
 
 @dataclass
@@ -59,7 +59,7 @@ class ReportRun:
 
     @property
     def num_blocks(self) -> int:
-        """Of the summary, or else what the config asks for, or else as many as left figures."""
+        """Of the summary, or else what the config asks for, or else as many as wrote metrics."""
         blocks = 1 if self.config.get("engine") == "single" else self.config.get("blocks")
         asked = blocks if isinstance(blocks, int) else len(blocks) + 1 if isinstance(blocks, list) else 0
         return len(self.block_accuracy) or asked or max([0, *(line.block + 1 for line in self.lines)])
@@ -70,10 +70,10 @@ class ReportRun:
         found = self.summary.get("block_accuracy")
         return [finite(value) for value in found] if isinstance(found, list) else []
 
-    def figures(self, phase: str, block: int, name: str) -> dict[int, float]:
-        """A figure of one block by step; a step that was logged twice counts as the last time."""
+    def metric(self, phase: str, block: int, name: str) -> dict[int, float]:
+        """A metric of one block by step; a step that was logged twice counts as the last time."""
         chosen = [line for line in self.lines if (line.phase, line.block) == (phase, block)]
-        known = {line.step: finite(line.figures.get(name)) for line in chosen}
+        known = {line.step: finite(line.metrics.get(name)) for line in chosen}
         return {step: value for step, value in known.items() if value is not None}
 
     def ranks(self) -> Iterator[tuple[str, float, dict[str, float]]]:
@@ -154,13 +154,13 @@ def _record(path: Path, notes: list[str]) -> dict[str, Any]:
 
 
 def _summary(found: dict[str, Any], run: ReportRun) -> dict[str, Any]:
-    """A summary counts only if it is that of the end, and not of an earlier end before the run went on."""
+    """A summary counts only if it is that of the end, and not of an earlier end before the run was resumed."""
     status, step = run.status.get("status"), run.status.get("step")
     is_last = not run.status or (status in ("completed", "preempted") and step == found.get("steps"))
     if found and not is_last:
         run.notes.append(
-            f"summary.json, of step {found.get('steps')}, is left out: "
-            f"since then the run went on ({status}, step {step})"
+            f"summary.json, of step {found.get('steps')}, is left out: since then the run was resumed ({status}, step "
+            f"{step})"
         )
     return found if is_last else {}
 
@@ -177,7 +177,7 @@ def _metrics(path: Path, notes: list[str]) -> list[Line]:
         first = f"the first is line {damaged[0]}"
         notes.append(f"metrics.jsonl: damaged lines, left out: {len(damaged)} of {len(parsed)} ({first})")
     lines = [line for line in parsed if line is not None and line.block >= 0]
-    odd = sum(isinstance(value, float) and finite(value) is None for line in lines for value in line.figures.values())
+    odd = sum(isinstance(value, float) and finite(value) is None for line in lines for value in line.metrics.values())
     if odd:
         notes.append(f"metrics.jsonl: values that are not finite, left out of the charts: {odd}")
     if not lines:
@@ -209,20 +209,18 @@ class Group:
         return max(run.num_blocks for run in self.runs)
 
     def curve(self, phase: str, block: int, name: str) -> dict[int, Point]:
-        """A figure of one block by step: mean and spread over the runs."""
+        """A metric of one block by step: mean and spread over the runs."""
         by_step: dict[int, list[float]] = {}
         for run in self.runs:
             number = run.num_blocks - 1 if block == LAST else block
-            for step, value in run.figures(phase, number, name).items():
+            for step, value in run.metric(phase, number, name).items():
                 by_step.setdefault(step, []).append(value)
-        points = {step: spread(step, values) for step, values in sorted(by_step.items())}
-        return {step: point for step, point in points.items() if point is not None}
+        return {step: spread(step, values) for step, values in sorted(by_step.items())}
 
 
-def spread(x: float, values: Iterable[object]) -> Point | None:
-    """Mean, smallest and largest of the finite values; None if there are none."""
-    known = [value for value in map(finite, values) if value is not None]
-    return Point(x, statistics.fmean(known), min(known), max(known), len(known)) if known else None
+def spread(x: float, values: Sequence[float]) -> Point:
+    """Mean, smallest and largest of at least one value."""
+    return Point(x, statistics.fmean(values), min(values), max(values), len(values))
 
 
 def deviation(values: Sequence[float]) -> float | None:

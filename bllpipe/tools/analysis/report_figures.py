@@ -70,11 +70,11 @@ def learning(groups: Sequence[Group]) -> list[Markup]:
             "{:.3g}".format,
         ),
     ]
-    return [_figures(drawn, "No run has a line of a test or of training in metrics.jsonl yet.")]
+    return [_charts(drawn, "No run has a line of a test or of training in metrics.jsonl yet.")]
 
 
 def alignment(groups: Sequence[Group]) -> list[Markup]:
-    """A figure for every group that recorded it; nothing if none did."""
+    """A chart for every group that recorded it; nothing if none did."""
     caption = "1: a block's activations point where its target points; 0: they have nothing in common."
     drawn = []
     for group in groups:
@@ -106,7 +106,7 @@ def _legend(curves: Sequence[Curve], lines: bool = True) -> list[tuple[str, str]
     return [(series_key(index, lines), curve.name) for index, curve in enumerate(curves) if curve.points]
 
 
-def _figures(charts: Sequence[Markup], otherwise: str) -> Markup:
+def _charts(charts: Sequence[Markup], otherwise: str) -> Markup:
     found: Markup = PARTS.side_by_side(charts) if charts else PARTS.note(otherwise)
     return found
 
@@ -126,13 +126,12 @@ def _points(group: Group, block: int, name: str) -> list[Point]:
 
 
 def accuracy_by_block(groups: Sequence[Group]) -> list[Markup]:
-    """Dots by block, and the same figures as a table."""
+    """Dots by block, and the same numbers as a table."""
     sizes = {group.num_blocks for group in groups}
     # the blocks of the deepest cut, and a place of its own for networks that are not cut
     places = [f"block {k}" for k in range(max(sizes)) if max(sizes) > 1] + [WHOLE] * (1 in sizes)
     known = {group.label: [_accuracies(group, place) for place in places] for group in groups}
-    points = {label: [spread(x, values) for x, values in enumerate(row)] for label, row in known.items()}
-    dots = [Curve(label, [point for point in row if point is not None]) for label, row in points.items()]
+    dots = [Curve(label, [spread(x, row[x]) for x in range(len(row)) if row[x]]) for label, row in known.items()]
     if not any(curve.points for curve in dots):
         return [PARTS.note("No run is finished, so the accuracy of the blocks at the end is not known yet.")]
     title = "Test accuracy of every block's own head"
@@ -162,7 +161,7 @@ def _mean_text(values: Sequence[float]) -> str:
 
 
 def time_use(groups: Sequence[Group]) -> list[Markup]:
-    """A figure for every group with a finished run: a bar for each rank."""
+    """A chart for every group with a finished run: a bar for each rank."""
     kinds = ("busy", "waiting")
     legend = [(piece_key(index), kind) for index, kind in enumerate(kinds)]
     drawn = []
@@ -177,7 +176,7 @@ def time_use(groups: Sequence[Group]) -> list[Markup]:
             )
             svg = bar_chart(title, rows, kinds, "rank, role", "share of the training time (%)")
             drawn.append(PARTS.chart(title, svg, legend, caption))
-    return [_figures(drawn, "No run is finished, so busy and waiting times are not known yet.")]
+    return [_charts(drawn, "No run is finished, so busy and waiting times are not known yet.")]
 
 
 def _time_rows(runs: Sequence[ReportRun]) -> dict[str, dict[str, float]]:

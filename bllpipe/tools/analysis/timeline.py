@@ -62,11 +62,6 @@ class RankSpans:
         return max(span.end for span in self.spans)
 
     @property
-    def num_steps(self) -> int:
-        """Training steps that it has spans of."""
-        return len({span.step for span in self.spans if span.phase == "train"})
-
-    @property
     def busy(self) -> float:
         """Share of the time from its first span to its last in which any of its actors did not wait."""
         computing, reached = 0, self.start
@@ -103,8 +98,12 @@ class Timeline:
 
     @property
     def steps_per_second(self) -> float:
-        """Of the block that took longest for its steps."""
-        return min(1e9 * rank.num_steps / max(1, rank.end - rank.start) for rank in self.blocks)
+        """Training steps a second, of the block that took longest for its steps."""
+        rates = []
+        for rank in self.blocks:
+            steps = {span.step for span in rank.spans if span.phase == "train"}
+            rates.append(1e9 * len(steps) / max(1, rank.end - rank.start))
+        return min(rates)
 
     @property
     def bubbles(self) -> float:
