@@ -42,12 +42,13 @@ def describe() -> dict[str, Any]:
 
     from bllpipe.training.run_directory import environment
 
+    has_nccl = dist.is_available() and dist.is_nccl_available() and torch.cuda.is_available()
     return {
         **environment(),
         "packages": {name: _version(name) for name in PACKAGES},
         "cuda": torch.version.cuda,
         "driver": _driver(),
-        "nccl": _nccl(),
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())) if has_nccl else None,
         "gloo": dist.is_available() and dist.is_gloo_available(),
         "threads": torch.get_num_threads(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -60,15 +61,6 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _nccl() -> str | None:
-    import torch
-    import torch.distributed as dist
-
-    if not (dist.is_available() and dist.is_nccl_available() and torch.cuda.is_available()):
-        return None
-    return ".".join(map(str, torch.cuda.nccl.version()))
 
 
 def _driver() -> str | None:

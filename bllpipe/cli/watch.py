@@ -7,14 +7,11 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bllpipe.errors import BllpipeError, ConfigError
-from bllpipe.tools.monitoring.run_status import RUNS, WITHIN_SECONDS, Health, health_of, newest
+from bllpipe.tools.monitoring.run_status import RUNS, WITHIN_SECONDS, Follower, Health, health_of, newest
 from bllpipe.utils.console import show, warn
-
-if TYPE_CHECKING:
-    from bllpipe.tools.monitoring.run_status import Follower
 
 EVERY_SECONDS = 1.0
 UNHEALTHY = 1  # exit code: for watch, the run's status is "running", but it has written nothing for too long
@@ -23,7 +20,6 @@ UNHEALTHY = 1  # exit code: for watch, the run's status is "running", but it has
 def add_watch(commands: Any) -> None:
     """Adds the command ``watch``."""
     watch = commands.add_parser("watch", help="follow a run in any terminal, by its files")
-    watch.add_argument("directory", nargs="?", metavar="RUN", help="a run directory (default: the newest in runs/)")
     watch.add_argument(
         "--output",
         choices=("auto", "live", "plain", "json"),
@@ -31,25 +27,32 @@ def add_watch(commands: Any) -> None:
         help="auto (default): a live table on a terminal, else the table after every change",
     )
     watch.add_argument("--once", action="store_true", help="print the current state, and exit")
-    watch.add_argument(
-        "--within",
-        type=float,
-        default=WITHIN_SECONDS,
-        metavar="SECONDS",
-        help="exit when the run has written nothing for so long (default: %(default)g)",
-    )
+    _add_run(watch, "exit when the run has written nothing for so long")
     watch.set_defaults(run=_watch)
+
+
+def _add_run(parser: argparse.ArgumentParser, within: str) -> None:
+    parser.add_argument("directory", nargs="?", metavar="RUN", help="a run directory (default: the newest in runs/)")
+    within += " (default: %(default)g)"
+    parser.add_argument("--within", type=float, default=WITHIN_SECONDS, metavar="SECONDS", help=within)
 
 
 def _watch(options: argparse.Namespace, words: Sequence[str]) -> int:
     from bllpipe.tools.monitoring.live_table import can_draw
+    from bllpipe.tools.monitoring.progress import draw
+
+    def has_ended(seconds: float) -> bool:
+        return threading.Event().wait(seconds) or not _is_active(run, options.within)
 
     run = _open(options.directory)
     run.refresh()
     live = options.output == "live" or (options.output == "auto" and can_draw(sys.stdout))
     try:
         if not options.once and _is_active(run, options.within):
-            (_draw if live else _show_changes)(run, options)
+            if live:
+                draw(sys.stdout)(run, has_ended)
+            else:
+                _show_changes(run, options)
         _show(run, options.output)
     except KeyboardInterrupt:
         return 130
@@ -62,8 +65,6 @@ def _watch(options: argparse.Namespace, words: Sequence[str]) -> int:
 
 def _open(text: str | None) -> Follower:
     """Raises ConfigError where there is no run, or its config is of another version."""
-    from bllpipe.tools.monitoring.run_status import Follower
-
     path = Path(text) if text else newest(RUNS)
     if path is None:
         raise ConfigError(f"there is no run in {RUNS}/; name a run directory: bllpipe watch RUN")
@@ -77,12 +78,6 @@ def _open(text: str | None) -> Follower:
         ) from error
 
 
-def _draw(run: Follower, options: argparse.Namespace) -> None:
-    from bllpipe.tools.monitoring.progress import draw
-
-    draw(sys.stdout)(run, lambda seconds: _sleep(seconds) or not _is_active(run, options.within))
-
-
 def _show_changes(run: Follower, options: argparse.Namespace) -> None:
     """Prints the run after every change but the last, which the caller prints."""
     shown = None
@@ -90,18 +85,13 @@ def _show_changes(run: Follower, options: argparse.Namespace) -> None:
         if (run.step, run.status) != shown:
             shown = run.step, run.status
             _show(run, options.output)
-        _sleep(EVERY_SECONDS)
+        threading.Event().wait(EVERY_SECONDS)
         run.refresh()
 
 
 def _is_active(run: Follower, within: float) -> bool:
     """Whether the run is running and healthy."""
     return run.status.get("status") == "running" and health_of(run.directory, within).is_healthy
-
-
-def _sleep(seconds: float) -> bool:
-    """Returns False: the display continues."""
-    return threading.Event().wait(seconds)
 
 
 def _show(run: Follower, output: str) -> None:
@@ -122,14 +112,7 @@ def add_health(commands: Any) -> None:
     health = commands.add_parser(
         "health", help="check whether a run is healthy: exit code 0 or 1, and the reason in one line"
     )
-    health.add_argument("directory", nargs="?", metavar="RUN", help="a run directory (default: the newest in runs/)")
-    health.add_argument(
-        "--within",
-        type=float,
-        default=WITHIN_SECONDS,
-        metavar="SECONDS",
-        help="a running run that has written nothing for so long is unhealthy (default: %(default)g)",
-    )
+    _add_run(health, "a running run that has written nothing for so long is unhealthy")
     health.set_defaults(run=_health)
 
 

@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-import matplotlib
+import matplotlib.style
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from bllpipe.utils.console import percent
 
 if TYPE_CHECKING:
     from bllpipe.tools.analysis.report_data import Point  # torch
@@ -27,7 +31,6 @@ if TYPE_CHECKING:
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 # What XML cannot carry: control characters, halves of surrogate pairs, and two code points that are none.
 UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
-NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 TINT = 0.42  # how much of a colour is in its tint
 
 
@@ -45,8 +48,8 @@ class Colour:
 
 
 def _mixed(colour: str, paper: str) -> str:
-    channels = ((int(colour[at : at + 2], 16), int(paper[at : at + 2], 16)) for at in (1, 3, 5))
-    return "#" + "".join(f"{round(TINT * one + (1 - TINT) * other):02x}" for one, other in channels)
+    red, green, blue = (TINT * x + (1 - TINT) * y for x, y in zip(to_rgb(colour), to_rgb(paper), strict=True))
+    return to_hex((red, green, blue))
 
 
 PAPER, INK, SOFT = Colour("#ffffff", "#14171b"), Colour("#1b1f24", "#e6e9ed"), Colour("#57606a", "#a3acb7")
@@ -72,29 +75,26 @@ svg .label text {{ stroke: {PAPER.dark}; }}
 {DARK_RULES}
 }}
 """
-STYLE: Any = {  # matplotlib names every key in the type
-    **{key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")},
+STYLE: dict[str, Any] = {
     **{"svg.fonttype": "none", "svg.hashsalt": "bllpipe", "text.parse_math": False, "path.simplify": False},
+    **{"figure.dpi": 72},  # one unit of the SVG is a point of matplotlib
     **{"font.family": ["DejaVu Sans"], "font.size": 13, "axes.labelsize": 13},
     **{"text.color": INK.light, "axes.labelcolor": INK.light, "xtick.labelcolor": INK.light},
     **{"ytick.labelcolor": INK.light, "axes.edgecolor": SOFT.light, "xtick.color": SOFT.light},
     **{"axes.facecolor": "none", "figure.facecolor": PAPER.light, "savefig.facecolor": "auto"},
     **{"axes.spines.left": False, "axes.spines.right": False, "axes.spines.top": False},
     **{"axes.grid": True, "axes.grid.axis": "y", "grid.color": RULE.light, "axes.axisbelow": True},
-    **{"ytick.major.size": 0},
+    **{"ytick.major.size": 0, "axes.ymargin": 0},
+    **{"lines.linewidth": 2, "lines.markersize": 8, "lines.markeredgecolor": PAPER.light},
     **{"axes.formatter.useoffset": False, "lines.scale_dashes": False, "hatch.linewidth": 0.9},
 }
-drawing = matplotlib.rc_context(STYLE)  # a decorator of what makes a figure
+drawing = matplotlib.style.context(["default", STYLE])  # a decorator of what makes a figure
 
 
-def new_figure(width: float, height: float, layout: str | None = None) -> Figure:
-    """One unit of the SVG is a point of matplotlib, and a pixel of the screen unless the page scales it."""
-    return Figure(figsize=(width / 72, height / 72), dpi=72, layout=layout)  # type: ignore[arg-type]  # a Literal
-
-
+@drawing
 def save(figure: Figure, file: io.StringIO | Path, **options: Any) -> None:
     """In our style, whatever the user's own is."""
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the browser may have another one
         figure.savefig(file, **options)
 
@@ -122,13 +122,16 @@ def svg_text(
         label: the title for screen readers, if it says more.
         standalone: brings its own size and colours, which in a page are those of the page.
     """
-    save(figure, file := io.StringIO(), format="svg", metadata=NO_METADATA)
-    root = ElementTree.fromstring(file.getvalue())  # noqa: S314  # what matplotlib has just written
+    save(figure, file := io.StringIO(), format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    style = f"<style>{RULES}</style>" if standalone else ""
+    root = ElementTree.fromstring(re.sub("<style.*?</style>", style, file.getvalue(), flags=re.DOTALL))  # noqa: S314  # matplotlib's
     for group in root.iter(f"{{{SVG}}}g"):
-        if mark := marks.get(group.get("id", "")):
+        # Several drawings share a page, so no group keeps its id; what is referred to is never a group.
+        if mark := marks.get(group.attrib.pop("id", "")):
             _annotate(group, mark)
-    _tidy(root, standalone)
-    root.attrib |= {"class": look, "role": "img", "aria-label": clean(label or title)}
+    size = {name: root.attrib.pop(name).removesuffix("pt") for name in ("width", "height")}
+    root.attrib |= {"class": look, "role": "img", "aria-label": clean(label or title), "stroke-linejoin": "round"}
+    root.attrib |= size if standalone else {}
     name = ElementTree.Element(f"{{{SVG}}}title")
     name.text = clean(title)
     root.insert(0, name)
@@ -139,34 +142,15 @@ def svg_text(
 
 def _annotate(group: ElementTree.Element, mark: Mark) -> None:
     """A group of a line and its markers has the classes ``line`` and ``mark``."""
-    defined = {node for defs in group.iter(f"{{{SVG}}}defs") for node in defs.iter()}
-    uses, paths = ([node for node in group.iter(f"{{{SVG}}}{tag}") if node not in defined] for tag in ("use", "path"))
     if not mark.notes:
         group.set("class", mark.name)
         return
+    uses, paths = list(group.iter(f"{{{SVG}}}use")), group.findall(f"{{{SVG}}}path")
     for path in paths if uses else ():
         path.set("class", "line")
     for shape, note in zip(uses or paths, mark.notes, strict=True):
         shape.set("class", mark.name)
         ElementTree.SubElement(shape, f"{{{SVG}}}title").text = clean(note)
-
-
-def _tidy(root: ElementTree.Element, standalone: bool) -> None:
-    """Ids that nothing refers to are taken out, as several drawings share a page; so is matplotlib's rule for ``*``."""
-    used = {name for node in root.iter() for value in node.attrib.values() for name in re.findall(r"#([\w-]+)", value)}
-    for node in root.iter():
-        if node.get("id", "") not in used:
-            node.attrib.pop("id", None)
-    for defs in root.findall(f"{{{SVG}}}defs"):
-        for style in defs.findall(f"{{{SVG}}}style"):
-            style.text = RULES
-            if not standalone:
-                defs.remove(style)
-    root.set("stroke-linejoin", "round")
-    for name in ("width", "height"):
-        size = root.attrib.pop(name).removesuffix("pt")
-        if standalone:
-            root.set(name, size)
 
 
 WIDTH, HEIGHT = 440.0, 280.0
@@ -176,7 +160,6 @@ MOST_MARKERS = 20
 DASHES = ("-", (0, (7, 3)), (0, (2, 3)), (0, (9, 3, 2, 3)), (0, (12, 4)))
 MARKERS = ("o", "s", "^", "D", "v")
 STEPS = (1, 2, 5, 10)  # between ticks, times a power of ten
-Style = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -185,15 +168,12 @@ class Curve:
     points: Sequence[Point]
 
 
-def look(index: int) -> Style:
+def look(index: int) -> dict[str, Any]:
     """Dash patterns shift by one every round of colours, so that thirty series look different."""
     return {
         "color": SERIES[index % len(SERIES)].light,
         "linestyle": DASHES[(index + index // len(SERIES)) % len(DASHES)],
-        "linewidth": 2,
         "marker": MARKERS[index % len(MARKERS)],
-        "markersize": 8,
-        "markeredgecolor": PAPER.light,
         "clip_on": False,
     }
 
@@ -201,28 +181,23 @@ def look(index: int) -> Style:
 @drawing
 def curve_chart(title: str, curves: Sequence[Curve], x_label: str, y_label: str, share: bool = False) -> str:
     """A line through the means of every curve, over a band from the smallest to the largest value; x begins at 0."""
-    figure = new_figure(WIDTH, HEIGHT, "constrained")
-    axes, marks = figure.add_subplot(xlabel=x_label, ylabel=y_label), {}
-    _scale_up(axes, curves, share)
+    figure, axes, marks = _chart(HEIGHT, share, xlabel=x_label, ylabel=y_label)
     for index, curve in enumerate(curves):
         if not curve.points:
             continue
-        xs = [point.x for point in curve.points]
-        if any(point.low != point.high for point in curve.points):
-            lows, highs = [point.low for point in curve.points], [point.high for point in curve.points]
-            band = axes.fill_between(xs, lows, highs, color=SERIES[index % len(SERIES)].light, alpha=0.16, linewidth=0)
-            band.set(gid=f"band-{index}", clip_on=False)
+        xs, means, lows, highs, _ = zip(*curve.points, strict=True)
+        if lows != highs:
+            style = {"color": look(index)["color"], "alpha": 0.16, "linewidth": 0, "clip_on": False}
+            axes.fill_between(xs, lows, highs, gid=f"band-{index}", **style)
             marks[f"band-{index}"] = Mark("band", (curve.name,))
         every = -(-len(xs) // MOST_MARKERS)
-        marked = sorted(range(len(xs) - 1, -1, -every))  # the last one always
-        (line,) = axes.plot(xs, [point.mean for point in curve.points], markevery=marked, **look(index))
-        line.set_gid(f"line-{index}")
-        points = [curve.points[at] for at in marked]
-        notes = [f"{curve.name}, {x_label} {point.x:.6g}: {_value(point, share)}" for point in points]
+        marked = slice((len(xs) - 1) % every, None, every)  # the last one always
+        axes.plot(xs, means, markevery=marked, gid=f"line-{index}", **look(index))
+        notes = [f"{curve.name}, {x_label} {point.x:.6g}: {_value(point, share)}" for point in curve.points[marked]]
         marks[f"line-{index}"] = Mark("mark", notes)
     axes.set_xlim(0, max([point.x for curve in curves for point in curve.points], default=0) or 1)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=STEPS))
-    return svg_text(figure, title, "chart", marks, _summary(title, curves))
+    return _finished(figure, axes, title, curves, marks)
 
 
 @drawing
@@ -230,27 +205,22 @@ def dot_chart(
     title: str, places: Sequence[str], curves: Sequence[Curve], x_label: str, y_label: str, share: bool = False
 ) -> str:
     """Side by side over every place: each curve's mean with a bar to the smallest and largest; ``x`` is the place."""
-    figure = new_figure(WIDTH, HEIGHT, "constrained")
-    axes, marks = figure.add_subplot(xlabel=x_label, ylabel=y_label), {}
-    _scale_up(axes, curves, share)
+    figure, axes, marks = _chart(HEIGHT, share, xlabel=x_label, ylabel=y_label)
     gap = min(0.3, 0.8 / max(1, len(curves)))
     for index, curve in enumerate(curves):
         if not curve.points:
             continue
-        xs = [point.x + gap * (index - (len(curves) - 1) / 2) for point in curve.points]
-        style = look(index)
-        lows, highs = [point.low for point in curve.points], [point.high for point in curve.points]
-        axes.vlines(xs, lows, highs, colors=str(style["color"]), linewidth=2)
-        dots = Line2D(xs, [point.mean for point in curve.points], **style | {"linestyle": "none"})
-        dots.set_gid(f"dots-{index}")
-        axes.add_line(dots)
+        columns, means, lows, highs, _ = zip(*curve.points, strict=True)
+        xs = np.array(columns) + gap * (index - (len(curves) - 1) / 2)
+        axes.vlines(xs, lows, highs, colors=look(index)["color"])
+        axes.plot(xs, means, gid=f"dots-{index}", **look(index) | {"linestyle": "none"})
         notes = [f"{curve.name}, {places[int(point.x)]}: {_value(point, share)}" for point in curve.points]
         marks[f"dots-{index}"] = Mark("mark", notes)
     axes.set_xlim(-0.5, max(1, len(places)) - 0.5)
     widest = GLYPH * max(map(len, places), default=0)
     every = max(1, -int(-widest * len(places) // (WIDTH - 70)))  # names that would touch are left out
     axes.set_xticks(range(0, len(places), every), list(map(clean, places[::every])))
-    return svg_text(figure, title, "chart", marks, _summary(title, curves))
+    return _finished(figure, axes, title, curves, marks)
 
 
 @drawing
@@ -261,15 +231,14 @@ def bar_chart(
 
     What a row lacks is not drawn, and the shares stand behind the bar.
     """
-    figure = new_figure(WIDTH, ROW * len(rows) + 75, "constrained")
-    axes, marks = figure.add_subplot(xlabel=label), {}
+    figure, axes, marks = _chart(ROW * len(rows) + 75, xlabel=label)
     axes.grid(False)
     axes.text(-0.02, 1.0, rows_label, ha="right", va="bottom", transform=axes.transAxes)
     for number, (name, row) in enumerate(rows.items()):
         start = 0.0
         for index, kind in enumerate(kinds):
             if (value := row.get(kind, 0.0)) > 0:
-                axes.add_patch(Rectangle((start, number - 0.32), value, 0.64, gid=f"{number}-{index}", **_piece(index)))
+                axes.barh(number, value, 0.64, start, gid=f"{number}-{index}", **_piece(index))
                 marks[f"{number}-{index}"] = Mark("piece", (f"{name}, {kind}: {100 * value:.1f} %",))
                 start += value
         shares = " + ".join(f"{100 * row[kind]:.0f}" for kind in kinds if kind in row)
@@ -281,17 +250,10 @@ def bar_chart(
     return svg_text(figure, title, "chart", marks, f"{title}: {len(rows)} bars")
 
 
-def _piece(index: int) -> Style:
-    """The first piece of a bar is full, the others are pale with a dashed edge."""
-    colour = SERIES[index % len(SERIES)]
-    face, dash = (colour.light, "-") if index == 0 else (colour.tint.light, (0, (4, 2)))
-    return {"facecolor": face, "edgecolor": colour.light, "linestyle": dash, "linewidth": 1.5, "clip_on": False}
-
-
 @drawing
 def series_key(index: int, line: bool) -> str:
     """What stands beside the name of a series in a legend."""
-    figure, style = new_figure(34, 14), look(index) | ({} if line else {"linestyle": "none"})
+    figure, style = Figure((34 / 72, 14 / 72)), look(index) | ({} if line else {"linestyle": "none"})
     figure.add_artist(Line2D([0.03, 0.5, 0.97], [0.5] * 3, markevery=[1], **style))
     return svg_text(figure, "", "key", {})
 
@@ -299,32 +261,37 @@ def series_key(index: int, line: bool) -> str:
 @drawing
 def piece_key(index: int) -> str:
     """The same for the pieces of bars."""
-    figure = new_figure(34, 14)
+    figure = Figure((34 / 72, 14 / 72))
     figure.add_artist(Rectangle((0.1, 0.15), 0.8, 0.7, transform=figure.transFigure, **_piece(index)))
     return svg_text(figure, "", "key", {})
 
 
-def _scale_up(axes: Axes, curves: Sequence[Curve], share: bool) -> None:
-    """The axis up the page begins and ends at a tick."""
-    values = [value for curve in curves for point in curve.points for value in (point.low, point.high)] or [0.0, 1.0]
-    low, high = min(values), max(values)
-    if high - low <= 1e-6 * max(abs(low), abs(high)):  # a single value
-        room = 0.05 * abs(low) or 0.5
-        low, high = low - room, high + room
-    ticks = MaxNLocator(5, steps=STEPS).tick_values(low, high)
-    axes.set_yticks(ticks)
-    axes.set_ylim(ticks[0], ticks[-1])
+def _chart(height: float, share: bool = False, **labels: str) -> tuple[Figure, Axes, dict[str, Mark]]:
+    figure = Figure((WIDTH / 72, height / 72), layout="constrained")
+    axes = figure.add_subplot(**labels)
     if share:
         axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    return figure, axes, {}
+
+
+def _finished(figure: Figure, axes: Axes, title: str, curves: Sequence[Curve], marks: Mapping[str, Mark]) -> str:
+    """The drawing; its axis up the page begins and ends at a tick."""
+    # matplotlib's own way, axes.autolimit_mode = "round_numbers", changes its mind about the step by rounding errors
+    ticks = MaxNLocator(5, steps=STEPS).tick_values(*axes.get_ylim())
+    axes.set_yticks(ticks)
+    axes.set_ylim(ticks[0], ticks[-1])
+    names = ", ".join(curve.name for curve in curves if curve.points)
+    return svg_text(figure, title, "chart", marks, f"{title}: {names}")
+
+
+def _piece(index: int) -> dict[str, Any]:
+    """The first piece of a bar is full, the others are pale with a dashed edge."""
+    colour = SERIES[index % len(SERIES)]
+    face, dash = (colour.light, "-") if index == 0 else (colour.tint.light, (0, (4, 2)))
+    return {"facecolor": face, "edgecolor": colour.light, "linestyle": dash, "linewidth": 1.5, "clip_on": False}
 
 
 def _value(point: Point, share: bool) -> str:
     """The mean, and the spread if there is one."""
-    mean, low, high = (
-        f"{100 * value:.2f} %" if share else f"{value:.4g}" for value in (point.mean, point.low, point.high)
-    )
+    mean, low, high = (percent(value) if share else f"{value:.4g}" for value in point[1:4])
     return f"{mean} ({low} to {high}, n = {point.n})" if point.n > 1 else mean
-
-
-def _summary(title: str, curves: Sequence[Curve]) -> str:
-    return f"{title}: {', '.join(curve.name for curve in curves if curve.points)}"

@@ -14,7 +14,6 @@ from typing import Literal
 from bllpipe.checkpoint.format import FORMAT, MANIFEST, DirectoryName, Manifest, tensor_file
 from bllpipe.checkpoint.reader import (
     Checkpoint,
-    TensorEntry,
     checkpoint_folder,
     checkpoints_at,
     checkpoints_in,
@@ -58,7 +57,9 @@ def list_checkpoints(path: Path, sizes_only: bool = False) -> list[CheckpointInf
         return [_found(path.resolve(), one, sizes_only)]
     folder = checkpoint_folder(path)
     found = [_found(each, name, sizes_only) for name, each in checkpoints_in(folder)]
-    found += [_misnamed(each) for each in misnamed_checkpoints(folder)]
+    for each in misnamed_checkpoints(folder):
+        problem = f"{each} holds a manifest, but has not the name of a checkpoint, such as step-00000120"
+        found.append(CheckpointInfo(each.name, "misnamed", None, None, _bytes_in(each), _age(each), (problem,)))
     if not found:
         raise CheckpointError(f"{path} holds no checkpoint; use a run directory or one of its checkpoints/step-N")
     return found
@@ -98,11 +99,6 @@ def _problems(path: Path, manifest: Manifest, sizes_only: bool) -> Iterator[str]
         yield str(error)
 
 
-def _misnamed(path: Path) -> CheckpointInfo:
-    problem = f"{path} holds a manifest, but has not the name of a checkpoint, such as step-00000120"
-    return CheckpointInfo(path.name, "misnamed", None, None, _bytes_in(path), _age(path), (problem,))
-
-
 def _bytes_in(path: Path) -> int:
     """Of the files that lie in a directory, 0 if it is none."""
     try:
@@ -128,13 +124,13 @@ def describe_checkpoint(path: Path) -> Iterator[str]:
     yield f"{directory.name}: step {manifest.step}, {manifest.world_size} ranks, {size}, format {FORMAT}"
     for name, file in sorted(manifest.files.items()):
         yield f"  {name:<24} {file.bytes:>14,} bytes  sha256 {file.sha256:.64}"
-    yield from _told(_config(directory))
+    yield from _as_far_as_read(_config(directory))
     for rank in range(manifest.world_size):
-        yield from _told(_rank(directory, rank))
+        yield from _as_far_as_read(_rank(directory, rank))
 
 
-def _told(lines: Iterator[str]) -> Iterator[str]:
-    """The lines, as far as they come."""
+def _as_far_as_read(lines: Iterator[str]) -> Iterator[str]:
+    """The lines, and in place of those that cannot be read why."""
     try:
         yield from lines
     except CheckpointError as error:
@@ -159,11 +155,8 @@ def _rank(directory: Path, rank: int) -> Iterator[str]:
     entries = tensor_entries(directory / tensor_file(rank))
     yield f"  {_plain(str(role))}, {len(entries)} tensors, {size_text(sum(entry.bytes for entry in entries.values()))}"
     width = max((len(_plain(name)) for name in entries), default=0)
-    yield from (_row(_plain(name), width, entry) for name, entry in sorted(entries.items()))
-
-
-def _row(name: str, width: int, entry: TensorEntry) -> str:
-    return f"  {name:<{width}}  {entry.dtype:<5} {list(entry.shape)!s:<18} {entry.bytes:>14,} bytes"
+    for name, entry in sorted(entries.items()):
+        yield f"  {_plain(name):<{width}}  {entry.dtype:<5} {list(entry.shape)!s:<18} {entry.bytes:>14,} bytes"
 
 
 def _plain(text: str) -> str:

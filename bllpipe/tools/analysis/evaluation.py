@@ -9,10 +9,9 @@ Shapes: B images of a batch, N test images, E exits, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,9 +102,6 @@ class Evaluation:
     exits: list[Exit]
     early_exits: list[EarlyExit]
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def evaluate_run(run: FinishedRun, thresholds: Sequence[float] = THRESHOLDS) -> Evaluation:
     """Tests all exits of ``run``; ConfigError for a threshold that is no probability."""
@@ -143,19 +139,12 @@ def predict(run: FinishedRun, blocks: Sequence[Block], wire_dtype: torch.dtype) 
         scores_EBK = torch.stack(scores)
         classes.append(scores_EBK.argmax(dim=2).cpu())
         confidences.append(scores_EBK.float().softmax(dim=2).amax(dim=2).cpu())
-        ensemble_classes.append(torch.stack([votes_BK.argmax(dim=1) for votes_BK in votes(scores)]).cpu())
+        votes = accumulate(scores[1:], add_votes, initial=add_votes(None, scores[0]))  # as a run adds them
+        ensemble_classes.append(torch.stack([*votes]).argmax(dim=2).cpu())
         labels.append(label_B.cpu())
     by_exit = (torch.cat(parts, dim=1) for parts in (classes, confidences, ensemble_classes))
     class_EN, confidence_EN, ensemble_class_EN = by_exit
     return Predictions(class_EN, confidence_EN, torch.cat(labels), ensemble_class_EN)
-
-
-def votes(scores: Sequence[Tensor]) -> Iterator[Tensor]:
-    """The sum of the class probabilities [B, K] of exits 0 to k, for every k, added in the order of a run."""
-    votes_BK = None
-    for scores_BK in scores:
-        votes_BK = add_votes(votes_BK, scores_BK)
-        yield votes_BK
 
 
 @torch.no_grad()

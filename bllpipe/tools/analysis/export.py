@@ -30,12 +30,8 @@ from bllpipe.tools.analysis.network_file import (
     torchvision_network,
     whole_network,
 )
+from bllpipe.utils.console import percent
 from bllpipe.utils.files import unfinished
-
-__all__ = ["TARGETS", "export_run", "whole_network"]
-
-
-TARGETS = ("torchvision", "bllpipe")
 
 
 def export_run(
@@ -51,9 +47,7 @@ def export_run(
     Raises ConfigError for a network that is no ResNet, or that has no local heads to write, CheckpointError when the
     file is not the run's network; then there is no file.
     """
-    _check_target(run, target)
-    if heads is not None:
-        _check_heads(run, file, heads)
+    _check(run, target, file, heads)
     metadata, weights = describe(run), network_weights(run.checkpoint)
     fill(whole_network(metadata, run.config.model.args), weights, str(run.checkpoint.path))
     expected = predict(run, load_blocks(run), torch.float32) if check else None
@@ -62,7 +56,7 @@ def export_run(
     with _written(file, weights, {**metadata, **accuracies}) as temporary:
         if expected is not None:
             check_file(run, target, temporary, expected)
-    say(f"wrote {file}: {len(weights)} tensors for {taker(target, metadata)}")
+    say(f"wrote {file}: {len(weights)} tensors for {_taker(target, metadata)}")
     for line in _checked(run, target, metadata, expected):
         say(line)
     if heads is not None:
@@ -72,7 +66,7 @@ def export_run(
 def export_heads(
     run: FinishedRun, file: Path, heads: Path, expected: Predictions | None, say: Callable[[str], None]
 ) -> None:
-    """Writes the local heads of ``run`` beside its network in ``file``; CheckpointError unless both together give every
+    """Writes the local heads of ``run``, whose network is in ``file``; CheckpointError unless both together give every
     test image the class that is ``expected``, if any is."""
     metadata, weights = heads_of(run, load_blocks(run))
     accuracies = {} if expected is None else {"ensemble_accuracy": repr(expected.ensemble_accuracy[-1])}
@@ -85,7 +79,7 @@ def export_heads(
     if expected is not None:
         say(
             f"checked: all exits together give all {len(expected.label_N):,} test images the class that the checkpoint "
-            f"gives them; test accuracy {100 * expected.ensemble_accuracy[-1]:.2f} %"
+            f"gives them; test accuracy {percent(expected.ensemble_accuracy[-1])}"
         )
 
 
@@ -100,7 +94,7 @@ def _written(file: Path, weights: Mapping[str, Tensor], metadata: dict[str, str]
         raise CheckpointError(f"{file} cannot be written: {error}; make room, or name another file") from error
 
 
-def taker(target: str, metadata: Mapping[str, str]) -> str:
+def _taker(target: str, metadata: Mapping[str, str]) -> str:
     """The module into which the file loads, in words."""
     ours = "bllpipe.load_network(FILE)"
     if target == "bllpipe":
@@ -114,29 +108,30 @@ def taker(target: str, metadata: Mapping[str, str]) -> str:
     )
 
 
-def _check_target(run: FinishedRun, target: str) -> None:
+def _check(run: FinishedRun, target: str, file: Path, heads: Path | None) -> None:
     if target == "torchvision" and ":" in run.config.model.name:
         raise ConfigError(
             f"model.name={run.config.model.name} is a network of your own, which torchvision does not have; "
             f"use --to bllpipe"
         )
-
-
-def _check_heads(run: FinishedRun, file: Path, heads: Path) -> None:
-    if run.config.num_blocks == 1:
+    if heads is not None and run.config.num_blocks == 1:
         raise ConfigError(
             f"--heads {heads}: the network of {run.path} learned in one block, which has no local head; "
             f"leave out --heads"
         )
-    if heads.resolve() == file.resolve():
+    if heads is not None and heads.resolve() == file.resolve():
         raise ConfigError(f"--heads {heads} is the file of the network, too; name another one for the heads")
 
 
 def check_file(run: FinishedRun, target: str, file: Path, expected: Predictions) -> None:
-    """Raises CheckpointError unless the network in ``file`` puts every test image into the class that the checkpoint
-    puts it into."""
-    network = _network_for(run, target, file)
-    _compare(run, "network", predicted_classes(run, network), expected.class_EN[-1])
+    """Raises CheckpointError unless the file loads strictly into the network that it is for, and this puts every test
+    image into the class that the checkpoint puts it into."""
+    metadata, weights = read_network(file)
+    theirs = torchvision_network(metadata) if target == "torchvision" else None
+    network = whole_network(metadata, run.config.model.args) if theirs is None else theirs
+    fill(network, weights, str(file))
+    classes_N = predicted_classes(run, network.to(run.device).eval())
+    _compare(run, "network", classes_N, expected.class_EN[-1])
 
 
 def _compare(run: FinishedRun, what: str, class_N: Tensor, expected_N: Tensor) -> None:
@@ -145,15 +140,6 @@ def _compare(run: FinishedRun, what: str, class_N: Tensor, expected_N: Tensor) -
             f"the exported {what} puts {different} of {len(expected_N)} test images into another class than "
             f"{run.checkpoint.path} does, so no file was written; please report this with the run's config.yaml"
         )
-
-
-def _network_for(run: FinishedRun, target: str, file: Path) -> nn.Module:
-    """The network that the file is for, loaded strictly from it."""
-    metadata, weights = read_network(file)
-    theirs = torchvision_network(metadata) if target == "torchvision" else None
-    network = whole_network(metadata, run.config.model.args) if theirs is None else theirs
-    fill(network, weights, str(file))
-    return network.to(run.device).eval()
 
 
 @torch.no_grad()
@@ -172,21 +158,18 @@ def _checked(run: FinishedRun, target: str, metadata: Mapping[str, str], expecte
         return ["not checked: whether the file gives the run's test accuracy (--no-check)"]
     theirs = target == "torchvision" and is_torchvision(metadata)
     network = f"torchvision.models.{metadata['model']}" if theirs else "bllpipe's single-module network"
-    accuracy = expected.accuracy[-1]
+    accuracy, recorded = expected.accuracy[-1], run.recorded_accuracy
+    if recorded is None:
+        origin = f"from the checkpoint; summary.json has none of step {run.checkpoint.step}"
+    elif recorded == accuracy:
+        origin = "exactly that of summary.json"
+    else:
+        bf16 = run.wire_dtype == torch.bfloat16
+        why = "bfloat16 between its blocks" if bf16 else "another device or processor, perhaps"
+        origin = f"while summary.json has {percent(recorded)}, measured with {why}"
     return [
         f"checked: the file loads strictly into {network}",
         f"checked: all {len(expected.label_N):,} test images get the class that the checkpoint of step "
         f"{run.checkpoint.step} gives them, in batches of {run.config.data.batch_size} on the {run.device.type}",
-        f"checked: test accuracy {100 * accuracy:.2f} %, {_comparison(run, accuracy)}",
+        f"checked: test accuracy {percent(accuracy)}, {origin}",
     ]
-
-
-def _comparison(run: FinishedRun, accuracy: float) -> str:
-    """How ``accuracy`` stands to summary.json."""
-    recorded = run.recorded_accuracy
-    if recorded is None:
-        return f"from the checkpoint; summary.json has none of step {run.checkpoint.step}"
-    if recorded == accuracy:
-        return "exactly that of summary.json"
-    why = "bfloat16 between its blocks" if run.wire_dtype == torch.bfloat16 else "another device or processor, perhaps"
-    return f"while summary.json has {100 * recorded:.2f} %, measured with {why}"

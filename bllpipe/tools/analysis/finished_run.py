@@ -90,7 +90,7 @@ def open_run(path: Path, warn: Callable[[str], None], data_path: str | None = No
             f"--set checkpoint.every_steps=0"
         )
     if checkpoint is None:
-        raise CheckpointError(f"{path} holds no checkpoint yet; go on with the run: --run-dir {path} --resume auto")
+        raise CheckpointError(f"{path} holds no checkpoint yet; resume the run: --run-dir {path} --resume auto")
     summary = read_record(path / "summary.json")[0] if (path / "summary.json").exists() else None
     torch.set_num_threads(config.cpu_threads)
     return FinishedRun(path, config, checkpoint, load_images(config.data, config.seed), summary)
@@ -103,8 +103,12 @@ def load_blocks(run: FinishedRun) -> list[Block]:
     """
     weights = {name: value for prefix in WEIGHTS for name, value in run.checkpoint.mapped(prefix).items()}
     blocks = _fresh_blocks(run)
-    for block in blocks:
-        _check_shapes(run, block.learner.weights(), weights)
+    for name, own in sorted(item for block in blocks for item in block.learner.weights().items()):
+        if name in weights and own.shape != weights[name].shape:
+            raise CheckpointError(
+                f"{run.checkpoint.path} holds {name} as {list(weights[name].shape)}, but {run.path}/config.yaml and "
+                f"the data make it {list(own.shape)}; give the config and the data back their old values"
+            )
     if missing := [name for block in blocks for name in block.learner.load(weights)]:
         raise CheckpointError(
             f"{run.checkpoint.path} lacks {some(missing)}; expected a checkpoint of the network that "
@@ -133,16 +137,6 @@ def _fresh_blocks(run: FinishedRun) -> list[Block]:
         make_block(segment, input_shape, output_shape, config, spec.num_classes, steps, part is parts[-1], width)
         for part, (segment, input_shape, output_shape) in zip(parts, segments, strict=True)
     ]
-
-
-def _check_shapes(run: FinishedRun, own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    other = [name for name in sorted(own.keys() & found.keys()) if own[name].shape != found[name].shape]
-    if other:
-        name = other[0]
-        raise CheckpointError(
-            f"{run.checkpoint.path} holds {name} as {list(found[name].shape)}, but {run.path}/config.yaml and the data "
-            f"make it {list(own[name].shape)}; give the config and the data back their old values"
-        )
 
 
 def some(names: Sequence[str], most: int = 5) -> str:

@@ -165,20 +165,18 @@ def fill(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> None
 
 def check_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     """Raises CheckpointError unless ``weights`` have the names, shapes and dtypes of the network's."""
-    if difference := _difference(network.state_dict(), weights):
-        raise CheckpointError(f"{source} does not hold exactly the weights of the network: {difference}")
-
-
-def _difference(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
-    """The first thing that ``found`` has otherwise."""
-    if missing := sorted(own.keys() - found.keys()):
-        return f"it lacks {some(missing)}"
-    if unknown := sorted(found.keys() - own.keys()):
-        return f"it also holds {some(unknown)}"
-    for name in own:
-        if dtype_and_shape(own[name]) != dtype_and_shape(found[name]):
-            return f"it holds {name} as {dtype_and_shape(found[name])}, expected {dtype_and_shape(own[name])}"
-    return None
+    own = network.state_dict()
+    missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    forms = {name: (dtype_and_shape(own[name]), dtype_and_shape(weights[name])) for name in own if name in weights}
+    if missing:
+        difference = f"it lacks {some(missing)}"
+    elif unknown:
+        difference = f"it also holds {some(unknown)}"
+    elif other := next((name for name, (expected, found) in forms.items() if expected != found), None):
+        difference = f"it holds {other} as {forms[other][1]}, expected {forms[other][0]}"
+    else:
+        return
+    raise CheckpointError(f"{source} does not hold exactly the weights of the network: {difference}")
 
 
 class Ensemble(nn.Module):

@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from markupsafe import Markup
+
 from bllpipe.errors import ConfigError
 from bllpipe.tools.analysis.report_data import (
     Group,
@@ -18,12 +20,8 @@ from bllpipe.tools.analysis.report_data import (
     written,
 )
 from bllpipe.tools.analysis.report_figures import (
-    Bullets,
-    Cell,
-    Note,
-    Part,
-    Section,
-    Table,
+    PARTS,
+    UNKNOWN,
     accuracy_by_block,
     alignment,
     excerpts,
@@ -32,9 +30,10 @@ from bllpipe.tools.analysis.report_figures import (
     render_page,
     time_use,
 )
+from bllpipe.utils.console import percent
 
-UNKNOWN = "\N{EN DASH}"
-FACTS = ("bllpipe", "python", "torch", "git", "processor", "cpus", "gpus", "platform")
+Cell = str | tuple[str, str]  # text, or text with a longer one for the pointer
+MACHINE = ("bllpipe", "python", "torch", "git", "processor", "cpus", "gpus", "platform")  # keys of env.json
 
 
 def write_report(runs: Sequence[Path], out: Path) -> None:
@@ -42,8 +41,7 @@ def write_report(runs: Sequence[Path], out: Path) -> None:
 
     Raises ConfigError if one of them holds no run, or ``out`` cannot be written.
     """
-    found = read_runs(runs)
-    text = _report(found)
+    text = _report(read_runs(runs))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text, encoding="utf-8")
@@ -60,40 +58,43 @@ def _report(runs: Sequence[ReportRun]) -> str:
     return render_page(
         title,
         [
-            Section("runs", "Runs", [_runs_table(runs), *([Bullets(missing)] if missing else [])]),
-            Section("machines", "Machines and versions", [_machines(runs)]),
-            Section("accuracy", "Accuracy by method", _accuracy(groups)),
-            Section("learning", "Learning curves", learning(groups)),
-            Section("blocks", "Accuracy of every block", accuracy_by_block(groups)),
-            Section("alignment", "Alignment of alpha and beta", alignment(groups)),
-            Section("time", "Busy and waiting", [*time_use(groups), *longest_waits(groups)]),
-            Section("timeline", "Who did what when", excerpts(runs)),
-            Section("config", "What sets the runs apart", _differences(runs)),
+            ("runs", "Runs", [*_runs(runs), *([PARTS.bullets(missing)] if missing else [])]),
+            ("machines", "Machines and versions", _machines(runs)),
+            ("accuracy", "Accuracy by method", _accuracy(groups)),
+            ("learning", "Learning curves", learning(groups)),
+            ("blocks", "Accuracy of every block", accuracy_by_block(groups)),
+            ("alignment", "Alignment of alpha and beta", alignment(groups)),
+            ("time", "Busy and waiting", [*time_use(groups), *longest_waits(groups)]),
+            ("timeline", "Who did what when", excerpts(runs)),
+            ("config", "What sets the runs apart", _differences(runs)),
         ],
     )
 
 
-def _runs_table(runs: Sequence[ReportRun]) -> Table:
+def _runs(runs: Sequence[ReportRun]) -> list[Markup]:
     numbers = ("seed", "epochs", "test accuracy", "images/s", "seconds")
+    rows: list[list[Cell]] = []
+    for run in runs:
+        digest = str(run.summary.get("state_sha256", ""))
+        status = str(run.status.get("status", "unknown"))
+        where = ", ".join(f"{key} {run.status[key]}" for key in ("step", "rank") if key in run.status)
+        rows.append(
+            [
+                run.name,
+                *(written(run.config, key) for key in ("method", "engine")),
+                f"{written(run.config, 'model.name')}, width {written(run.config, 'model.width')}",
+                f"{written(run.config, 'data.name')}, batch {written(run.config, 'data.batch_size')}",
+                written(run.config, "seed"),
+                _number(run.summary.get("epochs"), "{:.4g}"),
+                _number(run.summary.get("test_accuracy"), "{:.2%}").replace("%", " %"),
+                _number(run.summary.get("images_per_second"), "{:,.0f}"),
+                _number(run.summary.get("seconds"), "{:,.1f}"),
+                (digest[:12], digest) if digest else UNKNOWN,
+                f"{status} at {where}" if where and status != "completed" else status,
+            ]
+        )
     heads = ("run", "method", "engine", "model", "data", *numbers, "state_sha256", "status")
-    return Table(heads, [_run_row(run) for run in runs], numbers)
-
-
-def _run_row(run: ReportRun) -> list[Cell]:
-    digest = str(run.summary.get("state_sha256", ""))
-    return [
-        run.name,
-        *(written(run.config, key) for key in ("method", "engine")),
-        f"{written(run.config, 'model.name')}, width {written(run.config, 'model.width')}",
-        f"{written(run.config, 'data.name')}, batch {written(run.config, 'data.batch_size')}",
-        written(run.config, "seed"),
-        _number(run.summary.get("epochs"), "{:.4g}"),
-        _number(run.summary.get("test_accuracy"), "{:.2%}").replace("%", " %"),
-        _number(run.summary.get("images_per_second"), "{:,.0f}"),
-        _number(run.summary.get("seconds"), "{:,.1f}"),
-        (digest[:12], digest) if digest else UNKNOWN,
-        _status(run),
-    ]
+    return [PARTS.table(heads, rows, numbers)]
 
 
 def _number(value: object, pattern: str) -> str:
@@ -101,58 +102,44 @@ def _number(value: object, pattern: str) -> str:
     return UNKNOWN if known is None else pattern.format(known)
 
 
-def _status(run: ReportRun) -> str:
-    """``failed at step 60, rank 2``; a run that ended well needs one word."""
-    known = str(run.status.get("status", "unknown"))
-    where = ", ".join(f"{key} {run.status[key]}" for key in ("step", "rank") if key in run.status)
-    return f"{known} at {where}" if where and known != "completed" else known
-
-
-def _machines(runs: Sequence[ReportRun]) -> Table:
+def _machines(runs: Sequence[ReportRun]) -> list[Markup]:
     """A row for every machine and set of versions, with the runs that were made there."""
     places: dict[tuple[str, ...], list[str]] = {}
     for run in runs:
-        facts = tuple(_fact(run.environment.get(fact)) for fact in FACTS)
-        places.setdefault(facts, []).append(run.name)
-    rows = [["all" if len(names) == len(runs) else ", ".join(names), *facts] for facts, names in places.items()]
-    return Table(("runs", *FACTS), rows, ("cpus",))
+        place = tuple(_counted(run.environment.get(key)) for key in MACHINE)
+        places.setdefault(place, []).append(run.name)
+    rows = [["all" if len(names) == len(runs) else ", ".join(names), *place] for place, names in places.items()]
+    return [PARTS.table(("runs", *MACHINE), rows, ("cpus",))]
 
 
-def _fact(value: object) -> str:
+def _counted(value: object) -> str:
+    """A list as ``2 x A, 1 x B``."""
     if isinstance(value, list):
         return ", ".join(f"{value.count(one)} x {one}" for one in dict.fromkeys(map(str, value))) or "none"
     return UNKNOWN if value is None else str(value)
 
 
-def _accuracy(groups: Sequence[Group]) -> list[Part]:
-    numbers = ("mean", "standard deviation", "n")
-    rows: list[list[Cell]] = []
+def _accuracy(groups: Sequence[Group]) -> list[Markup]:
+    rows = []
     for group in groups:
         finished = [run for run in group.runs if finite(run.summary.get("test_accuracy")) is not None]
-        unknown = "not tested" if any(run.summary for run in group.runs) else "no finished run"
         known = [float(run.summary["test_accuracy"]) for run in finished]
+        unknown = "not tested" if any(run.summary for run in group.runs) else "no finished run"
+        mean = percent(statistics.fmean(known)) if known else unknown
+        around = UNKNOWN if (found := deviation(known)) is None else percent(found)
         seeds = ", ".join(written(run.config, "seed") for run in finished)
-        around = deviation(known)
-        rows.append(
-            [
-                group.label,
-                f"{100 * statistics.fmean(known):.2f} %" if known else unknown,
-                UNKNOWN if around is None else f"{100 * around:.2f} %",
-                str(len(known)),
-                seeds,
-            ]
-        )
+        rows.append([group.label, mean, around, str(len(known)), seeds])
     explained = (
         "Test accuracy of the last block at the end: mean and sample standard deviation over the n finished runs "
         "that differ in nothing but seed and name."
     )
-    return [Table(("method", *numbers, "seeds"), rows, numbers), Note(explained)]
+    numbers = ("mean", "standard deviation", "n")
+    return [PARTS.table(("method", *numbers, "seeds"), rows, numbers), PARTS.note(explained)]
 
 
-def _differences(runs: Sequence[ReportRun]) -> list[Part]:
+def _differences(runs: Sequence[ReportRun]) -> list[Markup]:
     if len(runs) == 1:
         return []
-    found = differing(runs)
-    if not found:
-        return [Note("No config key differs between the runs.")]
-    return [Table(("key", *(run.name for run in runs)), [[key, *row] for key, row in found.items()])]
+    if found := differing(runs):
+        return [PARTS.table(("key", *(run.name for run in runs)), [[key, *row] for key, row in found.items()])]
+    return [PARTS.note("No config key differs between the runs.")]

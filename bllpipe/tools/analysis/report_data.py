@@ -6,15 +6,16 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bllpipe.checkpoint.resume import flat
 from bllpipe.config.loader import stored_mapping
 from bllpipe.errors import ConfigError
 from bllpipe.tools.analysis.timeline import Timeline, read_timeline
+from bllpipe.utils.files import json_object
 
 SAME_EXPERIMENT = ("seed", "name")  # the keys that may differ within a group
 LAST = -1  # the block whose head is the network's own classifier
@@ -22,8 +23,7 @@ MOST_KEYS, MOST_LETTERS = 4, 28  # of a label
 FARTHEST = 1e100  # what lies beyond is as good as infinite, and its differences may overflow
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """The mean of ``n`` finite values at ``x``, with the smallest and the largest of them."""
 
     x: float
@@ -41,7 +41,7 @@ class Line:
     step: int
     epoch: int
     block: int
-    figures: Mapping[str, Any]
+    metrics: Mapping[str, Any]
 
 
 @dataclass
@@ -59,7 +59,7 @@ class ReportRun:
 
     @property
     def num_blocks(self) -> int:
-        """Of the summary, or else what the config asks for, or else as many as left figures."""
+        """Of the summary, or else what the config asks for, or else as many as wrote metrics."""
         blocks = 1 if self.config.get("engine") == "single" else self.config.get("blocks")
         asked = blocks if isinstance(blocks, int) else len(blocks) + 1 if isinstance(blocks, list) else 0
         return len(self.block_accuracy) or asked or max([0, *(line.block + 1 for line in self.lines)])
@@ -70,11 +70,19 @@ class ReportRun:
         found = self.summary.get("block_accuracy")
         return [finite(value) for value in found] if isinstance(found, list) else []
 
-    def figures(self, phase: str, block: int, name: str) -> dict[int, float]:
-        """A figure of one block by step; a step that was logged twice counts as the last time."""
+    def metric(self, phase: str, block: int, name: str) -> dict[int, float]:
+        """A metric of one block by step; a step that was logged twice counts as the last time."""
         chosen = [line for line in self.lines if (line.phase, line.block) == (phase, block)]
-        known = {line.step: finite(line.figures.get(name)) for line in chosen}
+        known = {line.step: finite(line.metrics.get(name)) for line in chosen}
         return {step: value for step, value in known.items() if value is not None}
+
+    def ranks(self) -> Iterator[tuple[str, float, dict[str, float]]]:
+        """Number and role of every rank, its busy share, and the seconds it waited at each edge, of the summary."""
+        columns = [self.summary.get(key) for key in ("roles", "busy", "waiting")]
+        if all(isinstance(column, list) for column in columns):
+            for rank, (role, busy, waiting) in enumerate(zip(*columns, strict=False)):
+                edges = waiting.items() if isinstance(waiting, dict) else ()
+                yield f"{rank} {role}", finite(busy) or 0.0, {str(edge): finite(value) or 0.0 for edge, value in edges}
 
     def steps_per_epoch(self) -> float | None:
         """From the summary, or else from the first test, which ends an epoch; None if there was neither."""
@@ -109,7 +117,11 @@ def read_run(path: Path, name: str) -> ReportRun:
         run.notes.append(f"{run.status.get('status')}: {run.status['reason']}")
     run.summary = _summary(_record(path / "summary.json", run.notes), run)
     run.lines = _metrics(path / "metrics.jsonl", run.notes)
-    run.timeline = _timeline(path, run)
+    if any((path / "spans").glob("rank-*.jsonl")):
+        try:
+            run.timeline = replace(read_timeline(path, run.notes.append), name=name)
+        except ConfigError as error:
+            run.notes.append(str(error))
     return run
 
 
@@ -129,40 +141,26 @@ def _found(path: Path) -> str:
     return f"holds {', '.join(inside)}, ..." if inside else "is empty"
 
 
-def _timeline(path: Path, run: ReportRun) -> Timeline | None:
-    """The spans, if the run traced any; a note if they cannot be read."""
-    if not any((path / "spans").glob("rank-*.jsonl")):
-        return None
-    try:
-        return replace(read_timeline(path, run.notes.append), name=run.name)
-    except ConfigError as error:
-        run.notes.append(str(error))
-        return None
-
-
 def _record(path: Path, notes: list[str]) -> dict[str, Any]:
     """A JSON object; empty, with a note, if it cannot be read."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+        found = json_object(path.read_text(encoding="utf-8", errors="replace"))
     except OSError:
         notes.append(f"there is no {path.name}")
         return {}
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+    if not found:
         notes.append(f"{path.name} is damaged and left out")
-        return {}
     return found
 
 
 def _summary(found: dict[str, Any], run: ReportRun) -> dict[str, Any]:
-    """A summary counts only if it is that of the end, and not of an earlier end before the run went on."""
+    """A summary counts only if it is that of the end, and not of an earlier end before the run was resumed."""
     status, step = run.status.get("status"), run.status.get("step")
     is_last = not run.status or (status in ("completed", "preempted") and step == found.get("steps"))
     if found and not is_last:
         run.notes.append(
-            f"summary.json, of step {found.get('steps')}, is left out: "
-            f"since then the run went on ({status}, step {step})"
+            f"summary.json, of step {found.get('steps')}, is left out: since then the run was resumed ({status}, step "
+            f"{step})"
         )
     return found if is_last else {}
 
@@ -179,7 +177,7 @@ def _metrics(path: Path, notes: list[str]) -> list[Line]:
         first = f"the first is line {damaged[0]}"
         notes.append(f"metrics.jsonl: damaged lines, left out: {len(damaged)} of {len(parsed)} ({first})")
     lines = [line for line in parsed if line is not None and line.block >= 0]
-    odd = sum(isinstance(value, float) and finite(value) is None for line in lines for value in line.figures.values())
+    odd = sum(isinstance(value, float) and finite(value) is None for line in lines for value in line.metrics.values())
     if odd:
         notes.append(f"metrics.jsonl: values that are not finite, left out of the charts: {odd}")
     if not lines:
@@ -188,16 +186,15 @@ def _metrics(path: Path, notes: list[str]) -> list[Line]:
 
 
 def _parse(text: str) -> Line | None:
-    """A line of metrics.jsonl; its block is -1 for a lane. None for garbage."""
-    try:
-        found = json.loads(text)
-        kind, _, number = str(found["role"]).partition(" ")
-        step, epoch = found["step"], found["epoch"]
-        block = int(number) if kind == "block" else -1
-    except (ValueError, TypeError, KeyError, RecursionError):
+    """A line of metrics.jsonl; its block is -1 for a feedback loop. None for garbage."""
+    found = json_object(text)
+    kind, _, number = str(found.get("role", "")).partition(" ")
+    step, epoch = found.get("step"), found.get("epoch")
+    if not (kind and isinstance(step, int) and isinstance(epoch, int)) or None in (finite(step), finite(epoch)):
         return None
-    is_whole = isinstance(step, int) and isinstance(epoch, int) and None not in (finite(step), finite(epoch))
-    return Line(str(found.get("phase")), step, epoch, block, found) if is_whole else None
+    if kind == "block" and not (number.isdecimal() and len(number) < 9):
+        return None
+    return Line(str(found.get("phase")), step, epoch, int(number) if kind == "block" else -1, found)
 
 
 @dataclass(frozen=True)
@@ -212,20 +209,18 @@ class Group:
         return max(run.num_blocks for run in self.runs)
 
     def curve(self, phase: str, block: int, name: str) -> dict[int, Point]:
-        """A figure of one block by step: mean and spread over the runs."""
+        """A metric of one block by step: mean and spread over the runs."""
         by_step: dict[int, list[float]] = {}
         for run in self.runs:
             number = run.num_blocks - 1 if block == LAST else block
-            for step, value in run.figures(phase, number, name).items():
+            for step, value in run.metric(phase, number, name).items():
                 by_step.setdefault(step, []).append(value)
-        points = {step: spread(step, values) for step, values in sorted(by_step.items())}
-        return {step: point for step, point in points.items() if point is not None}
+        return {step: spread(step, values) for step, values in sorted(by_step.items())}
 
 
-def spread(x: float, values: Iterable[object]) -> Point | None:
-    """Mean, smallest and largest of the finite values; None if there are none."""
-    known = [value for value in map(finite, values) if value is not None]
-    return Point(x, statistics.fmean(known), min(known), max(known), len(known)) if known else None
+def spread(x: float, values: Sequence[float]) -> Point:
+    """Mean, smallest and largest of at least one value."""
+    return Point(x, statistics.fmean(values), min(values), max(values), len(values))
 
 
 def deviation(values: Sequence[float]) -> float | None:
@@ -258,13 +253,6 @@ def written(config: Mapping[str, Any], key: str) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def mean_text(values: Sequence[float]) -> str:
-    """``96.20 ± 0.60 %`` of fractions; without the deviation if there is none."""
-    known = deviation(values)
-    around = "" if known is None else f" ± {100 * known:.2f}"
-    return f"{100 * statistics.fmean(values):.2f}{around} %"
-
-
 def _labels(firsts: Sequence[ReportRun]) -> list[str]:
     apart = [key for key in differing(firsts) if key not in ("method", *SAME_EXPERIMENT)]
     labels = [_label(run, apart) for run in firsts]
@@ -275,9 +263,7 @@ def _labels(firsts: Sequence[ReportRun]) -> list[str]:
 
 
 def _label(run: ReportRun, apart: Sequence[str]) -> str:
-    pairs = [f"{key}={_short(written(run.config, key))}" for key in apart[:MOST_KEYS]]
+    values = {key: written(run.config, key) for key in apart[:MOST_KEYS]}
+    short = {key: text if len(text) <= MOST_LETTERS else f"{text[: MOST_LETTERS - 1]}…" for key, text in values.items()}
+    pairs = [f"{key}={text}" for key, text in short.items()]
     return ", ".join([str(run.config.get("method", "?")), *pairs, *["…"] * (len(apart) > MOST_KEYS)])
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= MOST_LETTERS else f"{text[: MOST_LETTERS - 1]}…"

@@ -1,111 +1,45 @@
-"""The parts of a report's page: sections, tables, and figures with captions: curves and bars of the groups, what every
-rank waited for, and timelines of traced runs on one scale of time.
+"""The parts of a report's page: curves and bars of the groups with captions, what every rank waited for, and timelines
+of traced runs on one scale of time.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from bllpipe.tools.analysis.charts import RULES, Curve, bar_chart, clean, curve_chart, dot_chart, piece_key, series_key
-from bllpipe.tools.analysis.report_data import LAST, Group, Point, ReportRun, finite, mean_text, spread
+from bllpipe.tools.analysis.report_data import LAST, Group, Point, ReportRun, deviation, finite, spread
 from bllpipe.tools.analysis.timeline import Timeline
 from bllpipe.tools.analysis.timeline_picture import picture
+from bllpipe.utils.console import percent
 
-LONG = 32  # characters; a cell with more of them wraps
-Cell = str | tuple[str, str]  # text, or text with a longer one for the pointer
-
-
-@dataclass(frozen=True)
-class Table:
-    """The first column names the rows; the columns called in ``numbers`` are flush right."""
-
-    heads: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    numbers: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Note:
-    text: str
+TEMPLATES = Environment(
+    loader=PackageLoader("bllpipe.tools.analysis", ""),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    # of all text, but not of drawings, which are clean
+    finalize=lambda value: value if isinstance(value, Markup) else clean(value),
+)
+# The macros of the parts: table, chart, side_by_side, wide_drawing, note and bullets. Each returns HTML as Markup.
+PARTS: Any = TEMPLATES.get_template("report_parts.html.jinja").module
+UNKNOWN = "\N{EN DASH}"
 
 
-@dataclass(frozen=True)
-class Bullets:
-    items: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A chart between its title and its caption; every key of the legend is a drawing with a name."""
-
-    title: str
-    svg: str
-    legend: Sequence[tuple[str, str]]
-    caption: str
-
-
-@dataclass(frozen=True)
-class Charts:
-    """Side by side where there is room."""
-
-    charts: Sequence[Chart]
-
-
-@dataclass(frozen=True)
-class WideDrawing:
-    """One that scrolls by itself on a narrow screen."""
-
-    svg: str
-
-
-Part = Table | Note | Bullets | Charts | WideDrawing
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page under a heading; one without parts leaves no trace."""
-
-    anchor: str
-    title: str
-    parts: Sequence[Part] = field(default=())
-
-
-def series_legend(names: Mapping[int, str], lines: bool = True) -> list[tuple[str, str]]:
-    """What each look stands for, by the number of the series."""
-    return [(series_key(index, lines), name) for index, name in names.items()]
-
-
-def piece_legend(kinds: Iterable[str]) -> list[tuple[str, str]]:
-    """The same for the pieces of bars."""
-    return [(piece_key(index), kind) for index, kind in enumerate(kinds)]
-
-
-def render_page(title: str, sections: Sequence[Section]) -> str:
-    """A whole HTML file."""
-    environment = Environment(
-        loader=PackageLoader("bllpipe.tools.analysis", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        # of all text, but not of drawings, which are clean
-        finalize=lambda value: value if isinstance(value, Markup) else clean(value),
-    )
-    template = environment.get_template("report.html.jinja")
-    return template.render(
-        title=title, sections=[section for section in sections if section.parts], figure_rules=RULES, long=LONG
-    )
+def render_page(title: str, sections: Sequence[tuple[str, str, Sequence[Markup]]]) -> str:
+    """A whole HTML file. A section is an anchor, a heading and its parts; one without parts leaves no trace."""
+    page = TEMPLATES.get_template("report.html.jinja")
+    return page.render(title=title, sections=sections, figure_rules=RULES)
 
 
 MOST_POINTS = 300  # of a curve
 SPREAD = "The line is the mean over the runs of a group, the band reaches from the smallest to the largest value."
 WHOLE = "network"  # one that is not cut
-NUMBERS = ("seconds", "of its waiting")
 WAITING_NOTE = (
     "The edge at which a rank waited longest in training: alpha is what a block hands to the next one, target and "
     "stats are what goes to and from the feedback rank. Means over the runs of a group."
@@ -117,90 +51,95 @@ TIMELINE_NOTE = (
 )
 
 
-def learning(groups: Sequence[Group]) -> list[Part]:
+def learning(groups: Sequence[Group]) -> list[Markup]:
     """Test accuracy over epochs and training loss over steps, of the last block."""
-    tests = [Curve(group.label, _by_epoch(group)) for group in groups]
-    losses = [Curve(group.label, _points(group, "train", LAST, "loss")) for group in groups]
-    drawn = []
-    if _has_points(tests):
-        title = "Test accuracy of the last block"
-        chart = curve_chart(title, tests, "epochs", "test accuracy (%)", share=True)
-        caption = f"Share of the test images that the last block's head gets right, after each test. {SPREAD} "
-        drawn.append(Chart(title, chart, _legend(tests), caption + _ends(tests, "{:.2f} %", 100)))
-    if _has_points(losses):
-        title = "Training loss of the last block"
-        chart = curve_chart(title, losses, "training steps", "loss (nats per image)")
-        caption = f"Mean loss over the images since the point before. {SPREAD} "
-        drawn.append(Chart(title, chart, _legend(losses), caption + _ends(losses, "{:.3g}")))
-    return [Charts(drawn) if drawn else Note("No run has a line of a test or of training in metrics.jsonl yet.")]
+    drawn = [
+        *_line_chart(
+            "Test accuracy of the last block",
+            [Curve(group.label, _by_epoch(group)) for group in groups],
+            ("epochs", "test accuracy (%)"),
+            "Share of the test images that the last block's head gets right, after each test.",
+            percent,
+            share=True,
+        ),
+        *_line_chart(
+            "Training loss of the last block",
+            [Curve(group.label, _points(group, LAST, "loss")) for group in groups],
+            ("training steps", "loss (nats per image)"),
+            "Mean loss over the images since the point before.",
+            "{:.3g}".format,
+        ),
+    ]
+    return [_charts(drawn, "No run has a line of a test or of training in metrics.jsonl yet.")]
 
 
-def accuracy_by_block(groups: Sequence[Group]) -> list[Part]:
-    """Dots by block, and the same figures as a table."""
-    places = _places(groups)
-    dots = [Curve(group.label, _dots(group, places)) for group in groups]
-    if not _has_points(dots):
-        return [Note("No run is finished, so the accuracy of the blocks at the end is not known yet.")]
-    title = "Test accuracy of every block's own head"
-    chart = dot_chart(title, places, dots, "the block whose head answers", "test accuracy (%)", share=True)
-    caption = "The dot is the mean over the finished runs of a group, the bar reaches from the smallest to the largest."
-    rows = [[group.label, *(_block_text(group, place) for place in places)] for group in groups]
-    drawn = Chart(title, chart, _legend(dots, lines=False), caption)
-    return [Charts([drawn]), Table(("method", *places), rows, places)]
-
-
-def alignment(groups: Sequence[Group]) -> list[Part]:
-    """A figure for every group that recorded it; nothing if none did."""
+def alignment(groups: Sequence[Group]) -> list[Markup]:
+    """A chart for every group that recorded it; nothing if none did."""
+    caption = "1: a block's activations point where its target points; 0: they have nothing in common."
     drawn = []
     for group in groups:
-        blocks = range(group.num_blocks)
-        curves = [Curve(f"block {k}", _points(group, "train", k, "alignment")) for k in blocks]
-        if _has_points(curves):
-            title = f"Alignment: {group.label}"
-            chart = curve_chart(title, curves, "training steps", "cosine of alpha and beta")
-            caption = (
-                "1: a block's activations point where its target points; 0: they have nothing in common. "
-                f"{SPREAD} {_ends(curves, '{:.2f}')}"
-            )
-            drawn.append(Chart(title, chart, _legend(curves), caption))
-    return [Charts(drawn)] if drawn else []
+        curves = [Curve(f"block {k}", _points(group, k, "alignment")) for k in range(group.num_blocks)]
+        labels = ("training steps", "cosine of alpha and beta")
+        drawn += _line_chart(f"Alignment: {group.label}", curves, labels, caption, "{:.2f}".format)
+    return [PARTS.side_by_side(drawn)] if drawn else []
 
 
-def time_use(groups: Sequence[Group]) -> list[Part]:
-    """A figure for every group with a finished run: a bar for each rank."""
-    kinds = ("busy", "waiting")
-    drawn = []
-    for group in groups:
-        rows = _time_rows(group.runs)
-        if rows:
-            title = f"Time of every rank: {group.label}"
-            chart = bar_chart(title, rows, kinds, "rank, role", "share of the training time (%)")
-            drawn.append(Chart(title, chart, piece_legend(kinds), _time_caption(rows)))
-    return [Charts(drawn) if drawn else Note("No run is finished, so busy and waiting times are not known yet.")]
+def _line_chart(
+    title: str,
+    curves: Sequence[Curve],
+    labels: tuple[str, str],
+    caption: str,
+    number: Callable[[float], str],
+    share: bool = False,
+) -> list[Markup]:
+    """The curves, and in words where they end, which a reader would try to read off the right edge; nothing if no curve
+    has a point."""
+    ends = "; ".join(f"{curve.name} {number(curve.points[-1].mean)}" for curve in curves if curve.points)
+    if not ends:
+        return []
+    svg = curve_chart(title, curves, *labels, share)
+    return [PARTS.chart(title, svg, _legend(curves), f"{caption} {SPREAD} At the end: {ends}.")]
+
+
+def _legend(curves: Sequence[Curve], lines: bool = True) -> list[tuple[str, str]]:
+    """Without curves that have no points; the others keep the look that they have in every chart."""
+    return [(series_key(index, lines), curve.name) for index, curve in enumerate(curves) if curve.points]
+
+
+def _charts(charts: Sequence[Markup], otherwise: str) -> Markup:
+    found: Markup = PARTS.side_by_side(charts) if charts else PARTS.note(otherwise)
+    return found
 
 
 def _by_epoch(group: Group) -> list[Point]:
     per_epoch = next((length for run in group.runs if (length := run.steps_per_epoch())), None)
-    points = group.curve("evaluate", LAST, "accuracy").values() if per_epoch else ()
-    return [Point(p.x / per_epoch, p.mean, p.low, p.high, p.n) for p in points if per_epoch]
+    if per_epoch is None:
+        return []
+    return [point._replace(x=point.x / per_epoch) for point in group.curve("evaluate", LAST, "accuracy").values()]
 
 
-def _points(group: Group, phase: str, block: int, name: str) -> list[Point]:
+def _points(group: Group, block: int, name: str) -> list[Point]:
     """A curve of so few points that a page stays small: every second, third, ... and the last one."""
-    points = list(group.curve(phase, block, name).values())
+    points = list(group.curve("train", block, name).values())
     every = max(1, -(-len(points) // MOST_POINTS))
     return points[::-1][::every][::-1]
 
 
-def _places(groups: Sequence[Group]) -> list[str]:
-    """The blocks of the deepest cut, and a place of its own for networks that are not cut."""
+def accuracy_by_block(groups: Sequence[Group]) -> list[Markup]:
+    """Dots by block, and the same numbers as a table."""
     sizes = {group.num_blocks for group in groups}
-    return [f"block {k}" for k in range(max(sizes)) if max(sizes) > 1] + [WHOLE] * (1 in sizes)
-
-
-def _dots(group: Group, places: Sequence[str]) -> list[Point]:
-    points = [spread(x, _accuracies(group, place)) for x, place in enumerate(places)]
-    return [point for point in points if point is not None]
+    # the blocks of the deepest cut, and a place of its own for networks that are not cut
+    places = [f"block {k}" for k in range(max(sizes)) if max(sizes) > 1] + [WHOLE] * (1 in sizes)
+    known = {group.label: [_accuracies(group, place) for place in places] for group in groups}
+    dots = [Curve(label, [spread(x, row[x]) for x in range(len(row)) if row[x]]) for label, row in known.items()]
+    if not any(curve.points for curve in dots):
+        return [PARTS.note("No run is finished, so the accuracy of the blocks at the end is not known yet.")]
+    title = "Test accuracy of every block's own head"
+    svg = dot_chart(title, places, dots, "the block whose head answers", "test accuracy (%)", share=True)
+    caption = "The dot is the mean over the finished runs of a group, the bar reaches from the smallest to the largest."
+    rows = [[label, *map(_mean_text, row)] for label, row in known.items()]
+    chart = PARTS.chart(title, svg, _legend(dots, lines=False), caption)
+    return [PARTS.side_by_side([chart]), PARTS.table(("method", *places), rows, places)]
 
 
 def _accuracies(group: Group, place: str) -> list[float]:
@@ -213,41 +152,46 @@ def _accuracies(group: Group, place: str) -> list[float]:
     return found
 
 
-def _block_text(group: Group, place: str) -> str:
-    known = _accuracies(group, place)
-    return mean_text(known) if known else "\N{EN DASH}"
+def _mean_text(values: Sequence[float]) -> str:
+    """``96.20 ± 0.60 %`` of fractions; without the deviation if there is none."""
+    if not values:
+        return UNKNOWN
+    around = deviation(values)
+    return f"{100 * statistics.fmean(values):.2f}{'' if around is None else f' ± {100 * around:.2f}'} %"
+
+
+def time_use(groups: Sequence[Group]) -> list[Markup]:
+    """A chart for every group with a finished run: a bar for each rank."""
+    kinds = ("busy", "waiting")
+    legend = [(piece_key(index), kind) for index, kind in enumerate(kinds)]
+    drawn = []
+    for group in groups:
+        if rows := _time_rows(group.runs):
+            title = f"Time of every rank: {group.label}"
+            busiest = max(rows, key=lambda name: rows[name]["busy"])
+            caption = (
+                "Busy: computing; waiting: for messages or for room to send them (for the feedback rank the mean of "
+                "its lanes); the rest is the turns of others and the loop itself. Means over the runs. "
+                f"The busiest rank is {busiest} with {100 * rows[busiest]['busy']:.0f} %."
+            )
+            svg = bar_chart(title, rows, kinds, "rank, role", "share of the training time (%)")
+            drawn.append(PARTS.chart(title, svg, legend, caption))
+    return [_charts(drawn, "No run is finished, so busy and waiting times are not known yet.")]
 
 
 def _time_rows(runs: Sequence[ReportRun]) -> dict[str, dict[str, float]]:
     """Busy and waiting shares by rank, means over the runs."""
-    shares: dict[str, dict[str, list[float]]] = {}
+    shares: dict[str, list[tuple[float, float]]] = {}
     for run in runs:
-        for rank, (role, busy, waiting) in enumerate(_ranks(run)):
-            row = shares.setdefault(f"{rank} {role}", {"busy": [], "waiting": []})
-            row["busy"].append(busy)
-            row["waiting"].append(waiting)
-    return {name: {kind: sum(values) / len(values) for kind, values in row.items()} for name, row in shares.items()}
-
-
-def _ranks(run: ReportRun) -> list[tuple[str, float, float]]:
-    """Role, busy share and waiting share of every rank."""
-    roles, busy, waiting = (run.summary.get(key) for key in ("roles", "busy", "waiting"))
-    training = _training_seconds(run)
-    if not (isinstance(roles, list) and isinstance(busy, list) and isinstance(waiting, list) and training):
-        return []
-    shares = [finite(share) or 0.0 for share in busy]
-    return [
-        (str(role), share, min(_mean_waiting(edges) / training, max(0.0, 1 - share)))
-        for role, share, edges in zip(roles, shares, waiting, strict=False)
-    ]
-
-
-def _mean_waiting(edges: object) -> float:
-    """Seconds that a rank waited; lanes wait at the same time as each other, so of them the mean counts."""
-    if not isinstance(edges, dict):
-        return 0.0
-    num_lanes = max(1, sum(str(edge).startswith("stats") for edge in edges))
-    return sum(finite(seconds) or 0.0 for seconds in edges.values()) / num_lanes
+        if not (training := _training_seconds(run)):
+            continue
+        for rank, busy, waits in run.ranks():
+            # lanes wait at the same time as each other, so of them the mean counts
+            num_lanes = max(1, sum(edge.startswith("stats") for edge in waits))
+            waiting = min(sum(waits.values()) / num_lanes / training, max(0.0, 1 - busy))
+            shares.setdefault(rank, []).append((busy, waiting))
+    means = {rank: [statistics.fmean(column) for column in zip(*row, strict=True)] for rank, row in shares.items()}
+    return {rank: {"busy": busy, "waiting": waiting} for rank, (busy, waiting) in means.items()}
 
 
 def _training_seconds(run: ReportRun) -> float | None:
@@ -257,77 +201,38 @@ def _training_seconds(run: ReportRun) -> float | None:
     rate, seconds = finite(run.summary.get("images_per_second")), finite(run.summary.get("seconds"))
     if not (steps and batch and rate and seconds):
         return seconds
-    return min(seconds, steps * batch / rate)  # a run that went on from a checkpoint did not train all steps
+    return min(seconds, steps * batch / rate)  # a resumed run did not train all steps
 
 
-def _time_caption(rows: dict[str, dict[str, float]]) -> str:
-    busiest = max(rows, key=lambda name: rows[name]["busy"])
-    return (
-        "Busy: computing; waiting: for messages or for room to send them (for the feedback rank the mean of its "
-        "lanes); the rest is the turns of others and the loop itself. Means over the runs. "
-        f"The busiest rank is {busiest} with {100 * rows[busiest]['busy']:.0f} %."
-    )
-
-
-def _has_points(curves: Sequence[Curve]) -> bool:
-    return any(curve.points for curve in curves)
-
-
-def _legend(curves: Sequence[Curve], lines: bool = True) -> list[tuple[str, str]]:
-    """Without curves that have no points; the others keep the look that they have in every chart."""
-    return series_legend({index: curve.name for index, curve in enumerate(curves) if curve.points}, lines)
-
-
-def _ends(curves: Sequence[Curve], pattern: str, scale: float = 1) -> str:
-    """Where every curve ends: what a reader would try to read off the right edge."""
-    ends = [f"{curve.name} {pattern.format(scale * curve.points[-1].mean)}" for curve in curves if curve.points]
-    return f"At the end: {'; '.join(ends)}."
-
-
-def longest_waits(groups: Sequence[Group]) -> list[Part]:
+def longest_waits(groups: Sequence[Group]) -> list[Markup]:
     """A row for every rank that waited; nothing if no run is finished."""
-    rows = [row for group in groups for row in _rows(group)]
-    heads = ("method", "rank", "waited longest for", *NUMBERS)
-    return [Table(heads, rows, NUMBERS), Note(WAITING_NOTE)] if rows else []
+    rows = []
+    for group in groups:
+        waits: dict[str, dict[str, list[float]]] = {}  # seconds by rank and edge
+        for run in group.runs:
+            for rank, _, edges in run.ranks():
+                for edge, seconds in edges.items():
+                    waits.setdefault(rank, {}).setdefault(edge, []).append(seconds)
+        for rank, lists in waits.items():
+            means = {edge: statistics.fmean(values) for edge, values in lists.items()}
+            if (total := sum(means.values())) > 0:
+                edge, longest = max(means.items(), key=lambda item: item[1])
+                rows.append([group.label, rank, edge, f"{longest:.1f}", f"{100 * longest / total:.0f} %"])
+    numbers = ("seconds", "of its waiting")
+    heads = ("method", "rank", "waited longest for", *numbers)
+    return [PARTS.table(heads, rows, numbers), PARTS.note(WAITING_NOTE)] if rows else []
 
 
-def _rows(group: Group) -> list[list[Cell]]:
-    rows: list[list[Cell]] = []
-    for rank, role in enumerate(_roles(group)):
-        waits = _waits(group.runs, rank)
-        if waits and (total := sum(waits.values())) > 0:
-            edge = max(waits, key=lambda name: waits[name])
-            share = f"{100 * waits[edge] / total:.0f} %"
-            rows.append([group.label, f"{rank} {role}", edge, f"{waits[edge]:.1f}", share])
-    return rows
-
-
-def _roles(group: Group) -> list[object]:
-    known = [run.summary["roles"] for run in group.runs if isinstance(run.summary.get("roles"), list)]
-    return list(known[0]) if known else []
-
-
-def _waits(runs: Sequence[ReportRun], rank: int) -> dict[str, float]:
-    """Seconds by edge, means over the runs that know them."""
-    found: dict[str, list[float]] = {}
-    for run in runs:
-        waiting = run.summary.get("waiting")
-        edges = waiting[rank] if isinstance(waiting, list) and rank < len(waiting) else None
-        for edge, seconds in edges.items() if isinstance(edges, dict) else ():
-            found.setdefault(str(edge), []).append(finite(seconds) or 0.0)
-    return {edge: statistics.fmean(values) for edge, values in found.items()}
-
-
-def excerpts(runs: Sequence[ReportRun]) -> list[Part]:
+def excerpts(runs: Sequence[ReportRun]) -> list[Markup]:
     """One picture; nothing if no run has spans."""
-    traced = [excerpt(run.timeline) for run in runs if run.timeline is not None]
+    traced = [_excerpt(run.timeline) for run in runs if run.timeline is not None]
     if not traced:
         return []
     title = "Timeline of " + ", ".join(timeline.name for timeline in traced)
-    return [WideDrawing(picture(title, traced, heading=False)), Note(TIMELINE_NOTE)]
+    return [PARTS.wide_drawing(picture(title, traced, heading=False)), PARTS.note(TIMELINE_NOTE)]
 
 
-def excerpt(timeline: Timeline) -> Timeline:
+def _excerpt(timeline: Timeline) -> Timeline:
     """The steps in the middle, where every rank is at work."""
     steps = timeline.steps
     first = max(0, (len(steps) - MOST_STEPS) // 2)

@@ -16,6 +16,7 @@ from typing import Any
 
 from bllpipe.errors import ConfigError
 from bllpipe.tools.analysis.report_data import ReportRun, finite, read_runs
+from bllpipe.utils.files import json_object
 
 OURS = ".bllpipe"  # the end of our files' names
 PHASES = {"train": "train", "evaluate": "test"}
@@ -55,31 +56,21 @@ def scalars(metrics: Path) -> Iterator[Scalar]:
     if not metrics.is_file():
         return
     for text in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-        line = _parsed(text)
-        if line is not None:
-            yield from _of_line(line)
-
-
-def _parsed(text: str) -> dict[str, Any] | None:
-    try:
-        line = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    whole = isinstance(line, dict) and isinstance(line.get("step"), int) and line.get("phase") in PHASES
-    return line if whole else None
-
-
-def _of_line(line: Mapping[str, Any]) -> Iterator[Scalar]:
-    place = f"rank {line.get('rank')}, {line.get('actor', line.get('role'))}"
-    waiting = line.get("waiting")
-    figures = {f"{PHASES[line['phase']]}/{name}": value for name, value in line.items() if name not in PLACE}
-    figures |= {f"waiting/{edge}": value for edge, value in waiting.items()} if isinstance(waiting, dict) else {}
-    for tag, value in figures.items():
-        if (known := finite(value)) is not None:
-            yield Scalar(place, tag, line["step"], known)
+        line = json_object(text)
+        phase, step, waiting = PHASES.get(str(line.get("phase"))), line.get("step"), line.get("waiting")
+        if phase is None or not isinstance(step, int):
+            continue
+        place = f"rank {line.get('rank')}, {line.get('actor', line.get('role'))}"
+        values = {f"{phase}/{name}": value for name, value in line.items() if name not in PLACE}
+        values |= {f"waiting/{edge}": value for edge, value in waiting.items()} if isinstance(waiting, dict) else {}
+        for tag, value in values.items():
+            if (known := finite(value)) is not None:
+                yield Scalar(place, tag, step, known)
 
 
 def _write(run: ReportRun, curves: Iterable[Scalar], folder: Path) -> None:
+    from torch.utils.tensorboard.summary import hparams
+
     by_place: dict[str, list[Scalar]] = {}
     for scalar in curves:
         by_place.setdefault(scalar.place, []).append(scalar)
@@ -87,21 +78,18 @@ def _write(run: ReportRun, curves: Iterable[Scalar], folder: Path) -> None:
         with closing(_writer(folder / place)) as writer:
             for each in values:
                 writer.add_scalar(each.tag, each.value, each.step)
+    outcomes = {name: value for name in OUTCOMES if (value := finite(run.summary.get(name))) is not None}
+    settings = {  # TensorBoard takes lists and None only as text
+        key: value if isinstance(value, bool | int | float | str) else json.dumps(value, default=str)
+        for key, value in run.config.items()
+    }
     with closing(_writer(folder)) as writer:
         writer.add_text("config", _as_code(run.config), 0)
         writer.add_text("machine", _as_code(run.environment), 0)
-        outcomes = {name: value for name in OUTCOMES if (value := finite(run.summary.get(name))) is not None}
-        _add_hyperparameters(writer, _plain(run.config), outcomes)
-
-
-def _add_hyperparameters(writer: Any, config: Mapping[str, Any], outcomes: Mapping[str, float]) -> None:
-    """Into the writer's own file; its ``add_hparams`` begins another one."""
-    from torch.utils.tensorboard.summary import hparams
-
-    for summary in hparams(dict(config), dict(outcomes)):
-        writer.file_writer.add_summary(summary)
-    for name, value in outcomes.items():
-        writer.add_scalar(name, value, 0)
+        for summary in hparams(settings, outcomes):  # into this file: add_hparams begins another one
+            writer.file_writer.add_summary(summary)
+        for name, value in outcomes.items():
+            writer.add_scalar(name, value, 0)
 
 
 def _writer(folder: Path) -> Any:
@@ -117,11 +105,3 @@ def _writer(folder: Path) -> Any:
 def _as_code(record: Mapping[str, Any]) -> str:
     """A record as Markdown that TensorBoard does not set: four spaces before every line."""
     return "\n".join(f"    {key}: {json.dumps(value, default=str)}" for key, value in record.items())
-
-
-def _plain(config: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
-    """What TensorBoard takes for hyperparameters: lists and what is not set as text."""
-    return {
-        key: value if isinstance(value, bool | int | float | str) else json.dumps(value, default=str)
-        for key, value in config.items()
-    }

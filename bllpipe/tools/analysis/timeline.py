@@ -7,7 +7,7 @@ one count from 1,000, those of the third from 2,000.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,22 +55,21 @@ class RankSpans:
 
     @property
     def start(self) -> int:
-        return min(span.start for span in self.spans)
+        return self.spans[0].start
 
     @property
     def end(self) -> int:
         return max(span.end for span in self.spans)
 
     @property
-    def num_steps(self) -> int:
-        """Training steps that it has spans of."""
-        return len({span.step for span in self.spans if span.phase == "train"})
-
-    @property
     def busy(self) -> float:
         """Share of the time from its first span to its last in which any of its actors did not wait."""
-        computing = [(span.start, span.end) for span in self.spans if span.kind not in WAITING]
-        return _covered(computing) / max(1, self.end - self.start)
+        computing, reached = 0, self.start
+        for span in self.spans:
+            if span.kind not in WAITING:
+                computing += max(0, span.end - max(span.start, reached))
+                reached = max(reached, span.end)
+        return computing / max(1, self.end - self.start)
 
 
 @dataclass(frozen=True)
@@ -99,8 +98,12 @@ class Timeline:
 
     @property
     def steps_per_second(self) -> float:
-        """Of the block that took longest for its steps."""
-        return min(1e9 * rank.num_steps / max(1, rank.end - rank.start) for rank in self.blocks)
+        """Training steps a second, of the block that took longest for its steps."""
+        rates = []
+        for rank in self.blocks:
+            steps = {span.step for span in rank.spans if span.phase == "train"}
+            rates.append(1e9 * len(steps) / max(1, rank.end - rank.start))
+        return min(rates)
 
     @property
     def bubbles(self) -> float:
@@ -110,24 +113,23 @@ class Timeline:
     def cut(self, first: int | None, end: int | None) -> Timeline:
         """The steps from ``first`` to the one before ``end``. Raises ConfigError when there are none."""
         low, high = -1 if first is None else first, float("inf") if end is None else end
-        kept = [_part(rank, lambda span: low <= span.step < high) for rank in self.ranks]
-        if not any(rank.spans for rank in kept):
+        kept = []
+        for rank in self.ranks:
+            inside = tuple(span for span in rank.spans if low <= span.step < high)
+            outside = tuple(span for span in rank.spans if not low <= span.step < high)
+            if inside:
+                kept.append(replace(rank, spans=inside, others=(*rank.others, *outside)))
+        if not kept:
             raise ConfigError(
                 f"{self.name} has spans of the steps {self.steps[0]} to {self.steps[-1]}, none of them in --steps "
                 f"{'' if first is None else first}:{'' if end is None else end}; take --steps "
                 f"{self.steps[0]}:{self.steps[-1] + 1}"
             )
-        return Timeline(self.name, tuple(rank for rank in kept if rank.spans))
-
-
-def _part(rank: RankSpans, wanted: Callable[[TimelineSpan], bool]) -> RankSpans:
-    """Those spans of a rank that are wanted; the rest becomes ``others``."""
-    spans = {choice: tuple(span for span in rank.spans if wanted(span) is choice) for choice in (True, False)}
-    return replace(rank, spans=spans[True], others=(*rank.others, *spans[False]))
+        return Timeline(self.name, tuple(kept))
 
 
 def read_timeline(run: Path, warn: Warn) -> Timeline:
-    """The spans in the directory of a run; ``warn`` hears of lines that are damaged and left out.
+    """The spans in the directory of a run; ``warn`` is called for damaged lines, which are left out.
 
     Raises ConfigError when there are none, or when a file has no header.
     """
@@ -180,22 +182,6 @@ def _span(record: dict[str, Any], header: dict[str, Any]) -> TimelineSpan | None
     return TimelineSpan(header["rank"], actor, kind, phase, step, batch, edge, start + offset, end + offset)
 
 
-def _covered(intervals: Iterable[tuple[int, int]]) -> int:
-    """The length of the union."""
-    total, reached = 0, -1
-    for start, end in sorted(intervals):
-        total += max(0, end - max(start, reached))
-        reached = max(reached, end)
-    return total
-
-
-def figures(timelines: Sequence[Timeline]) -> str:
-    """What the timelines amount to, a paragraph a run, for a terminal."""
-    return "\n".join(
-        line for timeline in timelines for line in (f"{timeline.name}: {summary(timeline)}", busy(timeline))
-    )
-
-
 def summary(timeline: Timeline) -> str:
     """Steps, throughput and bubbles, in a line."""
     first, last = timeline.steps[0], timeline.steps[-1]
@@ -213,36 +199,34 @@ def busy(timeline: Timeline) -> str:
 
 def chrome_trace(timelines: Sequence[Timeline]) -> dict[str, Any]:
     """The whole file; times are microseconds since the first span of each run."""
-    events = [
-        event
-        for index, timeline in enumerate(timelines)
-        for event in _events(timeline, APART * index, timeline.name if len(timelines) > 1 else "")
-    ]
+    events: list[Event] = []
+    for index, timeline in enumerate(timelines):
+        events += _events(timeline, APART * index, f"{timeline.name} " if len(timelines) > 1 else "")
+        events += _arrows(timeline, APART * index)
     return {"traceEvents": events, "displayTimeUnit": "ms"}
 
 
-def _events(timeline: Timeline, first_pid: int, name: str) -> Iterator[Event]:
+def _events(timeline: Timeline, first_pid: int, prefix: str) -> Iterator[Event]:
     for rank in timeline.ranks:
         pid = first_pid + rank.rank
-        yield from _names(rank, pid, name)
+        name = f"{prefix}rank {rank.rank} ({rank.role})"
+        yield {"ph": "M", "name": "process_name", "pid": pid, "tid": 0, "args": {"name": name}}
+        yield {"ph": "M", "name": "process_sort_index", "pid": pid, "tid": 0, "args": {"sort_index": pid}}
         threads = {actor: index for index, actor in enumerate(rank.actors)}
+        for actor, tid in threads.items():
+            yield {"ph": "M", "name": "thread_name", "pid": pid, "tid": tid, "args": {"name": actor}}
         for span in rank.spans:
-            yield _slice(span, {"pid": pid, "tid": threads[span.actor]}, timeline.start)
-    yield from _arrows(timeline, first_pid)
-
-
-def _names(rank: RankSpans, pid: int, name: str) -> Iterator[Event]:
-    title = f"{name} rank {rank.rank} ({rank.role})".strip()
-    yield {"ph": "M", "name": "process_name", "pid": pid, "tid": 0, "args": {"name": title}}
-    yield {"ph": "M", "name": "process_sort_index", "pid": pid, "tid": 0, "args": {"sort_index": pid}}
-    for index, actor in enumerate(rank.actors):
-        yield {"ph": "M", "name": "thread_name", "pid": pid, "tid": index, "args": {"name": actor}}
-
-
-def _slice(span: TimelineSpan, place: Event, origin: int) -> Event:
-    args = {"step": span.step, "batch": span.batch, "phase": span.phase, **({"edge": span.edge} if span.edge else {})}
-    times = {"ts": (span.start - origin) / 1e3, "dur": (span.end - span.start) / 1e3}
-    return {"ph": "X", "name": f"{span.kind} {span.step}", "cat": span.kind, **place, **times, "args": args}
+            edge = {"edge": span.edge} if span.edge else {}
+            yield {
+                "ph": "X",
+                "name": f"{span.kind} {span.step}",
+                "cat": span.kind,
+                "pid": pid,
+                "tid": threads[span.actor],
+                "ts": (span.start - timeline.start) / 1e3,
+                "dur": (span.end - span.start) / 1e3,
+                "args": {"step": span.step, "batch": span.batch, "phase": span.phase, **edge},
+            }
 
 
 def _arrows(timeline: Timeline, first_pid: int) -> Iterator[Event]:

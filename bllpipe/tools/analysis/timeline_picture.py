@@ -7,13 +7,11 @@ before and after those that the picture is about.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -27,11 +25,11 @@ from bllpipe.tools.analysis.charts import (
     PINK,
     RULE,
     SOFT,
+    STEPS,
     Colour,
     Mark,
     clean,
     drawing,
-    new_figure,
     save,
     svg_text,
 )
@@ -70,7 +68,6 @@ LOOKS = {
 }
 MEANINGS = {"load": "data", "log": "records", "save": "checkpoint", "receive": "waits: receive", "send": "waits: send"}
 OTHER = Look("X", GREY, "++")  # of an engine with kinds of its own
-Box = tuple[float, float, float, float]  # x, y, width, height
 Marks = dict[str, Mark]
 
 
@@ -89,153 +86,128 @@ def write_png(title: str, timelines: Sequence[Timeline], out: Path) -> None:
 
 @drawing
 def _draw(title: str, timelines: Sequence[Timeline], heading: bool) -> tuple[Figure, Marks]:
-    top = 44.0 if heading else 14.0
-    kinds = _legend_places(_kinds(timelines), top)
-    tops = [max(y for _, _, y in kinds) + 34]
-    for timeline in timelines:
-        tops.append(tops[-1] + ABOVE + _height(timeline) + BELOW)
-    figure = new_figure(WIDTH, tops[-1])
-    marks: Marks = {"label": Mark("label")}
-    sheet = _axes(figure, (0, 0, WIDTH, tops[-1]))
+    found = {span.kind for timeline in timelines for rank in timeline.ranks for span in rank.spans}
+    kinds = [*(kind for kind in LOOKS if kind in found), *sorted(found - LOOKS.keys())]
+    heights = [sum(_row_height(rank) + GAP for rank in timeline.ranks) for timeline in timelines]
+    longest = max(timeline.end - timeline.start for timeline in timelines) / 1e6
+    room = 54 + GLYPH * max(len(MEANINGS.get(kind, kind)) for kind in kinds)
+    columns, top = max(1, int((WIDTH - 14) // room)), 44.0 if heading else 14.0
+    y = top + 22 * ((len(kinds) - 1) // columns) + 34
+    total = y + sum(heights) + len(timelines) * (ABOVE + BELOW)
+    figure, marks = Figure((WIDTH / 72, total / 72)), {"label": Mark("label")}
+    sheet = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(total, 0))
     sheet.axis("off")
     if heading:
         sheet.text(14, 25, clean(title), fontsize=17, fontweight="bold")
-    for kind, x, y in kinds:
-        _boxes(sheet, kind, [(x, y, 24.0, 14.0)])
-        sheet.text(x + 12, y + 7, _look(kind).letter, ha="center", va="center", fontsize=10.5, gid="label")
-        sheet.text(x + 30, y + 7, clean(MEANINGS.get(kind, kind)), va="center", fontsize=12)
-    longest = max(timeline.end - timeline.start for timeline in timelines) / 1e6
-    for number, timeline in enumerate(timelines):
-        _draw_run(figure, sheet, timeline, tops[number], longest, f"run-{number}", marks)
+    for index, kind in enumerate(kinds):
+        left, middle = 14 + room * (index % columns), top + 22 * (index // columns) + 7
+        _bars(sheet, kind, [(left, 24)], middle - 7, 14)
+        sheet.text(left + 12, middle, _look(kind).letter, ha="center", va="center", fontsize=10.5, gid="label")
+        sheet.text(left + 30, middle, clean(MEANINGS.get(kind, kind)), va="center", fontsize=12)
+    for number, (timeline, height) in enumerate(zip(timelines, heights, strict=True)):
+        place = (LEFT / WIDTH, 1 - (y + ABOVE + height) / total, 1 - (LEFT + RIGHT) / WIDTH, height / total)
+        axes = figure.add_axes(place, xlim=(0, longest or 1), ylim=(height, 0))
+        _draw_run(axes, timeline, f"run-{number}", marks)
+        y += ABOVE + height + BELOW
     return figure, marks
-
-
-def _axes(figure: Figure, box: Box) -> Axes:
-    """Axes over a part of the figure, which count the units from its upper left corner."""
-    width, height = (72 * size for size in figure.get_size_inches())
-    x, y, w, h = box
-    axes = figure.add_axes((x / width, 1 - (y + h) / height, w / width, h / height))
-    axes.set(xlim=(0, w), ylim=(h, 0))
-    return axes
-
-
-def _kinds(timelines: Sequence[Timeline]) -> list[str]:
-    """The kinds that occur: the known ones in their order, then the others."""
-    found = {span.kind for timeline in timelines for rank in timeline.ranks for span in rank.spans}
-    return [*(kind for kind in LOOKS if kind in found), *sorted(found - LOOKS.keys())]
 
 
 def _look(kind: str) -> Look:
     return LOOKS.get(kind, OTHER)
 
 
-def _legend_places(kinds: Sequence[str], top: float) -> list[tuple[str, float, float]]:
-    """Every kind and where its box begins, in as many lines as it takes."""
-    places, x, y = [], 14.0, top
-    for kind in kinds:
-        room = 54 + GLYPH * len(MEANINGS.get(kind, kind))
-        if x + room > WIDTH:
-            x, y = 14.0, y + 22
-        places.append((kind, x, y))
-        x += room
-    return places
-
-
 def _row_height(rank: RankSpans) -> float:
     return max(ROW, LANE * len(rank.actors))
 
 
-def _height(timeline: Timeline) -> float:
-    return sum(_row_height(rank) + GAP for rank in timeline.ranks)
-
-
-def _draw_run(
-    figure: Figure, sheet: Axes, timeline: Timeline, top: float, longest: float, name: str, marks: Marks
-) -> None:
-    """One run from ``top`` downwards; its axes count milliseconds to the right."""
-    height = _height(timeline)
-    axes = _axes(figure, (LEFT, top + ABOVE, WIDTH - LEFT - RIGHT, height))
-    axes.set_xlim(0, longest or 1)
-    axes.set_yticks([])
+def _draw_run(axes: Axes, timeline: Timeline, name: str, marks: Marks) -> None:
+    """One run: its axes count milliseconds to the right."""
+    axes.set_title(clean(timeline.name), loc="left", fontsize=13, fontweight="bold")
     axes.grid(True, axis="x", color=RULE.light)
-    axes.xaxis.set_major_locator(MaxNLocator(12, steps=(1, 2, 5, 10)))
-    axes.tick_params(axis="x", length=0, labelsize=12, labelcolor=SOFT.light)
-    y = 0.0
+    axes.grid(False, axis="y")
+    axes.xaxis.set_major_locator(MaxNLocator(12, steps=STEPS))
+    axes.xaxis.set_major_formatter("{x:g} ms")
+    axes.tick_params(length=0, labelsize=12)
+    pale = "; pale: other steps" if any(rank.others for rank in timeline.ranks) else ""
+    words = f"{summary(timeline)}{pale}\n{busy(timeline)}"
+    axes.set_xlabel(words, loc="left", fontsize=12, color=SOFT.light, labelpad=8, linespacing=1.4)
+    y, middles = 0.0, []
     for rank in timeline.ranks:
         _draw_rank(axes, rank, timeline, y, f"{name}-{rank.rank}", marks)
-        middle = top + ABOVE + y + _row_height(rank) / 2
-        sheet.text(LEFT - 10, middle, clean(f"{rank.rank}  {rank.role}"), ha="right", va="center", fontsize=12)
-        sheet.text(WIDTH - RIGHT + 8, middle, f"{100 * rank.busy:.0f} % busy", va="center", fontsize=12)
+        middles.append(y + _row_height(rank) / 2)
+        share = f"{100 * rank.busy:.0f} % busy"
+        axes.text(1.008, middles[-1], share, va="center", fontsize=12, transform=axes.get_yaxis_transform())
         y += _row_height(rank) + GAP
-    end = top + ABOVE + height
-    pale = "; pale: other steps" if any(rank.others for rank in timeline.ranks) else ""
-    sheet.text(14, top + 18, clean(timeline.name), fontsize=13, fontweight="bold")
-    sheet.text(WIDTH - RIGHT + 12, end + 13, "ms", fontsize=12, color=SOFT.light)
-    sheet.text(LEFT, end + 38, summary(timeline) + pale, fontsize=12)
-    sheet.text(LEFT, end + 55, busy(timeline), fontsize=12, color=SOFT.light)
+    axes.set_yticks(middles, [clean(f"{rank.rank}  {rank.role}") for rank in timeline.ranks])
 
 
 def _draw_rank(axes: Axes, rank: RankSpans, timeline: Timeline, y: float, name: str, marks: Marks) -> None:
     """Its bubble from the first span to the last, and its actors' boxes on it, one actor below the other."""
-    start, width = (rank.start - timeline.start) / 1e6, (rank.end - rank.start) / 1e6
-    height = _row_height(rank)
-    axes.add_collection(_rectangles([(start, y, width, height)], facecolor=BUBBLE.light, edgecolor="none"))
+    low, high, height = timeline.start, timeline.end, _row_height(rank)
+    bubble = ((rank.start - low) / 1e6, (rank.end - rank.start) / 1e6)
+    axes.broken_barh([bubble], (y, height), facecolor=BUBBLE.light, edgecolor="none", clip_on=False)
     each = height / len(rank.actors)
-    rows = {actor: (y + each * index + 1, each - 2) for index, actor in enumerate(rank.actors)}
-    for pale, spans in ((True, _visible(rank, timeline)), (False, rank.spans)):
-        drawn = [span for span in spans if span.actor in rows]
-        for kind in dict.fromkeys(span.kind for span in drawn):
-            same = [span for span in drawn if span.kind == kind]
-            gid = f"{name}-{'pale' if pale else 'box'}-{len(marks)}"
-            _boxes(axes, kind, [_box(span, timeline.start, *rows[span.actor]) for span in same], gid, pale)
-            marks[gid] = Mark("pale" if pale else "box", [_note(span, timeline.start) for span in same])
-    for span in rank.spans:
-        _label(axes, span, _box(span, timeline.start, *rows[span.actor]))
-
-
-def _visible(rank: RankSpans, timeline: Timeline) -> list[TimelineSpan]:
-    """The spans of other steps while the picture lasts."""
-    low, high = timeline.start, timeline.end
+    rows = {actor: y + each * index + 1 for index, actor in enumerate(rank.actors)}
     clipped = [replace(span, start=max(low, span.start), end=min(high, span.end)) for span in rank.others]
-    return [span for span in clipped if span.end > span.start]
+    for look, spans in (("pale", [span for span in clipped if span.end > span.start]), ("box", rank.spans)):
+        groups: dict[tuple[str, str], list[TimelineSpan]] = {}
+        for span in spans:
+            if span.actor in rows:
+                groups.setdefault((span.kind, span.actor), []).append(span)
+        for (kind, actor), same in groups.items():
+            gid = f"{name}-{look}-{len(marks)}"
+            _bars(axes, kind, [_times(span, low) for span in same], rows[actor], each - 2, gid, look == "pale")
+            marks[gid] = Mark(look, [_note(span, low) for span in same])
+    for span in rank.spans:
+        if span.kind not in WAITING:
+            _label(axes, span, low, rows[span.actor], each - 2)
 
 
-def _box(span: TimelineSpan, origin: int, y: float, height: float) -> Box:
-    return (span.start - origin) / 1e6, y, (span.end - span.start) / 1e6, height
+def _times(span: TimelineSpan, origin: int) -> tuple[float, float]:
+    """Start and length in milliseconds."""
+    return (span.start - origin) / 1e6, (span.end - span.start) / 1e6
 
 
 def _note(span: TimelineSpan, origin: int) -> str:
-    when = f"{(span.end - span.start) / 1e6:.3f} ms from {(span.start - origin) / 1e6:.3f} ms on"
+    start, length = _times(span, origin)
     where = f" {span.edge}" if span.edge else ""
-    return f"{span.kind}{where}, step {span.step}, {span.actor}: {when}"
+    return f"{span.kind}{where}, step {span.step}, {span.actor}: {length:.3f} ms from {start:.3f} ms on"
 
 
-def _boxes(axes: Axes, kind: str, boxes: Sequence[Box], gid: str | None = None, pale: bool = False) -> None:
-    """Boxes over their whole height, or strips in their middle for what is only waited for."""
-    look = _look(kind)
-    if kind in WAITING:
-        thin = min(5.0, boxes[0][3] / 3)
-        boxes = [(x, y + (height - thin) / 2, width, thin) for x, y, width, height in boxes]
-    style = {"facecolor": look.colour.tint.light, "edgecolor": look.colour.light, "linewidth": 0.7}
-    drawn = _rectangles(boxes, hatch=look.hatch or None, linestyle=(0, (2, 2)) if kind in WAITING else "-", **style)
-    drawn.set(gid=gid, alpha=0.3 if pale else None)
-    axes.add_collection(drawn)
+def _bars(
+    axes: Axes,
+    kind: str,
+    times: Sequence[tuple[float, float]],
+    y: float,
+    height: float,
+    gid: str | None = None,
+    pale: bool = False,
+) -> None:
+    """Boxes over the whole height, or strips in its middle for what is only waited for."""
+    look, waits = _look(kind), kind in WAITING
+    thin = min(5.0, height / 3) if waits else height
+    axes.broken_barh(
+        times,
+        (y + (height - thin) / 2, thin),
+        facecolor=look.colour.tint.light,
+        edgecolor=look.colour.light,
+        linewidth=0.7,
+        linestyle=(0, (2, 2)) if waits else "-",
+        hatch=look.hatch or None,
+        alpha=0.3 if pale else None,
+        gid=gid,
+        clip_on=False,
+    )
 
 
-def _rectangles(boxes: Iterable[Box], **style: Any) -> PolyCollection:
-    corners = [[(x, y), (x + w, y), (x + w, y + h), (x, y + h)] for x, y, w, h in boxes]
-    return PolyCollection(corners, clip_on=False, **style)
-
-
-def _label(axes: Axes, span: TimelineSpan, box: Box) -> None:
+def _label(axes: Axes, span: TimelineSpan, origin: int, y: float, height: float) -> None:
     """Letter and step, the step alone, both upright, or nothing: as much as there is room for."""
-    if span.kind in WAITING:
-        return
-    x, y, width, height = box
-    room = width / axes.get_xlim()[1] * (WIDTH - LEFT - RIGHT)
+    start, length = _times(span, origin)
+    room = length / axes.get_xlim()[1] * (WIDTH - LEFT - RIGHT)
     words = f"{_look(span.kind).letter}{span.step}"
     fitting = next((text for text in (words, str(span.step)) if GLYPH * len(text) + 3 <= room), None)
     upright = fitting is None and room >= 10 and GLYPH * len(words) <= height
     if fitting or upright:
-        place: dict[str, Any] = {"ha": "center", "va": "center", "rotation": 90 if upright else 0, "gid": "label"}
-        axes.text(x + width / 2, y + height / 2, fitting or words, fontsize=9 if height < 14 else 10.5, **place)
+        x, rotation, size = start + length / 2, 90 if upright else 0, 9 if height < 14 else 10.5
+        text, middle = fitting or words, y + height / 2
+        axes.text(x, middle, text, ha="center", va="center", rotation=rotation, fontsize=size, gid="label")

@@ -35,7 +35,7 @@ from bllpipe.config.schema import MetricsConfig
 from bllpipe.engines.job import Job
 from bllpipe.errors import BllpipeError
 from bllpipe.messages import Store
-from bllpipe.tools.monitoring.metrics import METRICS, MetricDef, Source, file_time
+from bllpipe.tools.monitoring.metrics import METRICS, SETTINGS, VERSIONS, Source, file_time
 from bllpipe.training.callbacks import Callback
 from bllpipe.training.run_directory import RunDirectory
 from bllpipe.training.worker import Worker
@@ -147,16 +147,12 @@ class RankCollector:
     def collect(self) -> Iterator[Metric]:
         """The metrics that have a value."""
         for definition in METRICS:
-            metric = self._metric(definition)
+            labels = [*self._labels, *definition.reading.labels]
+            metric = KINDS[definition.kind](definition.name, definition.doc, labels=labels)
+            for values, value in definition.reading.samples(self._source):
+                metric.add_metric([*self._labels.values(), *values], value)
             if metric.samples:
                 yield metric
-
-    def _metric(self, definition: MetricDef) -> Metric:
-        labels = [*self._labels, *definition.labels]
-        metric = KINDS[definition.kind](definition.name, definition.doc, labels=labels)
-        for values, value in definition.samples(self._source):
-            metric.add_metric([*self._labels.values(), *values], value)
-        return metric
 
 
 def registry(source: Source, labels: Mapping[str, str] | None = None) -> CollectorRegistry:
@@ -184,7 +180,14 @@ class Listener:
     """
 
     def __init__(self, registry: CollectorRegistry, host: str, port: int, own_path: str) -> None:
-        app = _only({PATH, own_path}, make_wsgi_app(registry))
+        metrics: Callable[..., Iterable[bytes]] = make_wsgi_app(registry)
+
+        def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+            if environ["PATH_INFO"] in (PATH, own_path):
+                return metrics(environ, start_response)
+            start_response("404 Not Found", [("Content-Type", "text/plain")])
+            return [f"the metrics are at {PATH}\n".encode()]
+
         self._server = make_server(host, port, app, ThreadingWSGIServer, _RequestHandler)
         self.port = self._server.server_port
         serve = partial(self._server.serve_forever, poll_interval=POLL_SECONDS)
@@ -194,18 +197,6 @@ class Listener:
         """Frees the port."""
         self._server.shutdown()
         self._server.server_close()
-
-
-def _only(paths: set[str], app: Callable[..., Iterable[bytes]]) -> Any:
-    """``app`` at ``paths``, and error 404 at all others."""
-
-    def routed(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if environ["PATH_INFO"] in paths:
-            return app(environ, start_response)
-        start_response("404 Not Found", [("Content-Type", "text/plain")])
-        return [f"the metrics are at {PATH}\n".encode()]
-
-    return routed
 
 
 class PrometheusExport(Callback):
@@ -241,17 +232,8 @@ def source_of(job: Job, worker: Worker) -> Source:
         start=job.start,
         last_step=job.plan.last_step,
         save_every=job.plan.save_every,
-        settings={
-            "method": config.method,
-            "engine": config.engine,
-            "model": config.model.name,
-            "data": config.data.name,
-        },
-        versions={
-            "version": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        settings=dict(zip(SETTINGS, (config.method, config.engine, config.model.name, config.data.name), strict=True)),
+        versions=dict(zip(VERSIONS, (__version__, torch.__version__, platform.python_version()), strict=True)),
         resumed_from=file_time(job.checkpoint.path / "manifest.json") if job.checkpoint else None,
     )
 
@@ -289,21 +271,26 @@ class Discovery:
         self._addresses |= new
         self._is_written = self._is_written and not new
         if not self._is_written:
-            self._directory.write_targets(self._groups(), self._copy)
+            run, found = self._source.run_name, sorted((r, a) for r, a in self._addresses.items() if a)
+            groups = [
+                {
+                    "targets": [address],
+                    "labels": {
+                        "run": run,
+                        "rank": str(rank),
+                        "role": self._roles[rank],
+                        "instance": f"{run} rank {rank}",
+                        "__metrics_path__": self._source.path,
+                    },
+                }
+                for rank, address in found
+            ]
+            self._directory.write_targets(groups, self._copy)
             self._is_written = True
 
     def clear(self) -> None:
         """Writes an empty list: Prometheus forgets the ranks."""
         self._directory.write_targets([], self._copy)
-
-    def _groups(self) -> list[dict[str, Any]]:
-        found = sorted((rank, address) for rank, address in self._addresses.items() if address)
-        return [{"targets": [address], "labels": self._labels(rank)} for rank, address in found]
-
-    def _labels(self, rank: int) -> dict[str, str]:
-        run = self._source.run_name
-        identity = {"run": run, "rank": str(rank), "role": self._roles[rank], "instance": f"{run} rank {rank}"}
-        return {**identity, "__metrics_path__": self._source.path}
 
 
 def mark_failed(directory: RunDirectory, error: str) -> None:

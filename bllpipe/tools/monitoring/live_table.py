@@ -22,7 +22,7 @@ from textwrap import wrap
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TextIO
 
-from bllpipe.tools.monitoring.run_status import Follower, Row
+from bllpipe.tools.monitoring.run_status import Follower, Row, first_reason
 from bllpipe.utils.console import encoded, has_descriptor, is_terminal, write_bytes
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def lines(run: Follower, width: int, colours: bool = False, unicode: bool = True
     console.print(Text(header(run, width), style="bold"), no_wrap=True, overflow="crop")
     if run.rows:
         console.print(_table(run, width, unicode))
-    for line in wrap(_ended(run), width):
+    reason = first_reason(run.status)
+    for line in wrap(f"{run.status.get('status')}: {reason}", width) if reason else ():
         console.print(Text(line), no_wrap=True, overflow="crop")
     text = out.getvalue()
     return (text if unicode else text.encode("ascii", "replace").decode()).splitlines()
@@ -77,12 +78,6 @@ def header(run: Follower, width: int) -> str:
     text, name = "  ".join(parts), run.directory.name
     space = max(8, width - len(text) - 2)
     return f"{name if len(name) <= space else f'{name[: space - 3]}...'}  {text}"
-
-
-def _ended(run: Follower) -> str:
-    """The status and the first line of its reason, if there is one."""
-    reason = str(run.status.get("reason") or "").strip()
-    return f"{run.status.get('status')}: {reason.splitlines()[0]}" if reason else ""
 
 
 def clock(seconds: float) -> str:
@@ -138,7 +133,7 @@ def _busy(rows: Sequence[Row], wide: bool, unicode: bool) -> Text:
 
 def _waits(rows: Sequence[Row], roles: Mapping[int, str]) -> str:
     """The rank and the kind of message for which a rank waits, and the fraction of time: ``block 0, alpha 28%``."""
-    waits = [row.waits_for for row in rows if row.waits_for is not None]
+    waits = [max(row.waiting.items(), key=lambda item: item[1]) for row in rows if row.waiting]
     share = sum(share for _, share in waits) / len(rows)
     if share < 0.005:
         return ""
@@ -202,7 +197,10 @@ class Screen:
         shown = list(lines)[: max(0, size[1] - MIN_ROWS_ABOVE)]
         was_suspended = time.monotonic() - self._drawn > SUSPENDED_SECONDS  # and the shell has written on our rows
         is_same = (len(shown), size) == (self._reserved, self._size) and not was_suspended
-        text = "" if is_same else self._reserve(len(shown), size)
+        text = "" if is_same else RESET  # erases the drawing, and scrolls up until rows are free below the cursor
+        if shown and not is_same:
+            text += f"{chr(10) * len(shown)}\x1b[{len(shown)}A"
+        self._reserved, self._size = len(shown), size
         first = size[1] - len(shown) + 1
         rows = "".join(f"\x1b[{first + number};1H\x1b[0m{line}\x1b[0m\x1b[K" for number, line in enumerate(shown))
         if shown:  # set the region every time: a failing rank calls release()
@@ -210,11 +208,6 @@ class Screen:
         with suppress(OSError, ValueError):
             _write(self._out, text)
         self._drawn = time.monotonic()
-
-    def _reserve(self, number: int, size: tuple[int, int]) -> str:
-        """Erases the drawing, and scrolls up until ``number`` rows are free below the cursor."""
-        self._reserved, self._size = number, size
-        return RESET + (f"{chr(10) * number}\x1b[{number}A" if number else "")
 
     def _measure(self) -> tuple[int, int]:
         try:

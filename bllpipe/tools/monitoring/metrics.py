@@ -1,9 +1,9 @@
-"""The Prometheus metrics of a rank: name, kind, documentation and the function that reads the value. docs/monitoring.md
-has the same table.
+"""The Prometheus metrics of a rank: name, documentation and the function that reads the value. docs/monitoring.md has
+the same tables.
 
-Values are in base units, which the names end with. Counters start at 0 with the process, so that ``rate()`` is correct
-across restarts; gauges describe the run. The labels run, rank and role are added by the service discovery, or in the
-text file.
+Values are in base units, which the names end with. Counters, whose names end with ``_total``, start at 0 with the
+process, so that ``rate()`` is correct across restarts; gauges describe the run. The labels run, rank and role are added
+by the service discovery, or in the text file.
 
 An actor is a block (or stage, or replica), or the feedback loop of one block. The training thread changes the numbers
 while they are read; a reading uses each of them by itself, and never reads a tensor.
@@ -22,326 +22,10 @@ from bllpipe.training.timing import Metered
 from bllpipe.training.worker import Actor, Worker
 from bllpipe.utils.process import gpu_bytes, peak_gpu_bytes, resident_bytes
 
-ACTOR, EDGE, PHASE = ("actor",), ("actor", "edge"), ("actor", "phase")
 SETTINGS = ("method", "engine", "model", "data")
 VERSIONS = ("version", "torch", "python")
 # Values of the metric's own labels, and its value. A metric without a value (yet) has no sample.
 Sample = tuple[tuple[str, ...], float]
-
-
-@dataclass(frozen=True)
-class MetricDef:
-    """One metric; ``labels`` are those that distinguish its samples."""
-
-    name: str
-    kind: Literal["counter", "gauge"]
-    doc: str
-    reading: Reading
-    labels: tuple[str, ...] = ()
-
-    def samples(self, source: Source) -> Iterator[Sample]:
-        """The current values."""
-        return self.reading(source)
-
-
-def last_progress(source: Source, actor: Actor) -> float:
-    """When the actor began its current round."""
-    return time.time() - (time.perf_counter() - actor.entered) if actor.entered else source.began
-
-
-def of_actors(read: Callable[[Source, Actor], float | None]) -> Reading:
-    """A sample per actor, with the label actor."""
-
-    def reading(source: Source) -> Iterator[Sample]:
-        for actor in source.worker.actors:
-            value = read(source, actor)
-            if value is not None:
-                yield (actor.name,), value
-
-    return reading
-
-
-def of_rank(read: Callable[[Source], float | None]) -> Reading:
-    """A single sample without labels."""
-
-    def reading(source: Source) -> Iterator[Sample]:
-        value = read(source)
-        if value is not None:
-            yield (), value
-
-    return reading
-
-
-def steps_of_run(source: Source, actor: Actor) -> float:
-    """Training steps of the run that the actor has done, in this process and in those before it."""
-    return max(source.start, actor.entry.step if actor.entry else 0)
-
-
-PROGRESS = (
-    MetricDef("bllpipe_step", "gauge", "Training steps of the run that are done.", of_actors(steps_of_run), ACTOR),
-    MetricDef(
-        "bllpipe_planned_steps", "gauge", "Training steps at which the run ends.", of_rank(lambda s: s.last_step)
-    ),
-    MetricDef(
-        "bllpipe_epoch",
-        "gauge",
-        "Epoch of the round under way, from 0.",
-        of_actors(lambda s, actor: actor.entry.epoch if actor.entry else None),
-        ACTOR,
-    ),
-    MetricDef(
-        "bllpipe_steps_total",
-        "counter",
-        "Training steps that this process has done.",
-        of_actors(lambda s, actor: steps_of_run(s, actor) - s.start),
-        ACTOR,
-    ),
-    MetricDef(
-        "bllpipe_images_total",
-        "counter",
-        "Images that this process has trained on.",
-        of_actors(lambda s, actor: actor.stopwatch.training.images),
-        ACTOR,
-    ),
-    MetricDef(
-        "bllpipe_last_progress_timestamp_seconds",
-        "gauge",
-        "When the actor began the step, test batch or checkpoint that it is at.",
-        of_actors(last_progress),
-        ACTOR,
-    ),
-    MetricDef(
-        "bllpipe_start_timestamp_seconds", "gauge", "When this process began to train.", of_rank(lambda s: s.began)
-    ),
-    MetricDef(
-        "bllpipe_restarts_total",
-        "counter",
-        "How often the launcher has restarted the ranks.",
-        of_rank(lambda s: s.restarts),
-    ),
-)
-
-
-def of_edges(read: Callable[[Actor, Metered], float | None]) -> Reading:
-    """A sample per edge of every actor, with the labels actor and edge."""
-
-    def reading(source: Source) -> Iterator[Sample]:
-        for actor in source.worker.actors:
-            for port in actor.stopwatch.ports:
-                value = read(actor, port)
-                if value is not None:
-                    yield (actor.name, port.meter.edge), value
-
-    return reading
-
-
-def phase_seconds(source: Source) -> Iterator[Sample]:
-    """Seconds of every actor in training rounds and in test rounds."""
-    for actor in source.worker.actors:
-        yield (actor.name, "train"), actor.stopwatch.in_rounds
-        yield (actor.name, "evaluate"), actor.stopwatch.in_tests
-
-
-def queued(actor: Actor, port: Metered) -> float | None:
-    """Messages queued at this end of an edge; None over NCCL, whose queue has no readable length."""
-    return getattr(port, "queued", None)
-
-
-def sent(actor: Actor, port: Metered) -> float | None:
-    """Bytes sent in training; None for an edge over which the actor only receives."""
-    number = actor.stopwatch.sent.get(port.meter.edge, 0)
-    return number if number or hasattr(port, "send") else None
-
-
-def waiting_now(actor: Actor, port: Metered) -> float:
-    """Seconds for which the actor has been waiting at this edge; 0 if it is not waiting."""
-    meter = port.meter
-    return max(0.0, time.perf_counter() - meter.began) if meter.is_waiting else 0.0
-
-
-TIME = (
-    MetricDef(
-        "bllpipe_phase_seconds_total",
-        "counter",
-        "Seconds in the rounds of the training (train) and of tests (evaluate), waiting for messages included.",
-        phase_seconds,
-        PHASE,
-    ),
-    MetricDef(
-        "bllpipe_waiting_seconds_total",
-        "counter",
-        "Seconds of the training in which the actor waited at the edge; the rest of its rounds it computed.",
-        of_edges(lambda actor, port: actor.stopwatch.waiting.get(port.meter.edge, 0.0)),
-        EDGE,
-    ),
-    MetricDef(
-        "bllpipe_current_wait_seconds",
-        "gauge",
-        "For how long the actor has been waiting at the edge now; 0 if it is not.",
-        of_edges(waiting_now),
-        EDGE,
-    ),
-    MetricDef(
-        "bllpipe_queued_messages",
-        "gauge",
-        "Messages at this end of the edge: come and not taken yet, or sent and not gone yet. Unknown over NCCL.",
-        of_edges(queued),
-        EDGE,
-    ),
-    MetricDef("bllpipe_sent_bytes_total", "counter", "Bytes sent over the edge in training.", of_edges(sent), EDGE),
-    MetricDef(
-        "bllpipe_cpu_seconds_total",
-        "counter",
-        "Processor time of this process, all threads together.",
-        of_rank(lambda s: time.process_time()),
-    ),
-)
-
-
-def of_phases(read: Callable[[MetricMeans], Mapping[str, float]]) -> Reading:
-    """Samples of the last line of metrics.jsonl and of the last test of every actor that has a loss, with the labels
-    actor, phase and the key of the mapping."""
-
-    def reading(source: Source) -> Iterator[Sample]:
-        for actor in source.worker.actors:
-            phases = {"train": actor.recorder.trained, "test": actor.recorder.tested}
-            for phase, means in phases.items():
-                for name, value in (read(means) if means else {}).items():
-                    yield (actor.name, phase, name), value
-
-    return reading
-
-
-def of_lines(read: Callable[[MetricMeans], float | None]) -> Reading:
-    """A sample of the last line of metrics.jsonl of every actor that has a loss, with the label actor."""
-    return of_actors(lambda source, actor: read(actor.recorder.trained) if actor.recorder.trained else None)
-
-
-def without_last_label(reading: Reading) -> Reading:
-    """For a mapping with a single key, whose label distinguishes nothing."""
-    return lambda source: ((labels[:-1], value) for labels, value in reading(source))
-
-
-LEARNING = (
-    MetricDef(
-        "bllpipe_loss",
-        "gauge",
-        "Terms of the block's loss; their sum is minimised. Mean since the line before, or over the last test.",
-        of_phases(lambda means: means.terms),
-        (*PHASE, "term"),
-    ),
-    MetricDef(
-        "bllpipe_accuracy_ratio",
-        "gauge",
-        "Share of the images that the block's own head gets right, over the same images.",
-        without_last_label(of_phases(lambda means: {"accuracy": means.accuracy})),
-        PHASE,
-    ),
-    MetricDef(
-        "bllpipe_alignment_ratio",
-        "gauge",
-        "Cosine between alpha and beta, from -1 to 1; of the last batch before a line, or over the last test.",
-        without_last_label(
-            of_phases(lambda means: {name: value for name, value in means.figures.items() if name == "alignment"})
-        ),
-        PHASE,
-    ),
-    MetricDef(
-        "bllpipe_gradient_norm",
-        "gauge",
-        "Norm of the block's gradients in the last step before a line, before clipping.",
-        of_lines(lambda means: means.figures.get("gradient_norm")),
-        ACTOR,
-    ),
-    MetricDef(
-        "bllpipe_learning_rate",
-        "gauge",
-        "Learning rate of the last step before a line.",
-        of_lines(lambda means: means.lr),
-        ACTOR,
-    ),
-)
-CHECKPOINTS = (
-    MetricDef(
-        "bllpipe_checkpoint_step",
-        "gauge",
-        "Step of the last checkpoint: the one of which this rank has written its share, or from which it goes on.",
-        of_rank(lambda s: max(s.start, s.worker.saves.step)),
-    ),
-    MetricDef(
-        "bllpipe_checkpoint_interval_steps",
-        "gauge",
-        "Steps between checkpoints; 0: only at the end; missing: never.",
-        of_rank(lambda s: s.save_every),
-    ),
-    MetricDef(
-        "bllpipe_checkpoint_timestamp_seconds",
-        "gauge",
-        "When that checkpoint was written; missing before the first one.",
-        of_rank(lambda s: s.worker.saves.written_at or s.resumed_from),
-    ),
-    MetricDef(
-        "bllpipe_checkpoint_duration_seconds",
-        "gauge",
-        "How long this rank took to write its share of the last checkpoint.",
-        of_rank(lambda s: s.worker.saves.last_seconds if s.worker.saves.number else None),
-    ),
-    MetricDef(
-        "bllpipe_checkpoint_seconds_total",
-        "counter",
-        "Seconds in which this rank wrote checkpoints.",
-        of_rank(lambda s: s.worker.saves.seconds),
-    ),
-    MetricDef(
-        "bllpipe_checkpoints_total",
-        "counter",
-        "Checkpoints of which this process has written its share.",
-        of_rank(lambda s: s.worker.saves.number),
-    ),
-    MetricDef(
-        "bllpipe_checkpoint_failures_total",
-        "counter",
-        "Checkpoints of which this process could not write its share.",
-        of_rank(lambda s: s.worker.saves.failures),
-    ),
-)
-
-
-def constant(labels: Callable[[Source], Mapping[str, str]]) -> Reading:
-    """The value 1; the labels hold the information."""
-    return lambda source: iter([(tuple(labels(source).values()), 1.0)])
-
-
-MACHINE = (
-    MetricDef(
-        "bllpipe_resident_memory_bytes",
-        "gauge",
-        "Resident memory of this process.",
-        of_rank(lambda s: resident_bytes()),
-    ),
-    MetricDef(
-        "bllpipe_gpu_memory_bytes",
-        "gauge",
-        "GPU memory of the process's tensors; 0 without a GPU.",
-        of_rank(lambda s: gpu_bytes()),
-    ),
-    MetricDef(
-        "bllpipe_gpu_memory_peak_bytes",
-        "gauge",
-        "The most that it ever was.",
-        of_rank(lambda s: peak_gpu_bytes()),
-    ),
-    MetricDef("bllpipe_run_info", "gauge", "1; what is trained, and how.", constant(lambda s: s.settings), SETTINGS),
-    MetricDef("bllpipe_build_info", "gauge", "1; versions.", constant(lambda s: s.versions), VERSIONS),
-)
-SECTIONS = {
-    "Progress": PROGRESS,
-    "Time and messages": TIME,
-    "Learning": LEARNING,
-    "Checkpoints": CHECKPOINTS,
-    "Memory and versions": MACHINE,
-}
-METRICS = tuple(metric for section in SECTIONS.values() for metric in section)
 
 
 @dataclass(frozen=True)
@@ -376,7 +60,253 @@ class Source:
         return f"/metrics/{self.attempt}"
 
 
-Reading = Callable[[Source], Iterator[Sample]]
+@dataclass(frozen=True)
+class Reading:
+    """Reads the current samples of a metric, which its ``labels`` distinguish."""
+
+    labels: tuple[str, ...]
+    samples: Callable[[Source], Iterator[Sample]]
+
+
+@dataclass(frozen=True)
+class MetricDef:
+    name: str
+    doc: str
+    reading: Reading
+
+    @property
+    def kind(self) -> Literal["counter", "gauge"]:
+        return "counter" if self.name.endswith("_total") else "gauge"
+
+
+def of_rank(read: Callable[[Source], float | None]) -> Reading:
+    """A single sample without labels."""
+
+    def samples(source: Source) -> Iterator[Sample]:
+        value = read(source)
+        if value is not None:
+            yield (), value
+
+    return Reading((), samples)
+
+
+def of_actors(read: Callable[[Source, Actor], float | None]) -> Reading:
+    """A sample per actor."""
+
+    def samples(source: Source) -> Iterator[Sample]:
+        for actor in source.worker.actors:
+            value = read(source, actor)
+            if value is not None:
+                yield (actor.name,), value
+
+    return Reading(("actor",), samples)
+
+
+def of_edges(read: Callable[[Actor, Metered], float | None]) -> Reading:
+    """A sample per edge of every actor."""
+
+    def samples(source: Source) -> Iterator[Sample]:
+        for actor in source.worker.actors:
+            for port in actor.stopwatch.ports:
+                value = read(actor, port)
+                if value is not None:
+                    yield (actor.name, port.meter.edge), value
+
+    return Reading(("actor", "edge"), samples)
+
+
+def of_phases(read: Callable[[MetricMeans], Mapping[tuple[str, ...], float]], *labels: str) -> Reading:
+    """Samples of the last line of metrics.jsonl and of the last test of every actor that has a loss. The keys of the
+    mapping are the values of ``labels``."""
+
+    def samples(source: Source) -> Iterator[Sample]:
+        for actor in source.worker.actors:
+            phases = {"train": actor.recorder.trained, "test": actor.recorder.tested}
+            for phase, means in phases.items():
+                for values, value in (read(means) if means else {}).items():
+                    yield (actor.name, phase, *values), value
+
+    return Reading(("actor", "phase", *labels), samples)
+
+
+def of_lines(read: Callable[[MetricMeans], float | None]) -> Reading:
+    """A sample of the last line of metrics.jsonl of every actor that has a loss."""
+    return of_actors(lambda source, actor: read(actor.recorder.trained) if actor.recorder.trained else None)
+
+
+def constant(labels: tuple[str, ...], read: Callable[[Source], Mapping[str, str]]) -> Reading:
+    """The value 1; the labels hold the information."""
+    return Reading(labels, lambda source: iter([(tuple(read(source).values()), 1.0)]))
+
+
+def steps_of_run(source: Source, actor: Actor) -> float:
+    """Training steps of the run that the actor has done, in this process and in those before it."""
+    return max(source.start, actor.entry.step if actor.entry else 0)
+
+
+def last_progress(source: Source, actor: Actor) -> float:
+    """When the actor began its current round."""
+    return time.time() - (time.perf_counter() - actor.entered) if actor.entered else source.began
+
+
+def phase_seconds(source: Source) -> Iterator[Sample]:
+    """Seconds of every actor in training rounds and in test rounds."""
+    for actor in source.worker.actors:
+        yield (actor.name, "train"), actor.stopwatch.in_rounds
+        yield (actor.name, "evaluate"), actor.stopwatch.in_tests
+
+
+def queued(actor: Actor, port: Metered) -> float | None:
+    """Messages queued at this end of an edge; None over NCCL, whose queue has no readable length."""
+    return getattr(port, "queued", None)
+
+
+def sent(actor: Actor, port: Metered) -> float | None:
+    """Bytes sent in training; None for an edge over which the actor only receives."""
+    number = actor.stopwatch.sent.get(port.meter.edge, 0)
+    return number if number or hasattr(port, "send") else None
+
+
+def waiting_now(actor: Actor, port: Metered) -> float:
+    """Seconds for which the actor has been waiting at this edge; 0 if it is not waiting."""
+    meter = port.meter
+    return max(0.0, time.perf_counter() - meter.began) if meter.is_waiting else 0.0
+
+
+SECTIONS = {
+    "Progress": (
+        MetricDef("bllpipe_step", "Training steps of the run that are done.", of_actors(steps_of_run)),
+        MetricDef("bllpipe_planned_steps", "Training steps at which the run ends.", of_rank(lambda s: s.last_step)),
+        MetricDef(
+            "bllpipe_epoch",
+            "Epoch of the round under way, from 0.",
+            of_actors(lambda s, actor: actor.entry.epoch if actor.entry else None),
+        ),
+        MetricDef(
+            "bllpipe_steps_total",
+            "Training steps that this process has done.",
+            of_actors(lambda s, actor: steps_of_run(s, actor) - s.start),
+        ),
+        MetricDef(
+            "bllpipe_images_total",
+            "Images that this process has trained on.",
+            of_actors(lambda s, actor: actor.stopwatch.training.images),
+        ),
+        MetricDef(
+            "bllpipe_last_progress_timestamp_seconds",
+            "When the actor began the step, test batch or checkpoint that it is at.",
+            of_actors(last_progress),
+        ),
+        MetricDef("bllpipe_start_timestamp_seconds", "When this process began to train.", of_rank(lambda s: s.began)),
+        MetricDef(
+            "bllpipe_restarts_total", "How often the launcher has restarted the ranks.", of_rank(lambda s: s.restarts)
+        ),
+    ),
+    "Time and messages": (
+        MetricDef(
+            "bllpipe_phase_seconds_total",
+            "Seconds in the rounds of the training (train) and of tests (evaluate), waiting for messages included.",
+            Reading(("actor", "phase"), phase_seconds),
+        ),
+        MetricDef(
+            "bllpipe_waiting_seconds_total",
+            "Seconds of the training in which the actor waited at the edge; the rest of its rounds it computed.",
+            of_edges(lambda actor, port: actor.stopwatch.waiting.get(port.meter.edge, 0.0)),
+        ),
+        MetricDef(
+            "bllpipe_current_wait_seconds",
+            "For how long the actor has been waiting at the edge now; 0 if it is not.",
+            of_edges(waiting_now),
+        ),
+        MetricDef(
+            "bllpipe_queued_messages",
+            "Messages at this end of the edge: come and not taken yet, or sent and not gone yet. Unknown over NCCL.",
+            of_edges(queued),
+        ),
+        MetricDef("bllpipe_sent_bytes_total", "Bytes sent over the edge in training.", of_edges(sent)),
+        MetricDef(
+            "bllpipe_cpu_seconds_total",
+            "Processor time of this process, all threads together.",
+            of_rank(lambda s: time.process_time()),
+        ),
+    ),
+    "Learning": (
+        MetricDef(
+            "bllpipe_loss",
+            "Terms of the block's loss; their sum is minimised. Mean since the line before, or over the last test.",
+            of_phases(lambda means: {(term,): value for term, value in means.terms.items()}, "term"),
+        ),
+        MetricDef(
+            "bllpipe_accuracy_ratio",
+            "Share of the images that the block's own head gets right, over the same images.",
+            of_phases(lambda means: {(): means.accuracy}),
+        ),
+        MetricDef(
+            "bllpipe_alignment_ratio",
+            "Cosine between alpha and beta, from -1 to 1; of the last batch before a line, or over the last test.",
+            of_phases(lambda means: {(): means.figures["alignment"]} if "alignment" in means.figures else {}),
+        ),
+        MetricDef(
+            "bllpipe_gradient_norm",
+            "Norm of the block's gradients in the last step before a line, before clipping.",
+            of_lines(lambda means: means.figures.get("gradient_norm")),
+        ),
+        MetricDef(
+            "bllpipe_learning_rate", "Learning rate of the last step before a line.", of_lines(lambda means: means.lr)
+        ),
+    ),
+    "Checkpoints": (
+        MetricDef(
+            "bllpipe_checkpoint_step",
+            "Step of the last checkpoint: the one of which this rank has written its share, or from which it resumed.",
+            of_rank(lambda s: max(s.start, s.worker.saves.step)),
+        ),
+        MetricDef(
+            "bllpipe_checkpoint_interval_steps",
+            "Steps between checkpoints; 0: only at the end; missing: never.",
+            of_rank(lambda s: s.save_every),
+        ),
+        MetricDef(
+            "bllpipe_checkpoint_timestamp_seconds",
+            "When that checkpoint was written; missing before the first one.",
+            of_rank(lambda s: s.worker.saves.written_at or s.resumed_from),
+        ),
+        MetricDef(
+            "bllpipe_checkpoint_duration_seconds",
+            "How long this rank took to write its share of the last checkpoint.",
+            of_rank(lambda s: s.worker.saves.last_seconds if s.worker.saves.number else None),
+        ),
+        MetricDef(
+            "bllpipe_checkpoint_seconds_total",
+            "Seconds in which this rank wrote checkpoints.",
+            of_rank(lambda s: s.worker.saves.seconds),
+        ),
+        MetricDef(
+            "bllpipe_checkpoints_total",
+            "Checkpoints of which this process has written its share.",
+            of_rank(lambda s: s.worker.saves.number),
+        ),
+        MetricDef(
+            "bllpipe_checkpoint_failures_total",
+            "Checkpoints of which this process could not write its share.",
+            of_rank(lambda s: s.worker.saves.failures),
+        ),
+    ),
+    "Memory and versions": (
+        MetricDef(
+            "bllpipe_resident_memory_bytes", "Resident memory of this process.", of_rank(lambda s: resident_bytes())
+        ),
+        MetricDef(
+            "bllpipe_gpu_memory_bytes",
+            "GPU memory of the process's tensors; 0 without a GPU.",
+            of_rank(lambda s: gpu_bytes()),
+        ),
+        MetricDef("bllpipe_gpu_memory_peak_bytes", "The most that it ever was.", of_rank(lambda s: peak_gpu_bytes())),
+        MetricDef("bllpipe_run_info", "1; what is trained, and how.", constant(SETTINGS, lambda s: s.settings)),
+        MetricDef("bllpipe_build_info", "1; versions.", constant(VERSIONS, lambda s: s.versions)),
+    ),
+}
+METRICS = tuple(metric for section in SECTIONS.values() for metric in section)
 
 
 def file_time(path: Path) -> float | None:

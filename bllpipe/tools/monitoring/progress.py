@@ -79,17 +79,12 @@ class Progress:
             put("\n", self._out)
 
     def _run(self) -> None:
+        keys = [f"progress/{actor}" for actor in self._actors]
         while not self._stop.wait(self._every):
-            if metrics := self._latest():
+            if all(self._store.check([key]) for key in keys):
+                metrics = [json.loads(self._store.get(key)) for key in keys]
                 line = self.line(metrics, time.monotonic() - self._started)
                 put(f"\r\x1b[2K{line}" if self._terminal else f"{line}\n", self._out)
-
-    def _latest(self) -> list[dict[str, Any]]:
-        """The newest metrics of every block; empty until all blocks have written some."""
-        keys = [f"progress/{actor}" for actor in self._actors]
-        if not all(self._store.check([key]) for key in keys):
-            return []
-        return [json.loads(self._store.get(key)) for key in keys]
 
     def line(self, metrics: Sequence[dict[str, Any]], seconds: float) -> str:
         """Step and rate of the last block, loss and test accuracy of every block, time left."""
@@ -155,10 +150,8 @@ def write_json(out: TextIO, every_seconds: float) -> Show:
 
 def snapshot(run: Follower) -> str:
     """The state of ``run`` as one line of JSON."""
-    rows: list[dict[str, Any]] = []
-    for row in run.ordered():
-        record = asdict(row)
-        del record["waited"]
-        rows.append({**record, "busy": row.busy})
+    rows = [{**asdict(row), "busy": row.busy} for row in run.ordered()]
+    for row in rows:
+        del row["waited"]
     state = {"status": run.status.get("status"), "epoch": run.epoch, "step": run.step, "last_step": run.last_step}
     return json.dumps({"run": run.directory.name, **state, "seconds_left": run.seconds_left, "ranks": rows})

@@ -42,11 +42,6 @@ class Row:
     def busy(self) -> float | None:
         return None if self.rate is None else max(0.0, 1 - sum(self.waiting.values()))
 
-    @property
-    def waits_for(self) -> tuple[str, float] | None:
-        """The edge at which most of the waiting happens, and its fraction of the time."""
-        return max(self.waiting.items(), key=lambda item: item[1]) if self.waiting else None
-
     def update(self, record: Mapping[str, Any], batch_size: int, began: int) -> None:
         """Adds one line of metrics.jsonl, from a process that started or resumed at step ``began``: the line counts the
         waiting of that process alone."""
@@ -102,18 +97,15 @@ class Follower:
         for line in lines:
             record = json_object(line)
             if {"actor", "rank", "role", "step"} <= record.keys():
-                self._add(record)
+                actor = f"{record['rank']} {record['actor']}"
+                row = self.rows.setdefault(actor, Row(record["rank"], record["role"], record["actor"]))
+                began = max((step for step in self._starts if step < record["step"]), default=0)
+                row.update(record, self.config.data.batch_size, began)
+                self.epoch = max(self.epoch, int(record.get("epoch", 0)))
 
     def ordered(self) -> list[Row]:
         """The rows by rank, then by actor: a feedback rank has one per block."""
         return sorted(self.rows.values(), key=lambda row: (row.rank, row.actor))
-
-    def _add(self, record: Mapping[str, Any]) -> None:
-        actor = f"{record['rank']} {record['actor']}"
-        row = self.rows.setdefault(actor, Row(record["rank"], record["role"], record["actor"]))
-        began = max((step for step in self._starts if step < record["step"]), default=0)
-        row.update(record, self.config.data.batch_size, began)
-        self.epoch = max(self.epoch, int(record.get("epoch", 0)))
 
     def _new_lines(self) -> list[bytes]:
         path = self.directory / "metrics.jsonl"
@@ -170,7 +162,9 @@ def health_of(directory: Path, within: float) -> Health:
     if not status:
         return Health(False, f"{directory} has no status.json: no run has started there")
     if status.get("status") != "running":
-        return Health(status.get("status") in ("completed", "preempted"), f"{directory}: {_ended(status)}")
+        step, reason = f", step {status['step']}" if "step" in status else "", first_reason(status)
+        ended = f"{status.get('status')}{step}{reason and f': {reason}'}"
+        return Health(status.get("status") in ("completed", "preempted"), f"{directory}: {ended}")
     seconds = time.time() - last_written(directory)
     return Health(seconds <= within, f"{directory}: running, last written {seconds:.0f} s ago")
 
@@ -184,7 +178,6 @@ def last_written(directory: Path) -> float:
     return max(times)
 
 
-def _ended(status: dict[str, Any]) -> str:
-    reason = str(status.get("reason") or "").strip().splitlines()
-    step = f", step {status['step']}" if "step" in status else ""
-    return f"{status.get('status')}{step}" + (f": {reason[0]}" if reason else "")
+def first_reason(status: Mapping[str, Any]) -> str:
+    """The first line of the reason for which a run ended; empty without one."""
+    return next(iter(str(status.get("reason") or "").strip().splitlines()), "")

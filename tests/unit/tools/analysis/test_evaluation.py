@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +174,7 @@ def test_counting_changes_no_weight(digits: FinishedRun) -> None:
 
 
 def test_the_figures_are_json(evaluation: Evaluation) -> None:
-    record = json.loads(json.dumps(evaluation.to_json()))
+    record = json.loads(json.dumps(asdict(evaluation)))
     assert (record["method"], record["step"], record["test_images"]) == ("bll", 45, 355)
     assert [each["after"] for each in record["exits"]] == ["layer1.1", "layer2.1", "layer3.1", "layer4.1"]
     assert [each["threshold"] for each in record["early_exits"]] == [0.0, 0.6, 1.0]

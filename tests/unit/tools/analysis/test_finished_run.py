@@ -104,9 +104,7 @@ def test_a_damaged_checkpoint_is_told_and_passed_over(copied: Path) -> None:
 
 def test_a_run_without_checkpoint(copied: Path) -> None:
     shutil.rmtree(copied / "checkpoints")
-    with pytest.raises(
-        CheckpointError, match=r"holds no checkpoint yet; go on with the run: --run-dir .*copied --resu"
-    ):
+    with pytest.raises(CheckpointError, match=r"holds no checkpoint yet; resume the run: --run-dir .*copied --resu"):
         open_run(copied, silent)
 
 

@@ -15,7 +15,7 @@ HEAD = "| metric | kind | labels | meaning |\n|---|---|---|---|\n"
 
 
 def row(family: MetricDef) -> str:
-    return f"| `{family.name}` | {family.kind} | {', '.join(family.labels)} | {family.doc} |\n"
+    return f"| `{family.name}` | {family.kind} | {', '.join(family.reading.labels)} | {family.doc} |\n"
 
 
 def test_the_tables_of_metrics_are_those_of_the_code() -> None:
