@@ -238,9 +238,9 @@ def _with_cuts(config: Config, spec: DataSpec) -> Config:
     """``config`` with the cuts of ``blocks: balanced`` by name."""
     if config.balanced is None:
         return config
-    from bllpipe.learn.balance import resolved  # imports torch's FLOP counter
+    from bllpipe.learn.balanced_cut import with_balanced_cut  # imports torch's FLOP counter
 
-    return resolved(config, spec.image_shape, spec.num_classes)
+    return with_balanced_cut(config, spec.image_shape, spec.num_classes)
 
 
 def introduce(config: Config, store: Store) -> None:

@@ -246,5 +246,4 @@ SCHEDULES: dict[str, Callable[[float, ScheduleConfig], float]] = {
 
 
 def _half_cosine(start: float, end: float, progress: float) -> float:
-    """Half a cosine from ``start`` to ``end``."""
     return end + (start - end) * (1 + cos(pi * min(progress, 1.0))) / 2

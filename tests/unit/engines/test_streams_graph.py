@@ -19,7 +19,7 @@ from bllpipe.engines.streams_graph import Tick, WavefrontGraph
 from bllpipe.errors import ConfigError, NonFiniteError
 from bllpipe.learn import optimizer as learner
 from bllpipe.learn.block import Block
-from bllpipe.learn.cuda_graphs import CapturedStep, Graphs, graphs_of_ticks
+from bllpipe.learn.cuda_graphs import CapturedStep, Graphs, wavefront_graphs
 from bllpipe.training.instrument import guard
 from tests.support import jobs
 from tests.support.tape import TapeGraphs
@@ -289,11 +289,11 @@ def test_traced_steps_are_queued_one_by_one(tmp_path: Path) -> None:
 
 def test_a_cpu_has_no_graphs() -> None:
     config = load_config(None, [*SMALL])
-    assert graphs_of_ticks(config, torch.device("cpu")) is None
+    assert wavefront_graphs(config, torch.device("cpu")) is None
 
 
 def test_each_block_may_be_captured_for_itself() -> None:
     config = load_config(None, [*SMALL, "gpu.capture=blocks"])
-    assert graphs_of_ticks(config, torch.device("cuda")) is None
+    assert wavefront_graphs(config, torch.device("cuda")) is None
     with pytest.raises(ConfigError, match="gpu.capture is 'ticks'; expected true or false or blocks"):
         load_config(None, ["gpu.capture=ticks"])
