@@ -13,7 +13,7 @@ from bllpipe.config.schema import SYNCHRONOUS, TORCH_PIPELINES, TWO_STAGES
 from bllpipe.errors import ConfigError
 from bllpipe.topology import Placement, Topology
 from bllpipe.training.callbacks import Callback
-from bllpipe.training.run_directory import RunLock
+from bllpipe.utils.files import RunLock
 
 Output = Literal["auto", "live", "plain", "quiet", "json"]
 

@@ -1,31 +1,21 @@
-"""The run directory: the files of a run, the lock that keeps a second run out, and at its end summary.json and a table.
-
-The lock is ``flock`` on an open file, so the kernel releases it when the process ends, however that happens, and a run
-that was killed can be resumed at once. Processes that were forked in between hold it too, until they have ended.
-"""
+"""The run directory: the files of a run, and at its end summary.json and a table."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import platform
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bllpipe.config import Config, to_yaml
-from bllpipe.errors import CheckpointError, ConfigError
+from bllpipe.errors import CheckpointError
 from bllpipe.training.run_schedule import RunSchedule
 from bllpipe.utils.console import percent, warn
 from bllpipe.utils.files import IfUnwritable, WritePolicy, append_line, json_object, read_record, write_whole, writing
@@ -224,71 +214,3 @@ def outcome(summary: Mapping[str, Any]) -> str:
         + f"({summary['epochs']:.1f} epochs) in {summary['seconds']:.1f} s; "
         + (f"{rate:.0f} images/s in steady state" if rate else "it ended before its rate was steady")
     )
-
-
-LOCK_NAME = ".run.lock"
-PATIENCE_SECONDS = 5.0  # for the processes of a run that was killed just now
-POLL_SECONDS = 0.05
-WITHOUT_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)
-
-
-class RunLock:
-    """Holds at most one run directory."""
-
-    def __init__(self) -> None:
-        self._descriptor: int | None = None
-
-    def take(self, directory: Path) -> None:
-        """Returns when this process has the directory, which is made if it is not there; ConfigError when a live run
-        has it. A directory that is not writable is not locked: the first write there reports why."""
-        if self._descriptor is not None:
-            return
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError:
-            return
-        try:
-            _wait_for(descriptor, directory)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        self._descriptor = descriptor
-        holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": datetime.now().isoformat(" ", "seconds")}
-        with suppress(OSError):  # a full disk: the lock holds without a name
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(holder).encode(), 0)
-
-    def release(self) -> None:
-        """Leaves the directory to others; the file stays, as another process may be waiting for it already."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-
-def _wait_for(descriptor: int, directory: Path) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise ConfigError(
-                    f"{directory} is in use by a run that is alive: {_holder(descriptor)}; wait for it or stop it, or "
-                    f"name another --run-dir"
-                ) from None
-        except OSError as error:
-            if error.errno not in WITHOUT_LOCKS:
-                raise
-            warn(f"{directory} cannot be locked ({error.strerror}): do not start a second run in it")
-            return
-        threading.Event().wait(POLL_SECONDS)
-
-
-def _holder(descriptor: int) -> str:
-    """``host a, process 12, since 2026-01-02 03:04:05``, as far as it is known."""
-    try:
-        record = json.loads(os.pread(descriptor, 4096, 0))
-        return f"host {record['host']}, process {record['pid']}, since {record['since']}"
-    except (OSError, ValueError, LookupError, TypeError):
-        return "it has not said which"

@@ -1,20 +1,28 @@
 """Atomic writes, and bounded reads: regular files only, and JSON of limited size and depth. A kill or a power cut
-leaves the old file or the new one; an error names the file and what to do.
+leaves the old file or the new one; an error names the file and what to do. And the lock of a run directory: it is
+``flock`` on an open file, so the kernel releases it when the process ends, however that happens, and a run that was
+killed can be resumed at once. Processes that were forked in between hold it too, until they have ended.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
+import socket
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from bllpipe.errors import CheckpointError, ConfigError, OutputError
+from bllpipe.utils.console import warn
 
 IfUnwritable = Literal["fail", "go_on"]
 KINDS = {
@@ -27,6 +35,10 @@ KINDS = {
 }
 MAX_BYTES = 4 << 20  # a manifest of 16,000 ranks; parsed, JSON may need thirty times as much memory
 MAX_DEPTH = 50
+LOCK_NAME = ".run.lock"
+LOCK_PATIENCE_SECONDS = 5.0  # for the processes of a run that was killed just now
+LOCK_POLL_SECONDS = 0.05
+WITHOUT_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)
 
 
 @contextmanager
@@ -236,3 +248,65 @@ def _is_deep(record: object) -> bool:
         if not level:
             return False
     return True
+
+
+class RunLock:
+    """Holds at most one run directory."""
+
+    def __init__(self) -> None:
+        self._descriptor: int | None = None
+
+    def take(self, directory: Path) -> None:
+        """Returns when this process has the directory, which is made if it is not there; ConfigError when a live run
+        has it. A directory that is not writable is not locked: the first write there reports why."""
+        if self._descriptor is not None:
+            return
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError:
+            return
+        try:
+            _wait_for_lock(descriptor, directory)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": datetime.now().isoformat(" ", "seconds")}
+        with suppress(OSError):  # a full disk: the lock holds without a name
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+
+    def release(self) -> None:
+        """Leaves the directory to others; the file stays, as another process may be waiting for it already."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _wait_for_lock(descriptor: int, directory: Path) -> None:
+    deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"{directory} is in use by a run that is alive: {_lock_holder(descriptor)}; wait for it or stop "
+                    f"it, or name another --run-dir"
+                ) from None
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
+            warn(f"{directory} cannot be locked ({error.strerror}): do not start a second run in it")
+            return
+        threading.Event().wait(LOCK_POLL_SECONDS)
+
+
+def _lock_holder(descriptor: int) -> str:
+    """``host a, process 12, since 2026-01-02 03:04:05``, as far as it is known."""
+    try:
+        record = json.loads(os.pread(descriptor, 4096, 0))
+        return f"host {record['host']}, process {record['pid']}, since {record['since']}"
+    except (OSError, ValueError, LookupError, TypeError):
+        return "it has not said which"

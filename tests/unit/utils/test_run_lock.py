@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from bllpipe.errors import ConfigError
-from bllpipe.training import run_directory
-from bllpipe.training.run_directory import RunLock
+from bllpipe.utils import files
+from bllpipe.utils.files import RunLock
 
 REPOSITORY = Path(__file__).parents[3]
 HOLDS = """
 import os, signal, sys
 from pathlib import Path
-from bllpipe.training.run_directory import RunLock
+from bllpipe.utils.files import RunLock
 lock = RunLock()
 lock.take(Path(sys.argv[1]))
 if len(sys.argv) > 2 and os.fork() == 0:
@@ -43,7 +43,7 @@ def holder(directory: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def test_a_live_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_directory, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(files, "LOCK_PATIENCE_SECONDS", 0.0)
     with holder(tmp_path / "run") as other:
         found = f"run is in use by a run that is alive: host {socket.gethostname()}, process {other.pid}, since 2"
         with pytest.raises(ConfigError, match=f"{found}.*; wait for it or stop it, or name another --run-dir"):
@@ -62,7 +62,7 @@ def test_a_dead_run_keeps_nothing(tmp_path: Path, how: signal.Signals) -> None:
 
 
 def test_a_stopped_run_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_directory, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(files, "LOCK_PATIENCE_SECONDS", 0.0)
     with holder(tmp_path) as other:
         other.send_signal(signal.SIGSTOP)
         with pytest.raises(ConfigError, match="is in use by a run that is alive"):
@@ -75,7 +75,7 @@ def test_processes_that_read_images_are_waited_for(tmp_path: Path) -> None:
         other.kill()
         other.wait()
         with pytest.MonkeyPatch.context() as patch, pytest.raises(ConfigError, match="is in use"):
-            patch.setattr(run_directory, "PATIENCE_SECONDS", 0.0)
+            patch.setattr(files, "LOCK_PATIENCE_SECONDS", 0.0)
             RunLock().take(tmp_path)
         os.killpg(other.pid, signal.SIGKILL)
     RunLock().take(tmp_path)
@@ -88,14 +88,14 @@ def test_one_process_may_go_on_with_its_own_run(tmp_path: Path) -> None:
     first.release()
     first.release()
     second.take(tmp_path)
-    assert (tmp_path / run_directory.LOCK_NAME).is_file()
+    assert (tmp_path / files.LOCK_NAME).is_file()
 
 
 def test_what_stands_in_the_file_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_directory, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(files, "LOCK_PATIENCE_SECONDS", 0.0)
     first = RunLock()
     first.take(tmp_path)
-    (tmp_path / run_directory.LOCK_NAME).write_text("[1, 2")
+    (tmp_path / files.LOCK_NAME).write_text("[1, 2")
     with pytest.raises(ConfigError, match="alive: it has not said which"):
         RunLock().take(tmp_path)
     first.release()
