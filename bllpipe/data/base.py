@@ -63,7 +63,7 @@ class ImageSet(Protocol):
         are neither augmented nor normalised."""
 
 
-class GivenData(Protocol):
+class UserData(Protocol):
     """A script's own data, in ``data.given``."""
 
     def images(self, data: DataConfig) -> ImageSet: ...

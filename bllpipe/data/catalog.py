@@ -20,8 +20,6 @@ from urllib.request import Request, urlopen
 from bllpipe.config.schema import DataConfig
 from bllpipe.errors import DataError
 
-MOST_NAMED = 5
-
 
 @dataclass
 class LeftOut:
@@ -35,11 +33,9 @@ class LeftOut:
 
     def __str__(self) -> str:
         """``3 files of other kinds (.jfif 2, .txt 1), 1 folder inside a class folder``; empty for nothing."""
+        kinds = [f"{kind} {count}" for kind, count in sorted(self.kinds.items(), key=lambda each: (-each[1], each[0]))]
         parts = [
-            (
-                sum(self.kinds.values()),
-                "file{s} of other kinds" + _named([f"{k} {n}" for k, n in _ordered(self.kinds)]),
-            ),
+            (sum(self.kinds.values()), "file{s} of other kinds" + _named(kinds)),
             (self.inner_folders, "folder{s} inside class folders"),
             (self.loose_images, "image{s} outside of class folders"),
             (self.hidden, "hidden file{s} or folder{s}"),
@@ -48,13 +44,9 @@ class LeftOut:
         return ", ".join(f"{count} {text.format(s='' if count == 1 else 's')}" for count, text in parts if count)
 
 
-def _ordered(kinds: Counter[str]) -> list[tuple[str, int]]:
-    return sorted(kinds.items(), key=lambda each: (-each[1], each[0]))
-
-
 def _named(names: Sequence[str]) -> str:
-    shown = [name.replace("{", "{{").replace("}", "}}") for name in names[:MOST_NAMED]]
-    return f" ({', '.join(shown)}{', ...' if len(names) > MOST_NAMED else ''})"
+    shown = [name.replace("{", "{{").replace("}", "}}") for name in names[:5]]
+    return f" ({', '.join(shown)}{', ...' if len(names) > 5 else ''})"
 
 
 def is_hidden(path: Path) -> bool:
@@ -119,7 +111,7 @@ PUBLISHED = {
 }
 
 
-def check_given(data: DataConfig) -> None:
+def check_user_data(data: DataConfig) -> None:
     """Raises DataError for data that a script passed as an object, unless the script runs."""
     if data.name == "given" and data.given is None:
         raise DataError(

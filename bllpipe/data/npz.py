@@ -102,7 +102,6 @@ def array_form(array: Any) -> str:
 
 
 NAMES = ("train_x", "train_y", "test_x", "test_y")
-MAGIC = b"\x93NUMPY"  # of a single array
 HEADER_BYTES = 1 << 14  # those of NumPy have some hundreds
 DIRECTORY_BYTES = 1 << 20  # the directory of an archive has some hundreds, too
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -122,8 +121,13 @@ class Archive:
 
     def images(self, name: str) -> Any:
         """uint8 [N, H, W] or [N, H, W, C]; floats must be in 0..1 and are scaled."""
-        array = self.members.array(name)
-        return _from_floats(array, f"{self.path}: {name}") if array.dtype.kind == "f" else array
+        array, what = self.members.array(name), f"{self.path}: {name}"
+        if array.dtype.kind != "f":
+            return array
+        check_finite(array, what)
+        if array.size and (array.min() < 0 or array.max() > 1):
+            raise DataError(f"{what} has floats from {array.min():g} to {array.max():g}; expected 0 to 1, or uint8")
+        return np.rint(array * 255).astype(np.uint8)
 
     def check_floats(self) -> None:
         """Raises DataError for NaN, Inf and floats beyond 0..1; integers are valid by their dtype."""
@@ -155,7 +159,12 @@ def _open(path: str) -> Members:
         kind = "is a folder" if Path(path).is_dir() else "is a pipe or a device"
         found = kind if Path(path).exists() else "does not exist"
         raise DataError(f"{path} {found}; expected a NumPy archive with {', '.join(NAMES)}")
-    if _starts_as_array(path):
+    try:
+        with Path(path).open("rb") as file:
+            is_single_array = file.read(6) == b"\x93NUMPY"
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; expected a NumPy archive") from error
+    if is_single_array:
         raise DataError(f"{path} holds a single array; expected an archive with {', '.join(NAMES)}")
     members = Members(path)
     missing = [name for name in NAMES if name not in members.names]
@@ -163,14 +172,6 @@ def _open(path: str) -> Members:
         found = ", ".join(members.names[:9]) or "nothing"
         raise DataError(f"{path} lacks {', '.join(missing)}; it has {found:.300}")
     return members
-
-
-def _starts_as_array(path: str) -> bool:
-    try:
-        with Path(path).open("rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; expected a NumPy archive") from error
 
 
 def _check_memory(members: Members) -> None:
@@ -202,14 +203,6 @@ def _image_shape(members: Members, name: str) -> tuple[int, int, int, int]:
         raise DataError(f"{members.path}: {name} is {dtype}; expected uint8, or floats from 0 to 1")
     count, height, width, channels = (*shape, 1)[:4]
     return count, channels, height, width
-
-
-def _from_floats(array: Any, what: str) -> Any:
-    """Floats in 0..1 as uint8."""
-    check_finite(array, what)
-    if array.size and (array.min() < 0 or array.max() > 1):
-        raise DataError(f"{what} has floats from {array.min():g} to {array.max():g}; expected 0 to 1, or uint8")
-    return np.rint(array * 255).astype(np.uint8)
 
 
 @dataclass(frozen=True)
