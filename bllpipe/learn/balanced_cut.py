@@ -90,7 +90,7 @@ def _backward_operations(alpha: Tensor, wanted: Sequence[Tensor]) -> int:
     """Those of the gradients of ``wanted``."""
     with FlopCounterMode(display=False) as counter:
         torch.autograd.grad(alpha, wanted, torch.empty_like(alpha), retain_graph=True, allow_unused=True)
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def _head_operations(alpha: Tensor, x: Tensor, config: Config, num_classes: int, width: int | None) -> int:
@@ -102,4 +102,4 @@ def _head_operations(alpha: Tensor, x: Tensor, config: Config, num_classes: int,
     alpha.requires_grad_()
     with FlopCounterMode(display=False) as counter:
         torch.stack(list(objective(alpha, head(alpha), target, x).values())).sum().backward()
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())

@@ -76,7 +76,11 @@ class Segment(nn.Module):
 
 def units_from_modules(modules: Mapping[str, nn.Module]) -> list[Unit]:
     """One unit a module; parameters have the names of an nn.Sequential of modules with these names."""
-    return [Unit(name, (Layer(name, lambda module=module: module),), is_built=True) for name, module in modules.items()]
+
+    def keep(module: nn.Module) -> Callable[[], nn.Module]:
+        return lambda: module
+
+    return [Unit(name, (Layer(name, keep(module)),), is_built=True) for name, module in modules.items()]
 
 
 def _structure_copy(module: nn.Module) -> nn.Module:

@@ -87,19 +87,15 @@ def encoded(text: str, out: TextIO) -> bytes:
 
 def write_bytes(descriptor: int, content: bytes, patience: float | None = None) -> None:
     """Writes all of ``content``; TimeoutError when a pipe or a terminal takes nothing for ``patience`` seconds, and
-    None waits for ever."""
+    None waits without a limit."""
     can_block = not stat.S_ISREG(os.fstat(descriptor).st_mode)
-    left = memoryview(content)
-    while left:
-        if can_block and not _is_writable(descriptor, patience):
-            raise TimeoutError(f"nothing was taken for {patience} s")
-        left = left[os.write(descriptor, left[:PIPE_BUFFER] if can_block else left) :]
-
-
-def _is_writable(descriptor: int, patience: float | None) -> bool:
     poll = select.poll()  # select.select refuses descriptors above 1023
     poll.register(descriptor, select.POLLOUT)
-    return bool(poll.poll(None if patience is None else 1000 * patience))
+    left = memoryview(content)
+    while left:
+        if can_block and not poll.poll(None if patience is None else 1000 * patience):
+            raise TimeoutError(f"nothing was taken for {patience} s")
+        left = left[os.write(descriptor, left[:PIPE_BUFFER] if can_block else left) :]
 
 
 def has_descriptor(out: TextIO) -> bool:
@@ -141,8 +137,8 @@ def repair_standard_streams() -> None:
 
 
 def drop_unwritten() -> None:
-    """At the end of a process: what a closed terminal or a full disk did not take is forgotten. The interpreter would
-    make an exit code of its own of it."""
+    """At the end of a process: what a closed terminal or a full disk did not take is dropped; the interpreter would
+    turn it into an exit code of its own."""
     for out in (sys.stdout, sys.stderr):
         try:
             if out is not None:

@@ -71,8 +71,15 @@ def write_whole(path: Path, text: str) -> None:
 def append_line(path: Path, line: str) -> None:
     """Appends a line in one write, as several ranks share the file; a failed write leaves no partial line."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    content = left = f"{line}\n".encode()
     try:
-        _write_all(descriptor, f"{line}\n".encode())
+        while left:
+            left = left[os.write(descriptor, left) :]
+    except OSError:
+        if written := len(content) - len(left):
+            with suppress(OSError):  # a partial line would corrupt the next one
+                os.ftruncate(descriptor, os.lseek(descriptor, 0, os.SEEK_CUR) - written)
+        raise
     finally:
         os.close(descriptor)
 
@@ -92,33 +99,15 @@ class WritePolicy:
         except OutputError as error:
             if self._policy == "fail":
                 raise
-            self._note_failure(error)
-        else:
-            self._note_success()
-
-    def _note_failure(self, error: OutputError) -> None:
-        with self._lock:
-            self._missing += 1
-            if self._missing == 1:
-                self._warn(f"{error.found}; the run goes on without ({self._key}: go_on)")
-
-    def _note_success(self) -> None:
+            with self._lock:
+                self._missing += 1
+                if self._missing == 1:
+                    self._warn(f"{error.found}; the run goes on without ({self._key}: go_on)")
+            return
         with self._lock:
             if self._missing:
                 self._warn(f"{self._what} can be written again; {self._missing} could not")
             self._missing = 0
-
-
-def _write_all(descriptor: int, content: bytes) -> None:
-    left = content
-    try:
-        while left:
-            left = left[os.write(descriptor, left) :]
-    except OSError:
-        if written := len(content) - len(left):
-            with suppress(OSError):  # a partial line would corrupt the next one
-                os.ftruncate(descriptor, os.lseek(descriptor, 0, os.SEEK_CUR) - written)
-        raise
 
 
 def _room(path: Path) -> str:
@@ -210,7 +199,14 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
 
 def read_record(path: Path) -> tuple[dict[str, Any], bytes]:
     """The JSON object in a file, and its bytes; CheckpointError for anything else."""
-    content = _read_bounded(path)
+    ordinary_size(path)
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    if len(content) > MAX_BYTES:
+        raise CheckpointError(f"{path} is damaged: it has more than {MAX_BYTES:,} bytes")
     try:
         record = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -225,18 +221,6 @@ def read_record(path: Path) -> tuple[dict[str, Any], bytes]:
 def render(record: Mapping[str, Any]) -> bytes:
     """The canonical JSON of a record, so that bytes can be compared."""
     return (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
-
-
-def _read_bounded(path: Path) -> bytes:
-    ordinary_size(path)
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    if len(content) > MAX_BYTES:
-        raise CheckpointError(f"{path} is damaged: it has more than {MAX_BYTES:,} bytes")
-    return content
 
 
 def _is_deep(record: object) -> bool:
@@ -309,4 +293,4 @@ def _lock_holder(descriptor: int) -> str:
         record = json.loads(os.pread(descriptor, 4096, 0))
         return f"host {record['host']}, process {record['pid']}, since {record['since']}"
     except (OSError, ValueError, LookupError, TypeError):
-        return "it has not said which"
+        return "its process is unknown"

@@ -20,7 +20,7 @@ from typing import Literal
 from bllpipe.training.metrics_logger import MetricMeans
 from bllpipe.training.timing import Metered
 from bllpipe.training.worker import Actor, Worker
-from bllpipe.utils.process import gpu_bytes, peak_gpu_bytes, resident_bytes
+from bllpipe.utils.process import gpu_bytes, resident_bytes
 
 ACTOR, EDGE, PHASE = ("actor",), ("actor", "edge"), ("actor", "phase")
 SETTINGS = ("method", "engine", "model", "data")
@@ -329,7 +329,7 @@ MACHINE = (
         "bllpipe_gpu_memory_peak_bytes",
         "gauge",
         "The most that it ever was.",
-        of_rank(lambda s: peak_gpu_bytes()),
+        of_rank(lambda s: gpu_bytes(peak=True)),
     ),
     MetricDef("bllpipe_run_info", "gauge", "1; what is trained, and how.", constant(lambda s: s.settings), SETTINGS),
     MetricDef("bllpipe_build_info", "gauge", "1; versions.", constant(lambda s: s.versions), VERSIONS),

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bllpipe.config import Config, load_config
-from bllpipe.distributed.cuda_streams import Ring, RingWires
+from bllpipe.distributed.cuda_streams import RingBuffer, RingWires
 from bllpipe.engines import Options, build, streams
 from bllpipe.engines.streams_graph import Tick, WavefrontGraph
 from bllpipe.errors import ConfigError, NonFiniteError
@@ -217,7 +217,9 @@ def deaf(call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[
     return called
 
 
-@pytest.mark.parametrize("forgetful", [(Ring, "take"), (WavefrontGraph, "_enter"), (WavefrontGraph, "_leave")], ids=str)
+@pytest.mark.parametrize(
+    "forgetful", [(RingBuffer, "take"), (WavefrontGraph, "_enter"), (WavefrontGraph, "_leave")], ids=str
+)
 def test_a_wait_that_is_missing_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgetful: tuple[type, str]
 ) -> None:
