@@ -20,6 +20,12 @@ from urllib.request import Request, urlopen
 from bllpipe.config.schema import DataConfig
 from bllpipe.errors import DataError
 
+MAX_CLASSES = 100_000  # then a last layer of 512 channels has 200 MB
+DEFAULT_PATH = "data"
+SERVER_TIMEOUT_SECONDS = 4.0
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff")
+Sample = tuple[str, Path]  # class and file
+
 
 @dataclass
 class LeftOut:
@@ -74,13 +80,6 @@ def images_of_class(folder: Path, entries: Sequence[Path], suffixes: Sequence[st
     left_out.inner_folders += len(folders)
     left_out.hidden += len(entries) - len(seen)
     return images
-
-
-MAX_CLASSES = 100_000  # then a last layer of 512 channels has 200 MB
-DEFAULT_PATH = "data"
-SECONDS = 4.0  # timeout of a server
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff")
-Sample = tuple[str, Path]
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ def check_labels(train_N: Any, test_N: Any, source: str) -> int:
 
 @dataclass(frozen=True)
 class Download:
-    """``kind`` is torchvision's class; one of ``traces`` lies in the folder once the set has been there."""
+    """``kind`` is torchvision's class; one of ``traces`` is in the folder once the set has been downloaded."""
 
     kind: str
     traces: tuple[str, ...]
@@ -179,7 +178,7 @@ def check_obtainable(name: str, path: str) -> None:
     if any((Path(path) / trace).exists() for trace in DOWNLOADS[name].traces):
         return
     try:
-        urlopen(Request(DOWNLOADS[name].url, method="HEAD"), timeout=SECONDS).close()  # noqa: S310  # one of the above
+        urlopen(Request(DOWNLOADS[name].url, method="HEAD"), timeout=SERVER_TIMEOUT_SECONDS).close()  # noqa: S310  # one of the above
     except HTTPError:
         return  # the server answers; the download reports its own errors
     except OSError as error:

@@ -21,6 +21,13 @@ from numpy.lib import format as npy
 from bllpipe.data.catalog import MAX_CLASSES, DataSpec, check_labels
 from bllpipe.errors import DataError
 
+NAMES = ("train_x", "train_y", "test_x", "test_y")
+HEADER_BYTES = 1 << 14  # those of NumPy have some hundreds
+DIRECTORY_BYTES = 1 << 20  # the directory of an archive has some hundreds, too
+HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile decompresses the other formats without a limit
+MEMORY = Path("/proc/meminfo")
+
 
 def check_label_form(kind: str, shape: tuple[int, ...], form: str, what: str) -> None:
     """Raises DataError unless the labels are whole numbers [N]; ``kind`` is NumPy's letter for their dtype, ``form``
@@ -99,14 +106,6 @@ def array_form(array: Any) -> str:
     """``float64 [10, 3]``, or ``strings [10]``."""
     name = {"U": "strings", "S": "bytes"}.get(array.dtype.kind, str(array.dtype))
     return f"{name} {list(array.shape)}"
-
-
-NAMES = ("train_x", "train_y", "test_x", "test_y")
-HEADER_BYTES = 1 << 14  # those of NumPy have some hundreds
-DIRECTORY_BYTES = 1 << 20  # the directory of an archive has some hundreds, too
-HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile decompresses the other formats without a limit
-MEMORY = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True)
@@ -250,7 +249,7 @@ class Members:
             raise DataError(f"{self.path}: {name} holds Python objects, which are never loaded; save plain numbers")
         if min(shape, default=0) < 0 or start.tell() + found.bytes != info.file_size:
             raise DataError(
-                f"{self.path}: {name} is damaged: its header tells of {list(shape)} {dtype} ({found.bytes:,} bytes), "
+                f"{self.path}: {name} is damaged: its header describes {list(shape)} {dtype} ({found.bytes:,} bytes), "
                 f"but {info.file_size - start.tell():,} bytes are stored"
             )
         return found

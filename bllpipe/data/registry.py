@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate
 
 from bllpipe.config.schema import DataConfig
 from bllpipe.data.base import Arrays, ImageSet, LabelSet, MemoryImages
-from bllpipe.data.catalog import DEFAULT_PATH, DOWNLOADS, SECONDS, DataSpec, check_user_data, missing
+from bllpipe.data.catalog import DEFAULT_PATH, DOWNLOADS, SERVER_TIMEOUT_SECONDS, DataSpec, check_user_data, missing
 from bllpipe.data.npz import open_archive
 from bllpipe.errors import DataError
 from bllpipe.utils.tensors import stream
@@ -51,14 +51,14 @@ def _open(name: str, path: str, is_train: bool) -> Any:
     kind = getattr(datasets, DOWNLOADS[name].kind)
     with suppress(RuntimeError):  # not there, or damaged
         return kind(path, train=is_train, download=False)
-    patience = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(SECONDS)  # torchvision sets none
+    default_timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SERVER_TIMEOUT_SECONDS)  # torchvision sets none
     try:
         return kind(path, train=is_train, download=True)
     except (OSError, RuntimeError) as error:
         raise missing(name, path, error) from error
     finally:
-        socket.setdefaulttimeout(patience)
+        socket.setdefaulttimeout(default_timeout)
 
 
 def stored(name: str, path: str) -> DataSpec:

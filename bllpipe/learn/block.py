@@ -17,7 +17,7 @@ from bllpipe.errors import ConfigError
 from bllpipe.learn.distributions import FAMILIES, NORMALIZATIONS, alignment, channel_means, class_statistics
 from bllpipe.learn.heads import make_head
 from bllpipe.learn.losses import Objective, last_block, loss_terms, make_objective
-from bllpipe.learn.memory_format import as_channels_last, lies_channels_last, place
+from bllpipe.learn.memory_format import as_channels_last, place, uses_channels_last
 from bllpipe.learn.optimizer import Learner
 from bllpipe.messages import Target
 from bllpipe.models.checks import check_complete, trial_size
@@ -71,7 +71,7 @@ class Block:
                 f"no local head; let some of them require gradients, or cut somewhere else"
             )
         self.x, self._training = torch.empty(0), False
-        self.channels_last = lies_channels_last(config, self.learner.device)
+        self.channels_last = uses_channels_last(config, self.learner.device)
         self._set_mode(True)
 
     @property

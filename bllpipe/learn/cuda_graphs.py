@@ -48,6 +48,10 @@ Backend = str | Callable[..., Any]  # a name registered with torch, or a compile
 RECOMPILE_LIMIT = 256
 MAX_RECOMPILATIONS = 8  # recompilations for earlier inputs: some come late, as requires_grad of inputs changes
 NUMBERS = count()
+WARMUP_STEPS = 3
+MAX_INPUTS = 2  # slots of a ring
+Result = TypeVar("Result")
+REPLACED = ("forward", "infer", "stats", "losses", "backward", "step_optimizer")
 ADVICE = "use --set gpu.compile=false, or change the network (TORCH_LOGS=recompiles says why)"
 
 
@@ -148,12 +152,6 @@ def _unique_function(part: nn.Module) -> Callable[..., Any]:
 
     name = f"part_{next(NUMBERS)}"  # code objects with different names compare unequal, as dictionary keys too
     return FunctionType(compute.__code__.replace(co_name=name), globals(), name, None, compute.__closure__)
-
-
-WARMUP_STEPS = 3
-MAX_INPUTS = 2  # slots of a ring
-Result = TypeVar("Result")
-REPLACED = ("forward", "infer", "stats", "losses", "backward", "step_optimizer")
 
 
 class Graphs(Protocol):

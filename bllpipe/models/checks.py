@@ -100,16 +100,16 @@ def _identities(module: nn.Module) -> Iterator[tuple[str, str, list[Any]]]:
                 keys.append((tensor.untyped_storage()._cdata, tensor.storage_offset()))
             yield kind, name, keys
     for name, part in module.named_modules():
-        if draws(part):  # its training mode would be that of the last block to set it
+        if is_stochastic(part):  # its training mode would be that of the last block to set it
             yield f"layer {type(part).__name__}", name, [id(part)]
 
 
-def drawing(modules: Mapping[str, nn.Module]) -> list[str]:
+def stochastic_modules(modules: Mapping[str, nn.Module]) -> list[str]:
     """The names of the modules in which a layer draws random numbers."""
-    return [name for name, module in modules.items() if any(map(draws, module.modules()))]
+    return [name for name, module in modules.items() if any(map(is_stochastic, module.modules()))]
 
 
-def draws(module: nn.Module) -> bool:
+def is_stochastic(module: nn.Module) -> bool:
     """Whether this layer itself draws random numbers in training, judged by its class and attributes."""
     if isinstance(module, _DropoutNd) or type(module).__name__ in ("StochasticDepth", "DropBlock2d", "DropBlock3d"):
         return float(module.p) > 0  # type: ignore[arg-type]  # a number in all of these

@@ -31,8 +31,8 @@ PIPE_BUFFER = 4096  # bytes that a pipe takes in one piece once it is writable
 UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
-def say(text: str, out: TextIO | None = None) -> None:
-    """One line, or several, to ``out``, by default the standard output; in one piece, as ranks share it."""
+def print_line(text: str, out: TextIO | None = None) -> None:
+    """Prints one line, or several, to ``out``, by default the standard output; in one write, as ranks share it."""
     put(f"{text}\n", sys.stdout if out is None else out)
 
 
@@ -99,7 +99,7 @@ def write_bytes(descriptor: int, content: bytes, patience: float | None = None) 
 
 
 def has_descriptor(out: TextIO) -> bool:
-    """Whether the system knows ``out``, too, which a script's own object need not be known to."""
+    """Whether ``out`` has a file descriptor, which a script's own object need not have."""
     try:
         return out.fileno() >= 0
     except (OSError, ValueError, AttributeError):
@@ -107,7 +107,7 @@ def has_descriptor(out: TextIO) -> bool:
 
 
 def is_terminal(out: TextIO | None) -> bool:
-    """Whether ``out`` is a terminal; a script's own object need not have the method that tells."""
+    """Whether ``out`` is a terminal; a script's own object need not have ``isatty``."""
     try:
         return out is not None and bool(out.isatty())
     except Exception:  # closed, or an object of the script's

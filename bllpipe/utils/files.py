@@ -56,7 +56,7 @@ def refusal(what: str, path: Path, error: Exception) -> str:
     return f"cannot write {what} to {path}: {reason}; {_room(path)}"
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Replaces the file in one rename, so readers see the old or the new one; a failed write leaves no partial file."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -141,7 +141,7 @@ def output_file(text: str) -> Path:
 
 
 @contextmanager
-def unfinished(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary path for ``path``. On exit the file is synced and renamed; after an error it is removed."""
     temporary = path.with_name(f".{path.name}")
     try:
@@ -193,7 +193,7 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
     content = render(record)
     if len(content) > MAX_BYTES:
         raise CheckpointError(f"{path} would have {len(content):,} bytes; at most {MAX_BYTES:,} can be read back")
-    with unfinished(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_bytes(content)
 
 
