@@ -138,7 +138,12 @@ class Archive:
 def open_archive(path: str) -> Archive:
     """Checks labels, shapes, types, and that memory can hold it all; DataError says which array is wrong and how."""
     members = _open(path)
-    _check_memory(members)
+    needed, free = sum(members.member(name).bytes for name in NAMES), free_bytes()
+    if free is not None and needed > free:
+        raise DataError(
+            f"{path} unfolds to {needed:,} bytes, but only {free:,} of memory are free; expected an archive that fits, "
+            f"or data.name=imagefolder, which reads a batch at a time"
+        )
     train, test = (_image_shape(members, name) for name in ("train_x", "test_x"))
     train_N, test_N = _labels(members, "train_y"), _labels(members, "test_y")
     classes = check_labels(train_N, test_N, path)
@@ -171,16 +176,6 @@ def _open(path: str) -> Members:
         found = ", ".join(members.names[:9]) or "nothing"
         raise DataError(f"{path} lacks {', '.join(missing)}; it has {found:.300}")
     return members
-
-
-def _check_memory(members: Members) -> None:
-    """Raises DataError if the arrays are larger than free memory."""
-    needed, free = sum(members.member(name).bytes for name in NAMES), free_bytes()
-    if free is not None and needed > free:
-        raise DataError(
-            f"{members.path} unfolds to {needed:,} bytes, but only {free:,} of memory are free; expected an archive "
-            f"that fits, or data.name=imagefolder, which reads a batch at a time"
-        )
 
 
 def _labels(members: Members, name: str) -> Any:

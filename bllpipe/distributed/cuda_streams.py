@@ -168,7 +168,6 @@ class RingBuffer:
         self._filled += 1
 
     def _copy(self, message: Message, slot: Slot) -> Event:
-        """Queues the copy, and returns a mark after it."""
         self.layout.check_shapes(message)
         stream = self.streams.current()
         if slot.free is not None:
@@ -275,7 +274,6 @@ class RingWires:
 
 
 def _buffers(layout: Layout, device: torch.device, channels_last: bool) -> list[Tensor]:
-    """Buffers for the largest message."""
     shapes = layout.shapes(layout.max_batch, LIMIT)
     buffers = [torch.empty(shape, dtype=dtype, device=device) for dtype, shape in shapes]
     last = torch.channels_last

@@ -38,7 +38,7 @@ PHASES = ("train", "evaluate", LIMIT)
 DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.float16)
 MAX_DIMS = 5
 _NUMBERS = struct.Struct("<29q")
-Place = tuple[str, int, int, int]  # phase, step, batch and size of a round
+Shapes = Sequence[tuple[torch.dtype, tuple[int, ...]]]  # of the tensors of a message
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,21 @@ class Layout:
 
     def largest(self) -> bytes:
         """The header of the largest message, of no round; both ends of the edge must agree on it."""
-        return _header(self.edge, (LIMIT, 0, 0, self.max_batch), self.shapes(self.max_batch, LIMIT))
+        return self._header(LIMIT, 0, 0, self.max_batch, self.shapes(self.max_batch, LIMIT))
 
     def expected_header(self, entry: Round) -> bytes:
         """The header that the message of this round must have."""
-        return _header(self.edge, _round_numbers(entry), self.shapes(entry.size, entry.phase))
+        return self._header(entry.phase, entry.step, entry.batch, entry.size, self.shapes(entry.size, entry.phase))
 
     def header(self, entry: Round, tensors: list[Tensor]) -> bytes:
         """The header that describes ``tensors`` as they are."""
-        return _header(self.edge, _round_numbers(entry), [(tensor.dtype, tuple(tensor.shape)) for tensor in tensors])
+        shapes = [(tensor.dtype, tuple(tensor.shape)) for tensor in tensors]
+        return self._header(entry.phase, entry.step, entry.batch, entry.size, shapes)
+
+    def _header(self, phase: str, step: int, batch: int, size: int, shapes: Shapes) -> bytes:
+        kind, src, dst = KINDS.index(self.edge.kind), self.edge.src, self.edge.dst
+        numbers = (kind, src, dst, PHASES.index(phase), step, batch, size, len(shapes), *_shape_numbers(tuple(shapes)))
+        return (MAGIC + _NUMBERS.pack(*numbers)).ljust(HEADER_BYTES, b"\0")
 
     def check(self, header: bytes, trailer: bytes, entry: Round) -> None:
         """Raises WireError, naming both sides and the edge, unless these belong to the whole message of this round."""
@@ -187,16 +193,6 @@ def message_of(entry: Round, tensors: list[Tensor], layout: Layout, device: torc
             return Target(entry, beta_BC=parts[1], known_B=parts[2], label_B=parts[0])
         case "stats":
             return Stats(entry, *parts)
-
-
-def _round_numbers(entry: Round) -> Place:
-    return entry.phase, entry.step, entry.batch, entry.size
-
-
-def _header(edge: Edge, place: Place, shapes: Sequence[tuple[torch.dtype, tuple[int, ...]]]) -> bytes:
-    phase, *rest = place
-    numbers = (KINDS.index(edge.kind), edge.src, edge.dst, PHASES.index(phase), *rest, len(shapes))
-    return (MAGIC + _NUMBERS.pack(*numbers, *_shape_numbers(tuple(shapes)))).ljust(HEADER_BYTES, b"\0")
 
 
 @lru_cache(maxsize=256)  # the same few shapes in every step

@@ -124,5 +124,4 @@ def _streams_on(device: torch.device) -> Streams:
 
 
 def _buffer(layout: Layout, device: torch.device) -> Tensor:
-    """A buffer for the largest payload."""
     return torch.empty(layout.payload_bytes(layout.max_batch, LIMIT), dtype=torch.uint8, device=device)

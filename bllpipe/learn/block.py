@@ -76,12 +76,10 @@ class Block:
 
     @property
     def head(self) -> nn.Module:
-        """The local head."""
         return self.local.head
 
     @property
     def objective(self) -> Objective:
-        """The local loss."""
         return self.local.objective
 
     def forward(self, x: Tensor) -> Tensor:

@@ -212,10 +212,6 @@ class CapturedInput:
             self.pieces = {other: (replay, _detached(result)) for other, (replay, result) in self.pieces.items()}
         return self.replay(name, compute)
 
-    def is_input(self, x: Tensor) -> bool:
-        """Whether ``x`` is this buffer."""
-        return (self.x.data_ptr(), self.x.shape, self.x.stride()) == (x.data_ptr(), x.shape, x.stride())
-
 
 class CapturedStep:
     """Replaces the methods of ``block`` that make up its step."""
@@ -277,7 +273,8 @@ class CapturedStep:
     def _input_of(self, x: Tensor) -> CapturedInput:
         """The input buffer that is ``x``, or into which ``x`` is copied."""
         for captured in self._inputs:
-            if captured.is_input(x):
+            own = captured.x
+            if (own.data_ptr(), own.shape, own.stride()) == (x.data_ptr(), x.shape, x.stride()):
                 return captured
         if len(self._inputs) < MAX_INPUTS:
             self._inputs.append(CapturedInput(x, self._graphs))  # keeps x alive, so that its memory is not reused

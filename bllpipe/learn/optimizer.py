@@ -206,7 +206,6 @@ class Learner:
         return next(iter(self.parameters.values())).device
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The scope of ``precision.compute``."""
         return autocast(self.config, self.device)
 
 

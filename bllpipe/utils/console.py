@@ -231,7 +231,6 @@ def _drawn(out: TextIO, quiet: bool) -> Progress | None:
 
 
 def _clock(seconds: float) -> str:
-    """Hours, minutes and seconds."""
     return str(timedelta(seconds=round(seconds)))
 
 

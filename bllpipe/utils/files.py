@@ -56,7 +56,7 @@ def refusal(what: str, path: Path, error: Exception) -> str:
     return f"cannot write {what} to {path}: {reason}; {_room(path)}"
 
 
-def write_atomically(path: Path, text: str) -> None:
+def atomic_write(path: Path, text: str) -> None:
     """Replaces the file in one rename, so readers see the old or the new one; a failed write leaves no partial file."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -111,7 +111,6 @@ class WritePolicy:
 
 
 def _room(path: Path) -> str:
-    """The free space of the file system of ``path``."""
     for place in (path, *path.parents):
         with suppress(OSError):
             return f"{shutil.disk_usage(place).free:,} bytes are free there"

@@ -85,8 +85,8 @@ def end_with_parent(parent: int | None = None) -> None:
 
 @contextmanager
 def around_suspension(before: Callable[[], None], after: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Meanwhile SIGTSTP calls ``before``, stops this process as it would without us, and calls ``after`` when it goes
-    on. Only a main thread can do that, and only where nothing else handles the signal or ignores it."""
+    """Meanwhile SIGTSTP calls ``before``, stops this process as it would without us, and calls ``after`` when it is
+    continued. Only a main thread can do that, and only where nothing else handles the signal or ignores it."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTSTP) != signal.SIG_DFL:
         yield
         return

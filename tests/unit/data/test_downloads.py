@@ -1,4 +1,4 @@
-"""Sets that have to be downloaded: what is said when they are not here and cannot be had."""
+"""Sets that have to be downloaded: the errors when they are missing and cannot be downloaded."""
 
 import re
 import socket

@@ -94,7 +94,7 @@ def test_drawing_ahead_ends_with_the_last_batch() -> None:
     assert [int(batch[0, 0, 0, 0]) for batch in found] == [0, 1, 2, 3, 4]
 
 
-def test_what_cannot_be_decoded_is_said_where_it_is_asked_for() -> None:
+def test_what_cannot_be_decoded_is_an_error_where_it_is_asked_for() -> None:
     batches = PrefetchedImages(Folder(), Tensor.clone).batches([("train", torch.arange(2)), ("train", torch.arange(3))])
     assert len(next(batches)) == 2
     with pytest.raises(DataError, match=r"train/cat/3\.png is no image"):

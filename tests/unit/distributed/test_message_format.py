@@ -121,7 +121,7 @@ def test_votes_cost_four_bytes_a_class_and_image_and_only_in_tests() -> None:
 
 
 @pytest.mark.parametrize("size", [4, 3, 1])
-def test_votes_stay_float32_beside_activations_in_bfloat16(size: int) -> None:
+def test_votes_stay_float32_with_activations_in_bfloat16(size: int) -> None:
     """Through a buffer of gloo, which is used again for messages of other sizes and phases, and inside a process."""
     layout, test = voting_layout(), Round("evaluate", 5, size=size)
     alpha, votes = torch.randn(size, 2, 4, 4), torch.rand(size, 10)

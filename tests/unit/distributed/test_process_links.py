@@ -31,10 +31,10 @@ def shake(sender: Layout, receiver: Layout) -> list[str]:
     ends = EdgeHandshake(store), EdgeHandshake(store)
     ends[0].publish(sender, "src")
     ends[1].publish(receiver, "dst")
-    return [said(end) for end in ends]
+    return [compared(end) for end in ends]
 
 
-def said(end: EdgeHandshake) -> str:
+def compared(end: EdgeHandshake) -> str:
     try:
         end.compare()
     except WireError as error:
