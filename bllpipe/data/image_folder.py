@@ -21,7 +21,7 @@ from bllpipe.utils.process import end_with_parent
 
 MAX_PIXELS = 64_000_000  # as stored and as resized
 MAX_BYTES = 256_000_000  # so many pixels without any compression
-# What the names in listing.SUFFIXES promise. Pillow goes by the content, and for some formats it starts a program.
+# The formats of catalog.SUFFIXES. Pillow goes by the content, and for some formats it starts a program.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "GIF", "TIFF")
 
 

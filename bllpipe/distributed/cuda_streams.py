@@ -1,4 +1,4 @@
-"""Streams and events of a device, and links between its streams: ring buffers into which messages are copied.
+"""Streams and events of a device, and the ring buffers between its streams, into which messages are copied.
 
     sender's stream      wait free | copy into the slot, in the link's dtype | record full
     receiver's stream                              wait full | read | ... | next message: record free

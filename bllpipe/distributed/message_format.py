@@ -140,6 +140,11 @@ class Layout:
         return views
 
 
+def wire_dtype(config: Config) -> torch.dtype:
+    """The dtype of activations in messages, ``precision.wire``."""
+    return torch.bfloat16 if config.precision.wire == "bf16" else torch.float32
+
+
 def alpha_fields(shape: tuple[int, ...], dtype: torch.dtype, voted_classes: int = 0) -> tuple[Field, ...]:
     """Activations of ``shape`` (without the batch) in ``dtype``; with ``voted_classes``, tests also send the sums of
     their probabilities, always float32."""
@@ -221,11 +226,6 @@ def _describe_tensor(numbers: list[int]) -> str:
     dtype, dims, *shape = numbers
     name = str(DTYPES[dtype]).removeprefix("torch.") if 0 <= dtype < len(DTYPES) else f"dtype {dtype}"
     return f"{name}{shape[: max(0, min(dims, MAX_DIMS))]}"
-
-
-def wire_dtype(config: Config) -> torch.dtype:
-    """The format of activations on their way, ``precision.wire``."""
-    return torch.bfloat16 if config.precision.wire == "bf16" else torch.float32
 
 
 def _name(names: tuple[str, ...], index: int) -> str:

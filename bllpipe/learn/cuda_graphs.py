@@ -46,7 +46,7 @@ Backend = str | Callable[..., Any]  # a name registered with torch, or a compile
 # Compilations of one code object. A network that breaks the graph is compiled in pieces, whose code all instances of a
 # module share: 50 residual units, in training, in tests and for the last test batch.
 RECOMPILE_LIMIT = 256
-MAX_RECOMPILATIONS = 8  # recompilations for earlier inputs: some come late, as requires_grad of inputs changes
+MAX_RECOMPILATIONS = 8  # for earlier inputs: some come late, as requires_grad of inputs changes
 NUMBERS = count()
 WARMUP_STEPS = 3
 MAX_INPUTS = 2  # slots of a ring
@@ -90,7 +90,7 @@ class Compiled:
 
     def __init__(self, part: nn.Module, name: str, backend: Backend) -> None:
         self._part, self._name = part, name
-        self._backend, self._again = CountingBackend(backend), 0
+        self._backend, self._recompilations = CountingBackend(backend), 0
         self._seen: set[object] = set()
         self._compute = torch.compile(_unique_function(part), backend=self._backend, dynamic=False)
 
@@ -113,12 +113,12 @@ class Compiled:
 
     def _count_recompilations(self, arguments: tuple[object, ...], was_compiled: bool) -> None:
         kind = self._part.training, torch.is_grad_enabled(), *map(_guard_key, arguments)
-        self._again += was_compiled and kind in self._seen
+        self._recompilations += was_compiled and kind in self._seen
         self._seen.add(kind)
-        if self._again > MAX_RECOMPILATIONS:
+        if self._recompilations > MAX_RECOMPILATIONS:
             raise ConfigError(
-                f"gpu.compile is true, but {self._name} was compiled {self._again} times more for inputs that it had "
-                f"before: something in it changes from step to step; {ADVICE}"
+                f"gpu.compile is true, but {self._name} was compiled {self._recompilations} times more for inputs "
+                f"that it had before: something in it changes from step to step; {ADVICE}"
             )
 
 

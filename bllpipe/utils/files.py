@@ -1,7 +1,9 @@
-"""Atomic writes, and bounded reads: regular files only, and JSON of limited size and depth. A kill or a power cut
-leaves the old file or the new one; an error names the file and what to do. And the lock of a run directory: it is
-``flock`` on an open file, so the kernel releases it when the process ends, however that happens, and a run that was
-killed can be resumed at once. Processes that were forked in between hold it too, until they have ended.
+"""Atomic writes, bounded reads, and the lock of a run directory.
+
+A kill or a power cut leaves the old file or the new one. Only regular files are read, and JSON of limited size and
+depth; an error names the file and what to do. The lock is ``flock`` on an open file, so the kernel releases it when the
+process ends, however that happens, and a run that was killed can be resumed at once. Processes that were forked in
+between hold it too, until they have ended.
 """
 
 from __future__ import annotations
