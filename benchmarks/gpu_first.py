@@ -30,7 +30,7 @@ from benchmarks.gpu_cases import Case, Group, Scale, make_case
 from benchmarks.gpu_report import Ledger
 from benchmarks.gpu_runs import measure, surroundings
 from benchmarks.gpu_worker import Worker
-from bllpipe.utils.files import write_whole
+from bllpipe.utils.files import atomic_write
 
 # Seconds. What a part does not take is left for the rates, which come last.
 WHOLE, VERSIONS, SMOKE, TESTS, CASE, COMPILED_CASE = 290.0, 60.0, 30.0, 100.0, 45.0, 100.0
@@ -62,7 +62,7 @@ class Report:
 
     def put(self, name: str, value: Any) -> None:
         self.known[name] = value
-        write_whole(self.path, json.dumps(self.known, indent=1) + "\n")
+        atomic_write(self.path, json.dumps(self.known, indent=1) + "\n")
 
     def carry_out(self, name: str, part: Callable[[], Any]) -> None:
         """Records what ``part`` returns under its name; an error is recorded and printed, and the next part follows."""

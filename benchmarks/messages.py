@@ -22,7 +22,7 @@ import torch.distributed as dist
 from benchmarks.report import Timing, table, write
 from bllpipe.config.schema import BackendConfig
 from bllpipe.distributed.message_format import Layout, alpha_fields
-from bllpipe.distributed.process_group import FOR_EVER, open_edges
+from bllpipe.distributed.process_group import GROUP_TIMEOUT, open_edges
 from bllpipe.distributed.process_links import ProcessWires
 from bllpipe.messages import Alpha, Round
 from bllpipe.topology import Edge
@@ -85,7 +85,7 @@ def _row(result: dict[str, Any]) -> list[object]:
 def _process(rank: int, case: Case, trips: int, folder: str, answers: Any) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=FOR_EVER)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=GROUP_TIMEOUT)
     alpha = torch.randn(case.batch, *case.shape)
     ways = {"edge": _edge(rank, alpha, store), "gloo alone": _gloo(rank, alpha), "copy": _copy(alpha)}
     seconds: dict[str, list[float]] = {way: [] for way in ways}

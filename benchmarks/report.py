@@ -10,7 +10,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from bllpipe.training.run_directory import environment
-from bllpipe.utils.files import write_whole
+from bllpipe.utils.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -80,4 +80,4 @@ def write(
     kept = {name: value for name, value in settings.items() if name != "json"}  # no path of this machine
     record: dict[str, Any] = {"benchmark": title, "settings": kept, "results": plain}
     record["environment"] = environment() if surroundings is None else dict(surroundings)
-    write_whole(Path(path), json.dumps(record, indent=1) + "\n")
+    atomic_write(Path(path), json.dumps(record, indent=1) + "\n")

@@ -12,7 +12,7 @@ from typing import get_args
 
 from bllpipe.config import Config, load_config
 from bllpipe.config.schema import PIPELINES, SYNCHRONOUS, residual_units, unit_name
-from bllpipe.data.catalog import DEFAULT_PATH, DOWNLOADS, PUBLISHED, check_given, check_obtainable, split_folders
+from bllpipe.data.catalog import DEFAULT_PATH, DOWNLOADS, PUBLISHED, check_obtainable, check_user_data, split_folders
 from bllpipe.distributed.torchrun import (
     RankEnvironment,
     die_with_agent,
@@ -226,7 +226,7 @@ def check_installed(config: Config) -> None:
 
 def check_data(config: Config) -> None:
     """Raises DataError for files that are missing or cannot be trained on. Only for the machine that has the data."""
-    check_given(config.data)
+    check_user_data(config.data)
     if config.data.name == "npz":
         from bllpipe.data.npz import open_archive  # NumPy, which few runs need here
 

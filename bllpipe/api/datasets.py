@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from bllpipe.config.schema import DataConfig
-from bllpipe.data.base import Arrays, GivenData, LabelSet, MemoryImages, Split, labels_sha256
+from bllpipe.data.base import Arrays, LabelSet, MemoryImages, Split, UserData, labels_sha256
 from bllpipe.data.catalog import DataSpec, check_labels
 from bllpipe.data.npz import check_finite, check_label_form, label_array, plain_array
 from bllpipe.errors import DataError
@@ -34,7 +34,7 @@ EXPECTED = "expected (train, test), each a pair (images, labels) of tensors or a
 NUMBER_KINDS = "fiub"  # of NumPy's types, those that images may have
 
 
-def given_data(data: Data) -> tuple[str, GivenData | None]:
+def given_data(data: Data) -> tuple[str, UserData | None]:
     """``data.name``, and the data passed as objects; DataError for data that cannot be trained on."""
     if isinstance(data, str):
         return data, None

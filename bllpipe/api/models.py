@@ -19,7 +19,7 @@ from bllpipe.errors import ConfigError
 from bllpipe.learn.losses import Objective
 from bllpipe.models.checks import check_has_values, check_network
 from bllpipe.models.partition import bounds
-from bllpipe.models.registry import GIVEN, in_order
+from bllpipe.models.registry import USER_OBJECTS, in_order
 from bllpipe.utils.tensors import part_digest
 
 
@@ -79,7 +79,7 @@ def user_model(model: Model) -> tuple[str, Callable[..., Any] | None]:
     if isinstance(model, str):
         return model, None
     if isinstance(model, (nn.Module, list, tuple)):
-        return f"{GIVEN}:network", UserModules(modules_of(model))
+        return f"{USER_OBJECTS}:network", UserModules(modules_of(model))
     if not callable(model):
         raise ConfigError(
             f"the model is a {type(model).__name__}; expected an nn.Sequential, a list of modules, a function "
@@ -130,7 +130,7 @@ def importable_name(thing: Any) -> str | None:
 def given_name(thing: Any) -> str:
     """``given:Sequential``, ``given:my_loss``: the name of a function or class, or of the kind of an object."""
     name = getattr(thing, "__name__", type(thing).__name__)
-    return f"{GIVEN}:{re.sub(r'[^0-9A-Za-z_]', '_', name)}"
+    return f"{USER_OBJECTS}:{re.sub(r'[^0-9A-Za-z_]', '_', name)}"
 
 
 def user_objective(objective: OwnObjective) -> tuple[dict[str, Any], Any]:

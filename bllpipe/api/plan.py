@@ -14,7 +14,7 @@ from bllpipe.api.datasets import Data
 from bllpipe.api.models import Model, whole_number
 from bllpipe.api.train import TrainArguments, build_config
 from bllpipe.config import Config
-from bllpipe.data.catalog import DataSpec, check_given
+from bllpipe.data.catalog import DataSpec, check_user_data
 from bllpipe.errors import ConfigError
 from bllpipe.learn.block import build_segments
 from bllpipe.models.partition import Link, bounds
@@ -77,7 +77,7 @@ def make_plan(
     made = build_config(
         model, data, TrainArguments(blocks=blocks, engine="sequential", config=config, settings=settings)
     )
-    check_given(made.data)
+    check_user_data(made.data)
     made = replace(made, model=replace(made.model, given=deepcopy(made.model.given)))
     spec = data_spec(made)
     _check_units(made, spec, blocks)

@@ -25,7 +25,7 @@ from bllpipe.checkpoint.reader import check_header
 from bllpipe.errors import OutputError, WireError
 from bllpipe.messages import Store
 from bllpipe.utils.console import warn
-from bllpipe.utils.files import IfUnwritable, refusal, sync, unfinished, write_record
+from bllpipe.utils.files import IfUnwritable, atomic_file, refusal, sync, write_record
 from bllpipe.utils.tensors import plain
 
 COMMITTED = "yes"
@@ -210,7 +210,7 @@ def write_shard(
     Raises CheckpointError for so many tensors, or so much metadata, that they could not be read back.
     """
     pair = (directory / tensor_file(rank), directory / facts_file(rank))
-    with unfinished(pair[0]) as temporary:
+    with atomic_file(pair[0]) as temporary:
         save_file(separate(tensors), temporary)
         reach("tensors", temporary)
         check_header(temporary)

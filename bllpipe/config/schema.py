@@ -79,7 +79,7 @@ class DataConfig:
     synthetic_images: int = key(1024, "synthetic: training images; the test set has a quarter as many", least=1)
     synthetic_classes: int = key(10, "synthetic: number of classes", least=2)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    given: Any = given_object()  # bllpipe.data.base.GivenData
+    given: Any = given_object()  # bllpipe.data.base.UserData
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class ImageSet(Protocol):
         are neither augmented nor normalised."""
 
 
-class GivenData(Protocol):
+class UserData(Protocol):
     """A script's own data, in ``data.given``."""
 
     def images(self, data: DataConfig) -> ImageSet: ...
@@ -83,7 +83,7 @@ class MemoryImages:
             self.mean, self.std = mean_and_std(data, shape[0], arrays.train_NCHW)
 
     def batches(self, wanted: Iterable[tuple[Split, Tensor]]) -> Iterator[Tensor]:
-        return (self._splits[split][sent(index_B, self._splits[split].device)] for split, index_B in wanted)
+        return (self._splits[split][to_device(index_B, self._splits[split].device)] for split, index_B in wanted)
 
     def on(self, device: torch.device) -> MemoryImages:
         """The same images in the memory of ``device``."""
@@ -119,7 +119,7 @@ def _measured(train_NCHW: Tensor) -> tuple[list[float], list[float]]:
     return pixels.mean(dim=(0, 2, 3)).tolist(), std
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copies a CPU tensor to ``device`` in its current stream. torch keeps pinned memory until it is copied."""
     if tensor.device == device:
         return tensor

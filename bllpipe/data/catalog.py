@@ -20,7 +20,11 @@ from urllib.request import Request, urlopen
 from bllpipe.config.schema import DataConfig
 from bllpipe.errors import DataError
 
-MOST_NAMED = 5
+MAX_CLASSES = 100_000  # then a last layer of 512 channels has 200 MB
+DEFAULT_PATH = "data"
+SERVER_TIMEOUT_SECONDS = 4.0
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff")
+Sample = tuple[str, Path]  # class and file
 
 
 @dataclass
@@ -35,11 +39,9 @@ class LeftOut:
 
     def __str__(self) -> str:
         """``3 files of other kinds (.jfif 2, .txt 1), 1 folder inside a class folder``; empty for nothing."""
+        kinds = [f"{kind} {count}" for kind, count in sorted(self.kinds.items(), key=lambda each: (-each[1], each[0]))]
         parts = [
-            (
-                sum(self.kinds.values()),
-                "file{s} of other kinds" + _named([f"{k} {n}" for k, n in _ordered(self.kinds)]),
-            ),
+            (sum(self.kinds.values()), "file{s} of other kinds" + _named(kinds)),
             (self.inner_folders, "folder{s} inside class folders"),
             (self.loose_images, "image{s} outside of class folders"),
             (self.hidden, "hidden file{s} or folder{s}"),
@@ -48,13 +50,9 @@ class LeftOut:
         return ", ".join(f"{count} {text.format(s='' if count == 1 else 's')}" for count, text in parts if count)
 
 
-def _ordered(kinds: Counter[str]) -> list[tuple[str, int]]:
-    return sorted(kinds.items(), key=lambda each: (-each[1], each[0]))
-
-
 def _named(names: Sequence[str]) -> str:
-    shown = [name.replace("{", "{{").replace("}", "}}") for name in names[:MOST_NAMED]]
-    return f" ({', '.join(shown)}{', ...' if len(names) > MOST_NAMED else ''})"
+    shown = [name.replace("{", "{{").replace("}", "}}") for name in names[:5]]
+    return f" ({', '.join(shown)}{', ...' if len(names) > 5 else ''})"
 
 
 def is_hidden(path: Path) -> bool:
@@ -82,13 +80,6 @@ def images_of_class(folder: Path, entries: Sequence[Path], suffixes: Sequence[st
     left_out.inner_folders += len(folders)
     left_out.hidden += len(entries) - len(seen)
     return images
-
-
-MAX_CLASSES = 100_000  # then a last layer of 512 channels has 200 MB
-DEFAULT_PATH = "data"
-SECONDS = 4.0  # timeout of a server
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff")
-Sample = tuple[str, Path]
 
 
 @dataclass(frozen=True)
@@ -119,7 +110,7 @@ PUBLISHED = {
 }
 
 
-def check_given(data: DataConfig) -> None:
+def check_user_data(data: DataConfig) -> None:
     """Raises DataError for data that a script passed as an object, unless the script runs."""
     if data.name == "given" and data.given is None:
         raise DataError(
@@ -156,7 +147,7 @@ def check_labels(train_N: Any, test_N: Any, source: str) -> int:
 
 @dataclass(frozen=True)
 class Download:
-    """``kind`` is torchvision's class; one of ``traces`` lies in the folder once the set has been there."""
+    """``kind`` is torchvision's class; one of ``traces`` is in the folder once the set has been downloaded."""
 
     kind: str
     traces: tuple[str, ...]
@@ -187,7 +178,7 @@ def check_obtainable(name: str, path: str) -> None:
     if any((Path(path) / trace).exists() for trace in DOWNLOADS[name].traces):
         return
     try:
-        urlopen(Request(DOWNLOADS[name].url, method="HEAD"), timeout=SECONDS).close()  # noqa: S310  # one of the above
+        urlopen(Request(DOWNLOADS[name].url, method="HEAD"), timeout=SERVER_TIMEOUT_SECONDS).close()  # noqa: S310  # one of the above
     except HTTPError:
         return  # the server answers; the download reports its own errors
     except OSError as error:

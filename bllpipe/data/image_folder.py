@@ -21,7 +21,7 @@ from bllpipe.utils.process import end_with_parent
 
 MAX_PIXELS = 64_000_000  # as stored and as resized
 MAX_BYTES = 256_000_000  # so many pixels without any compression
-# What the names in listing.SUFFIXES promise. Pillow goes by the content, and for some formats it starts a program.
+# The formats of catalog.SUFFIXES. Pillow goes by the content, and for some formats it starts a program.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "GIF", "TIFF")
 
 
@@ -40,32 +40,21 @@ class FolderImages:
 
     def batches(self, wanted: Iterable[tuple[Split, Tensor]]) -> Iterator[Tensor]:
         paths = ([str(self._listing[split][i][1]) for i in index_B.tolist()] for split, index_B in wanted)
-        decoder = _Decoder(self._size)
         loader = DataLoader(
-            decoder,
-            batch_sampler=_Listed(paths),
+            _Decoder(self._size),
+            batch_sampler=paths,
             num_workers=self._workers,
             collate_fn=torch.stack,
-            worker_init_fn=_follow_rank,
+            worker_init_fn=_end_with_rank,
         )
         return iter(loader)
 
 
-def _follow_rank(number: int) -> None:
+def _end_with_rank(number: int) -> None:
     """In a decoding process: it ends with its rank, even if the rank is killed, and not before. torchrun signals the
     process group, which this process leaves: the rank still needs images until it stops."""
     os.setpgid(0, 0)
     end_with_parent()
-
-
-class _Listed:
-    """A batch sampler over paths instead of numbers."""
-
-    def __init__(self, batches: Iterator[list[str]]) -> None:
-        self._batches = batches
-
-    def __iter__(self) -> Iterator[list[str]]:
-        return self._batches
 
 
 class _Decoder(Dataset[Tensor]):
@@ -76,7 +65,13 @@ class _Decoder(Dataset[Tensor]):
 
     def __getitem__(self, path: str) -> Tensor:
         try:
-            _check_file(Path(path))
+            file = Path(path)
+            if file.exists() and not file.is_file():  # a read of a pipe would wait
+                raise DataError(
+                    f"{path} cannot be read as an image: it is a folder, a pipe or a device; remove or replace it"
+                )
+            if (size := file.stat().st_size) > MAX_BYTES:
+                raise DataError(f"{path} has {size:,} bytes; at most {MAX_BYTES:,} are read; make it smaller")
             with Image.open(path, formats=FORMATS) as image:
                 return self._decode(image, path)
         except DataError:
@@ -97,14 +92,6 @@ class _Decoder(Dataset[Tensor]):
         left, top = (width - self._size) // 2, (height - self._size) // 2
         cropped = rgb.crop((left, top, left + self._size, top + self._size))
         return torch.from_numpy(np.array(cropped)).permute(2, 0, 1).contiguous()
-
-
-def _check_file(path: Path) -> None:
-    """Raises DataError for a pipe, on which a read would wait, and for a file too large to read."""
-    if path.exists() and not path.is_file():
-        raise DataError(f"{path} cannot be read as an image: it is a folder, a pipe or a device; remove or replace it")
-    if path.stat().st_size > MAX_BYTES:
-        raise DataError(f"{path} has {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are read; make it smaller")
 
 
 def image(path: str, size: int) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, pad
 
 from bllpipe.config.schema import AugmentConfig, GpuConfig
-from bllpipe.data.base import ImageSet, LabelSet, MemoryImages, Split, sent
+from bllpipe.data.base import ImageSet, LabelSet, MemoryImages, Split, to_device
 from bllpipe.data.catalog import DataSpec
 from bllpipe.distributed.local_links import Channel
 from bllpipe.errors import ConfigError
@@ -51,7 +51,7 @@ class ImageSource:
         self._batches = images.batches(self._wanted(messages(rounds)))
 
     def recv(self) -> Alpha:
-        images_BCHW = sent(next(self._batches), self._device)
+        images_BCHW = to_device(next(self._batches), self._device)
         entry = self._entries.pop(0)
         if images_BCHW.dtype != torch.uint8:
             return Alpha(entry, images_BCHW)
@@ -87,7 +87,7 @@ def label_batches(
     """The labels of the images of ``ImageSource``, int64 [B] for each round, on ``device``."""
     splits = {"train": labels.train_N, "test": labels.test_N}
     for entry, split, index_B in _indices(messages(rounds), len(labels.train_N), seed):
-        yield entry, sent(splits[split][index_B], device)
+        yield entry, to_device(splits[split][index_B], device)
 
 
 def _indices(rounds: Iterator[Round], num_train: int, seed: int) -> Iterator[tuple[Round, Split, Tensor]]:
@@ -198,15 +198,15 @@ def normalise(images_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) 
     """float32 images: pixels in 0..1 minus ``mean``, divided by ``std``, both by channel."""
     mean_C, std_C = torch.tensor(mean), torch.tensor(std)
     scale_C, shift_C = 1 / (255 * std_C), -mean_C / std_C
-    scaled = images_BCHW.to(torch.float32).mul_(sent(scale_C, images_BCHW.device).view(-1, 1, 1))
-    return scaled.add_(sent(shift_C, images_BCHW.device).view(-1, 1, 1)).contiguous()
+    scaled = images_BCHW.to(torch.float32).mul_(to_device(scale_C, images_BCHW.device).view(-1, 1, 1))
+    return scaled.add_(to_device(shift_C, images_BCHW.device).view(-1, 1, 1)).contiguous()
 
 
 def _crop(images_BCHW: Tensor, padding: int, generator: torch.Generator) -> Tensor:
     """A window of the original size at a random place of the zero-padded image: one gather for the whole batch."""
     batch, _, height, width = images_BCHW.shape
     corners = torch.stack([torch.arange(batch), *torch.randint(0, 2 * padding + 1, (2, batch), generator=generator)])
-    number_B, top_B, left_B = sent(corners, images_BCHW.device)
+    number_B, top_B, left_B = to_device(corners, images_BCHW.device)
     windows = pad(images_BCHW, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # [B, C, top, left, H, W]
     return windows[number_B, :, top_B, left_B]
 
@@ -214,7 +214,7 @@ def _crop(images_BCHW: Tensor, padding: int, generator: torch.Generator) -> Tens
 def _flip(images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
     """Images flipped left to right with probability 0.5."""
     mirrored_B = torch.rand(len(images_BCHW), generator=generator) < 0.5
-    return torch.where(sent(mirrored_B, images_BCHW.device).view(-1, 1, 1, 1), images_BCHW.flip(3), images_BCHW)
+    return torch.where(to_device(mirrored_B, images_BCHW.device).view(-1, 1, 1, 1), images_BCHW.flip(3), images_BCHW)
 
 
 def _rotate(images_BCHW: Tensor, degrees: float, generator: torch.Generator) -> Tensor:
@@ -229,7 +229,7 @@ def _rotate(images_BCHW: Tensor, degrees: float, generator: torch.Generator) -> 
         torch.stack([cos_B, -sin_B * height / width, zero_B], 1),
         torch.stack([sin_B * width / height, cos_B, zero_B], 1),
     ]
-    turns = sent(torch.stack(rows, 1), images_BCHW.device)
+    turns = to_device(torch.stack(rows, 1), images_BCHW.device)
     grid = affine_grid(turns, list(images_BCHW.shape), align_corners=False)
     turned = grid_sample(images_BCHW.to(torch.float32), grid, align_corners=False)
     return turned.round_().clamp_(0, 255).to(torch.uint8)

@@ -21,6 +21,13 @@ from numpy.lib import format as npy
 from bllpipe.data.catalog import MAX_CLASSES, DataSpec, check_labels
 from bllpipe.errors import DataError
 
+NAMES = ("train_x", "train_y", "test_x", "test_y")
+HEADER_BYTES = 1 << 14  # those of NumPy have some hundreds
+DIRECTORY_BYTES = 1 << 20  # the directory of an archive has some hundreds, too
+HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile decompresses the other formats without a limit
+MEMORY = Path("/proc/meminfo")
+
 
 def check_label_form(kind: str, shape: tuple[int, ...], form: str, what: str) -> None:
     """Raises DataError unless the labels are whole numbers [N]; ``kind`` is NumPy's letter for their dtype, ``form``
@@ -101,15 +108,6 @@ def array_form(array: Any) -> str:
     return f"{name} {list(array.shape)}"
 
 
-NAMES = ("train_x", "train_y", "test_x", "test_y")
-MAGIC = b"\x93NUMPY"  # of a single array
-HEADER_BYTES = 1 << 14  # those of NumPy have some hundreds
-DIRECTORY_BYTES = 1 << 20  # the directory of an archive has some hundreds, too
-HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile decompresses the other formats without a limit
-MEMORY = Path("/proc/meminfo")
-
-
 @dataclass(frozen=True)
 class Archive:
     """An archive with checked labels and sizes; its images are read on request."""
@@ -122,8 +120,13 @@ class Archive:
 
     def images(self, name: str) -> Any:
         """uint8 [N, H, W] or [N, H, W, C]; floats must be in 0..1 and are scaled."""
-        array = self.members.array(name)
-        return _from_floats(array, f"{self.path}: {name}") if array.dtype.kind == "f" else array
+        array, what = self.members.array(name), f"{self.path}: {name}"
+        if array.dtype.kind != "f":
+            return array
+        check_finite(array, what)
+        if array.size and (array.min() < 0 or array.max() > 1):
+            raise DataError(f"{what} has floats from {array.min():g} to {array.max():g}; expected 0 to 1, or uint8")
+        return np.rint(array * 255).astype(np.uint8)
 
     def check_floats(self) -> None:
         """Raises DataError for NaN, Inf and floats beyond 0..1; integers are valid by their dtype."""
@@ -135,7 +138,12 @@ class Archive:
 def open_archive(path: str) -> Archive:
     """Checks labels, shapes, types, and that memory can hold it all; DataError says which array is wrong and how."""
     members = _open(path)
-    _check_memory(members)
+    needed, free = sum(members.member(name).bytes for name in NAMES), free_bytes()
+    if free is not None and needed > free:
+        raise DataError(
+            f"{path} unfolds to {needed:,} bytes, but only {free:,} of memory are free; expected an archive that fits, "
+            f"or data.name=imagefolder, which reads a batch at a time"
+        )
     train, test = (_image_shape(members, name) for name in ("train_x", "test_x"))
     train_N, test_N = _labels(members, "train_y"), _labels(members, "test_y")
     classes = check_labels(train_N, test_N, path)
@@ -155,7 +163,12 @@ def _open(path: str) -> Members:
         kind = "is a folder" if Path(path).is_dir() else "is a pipe or a device"
         found = kind if Path(path).exists() else "does not exist"
         raise DataError(f"{path} {found}; expected a NumPy archive with {', '.join(NAMES)}")
-    if _starts_as_array(path):
+    try:
+        with Path(path).open("rb") as file:
+            is_single_array = file.read(6) == b"\x93NUMPY"
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; expected a NumPy archive") from error
+    if is_single_array:
         raise DataError(f"{path} holds a single array; expected an archive with {', '.join(NAMES)}")
     members = Members(path)
     missing = [name for name in NAMES if name not in members.names]
@@ -163,24 +176,6 @@ def _open(path: str) -> Members:
         found = ", ".join(members.names[:9]) or "nothing"
         raise DataError(f"{path} lacks {', '.join(missing)}; it has {found:.300}")
     return members
-
-
-def _starts_as_array(path: str) -> bool:
-    try:
-        with Path(path).open("rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; expected a NumPy archive") from error
-
-
-def _check_memory(members: Members) -> None:
-    """Raises DataError if the arrays are larger than free memory."""
-    needed, free = sum(members.member(name).bytes for name in NAMES), free_bytes()
-    if free is not None and needed > free:
-        raise DataError(
-            f"{members.path} unfolds to {needed:,} bytes, but only {free:,} of memory are free; expected an archive "
-            f"that fits, or data.name=imagefolder, which reads a batch at a time"
-        )
 
 
 def _labels(members: Members, name: str) -> Any:
@@ -202,14 +197,6 @@ def _image_shape(members: Members, name: str) -> tuple[int, int, int, int]:
         raise DataError(f"{members.path}: {name} is {dtype}; expected uint8, or floats from 0 to 1")
     count, height, width, channels = (*shape, 1)[:4]
     return count, channels, height, width
-
-
-def _from_floats(array: Any, what: str) -> Any:
-    """Floats in 0..1 as uint8."""
-    check_finite(array, what)
-    if array.size and (array.min() < 0 or array.max() > 1):
-        raise DataError(f"{what} has floats from {array.min():g} to {array.max():g}; expected 0 to 1, or uint8")
-    return np.rint(array * 255).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -257,7 +244,7 @@ class Members:
             raise DataError(f"{self.path}: {name} holds Python objects, which are never loaded; save plain numbers")
         if min(shape, default=0) < 0 or start.tell() + found.bytes != info.file_size:
             raise DataError(
-                f"{self.path}: {name} is damaged: its header tells of {list(shape)} {dtype} ({found.bytes:,} bytes), "
+                f"{self.path}: {name} is damaged: its header describes {list(shape)} {dtype} ({found.bytes:,} bytes), "
                 f"but {info.file_size - start.tell():,} bytes are stored"
             )
         return found

@@ -17,8 +17,8 @@ from torch.nn.functional import interpolate
 
 from bllpipe.config.schema import DataConfig
 from bllpipe.data.base import Arrays, ImageSet, LabelSet, MemoryImages
-from bllpipe.data.catalog import DEFAULT_PATH, DOWNLOADS, SECONDS, DataSpec, check_given, missing
-from bllpipe.data.npz import Archive, open_archive
+from bllpipe.data.catalog import DEFAULT_PATH, DOWNLOADS, SERVER_TIMEOUT_SECONDS, DataSpec, check_user_data, missing
+from bllpipe.data.npz import open_archive
 from bllpipe.errors import DataError
 from bllpipe.utils.tensors import stream
 
@@ -57,14 +57,14 @@ def _open(name: str, path: str, is_train: bool) -> Any:
     kind = getattr(datasets, DOWNLOADS[name].kind)
     with suppress(RuntimeError):  # not there, or damaged
         return kind(path, train=is_train, download=False)
-    patience = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(SECONDS)  # torchvision sets none
+    default_timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SERVER_TIMEOUT_SECONDS)  # torchvision sets none
     try:
         return kind(path, train=is_train, download=True)
     except (OSError, RuntimeError) as error:
         raise missing(name, path, error) from error
     finally:
-        socket.setdefaulttimeout(patience)
+        socket.setdefaulttimeout(default_timeout)
 
 
 def stored(name: str, path: str) -> DataSpec:
@@ -72,25 +72,26 @@ def stored(name: str, path: str) -> DataSpec:
     not the published one."""
     from torchvision import datasets
 
+    kind = getattr(datasets, DOWNLOADS[name].kind)
     try:
-        train, test = (
-            getattr(datasets, DOWNLOADS[name].kind)(path, train=which, download=False) for which in (True, False)
-        )
+        train, test = (kind(path, train=is_train, download=False) for is_train in (True, False))
     except (OSError, RuntimeError, ValueError, EOFError) as error:
         raise DataError(
             f"{name} in {path} is missing or damaged ({error}); delete it there, and use "
             f"bllpipe data fetch {name} --path {path}"
         ) from error
-    (train_NCHW, train_N), (_, test_N) = _tensors(train), _tensors(test)
-    channels, height, width = train_NCHW.shape[1:]
-    return DataSpec(len(train_N), len(test_N), (channels, height, width), len(train.classes))
+    channels, height, width = _tensors(train)[0].shape[1:]
+    return DataSpec(len(train.targets), len(test.targets), (channels, height, width), len(train.classes))
 
 
 def _tensors(dataset: Any) -> tuple[Tensor, Tensor]:
     """uint8 [N, C, H, W] and int64 [N]."""
-    images, labels = torch.as_tensor(dataset.data), torch.as_tensor(dataset.targets, dtype=torch.int64)
-    images_NCHW = images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2)
-    return images_NCHW.contiguous(), labels
+    return _channels_first(torch.as_tensor(dataset.data)), torch.as_tensor(dataset.targets, dtype=torch.int64)
+
+
+def _channels_first(images: Tensor) -> Tensor:
+    """[N, H, W] or [N, H, W, C] as [N, C, H, W]."""
+    return (images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2)).contiguous()
 
 
 def fetch(name: str, path: str) -> None:
@@ -116,26 +117,28 @@ def _split(templates_KCHW: Tensor, count: int, generator: torch.Generator) -> tu
 
 
 def read_arrays(path: str) -> Arrays:
-    """Images and labels of both splits."""
+    """Images and labels of both splits of a NumPy archive."""
     archive = open_archive(path)
-    labels = _labels(archive)
-    train_NCHW, test_NCHW = _images(archive, "train_x"), _images(archive, "test_x")
-    return Arrays(train_NCHW, labels.train_N, test_NCHW, labels.test_N, labels.num_classes)
+    train_NCHW, test_NCHW = (
+        _channels_first(torch.from_numpy(np.ascontiguousarray(archive.images(name)))) for name in ("train_x", "test_x")
+    )
+    train_N, test_N = torch.from_numpy(archive.train_N), torch.from_numpy(archive.test_N)
+    return Arrays(train_NCHW, train_N, test_NCHW, test_N, archive.spec.num_classes)
 
 
 def read_labels(path: str) -> LabelSet:
     """The labels alone; the images stay on disk."""
-    return _labels(open_archive(path))
-
-
-def _labels(archive: Archive) -> LabelSet:
+    archive = open_archive(path)
     return LabelSet(torch.from_numpy(archive.train_N), torch.from_numpy(archive.test_N), archive.spec.num_classes)
 
 
-def _images(archive: Archive, name: str) -> Tensor:
-    """uint8 [N, C, H, W]."""
-    images = torch.from_numpy(np.ascontiguousarray(archive.images(name)))
-    return (images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2)).contiguous()
+# The data sets that fit into memory.
+LOADERS: dict[str, Callable[[DataConfig, int], Arrays]] = {
+    "digits": lambda data, seed: digits(),
+    "synthetic": synthetic,
+    "npz": lambda data, seed: read_arrays(str(data.path)),
+    **dict.fromkeys(DOWNLOADS, lambda data, seed: torchvision_set(data.name, data.path or DEFAULT_PATH)),
+}
 
 
 def load_images(data: DataConfig, seed: int) -> ImageSet:
@@ -167,14 +170,5 @@ def load_labels(data: DataConfig, seed: int) -> LabelSet:
 
 def load_arrays(data: DataConfig, seed: int) -> Arrays:
     """A set that fits into memory."""
-    check_given(data)
-    return _loader(data.name)(data, seed)
-
-
-def _loader(name: str) -> Callable[[DataConfig, int], Arrays]:
-    loaders: dict[str, Callable[[DataConfig, int], Arrays]] = {
-        "digits": lambda data, seed: digits(),
-        "synthetic": synthetic,
-        "npz": lambda data, seed: read_arrays(str(data.path)),
-    }
-    return loaders.get(name, lambda data, seed: torchvision_set(name, data.path or DEFAULT_PATH))
+    check_user_data(data)
+    return LOADERS[data.name](data, seed)

@@ -1,4 +1,4 @@
-"""Streams and events of a device, and links between its streams: ring buffers into which messages are copied.
+"""Streams and events of a device, and the ring buffers between its streams, into which messages are copied.
 
     sender's stream      wait free | copy into the slot, in the link's dtype | record full
     receiver's stream                              wait full | read | ... | next message: record free
@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from bllpipe.distributed.message_format import LIMIT, Layout, copy_into, message_of, parts_of
-from bllpipe.messages import Alpha, Message, Round, Stats, Target
+from bllpipe.messages import Message, Round
 from bllpipe.topology import Edge
 
-PLACEHOLDER = torch.empty(0)  # for a tensor that a graph copies
+PLACEHOLDER = torch.empty(0)  # for a tensor that only a graph copies and reads
 
 
 class Event(Protocol):
@@ -146,14 +146,9 @@ class Slot:
     full: Event | None = None
     free: Event | None = None
 
-    def rebase_events(self, event: Event) -> None:
-        """``event`` comes after all events of this slot, and replaces them."""
-        self.full = event if self.full is not None else None
-        self.free = event if self.free is not None else None
 
-
-class Ring:
-    """The slots of one edge, filled in turn and emptied in turn."""
+class RingBuffer:
+    """The ring buffer between two streams: the slots of one edge, filled in turn and emptied in turn."""
 
     def __init__(
         self, layout: Layout, num_slots: int, streams: Streams, device: torch.device, channels_last: bool = False
@@ -173,7 +168,6 @@ class Ring:
         self._filled += 1
 
     def _copy(self, message: Message, slot: Slot) -> Event:
-        """Queues the copy, and returns a mark after it."""
         self.layout.check_shapes(message)
         stream = self.streams.current()
         if slot.free is not None:
@@ -190,7 +184,8 @@ class Ring:
         self.layout.compare(slot.header, self.layout.expected_header(entry))
         self._reading, self._taken = slot, self._taken + 1
         if self.graph_event is not None:
-            return _placeholder(entry, self.layout)
+            placeholders = [PLACEHOLDER] * len(self.layout.fields_in(entry.phase))
+            return message_of(entry, placeholders, self.layout, PLACEHOLDER.device)
         self.streams.current().wait(slot.full)
         views = zip(slot.tensors, self.layout.shapes(entry.size, entry.phase), strict=False)
         return message_of(entry, [buffer[: shape[0]] for buffer, (_, shape) in views], self.layout, self.device)
@@ -207,16 +202,17 @@ class Ring:
         return self._filled % len(self._slots), self._taken % len(self._slots)
 
     def rebase_events(self, event: Event) -> None:
-        """``event`` comes after all work that was queued for this edge."""
+        """``event`` comes after all work that was queued for this edge, and replaces the events of its slots."""
         for slot in self._slots:
-            slot.rebase_events(event)
+            slot.full = event if slot.full is not None else None
+            slot.free = event if slot.free is not None else None
 
 
 @dataclass(frozen=True)
 class RingSender:
     """The near end of an outgoing edge."""
 
-    ring: Ring
+    ring: RingBuffer
 
     def send(self, message: Message) -> None:
         self.ring.fill(message)
@@ -226,7 +222,7 @@ class RingSender:
 class RingReceiver:
     """The near end of an incoming edge, for the messages of ``rounds``."""
 
-    ring: Ring
+    ring: RingBuffer
     rounds: Iterator[Round]
 
     def recv(self) -> Message:
@@ -234,11 +230,11 @@ class RingReceiver:
 
 
 class RingWires:
-    """One ring an edge, as deep as the wavefront needs: one slot is read while the next one is filled, and statistics
-    wait for the ``lag`` of the feedback. ``channels_last`` is the memory format of activations."""
+    """One ring buffer an edge, as deep as the wavefront needs: one slot is read while the next one is filled, and
+    statistics wait for the ``lag`` of the feedback. ``channels_last`` is the memory format of activations."""
 
     def __init__(self, streams: Streams, device: torch.device, lag: int, channels_last: bool = False) -> None:
-        self._rings: dict[Edge, Ring] = {}
+        self._rings: dict[Edge, RingBuffer] = {}
         self.streams, self.device, self._lag, self._channels_last = streams, device, lag, channels_last
 
     def sender(self, layout: Layout) -> RingSender:
@@ -270,27 +266,15 @@ class RingWires:
             for ring in self._rings.values():
                 ring.graph_event = None
 
-    def _ring(self, layout: Layout) -> Ring:
+    def _ring(self, layout: Layout) -> RingBuffer:
         if layout.edge not in self._rings:
             num_slots = self._lag + 1 if layout.edge.kind == "stats" else 2
-            self._rings[layout.edge] = Ring(layout, num_slots, self.streams, self.device, self._channels_last)
+            self._rings[layout.edge] = RingBuffer(layout, num_slots, self.streams, self.device, self._channels_last)
         return self._rings[layout.edge]
 
 
 def _buffers(layout: Layout, device: torch.device, channels_last: bool) -> list[Tensor]:
-    """Buffers for the largest message."""
     shapes = layout.shapes(layout.max_batch, LIMIT)
     buffers = [torch.empty(shape, dtype=dtype, device=device) for dtype, shape in shapes]
     last = torch.channels_last
     return [each.to(memory_format=last) if channels_last and each.dim() == 4 else each for each in buffers]
-
-
-def _placeholder(entry: Round, layout: Layout) -> Message:
-    """A message whose tensors only a graph reads."""
-    match layout.edge.kind:
-        case "alpha":
-            return Alpha(entry, PLACEHOLDER)
-        case "target":
-            return Target(entry, PLACEHOLDER, PLACEHOLDER, PLACEHOLDER)
-        case "stats":
-            return Stats(entry, PLACEHOLDER, PLACEHOLDER)

@@ -170,15 +170,13 @@ class MessageBuffer:
 
     def __init__(self, layout: Layout, pinned: bool = False) -> None:
         self._layout = layout
-        self._buffer = torch.empty(layout.message_bytes(layout.max_batch, LIMIT), dtype=torch.uint8, pin_memory=pinned)
-        self._bytes = self._buffer.numpy().data
+        # uint8, for receives: a message of an unexpected size must not be larger than its receive
+        self.all_bytes = torch.empty(
+            layout.message_bytes(layout.max_batch, LIMIT), dtype=torch.uint8, pin_memory=pinned
+        )
+        self._bytes = self.all_bytes.numpy().data
         self._header = self._bytes[:HEADER_BYTES]
         self._views: dict[tuple[int, str], _Views] = {}
-
-    @property
-    def all_bytes(self) -> Tensor:
-        """The whole buffer, uint8: a message of an unexpected size must not be larger than its receive."""
-        return self._buffer
 
     def message_view(self, entry: Round) -> Tensor:
         """The bytes of the message of this round, uint8."""
@@ -206,6 +204,6 @@ class MessageBuffer:
         form = entry.size, entry.phase
         if form not in self._views:
             end = self._layout.message_bytes(*form)
-            parts = self._layout.views(self._buffer[HEADER_BYTES:], *form)
-            self._views[form] = _Views(self._buffer[:end], parts, self._bytes[end - TRAILER_BYTES : end])
+            parts = self._layout.views(self.all_bytes[HEADER_BYTES:], *form)
+            self._views[form] = _Views(self.all_bytes[:end], parts, self._bytes[end - TRAILER_BYTES : end])
         return self._views[form]

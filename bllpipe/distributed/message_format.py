@@ -38,7 +38,7 @@ PHASES = ("train", "evaluate", LIMIT)
 DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.float16)
 MAX_DIMS = 5
 _NUMBERS = struct.Struct("<29q")
-Place = tuple[str, int, int, int]  # phase, step, batch and size of a round
+Shapes = Sequence[tuple[torch.dtype, tuple[int, ...]]]  # of the tensors of a message
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,21 @@ class Layout:
 
     def largest(self) -> bytes:
         """The header of the largest message, of no round; both ends of the edge must agree on it."""
-        return _header(self.edge, (LIMIT, 0, 0, self.max_batch), self.shapes(self.max_batch, LIMIT))
+        return self._header(LIMIT, 0, 0, self.max_batch, self.shapes(self.max_batch, LIMIT))
 
     def expected_header(self, entry: Round) -> bytes:
         """The header that the message of this round must have."""
-        return _header(self.edge, _round_numbers(entry), self.shapes(entry.size, entry.phase))
+        return self._header(entry.phase, entry.step, entry.batch, entry.size, self.shapes(entry.size, entry.phase))
 
     def header(self, entry: Round, tensors: list[Tensor]) -> bytes:
         """The header that describes ``tensors`` as they are."""
-        return _header(self.edge, _round_numbers(entry), [(tensor.dtype, tuple(tensor.shape)) for tensor in tensors])
+        shapes = [(tensor.dtype, tuple(tensor.shape)) for tensor in tensors]
+        return self._header(entry.phase, entry.step, entry.batch, entry.size, shapes)
+
+    def _header(self, phase: str, step: int, batch: int, size: int, shapes: Shapes) -> bytes:
+        kind, src, dst = KINDS.index(self.edge.kind), self.edge.src, self.edge.dst
+        numbers = (kind, src, dst, PHASES.index(phase), step, batch, size, len(shapes), *_shape_numbers(tuple(shapes)))
+        return (MAGIC + _NUMBERS.pack(*numbers)).ljust(HEADER_BYTES, b"\0")
 
     def check(self, header: bytes, trailer: bytes, entry: Round) -> None:
         """Raises WireError, naming both sides and the edge, unless these belong to the whole message of this round."""
@@ -132,6 +138,11 @@ class Layout:
             views.append(payload[offset : offset + length].view(dtype).view(shape))
             offset += _aligned(length)
         return views
+
+
+def wire_dtype(config: Config) -> torch.dtype:
+    """The dtype of activations in messages, ``precision.wire``."""
+    return torch.bfloat16 if config.precision.wire == "bf16" else torch.float32
 
 
 def alpha_fields(shape: tuple[int, ...], dtype: torch.dtype, voted_classes: int = 0) -> tuple[Field, ...]:
@@ -189,16 +200,6 @@ def message_of(entry: Round, tensors: list[Tensor], layout: Layout, device: torc
             return Stats(entry, *parts)
 
 
-def _round_numbers(entry: Round) -> Place:
-    return entry.phase, entry.step, entry.batch, entry.size
-
-
-def _header(edge: Edge, place: Place, shapes: Sequence[tuple[torch.dtype, tuple[int, ...]]]) -> bytes:
-    phase, *rest = place
-    numbers = (KINDS.index(edge.kind), edge.src, edge.dst, PHASES.index(phase), *rest, len(shapes))
-    return (MAGIC + _NUMBERS.pack(*numbers, *_shape_numbers(tuple(shapes)))).ljust(HEADER_BYTES, b"\0")
-
-
 @lru_cache(maxsize=256)  # the same few shapes in every step
 def _shape_numbers(shapes: tuple[tuple[torch.dtype, tuple[int, ...]], ...]) -> tuple[int, ...]:
     """Three tensors' dtype, number of dimensions and dimensions, zeros where there are fewer."""
@@ -225,11 +226,6 @@ def _describe_tensor(numbers: list[int]) -> str:
     dtype, dims, *shape = numbers
     name = str(DTYPES[dtype]).removeprefix("torch.") if 0 <= dtype < len(DTYPES) else f"dtype {dtype}"
     return f"{name}{shape[: max(0, min(dims, MAX_DIMS))]}"
-
-
-def wire_dtype(config: Config) -> torch.dtype:
-    """The format of activations on their way, ``precision.wire``."""
-    return torch.bfloat16 if config.precision.wire == "bf16" else torch.float32
 
 
 def _name(names: tuple[str, ...], index: int) -> str:

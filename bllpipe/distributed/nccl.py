@@ -42,32 +42,31 @@ class NcclSender:
 
     def send(self, message: Message) -> None:
         self._layout.check_shapes(message)
-        buffer = self._next_buffer()
-        form = message.round.size, message.round.phase
-        for part, view in zip(parts_of(message), self._layout.views(buffer, *form), strict=True):
+        buffer, entry = self._next_buffer(), message.round
+        for part, view in zip(parts_of(message), self._layout.views(buffer, entry.size, entry.phase), strict=True):
             copy_into(part, view)
         self._stream.wait(self._streams.current().record())
-        self._free.append((buffer, self._send(buffer[: self._layout.payload_bytes(*form)])))
+        self._send(buffer, entry)
         self._num_sent += 1
 
     def end(self, rounds: Iterator[Round]) -> None:
         """Ends the edge: fills the rest of the ring. ``rounds`` are all rounds of the edge, from the first one."""
         for entry in islice(rounds, self._num_sent, self._num_sent + self._layout.ring):
-            buffer = self._next_buffer()
-            self._free.append((buffer, self._send(buffer[: self._layout.payload_bytes(entry.size, entry.phase)])))
+            self._send(self._next_buffer(), entry)
 
     def _next_buffer(self) -> Tensor:
         buffer, sent = self._free.popleft()
         sent.synchronize()
         return buffer
 
-    def _send(self, payload: Tensor) -> Event:
-        """Queues the send; returns a mark after it."""
+    def _send(self, buffer: Tensor, entry: Round) -> None:
+        """Queues the send of a message of this round; its buffer is free after that."""
+        payload = buffer[: self._layout.payload_bytes(entry.size, entry.phase)]
         with self._stream.at_work():
             work = dist.isend(payload, self._layout.edge.dst, group=self._group)
             assert work is not None, "this rank is an end of the edge"
             work.wait()  # makes the stream wait, not the host
-        return self._stream.record()
+        self._free.append((buffer, self._stream.record()))
 
     def finish(self) -> None:
         """Waits until all messages are sent."""
@@ -125,5 +124,4 @@ def _streams_on(device: torch.device) -> Streams:
 
 
 def _buffer(layout: Layout, device: torch.device) -> Tensor:
-    """A buffer for the largest payload."""
     return torch.empty(layout.payload_bytes(layout.max_batch, LIMIT), dtype=torch.uint8, device=device)

@@ -37,7 +37,7 @@ from bllpipe.messages import Store
 from bllpipe.topology import Edge
 
 # Receiver threads wait in gloo as long as a slow block computes; the loops have their own, shorter timeouts.
-FOR_EVER = timedelta(days=30)
+GROUP_TIMEOUT = timedelta(days=30)
 # The store of an elastic agent exists before any rank. If it does not answer, the agent is dead.
 CONNECT_SECONDS = 30.0
 NAME = "bllpipe"  # in front of all keys
@@ -52,7 +52,6 @@ class World:
     environment: RankEnvironment
     store: Store
     job_store: Store
-    raw_store: Any
     attempt: int
     timeout: float
     name: str = NAME
@@ -82,8 +81,7 @@ def open_store(environment: RankEnvironment, timeout: float, number: int = 1) ->
 def _world(environment: RankEnvironment, tcp: dist.TCPStore, attempt: int, timeout: float, name: str) -> World:
     """A restarted group must not read the keys of the attempt before it, so each attempt has its own prefix."""
     job = dist.PrefixStore(name, tcp)
-    store = dist.PrefixStore(f"attempt_{attempt}", job)
-    return World(environment, store, job, store, attempt, timeout, name)
+    return World(environment, dist.PrefixStore(f"attempt_{attempt}", job), job, attempt, timeout, name)
 
 
 def _connect(environment: RankEnvironment, timeout: float, hosts: bool) -> dist.TCPStore:
@@ -100,26 +98,30 @@ def _connect(environment: RankEnvironment, timeout: float, hosts: bool) -> dist.
 
 def open_group(world: World, use_nccl: bool) -> None:
     """Opens the default process group; all ranks wait for each other here."""
-    environment = world.environment
+    environment, store = world.environment, dist.PrefixStore("group", world.store)  # type: ignore[arg-type]  # torch's own
     if environment.on_one_machine:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if use_nccl else "gloo",
-        store=dist.PrefixStore("group", world.raw_store),
+        store=store,
         rank=environment.rank,
         world_size=environment.world_size,
-        timeout=FOR_EVER,
+        timeout=GROUP_TIMEOUT,
     )
 
 
 def open_edges(edges: Iterable[Edge], backend: Callable[[Edge], str], device: torch.device) -> dict[Edge, Any]:
     """A group of two ranks for every edge, made by all ranks in the same order and warmed up with one message."""
-    groups = {}
+    rank, groups = dist.get_rank(), dict[Edge, Any]()
     for edge in edges:
-        options = _nccl_options() if backend(edge) == "nccl" else None
-        ends = [edge.src, edge.dst]
-        groups[edge] = dist.new_group(ends, backend=backend(edge), timeout=FOR_EVER, pg_options=options)
-        _warm_up(edge, groups[edge], device if backend(edge) == "nccl" else torch.device("cpu"))
+        name, ends = backend(edge), [edge.src, edge.dst]
+        options = _nccl_options() if name == "nccl" else None
+        groups[edge] = dist.new_group(ends, backend=name, timeout=GROUP_TIMEOUT, pg_options=options)
+        message = torch.zeros(1, device=device if name == "nccl" else "cpu")
+        if rank == edge.src:
+            dist.send(message, edge.dst, group=groups[edge])
+        elif rank == edge.dst:
+            dist.recv(message, edge.src, group=groups[edge])
     return groups
 
 
@@ -130,14 +132,6 @@ def _nccl_options() -> Any:
     options.is_high_priority_stream = True
     options.config.max_ctas = MAX_CTAS
     return options
-
-
-def _warm_up(edge: Edge, group: Any, device: torch.device) -> None:
-    rank, message = dist.get_rank(), torch.zeros(1, device=device)
-    if rank == edge.src:
-        dist.send(message, edge.dst, group=group)
-    elif rank == edge.dst:
-        dist.recv(message, edge.src, group=group)
 
 
 def add_up(value: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Links between the ranks of a job, over gloo or NCCL by kind of edge, and the handshake of both ends of each.
+"""Links between the ranks of a job, over gloo or NCCL by kind of edge, and the handshake of both ends of an edge.
 
 A gloo message that is larger than its receive kills the receiver, and a smaller one fills a part of it; so both ends
 compare their layouts of messages over the store before the first one is sent.
@@ -36,7 +36,7 @@ class ProcessWires:
         store: Store,
     ) -> None:
         self._groups, self._backends, self._config, self._device = groups, backends, config, device
-        self._handshake = Handshake(store)
+        self._handshake = EdgeHandshake(store)
         self._senders: list[GlooSender | NcclSender] = []
         self._nccl_senders: dict[Edge, NcclSender] = {}
         self._nccl_receivers: list[NcclReceiver] = []
@@ -93,8 +93,9 @@ def chosen_backends(config: BackendConfig, distinct_gpus: bool) -> dict[str, str
     return {kind: automatic[kind] if choice == "auto" else choice for kind, choice in asked.items()}
 
 
-class Handshake:
-    """The edges of one rank. First all ends are published, then all are compared: so ranks cannot deadlock."""
+class EdgeHandshake:
+    """The layouts of all edges of one rank: first all ends are published, then all are compared, so that ranks cannot
+    deadlock."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -108,11 +109,11 @@ class Handshake:
     def compare(self) -> None:
         """Waits for the other ends; raises WireError, naming both sides, if one has another layout."""
         for layout, end in self._ends:
-            other = self._other(layout, OTHER[end])
+            other = self._layout_at(layout, OTHER[end])
             sent, expected = (layout.largest(), other) if end == "src" else (other, layout.largest())
             layout.compare(sent, expected)
 
-    def _other(self, layout: Layout, end: End) -> bytes:
+    def _layout_at(self, layout: Layout, end: End) -> bytes:
         role = layout.roles[0 if end == "src" else 1]
         try:
             text = self._store.get(_key(layout, end))

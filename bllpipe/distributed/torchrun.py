@@ -164,18 +164,13 @@ def die_with_agent(environment: RankEnvironment) -> None:
     if not environment.has_agent:
         return
     end_with_parent(environment.launcher)
-    if environment.on_one_machine and environment.agent_hosts_store and _refused(environment):
-        os._exit(1)
-
-
-def _refused(environment: RankEnvironment) -> bool:
-    try:
-        socket.create_connection((environment.master_addr, environment.master_port), PROBE_SECONDS).close()
-    except ConnectionRefusedError:
-        return True
-    except OSError:  # opening the store will report it
-        return False
-    return False
+    if environment.on_one_machine and environment.agent_hosts_store:
+        try:
+            socket.create_connection((environment.master_addr, environment.master_port), PROBE_SECONDS).close()
+        except ConnectionRefusedError:
+            os._exit(1)
+        except OSError:
+            return  # opening the store will report it
 
 
 def stop_torchrun(environment: RankEnvironment, exit_code: int) -> None:

@@ -31,7 +31,7 @@ from bllpipe.learn.feedback import make_feedback
 from bllpipe.learn.feedback_alignment import propagate
 from bllpipe.learn.memory_format import place, without_cudnn
 from bllpipe.messages import Alpha, Receiver
-from bllpipe.models.checks import batch_norms_seen, check_batches, check_has_values, drawing
+from bllpipe.models.checks import check_batches, check_has_values, single_value_norms, stochastic_modules
 from bllpipe.models.partition import cut
 from bllpipe.models.registry import last_width, network_units
 from bllpipe.models.units import Segment, Unit
@@ -243,7 +243,7 @@ def build_segment(job: Job, number: int, device: torch.device, kind: Literal["bl
         check_has_values(segment, name)
     propagate(segment, config.method, num_classes, config.seed)
     segment = place(segment, config, device)  # after propagate: feedback weights have the same memory format
-    with batch_norms_seen(segment) as norms:
+    with single_value_norms(segment) as norms:
         shape = _output_shape(segment, job.input_shape(number), device, name)
     check_batches(norms, *_smallest_batches(job), name)
     if number == len(parts) - 1 and shape != (num_classes,):
@@ -257,7 +257,7 @@ def build_segment(job: Job, number: int, device: torch.device, kind: Literal["bl
 
 def warn_of_draws(modules: Mapping[str, nn.Module], owner: str) -> None:
     """A warning names the user-defined modules of ``owner`` in which a layer draws random numbers."""
-    if (names := drawing(modules)) and speaks_for_all():
+    if (names := stochastic_modules(modules)) and speaks_for_all():
         warn(
             f"{', '.join(names)} of {owner} draws random numbers in training, which engines do in different orders: "
             f"another engine, or a run that goes on from a checkpoint, ends in other bits"

@@ -28,7 +28,7 @@ from bllpipe.config import Config
 from bllpipe.distributed.process_links import chosen_backends
 from bllpipe.distributed.torchrun import RankEnvironment, allow_deterministic_products
 from bllpipe.errors import ConfigError
-from bllpipe.learn.cuda_graphs import forget_compiled, never_in_python
+from bllpipe.learn.cuda_graphs import forget_compiled, no_eager_fallback
 from bllpipe.messages import Store
 from bllpipe.topology import Topology
 from bllpipe.utils.console import warn
@@ -235,7 +235,7 @@ def put_back(config: Config) -> Iterator[None]:
         inside.callback(precision_now())
         if has_gpu and config.gpu.compile:
             inside.callback(forget_compiled)
-            inside.enter_context(never_in_python())
+            inside.enter_context(no_eager_fallback())
         if torch.cuda.is_initialized():  # or the peak would include runs before this one
             for index in range(torch.cuda.device_count()):
                 torch.cuda.reset_peak_memory_stats(index)

@@ -28,7 +28,7 @@ from bllpipe.topology import Topology
 from bllpipe.training.callbacks import Callback
 from bllpipe.training.run_directory import RunDirectory
 from bllpipe.training.run_schedule import RunSchedule, StopAgreement
-from bllpipe.utils.console import say, warn
+from bllpipe.utils.console import print_line, warn
 from bllpipe.version import __version__
 
 # Keys that may differ between ranks: each rank reads its own value.
@@ -221,7 +221,7 @@ def _begin(
     directory.begin(config, start, tests_again=not tested)
     if checkpoint is not None:
         if output != "quiet":
-            say(_goes_on(directory, start, output))
+            print_line(_goes_on(directory, start, output))
         directory.add_resume(checkpoint.path.name, start, {change.key: [change.then, change.now] for change in changed})
     if lines := [f"\n  {change}" for change in changed if not change.is_harmless]:
         warn(f"goes on after step {start} with other settings, as accepted:{''.join(lines)}")
@@ -238,9 +238,9 @@ def _with_cuts(config: Config, spec: DataSpec) -> Config:
     """``config`` with the cuts of ``blocks: balanced`` by name."""
     if config.balanced is None:
         return config
-    from bllpipe.learn.balance import resolved  # imports torch's FLOP counter
+    from bllpipe.learn.balanced_cut import with_balanced_cut  # imports torch's FLOP counter
 
-    return resolved(config, spec.image_shape, spec.num_classes)
+    return with_balanced_cut(config, spec.image_shape, spec.num_classes)
 
 
 def introduce(config: Config, store: Store) -> None:

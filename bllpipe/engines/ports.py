@@ -13,7 +13,7 @@ from bllpipe.distributed.cuda_streams import OpenStreams, RingWires
 from bllpipe.distributed.message_format import Field, Layout, alpha_fields, stats_fields, target_fields
 from bllpipe.engines.job import Job
 from bllpipe.learn.distributions import num_channels
-from bllpipe.learn.memory_format import lies_channels_last
+from bllpipe.learn.memory_format import uses_channels_last
 from bllpipe.messages import Alpha, Message, Phase, Receiver, Round, Sender
 from bllpipe.topology import Edge
 from bllpipe.training.timing import Metered, TimedReceiver, TimedSender
@@ -114,5 +114,5 @@ def image_port(
 
 def ring_wires(open_streams: OpenStreams, job: Job, device: torch.device) -> RingWires:
     """A ring buffer for every edge, between the streams of ``device``."""
-    channels_last = lies_channels_last(job.config, device)
+    channels_last = uses_channels_last(job.config, device)
     return RingWires(open_streams(device), device, job.config.feedback.lag, channels_last)

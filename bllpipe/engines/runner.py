@@ -22,7 +22,7 @@ from bllpipe.engines.build import report_unused
 from bllpipe.engines.job import Job
 from bllpipe.training.run_directory import outcome, summarise, table
 from bllpipe.training.worker import Actor, Worker
-from bllpipe.utils.console import say, warn
+from bllpipe.utils.console import print_line, warn
 from bllpipe.utils.files import read_record
 from bllpipe.utils.process import freeze_garbage, keep_freed_memory
 from bllpipe.utils.tensors import derived_seed
@@ -86,7 +86,7 @@ def finish(job: Job, started: float) -> None:
     try:
         _write_end(job, summary, done)  # before anything is printed: a terminal may block
     finally:
-        say(_summary_text(job.output, summary, job.directory.path))  # even if it cannot be written
+        print_line(_summary_text(job.output, summary, job.directory.path))  # even if it cannot be written
 
 
 def _write_end(job: Job, summary: Mapping[str, Any], done: int) -> None:
@@ -126,9 +126,9 @@ def report_complete(job: Job) -> None:
     if job.output == "json":
         warn(text)
         summary, _ = read_record(job.directory.path / "summary.json")
-        say(_summary_text("json", summary, job.directory.path))
+        print_line(_summary_text("json", summary, job.directory.path))
     else:
-        say(text)
+        print_line(text)
 
 
 def run_actor(job: Job, worker: Worker, actor: Actor) -> None:

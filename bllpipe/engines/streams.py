@@ -40,7 +40,7 @@ from bllpipe.engines.in_process import run_in_process
 from bllpipe.engines.job import Job
 from bllpipe.engines.ports import ring_wires
 from bllpipe.engines.streams_graph import Columns, StreamActor, Tick, WavefrontGraph
-from bllpipe.learn.cuda_graphs import Graphs, graphs_of_ticks
+from bllpipe.learn.cuda_graphs import Graphs, wavefront_graphs
 from bllpipe.training.worker import Worker
 
 Entry = TypeVar("Entry")
@@ -48,7 +48,7 @@ OpenGraphs = Callable[[Config, torch.device], Graphs | None]
 
 
 def run(
-    config: Config, options: Options, open_streams: OpenStreams = streams_on, open_graphs: OpenGraphs = graphs_of_ticks
+    config: Config, options: Options, open_streams: OpenStreams = streams_on, open_graphs: OpenGraphs = wavefront_graphs
 ) -> int:
     """Trains ``config`` in this thread, on the streams of its device."""
     return run_in_process(config, options, partial(in_wavefront, open_graphs), partial(ring_wires, open_streams))

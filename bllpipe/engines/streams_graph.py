@@ -31,7 +31,7 @@ from bllpipe.distributed.cuda_streams import PLACEHOLDER, RingWires, Stream
 from bllpipe.engines.job import Job
 from bllpipe.errors import ConfigError
 from bllpipe.learn.block import Outcome
-from bllpipe.learn.cuda_graphs import ORDINARY_STEPS, Graphs, as_part_of_a_graph
+from bllpipe.learn.cuda_graphs import WARMUP_STEPS, Graphs, uncaptured
 from bllpipe.messages import Alpha, Receiver, Round
 from bllpipe.training.loops import BlockLoop, FeedbackLoop, Loop
 from bllpipe.training.timing import Metered
@@ -166,7 +166,7 @@ class WavefrontGraph:
             each.actor.stopwatch.begin()
         with lane.stream.at_work():
             lane.actor.loop.run(entry)
-        with block.stream.at_work(), as_part_of_a_graph(self._block(number), lr):
+        with block.stream.at_work(), uncaptured(self._block(number), lr):
             outcome = block.actor.loop.run(entry)
         assert outcome is not None, "a block's training step has an outcome"
         return outcome
@@ -196,7 +196,7 @@ class CapturePolicy:
         trace, self._lag = job.config.trace, job.config.feedback.lag
         self._traced = range(trace.first_step, trace.first_step + trace.num_steps)
         self._wraps_steps = any(callback.wraps_steps for callback in job.callbacks)
-        self._first = [job.start + max(ORDINARY_STEPS, self._lag)] * num_columns
+        self._first = [job.start + max(WARMUP_STEPS, self._lag)] * num_columns
 
     def can_capture(self, tick: Tick) -> bool:
         """Whether the tick can be one graph. Must be called for every tick, in order."""

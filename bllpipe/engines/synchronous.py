@@ -24,7 +24,7 @@ from bllpipe.engines.ranks import run_process
 from bllpipe.engines.runner import is_complete, report_complete, train
 from bllpipe.errors import ConfigError
 from bllpipe.learn.block import Outcome
-from bllpipe.learn.memory_format import as_channels_last, lies_channels_last
+from bllpipe.learn.memory_format import as_channels_last, uses_channels_last
 from bllpipe.learn.optimizer import Learner
 from bllpipe.models.units import Segment
 from bllpipe.topology import Topology
@@ -115,7 +115,7 @@ class StageTrainer:
 
         self.segments, self.config = segments, config
         self.learner = Learner([("model", segment) for segment in segments], config, total_steps, norm)
-        self.channels_last = lies_channels_last(config, self.learner.device)
+        self.channels_last = uses_channels_last(config, self.learner.device)
 
     def mode(self, train: bool) -> None:
         """Training or evaluation mode, for all segments."""

@@ -16,8 +16,8 @@ from bllpipe.config.schema import Config, ObjectiveConfig
 from bllpipe.errors import ConfigError
 from bllpipe.learn.distributions import FAMILIES, NORMALIZATIONS, alignment, channel_means, class_statistics
 from bllpipe.learn.heads import make_head
-from bllpipe.learn.losses import Objective, last_block, make_objective, takes_means
-from bllpipe.learn.memory_format import as_channels_last, lies_channels_last, place
+from bllpipe.learn.losses import Objective, last_block, loss_terms, make_objective
+from bllpipe.learn.memory_format import as_channels_last, place, uses_channels_last
 from bllpipe.learn.optimizer import Learner
 from bllpipe.messages import Target
 from bllpipe.models.checks import check_complete, trial_size
@@ -59,26 +59,27 @@ class Block:
         self.means_BC: Tensor | None = None  # of the current alpha, once its statistics are sent
         self.num_classes, self.config, self.is_last = num_classes, config, is_last
         self.is_captured = False  # then gradients live in the memory of the graphs
-        self.learner = Learner(_modules(segment, head, objective), config, total_steps)
+        unit = segment.last_unit  # names are those of the whole network under "model."; a head is named by its unit
+        parts = [("model", segment), (f"heads.{unit}", head), (f"objectives.{unit}", objective)]
+        modules = [(prefix, part) for prefix, part in parts if isinstance(part, nn.Module)]
+        self.learner = Learner(modules, config, total_steps)
         if not list(segment.parameters()):
-            raise ConfigError(f"the block that ends with {segment.last_unit} has no parameters; cut somewhere else")
+            raise ConfigError(f"the block that ends with {unit} has no parameters; cut somewhere else")
         if not any(parameter.requires_grad for parameter in self.learner.parameters.values()):
             raise ConfigError(
-                f"the block that ends with {segment.last_unit} has nothing to train: all of its parameters are frozen, "
-                f"and it has no local head; let some of them require gradients, or cut somewhere else"
+                f"the block that ends with {unit} has nothing to train: all of its parameters are frozen, and it has "
+                f"no local head; let some of them require gradients, or cut somewhere else"
             )
         self.x, self._training = torch.empty(0), False
-        self.channels_last = lies_channels_last(config, self.learner.device)
+        self.channels_last = uses_channels_last(config, self.learner.device)
         self._set_mode(True)
 
     @property
     def head(self) -> nn.Module:
-        """The local head."""
         return self.local.head
 
     @property
     def objective(self) -> Objective:
-        """The local loss."""
         return self.local.objective
 
     def forward(self, x: Tensor) -> Tensor:
@@ -201,12 +202,6 @@ def add_votes(votes_BK: Tensor | None, scores_BK: Tensor) -> Tensor:
     return probabilities_BK if votes_BK is None else votes_BK + probabilities_BK
 
 
-def _modules(segment: Segment, head: nn.Module, objective: Objective) -> list[tuple[str, nn.Module]]:
-    """Names are those of the whole network under ``model.``; a head is named by its unit."""
-    parts = [("model", segment), (f"heads.{segment.last_unit}", head), (f"objectives.{segment.last_unit}", objective)]
-    return [(prefix, part) for prefix, part in parts if isinstance(part, nn.Module)]
-
-
 def make_block(
     segment: Segment,
     input_shape: Sequence[int],
@@ -301,9 +296,6 @@ class LocalLoss(nn.Module):
         alpha, and the scores, are computed here unless they are passed."""
         if scores_BK is None:
             scores_BK = self.head(alpha)
-        if means_BC is not None and takes_means(self.objective):
-            terms = self.objective(alpha, scores_BK, target, x, means_BC)
-        else:
-            terms = self.objective(alpha, scores_BK, target, x)
+        terms = loss_terms(self.objective, alpha, scores_BK, target, x, means_BC)
         hits = (scores_BK.detach().argmax(dim=1) == target.label_B).sum()
         return terms, scores_BK, hits

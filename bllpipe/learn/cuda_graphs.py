@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import count
 from types import FunctionType
@@ -46,13 +46,17 @@ Backend = str | Callable[..., Any]  # a name registered with torch, or a compile
 # Compilations of one code object. A network that breaks the graph is compiled in pieces, whose code all instances of a
 # module share: 50 residual units, in training, in tests and for the last test batch.
 RECOMPILE_LIMIT = 256
-MOST_AGAIN = 8  # recompilations for earlier inputs: some come late, as requires_grad of inputs changes
+MAX_RECOMPILATIONS = 8  # for earlier inputs: some come late, as requires_grad of inputs changes
 NUMBERS = count()
+WARMUP_STEPS = 3
+MAX_INPUTS = 2  # slots of a ring
+Result = TypeVar("Result")
+REPLACED = ("forward", "infer", "stats", "losses", "backward", "step_optimizer")
 ADVICE = "use --set gpu.compile=false, or change the network (TORCH_LOGS=recompiles says why)"
 
 
 @contextmanager
-def never_in_python() -> Iterator[None]:
+def no_eager_fallback() -> Iterator[None]:
     """Inside, in this thread (in all threads with an older torch), the limit of compilations is higher, and exceeding
     it is an error."""
     from torch._dynamo import config  # takes seconds, and few runs compile
@@ -75,7 +79,8 @@ def forget_compiled() -> None:
 def compile_part(part: nn.Module, name: str, backend: Backend = "inductor") -> None:
     """Calls of ``part`` are compiled from now on, for the shapes of their inputs; parameters keep their names.
 
-    Calls raise ConfigError, with ``name`` in it, when torch would run eager Python instead, or compile for ever.
+    Calls raise ConfigError, with ``name`` in it, when torch would run eager Python instead, or compile in
+    every step.
     """
     part._compiled_call_impl = Compiled(part, name, backend)
 
@@ -85,7 +90,7 @@ class Compiled:
 
     def __init__(self, part: nn.Module, name: str, backend: Backend) -> None:
         self._part, self._name = part, name
-        self._backend, self._again = CountingBackend(backend), 0
+        self._backend, self._recompilations = CountingBackend(backend), 0
         self._seen: set[object] = set()
         self._compute = torch.compile(_unique_function(part), backend=self._backend, dynamic=False)
 
@@ -95,11 +100,9 @@ class Compiled:
 
         before = self._backend.graphs
         try:
-            if config.fail_on_recompile_limit_hit and config.recompile_limit >= RECOMPILE_LIMIT:  # for the whole run
+            is_set = config.fail_on_recompile_limit_hit and config.recompile_limit >= RECOMPILE_LIMIT  # by the run
+            with nullcontext() if is_set else no_eager_fallback():
                 result = self._compute(*arguments)
-            else:
-                with never_in_python():
-                    result = self._compute(*arguments)
         except FailOnRecompileLimitHit as error:
             raise ConfigError(
                 f"gpu.compile is true, but torch has compiled code of {self._name} {RECOMPILE_LIMIT} times and "
@@ -110,12 +113,12 @@ class Compiled:
 
     def _count_recompilations(self, arguments: tuple[object, ...], was_compiled: bool) -> None:
         kind = self._part.training, torch.is_grad_enabled(), *map(_guard_key, arguments)
-        self._again += was_compiled and kind in self._seen
+        self._recompilations += was_compiled and kind in self._seen
         self._seen.add(kind)
-        if self._again > MOST_AGAIN:
+        if self._recompilations > MAX_RECOMPILATIONS:
             raise ConfigError(
-                f"gpu.compile is true, but {self._name} was compiled {self._again} times more for inputs that it had "
-                f"before: something in it changes from step to step; {ADVICE}"
+                f"gpu.compile is true, but {self._name} was compiled {self._recompilations} times more for inputs "
+                f"that it had before: something in it changes from step to step; {ADVICE}"
             )
 
 
@@ -149,12 +152,6 @@ def _unique_function(part: nn.Module) -> Callable[..., Any]:
 
     name = f"part_{next(NUMBERS)}"  # code objects with different names compare unequal, as dictionary keys too
     return FunctionType(compute.__code__.replace(co_name=name), globals(), name, None, compute.__closure__)
-
-
-ORDINARY_STEPS = 3
-MAX_INPUTS = 2  # slots of a ring
-Result = TypeVar("Result")
-REPLACED = ("forward", "infer", "stats", "losses", "backward", "step_optimizer")
 
 
 class Graphs(Protocol):
@@ -215,10 +212,6 @@ class CapturedInput:
             self.pieces = {other: (replay, _detached(result)) for other, (replay, result) in self.pieces.items()}
         return self.replay(name, compute)
 
-    def is_input(self, x: Tensor) -> bool:
-        """Whether ``x`` is this buffer."""
-        return (self.x.data_ptr(), self.x.shape, self.x.stride()) == (x.data_ptr(), x.shape, x.stride())
-
 
 class CapturedStep:
     """Replaces the methods of ``block`` that make up its step."""
@@ -236,7 +229,7 @@ class CapturedStep:
 
     def forward(self, x: Tensor) -> Tensor:
         self._steps += 1
-        if self._steps <= ORDINARY_STEPS:
+        if self._steps <= WARMUP_STEPS:
             return self._forward(x)
         captured = self._current = self._input_of(x)
         self._block.x, self._block.means_BC = captured.x, None
@@ -250,13 +243,9 @@ class CapturedStep:
         if self._current is None:
             return self._stats(alpha, label_B)
         static_B = self._current.copy_static("label of the stats", label_B)
-        sums_KC, counts_K, means_BC = self._current.replay("stats", lambda: self._stats_and_means(alpha, static_B))
-        self._block.means_BC = means_BC  # those of this input
+        statistics = self._current.replay("stats", lambda: self._block.statistics(alpha, static_B))
+        sums_KC, counts_K, self._block.means_BC = statistics
         return sums_KC, counts_K
-
-    def _stats_and_means(self, alpha: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        sums_KC, counts_K = self._stats(alpha, label_B)
-        return sums_KC, counts_K, self._block.means_BC
 
     def losses(
         self, alpha: Tensor, target: Target, scores_BK: Tensor | None = None
@@ -284,7 +273,8 @@ class CapturedStep:
     def _input_of(self, x: Tensor) -> CapturedInput:
         """The input buffer that is ``x``, or into which ``x`` is copied."""
         for captured in self._inputs:
-            if captured.is_input(x):
+            own = captured.x
+            if (own.data_ptr(), own.shape, own.stride()) == (x.data_ptr(), x.shape, x.stride()):
                 return captured
         if len(self._inputs) < MAX_INPUTS:
             self._inputs.append(CapturedInput(x, self._graphs))  # keeps x alive, so that its memory is not reused
@@ -306,7 +296,7 @@ def _detached(result: Any) -> Any:
 
 
 @contextmanager
-def as_part_of_a_graph(block: Block, lr: float) -> Iterator[None]:
+def uncaptured(block: Block, lr: float) -> Iterator[None]:
     """The block with its original methods, for a larger graph that is captured around its step. The caller has set the
     rate to ``lr`` before that graph; inside it ``step_optimizer`` does not set it."""
     replaced = {name: vars(block).pop(name) for name in REPLACED if name in vars(block)}
@@ -338,7 +328,7 @@ def speed_up(block: Block, config: Config) -> Block:
     return block
 
 
-def graphs_of_ticks(config: Config, device: torch.device) -> Graphs | None:
+def wavefront_graphs(config: Config, device: torch.device) -> Graphs | None:
     """Captures the graphs of wavefront steps; None without ``gpu.capture=true`` on a GPU."""
     return CudaGraphs(device) if device.type == "cuda" and config.gpu.capture is True else None
 

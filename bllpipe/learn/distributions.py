@@ -100,15 +100,10 @@ class Gaussian:
     def divergence(self, alpha_BC: Tensor, beta_BC: Tensor) -> Tensor:
         """sum_j (a_j - b_j)^2 / (8 s^2): the general form minus C (log 2 - 1/2) / 2, and without its cancellation.
 
-        rho = N((a + b) / 2, s^2 / 2).
+        rho = N((a + b) / 2, s^2 / 2) for Gaussians of equal variance (paper, section 2.2).
         """
-        difference_BC = posterior_mean(alpha_BC, beta_BC) - alpha_BC
+        difference_BC = (alpha_BC + beta_BC) / 2 - alpha_BC
         return (difference_BC.square() / self.variance).sum(dim=1) / 2
-
-
-def posterior_mean(alpha_BC: Tensor, beta_BC: Tensor) -> Tensor:
-    """The mean of rho for Gaussians of equal variance (paper, section 2.2)."""
-    return (alpha_BC + beta_BC) / 2
 
 
 @dataclass(frozen=True)
@@ -200,16 +195,12 @@ def _normalized_over_batch(mean_BC: Tensor) -> Tensor:
     return centred_BC / (centred_BC.square().mean(dim=0) + MIN_DEVIATION**2).sqrt()
 
 
+# From channel means to the forward message, which is compared with beta, float32 [B, C].
 NORMALIZATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda mean_BC: mean_BC,
     "sample": lambda mean_BC: layer_norm(mean_BC, mean_BC.shape[1:]),
     "batch": _normalized_over_batch,
 }
-
-
-def forward_message(alpha: Tensor, normalization: str) -> Tensor:
-    """The forward message, which is compared with beta, float32 [B, C]: the channel means, normalised or not."""
-    return NORMALIZATIONS[normalization](channel_means(alpha))
 
 
 def num_channels(alpha_shape: Sequence[int]) -> int:

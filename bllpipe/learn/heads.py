@@ -27,8 +27,8 @@ def make_head(
 
     ``last_width`` is the number of channels at the end of the network, for ``strided`` (models/registry.py).
     """
-    if len(alpha_shape) != 3:
-        return _linear_on_means(alpha_shape, num_classes, config)
+    if len(alpha_shape) != 3:  # tokens [T, C] and vectors [C] have no positions to pool
+        return nn.Sequential(_TokenMean(), _feature_layer(alpha_shape[-1], num_classes, config))
     if config.head_width is None:
         config = replace(config, head_width=last_width)
     return HEADS[config.head](alpha_shape, num_classes, config)
@@ -46,7 +46,6 @@ class ScaledLinear(nn.Linear):
 
 
 def _feature_layer(features: int, outputs: int, config: ObjectiveConfig) -> nn.Linear:
-    """The linear layer of a head on its features."""
     return (ScaledLinear if config.head_scale else nn.Linear)(features, outputs)
 
 
@@ -136,8 +135,3 @@ class _TokenMean(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(dim=1) if x.dim() == 3 else x
-
-
-def _linear_on_means(alpha_shape: Sequence[int], num_classes: int, config: ObjectiveConfig) -> nn.Module:
-    """The head of tokens [T, C] and vectors [C], which have no positions to pool."""
-    return nn.Sequential(_TokenMean(), _feature_layer(alpha_shape[-1], num_classes, config))

@@ -18,7 +18,7 @@ Shapes: B images, C channels, H x W positions, F features, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,26 +48,10 @@ SMALLEST = 1e-6
 EXPECTED = "expected a dict of scalar tensors whose sum is the loss"
 EXAMPLE = 'use {"pred": cross_entropy(scores, label)}'
 # The other fields of a line of metrics.jsonl and of the progress of a run.
-RECORD_FIELDS = frozenset(
-    (
-        "phase",
-        "step",
-        "epoch",
-        "rank",
-        "role",
-        "actor",
-        "loss",
-        "accuracy",
-        "test_accuracy",
-        "ensemble_accuracy",
-        "lr",
-        "alignment",
-        "gradient_norm",
-        "images_per_second",
-        "waiting",
-        "resident_bytes",
-        "training_seconds",
-    )
+RECORD_FIELDS = (
+    {"phase", "step", "epoch", "rank", "role", "actor"}
+    | {"loss", "accuracy", "test_accuracy", "ensemble_accuracy", "lr", "alignment", "gradient_norm"}
+    | {"images_per_second", "waiting", "resident_bytes", "training_seconds"}
 )
 
 
@@ -167,18 +151,15 @@ def make_objective(
     return ReconstructionLoss(objective, input_shape, alpha_shape, config.objective.keep_weight)
 
 
-class TakesMeans(Protocol):
-    """An objective that also accepts the channel means [B, C] of alpha, without their graph, if these were computed
-    before."""
-
-    def __call__(
-        self, alpha: Tensor, scores_BK: Tensor, target: Target, x: Tensor, means_BC: Tensor | None = None
-    ) -> dict[str, Tensor]: ...
-
-
-def takes_means(objective: Objective) -> TypeGuard[TakesMeans]:
-    """Whether ``objective`` accepts ``means_BC``."""
-    return bool(getattr(objective, "takes_means", False))
+def loss_terms(
+    objective: Objective, alpha: Tensor, scores_BK: Tensor, target: Target, x: Tensor, means_BC: Tensor | None
+) -> dict[str, Tensor]:
+    """The terms of ``objective``. An objective with ``takes_means`` gets the channel means [B, C] of alpha, without
+    their graph, if these were computed before."""
+    if means_BC is None or not getattr(objective, "takes_means", False):
+        return objective(alpha, scores_BK, target, x)
+    with_means: Callable[..., dict[str, Tensor]] = objective
+    return with_means(alpha, scores_BK, target, x, means_BC)
 
 
 def predictive(config: ObjectiveConfig, scores_BK: Tensor, target: Target) -> Tensor:
@@ -246,7 +227,7 @@ class ReconstructionLoss(nn.Module):
                 f"from {list(input_shape)} to {list(alpha_shape)}; use --set objective.keep_weight=0"
             )
         self.objective, self.weight = objective, weight
-        self.takes_means = takes_means(objective)
+        self.takes_means = getattr(objective, "takes_means", False)
         self.decoder = nn.Conv2d(alpha_shape[0], input_shape[0], 1)
 
     def forward(
@@ -255,10 +236,7 @@ class ReconstructionLoss(nn.Module):
         x_BCHW = x.float()
         decoded_BCHW = interpolate(self.decoder(alpha).float(), size=x.shape[2:], mode="bilinear", align_corners=False)
         reconstruction = mse_loss(decoded_BCHW, x_BCHW) / x_BCHW.var().clamp(min=SMALLEST)
-        if means_BC is not None and takes_means(self.objective):
-            terms = self.objective(alpha, scores_BK, target, x, means_BC)
-        else:
-            terms = self.objective(alpha, scores_BK, target, x)
+        terms = loss_terms(self.objective, alpha, scores_BK, target, x, means_BC)
         if "keep" in terms:
             raise ConfigError(
                 "a term of the objective is called 'keep', as the one of objective.keep_weight; use another name, or "
@@ -287,40 +265,31 @@ class UserLoss(nn.Module):
         if not isinstance(terms, Mapping) or not terms:
             kind = "an empty dict" if isinstance(terms, Mapping) else f"a {type(terms).__name__}"
             raise ConfigError(f"objective.function={self.name}: {EXPECTED}, got {kind}; {EXAMPLE}")
+        needs_gradient = self.training and torch.is_grad_enabled()
         for name, term in terms.items():
-            self._check_name(name)
-            self._check(name, term)
+            if problem := _problem(name, term, needs_gradient):
+                raise ConfigError(f"objective.function={self.name}: {problem}")
         return dict(terms)
 
-    def _check_name(self, name: object) -> None:
-        """A term is a field of metrics.jsonl."""
-        if not isinstance(name, str) or not name:
-            raise ConfigError(
-                f"objective.function={self.name}: expected text as the name of a term, got {name!r:.40}; use a word, "
-                f"such as 'pred'"
-            )
-        if name in RECORD_FIELDS:
-            raise ConfigError(
-                f"objective.function={self.name}: a term is called {name!r}, but metrics.jsonl has a field of this "
-                f"name; use another one, such as '{name}_term'"
-            )
 
-    def _check(self, name: str, term: object) -> None:
-        if not isinstance(term, Tensor):
-            kind = type(term).__name__
-            raise ConfigError(f"objective.function={self.name}: {EXPECTED}, got a {kind} as term {name!r}; {EXAMPLE}")
-        if term.dim():
-            raise ConfigError(
-                f"objective.function={self.name}: term {name!r}: expected a scalar, got the shape {list(term.shape)}; "
-                f"use its .mean()"
-            )
-        if term.is_complex():
-            raise ConfigError(
-                f"objective.function={self.name}: term {name!r}: expected a real number, got a complex one; use its "
-                f".abs()"
-            )
-        if self.training and torch.is_grad_enabled() and not term.requires_grad:
-            raise ConfigError(
-                f"objective.function={self.name}: term {name!r} depends on no parameter of the block; use a function "
-                f"of alpha or scores, without .detach() or .item()"
-            )
+def _problem(name: object, term: object, needs_gradient: bool) -> str | None:
+    """What is wrong with a term of a user-defined loss. Its name becomes a field of metrics.jsonl."""
+    if not isinstance(name, str) or not name:
+        return f"expected text as the name of a term, got {name!r:.40}; use a word, such as 'pred'"
+    if name in RECORD_FIELDS:
+        return (
+            f"a term is called {name!r}, but metrics.jsonl has a field of this name; use another one, such as "
+            f"'{name}_term'"
+        )
+    if not isinstance(term, Tensor):
+        return f"{EXPECTED}, got a {type(term).__name__} as term {name!r}; {EXAMPLE}"
+    if term.dim():
+        return f"term {name!r}: expected a scalar, got the shape {list(term.shape)}; use its .mean()"
+    if term.is_complex():
+        return f"term {name!r}: expected a real number, got a complex one; use its .abs()"
+    if needs_gradient and not term.requires_grad:
+        return (
+            f"term {name!r} depends on no parameter of the block; use a function of alpha or scores, without .detach() "
+            f"or .item()"
+        )
+    return None

@@ -28,7 +28,7 @@ from bllpipe.models.units import Segment
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def lies_channels_last(config: Config, device: torch.device) -> bool:
+def uses_channels_last(config: Config, device: torch.device) -> bool:
     """Whether activations and weights are channels_last. Most convolutions are faster so, but the last bits of their
     results depend on it: ``auto`` does not change them on a CPU."""
     return device.type == "cuda" if config.channels_last == "auto" else config.channels_last
@@ -37,7 +37,7 @@ def lies_channels_last(config: Config, device: torch.device) -> bool:
 def place(module: Module, config: Config, device: torch.device) -> Module:
     """The module on ``device``, the weights of its convolutions in the memory format of activations."""
     module = module.to(device)
-    if lies_channels_last(config, device):
+    if uses_channels_last(config, device):
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # left out of torch's own types
     return module
 

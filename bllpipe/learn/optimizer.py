@@ -206,7 +206,6 @@ class Learner:
         return next(iter(self.parameters.values())).device
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The scope of ``precision.compute``."""
         return autocast(self.config, self.device)
 
 
@@ -218,14 +217,6 @@ def rate_factor(step: int, total_steps: int, config: ScheduleConfig) -> float:
     return factor
 
 
-def _constant(progress: float, config: ScheduleConfig) -> float:
-    return 1.0
-
-
-def _cosine(progress: float, config: ScheduleConfig) -> float:
-    return _half_cosine(1.0, config.final_fraction, progress)
-
-
 def _one_cycle(progress: float, config: ScheduleConfig) -> float:
     """Up to the peak and down again, both along half a cosine (Smith & Topin 2018)."""
     if progress < config.peak_at:
@@ -233,18 +224,13 @@ def _one_cycle(progress: float, config: ScheduleConfig) -> float:
     return _half_cosine(1.0, config.final_fraction, (progress - config.peak_at) / max(1 - config.peak_at, 1e-9))
 
 
-def _multistep(progress: float, config: ScheduleConfig) -> float:
-    return config.gamma ** sum(progress >= milestone for milestone in config.milestones)
+def _half_cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * (1 + cos(pi * min(progress, 1.0))) / 2
 
 
 SCHEDULES: dict[str, Callable[[float, ScheduleConfig], float]] = {
-    "constant": _constant,
-    "cosine": _cosine,
+    "constant": lambda progress, config: 1.0,
+    "cosine": lambda progress, config: _half_cosine(1.0, config.final_fraction, progress),
     "onecycle": _one_cycle,
-    "multistep": _multistep,
+    "multistep": lambda progress, config: config.gamma ** sum(progress >= each for each in config.milestones),
 }
-
-
-def _half_cosine(start: float, end: float, progress: float) -> float:
-    """Half a cosine from ``start`` to ``end``."""
-    return end + (start - end) * (1 + cos(pi * min(progress, 1.0))) / 2

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,19 +16,9 @@ from torch.nn.parameter import is_lazy
 
 from bllpipe.errors import ConfigError
 
-EXTRA_STATE = "_extra_state"  # the last name of what get_extra_state returns, in a state_dict
-ALWAYS_DRAW = (nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
 # Attributes of modules (torch, torchvision, timm and others) that hold a dropout rate.
-RATES = (
-    "dropout",
-    "dropout_p",
-    "dropout_rate",
-    "dropout_prob",
-    "attention_dropout",
-    "attn_dropout",
-    "drop_prob",
-    "drop_rate",
-)
+DROPOUT_RATES = {"dropout", "dropout_p", "dropout_rate", "dropout_prob", "drop_prob", "drop_rate"}
+ATTENTION_DROPOUT_RATES = {"attention_dropout", "attn_dropout"}
 
 
 def check_network(modules: Mapping[str, nn.Module], source: str) -> None:
@@ -68,7 +57,7 @@ def _check_tensors(module: nn.Module, name: str) -> None:
 def _check_state(module: nn.Module, name: str) -> None:
     """Checkpoints hold parameters and buffers by name only, so another kind of state would be lost."""
     for key, value in module.state_dict().items():
-        if not isinstance(value, Tensor) or key.rpartition(".")[2] == EXTRA_STATE:
+        if not isinstance(value, Tensor) or key.rpartition(".")[2] == "_extra_state":  # of get_extra_state
             raise ConfigError(
                 f"module {name} of the model: expected a state of parameters and buffers alone, which checkpoints "
                 f"hold, got {key}, a {type(value).__name__} (of get_extra_state or a hook); use a tensor and "
@@ -111,16 +100,16 @@ def _identities(module: nn.Module) -> Iterator[tuple[str, str, list[Any]]]:
                 keys.append((tensor.untyped_storage()._cdata, tensor.storage_offset()))
             yield kind, name, keys
     for name, part in module.named_modules():
-        if draws(part):  # its training mode would be that of the last block to set it
+        if is_stochastic(part):  # its training mode would be that of the last block to set it
             yield f"layer {type(part).__name__}", name, [id(part)]
 
 
-def drawing(modules: Mapping[str, nn.Module]) -> list[str]:
+def stochastic_modules(modules: Mapping[str, nn.Module]) -> list[str]:
     """The names of the modules in which a layer draws random numbers."""
-    return [name for name, module in modules.items() if any(map(draws, module.modules()))]
+    return [name for name, module in modules.items() if any(map(is_stochastic, module.modules()))]
 
 
-def draws(module: nn.Module) -> bool:
+def is_stochastic(module: nn.Module) -> bool:
     """Whether this layer itself draws random numbers in training, judged by its class and attributes."""
     if isinstance(module, _DropoutNd) or type(module).__name__ in ("StochasticDepth", "DropBlock2d", "DropBlock3d"):
         return float(module.p) > 0  # type: ignore[arg-type]  # a number in all of these
@@ -128,27 +117,20 @@ def draws(module: nn.Module) -> bool:
         return module.lower < module.upper
     if isinstance(module, nn.RNNBase):
         return module.num_layers > 1 and float(module.dropout) > 0
-    rates = (getattr(module, name, 0.0) for name in RATES)
-    return isinstance(module, ALWAYS_DRAW) or any(isinstance(rate, (int, float)) and rate > 0 for rate in rates)
-
-
-@dataclass(frozen=True)
-class SingleValues:
-    """A batch norm with one value a channel of every image: a batch of one image has no variance."""
-
-    path: str
-    keeps_statistics: bool
+    rates = (getattr(module, name, 0.0) for name in DROPOUT_RATES | ATTENTION_DROPOUT_RATES)
+    always = isinstance(module, nn.FractionalMaxPool2d | nn.FractionalMaxPool3d)
+    return always or any(isinstance(rate, (int, float)) and rate > 0 for rate in rates)
 
 
 @contextmanager
-def batch_norms_seen(module: nn.Module) -> Iterator[list[SingleValues]]:
-    """The list of batch norms with a single value a channel, filled while a batch runs through ``module``."""
-    found: list[SingleValues] = []
+def single_value_norms(module: nn.Module) -> Iterator[dict[str, bool]]:
+    """The batch norms that get one value a channel of every image, filled while a batch runs through ``module``: by
+    path, whether they keep running statistics. A batch of one image has no variance there."""
+    found: dict[str, bool] = {}
 
     def check(path: str, norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
-        x, size = inputs[0], trial_size(module)
-        if x.numel() == size * x.shape[1]:
-            found.append(SingleValues(path, norm.running_mean is not None))
+        if inputs[0].numel() == trial_size(module) * inputs[0].shape[1]:
+            found[path] = norm.running_mean is not None
 
     hooks = [
         norm.register_forward_pre_hook(lambda norm, inputs, path=path: check(path, norm, inputs))
@@ -168,16 +150,16 @@ def trial_size(module: nn.Module) -> int:
     return 2 if any(norm.running_mean is None for norm in norms) else 1
 
 
-def check_batches(found: Sequence[SingleValues], smallest_train: int, smallest_test: int, name: str) -> None:
-    """Raises ConfigError for a batch norm that has no variance in some batch."""
-    for norm in found:
+def check_batches(norms: Mapping[str, bool], smallest_train: int, smallest_test: int, name: str) -> None:
+    """Raises ConfigError for one of ``single_value_norms`` that has no variance in some batch."""
+    for path, keeps_statistics in norms.items():
         if smallest_train == 1:
             raise ConfigError(
-                f"{name}: the batch norm {norm.path} sees one value a channel of an image, and training batches have "
+                f"{name}: the batch norm {path} sees one value a channel of an image, and training batches have "
                 f"1 image; expected at least 2 for a variance; use a larger data.batch_size, or fewer parts of it"
             )
-        if smallest_test == 1 and not norm.keeps_statistics:
+        if smallest_test == 1 and not keeps_statistics:
             raise ConfigError(
-                f"{name}: the batch norm {norm.path} keeps no running statistics, and the last test batch has 1 image; "
+                f"{name}: the batch norm {path} keeps no running statistics, and the last test batch has 1 image; "
                 f"expected at least 2 for a variance; use another data.batch_size, or track_running_stats=True"
             )

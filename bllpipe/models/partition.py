@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from math import inf
 from typing import TYPE_CHECKING
@@ -34,7 +35,14 @@ def bounds(names: Sequence[str], blocks: int | Sequence[int | str]) -> list[tupl
         blocks: a number of blocks of equal numbers of units (the first ones take the remainder, so ResNet-50
             in four is 4/4/4/4), or the cuts: numbers of units, or names of the unit before each cut.
     """
-    positions = _equal(len(names), blocks) if isinstance(blocks, int) else _explicit(names, blocks)
+    if isinstance(blocks, int):
+        positions = _equal(len(names), blocks)
+    else:
+        positions = [_position(names, place) for place in blocks]
+        if any(later <= earlier for earlier, later in pairwise([0, *positions])):
+            raise ConfigError(
+                f"blocks={list(blocks)}: expected cuts in order, each after the one before it; use another order"
+            )
     return list(pairwise([0, *positions, len(names)]))
 
 
@@ -48,15 +56,6 @@ def _equal(num_units: int, num_blocks: int) -> list[int]:
         )
     size, remainder = divmod(num_units, num_blocks)
     return [size * k + min(k, remainder) for k in range(1, num_blocks)]
-
-
-def _explicit(names: Sequence[str], cuts: Sequence[int | str]) -> list[int]:
-    positions = [_position(names, place) for place in cuts]
-    if any(later <= earlier for earlier, later in pairwise([0, *positions])):
-        raise ConfigError(
-            f"blocks={list(cuts)}: expected cuts in order, each after the one before it; use another order"
-        )
-    return positions
 
 
 def _position(names: Sequence[str], place: int | str) -> int:
@@ -80,16 +79,12 @@ def best_cut(num_units: int, num_blocks: int, cost: Cost) -> list[int] | None:
     if smallest == inf:
         return None
     within = {block: value if value <= smallest else inf for block, value in known.items()}
-    return _optimum(num_units, num_blocks, within, _add_square)[1]
+    return _optimum(num_units, num_blocks, within, lambda total, block: total + block * block)[1]
 
 
 def largest(cut: list[int], num_units: int, cost: Cost) -> float:
     """The cost of the most expensive block of ``cut``."""
     return max(cost(first, end) for first, end in pairwise([0, *cut, num_units]))
-
-
-def _add_square(total: float, block: float) -> float:
-    return total + block * block
 
 
 def _optimum(
@@ -193,23 +188,32 @@ def stage_seconds(units: Sequence[UnitCost], first: int, end: int) -> StageSecon
 
 def local_cost(units: Sequence[UnitCost], link: Link, memory_limit: float = inf) -> Cost:
     """The cost of a step of block-local learning on the device and the links of a block."""
-
-    def cost(first: int, end: int) -> float:
-        if _is_impossible(units, first, end, memory_limit, heads=True):
-            return inf
-        return _with_messages(units, first, end, link, local_seconds(units, first, end))
-
-    return cost
+    return _block_cost(units, link, memory_limit, partial(local_seconds, units), heads=True, directions=1)
 
 
 def stage_cost(units: Sequence[UnitCost], link: Link, memory_limit: float = inf) -> Cost:
     """The same for a stage of a synchronous pipeline; backward messages are as large as forward ones."""
 
-    def cost(first: int, end: int) -> float:
-        if _is_impossible(units, first, end, memory_limit, heads=False):
-            return inf
+    def computing(first: int, end: int) -> float:
         seconds = stage_seconds(units, first, end)
-        return _with_messages(units, first, end, link, seconds.forward + seconds.backward, directions=2)
+        return seconds.forward + seconds.backward
+
+    return _block_cost(units, link, memory_limit, computing, heads=False, directions=2)
+
+
+def _block_cost(
+    units: Sequence[UnitCost], link: Link, memory_limit: float, computing: Cost, heads: bool, directions: int
+) -> Cost:
+    """``computing`` with the messages of a block; infinite for a block that is too large, or cannot learn."""
+
+    def cost(first: int, end: int) -> float:
+        has_parameters = any(unit.parameters for unit in units[first:end])
+        if not has_parameters or memory_bytes(units, first, end, heads) > memory_limit:
+            return inf
+        receive = link.seconds(units[first - 1].output_bytes) if first else 0.0
+        send = link.seconds(units[end - 1].output_bytes) if end < len(units) else 0.0
+        seconds = computing(first, end)
+        return max(seconds, receive, send) if link.overlaps else seconds + directions * (receive + send)
 
     return cost
 
@@ -219,17 +223,3 @@ def memory_bytes(units: Sequence[UnitCost], first: int, end: int, heads: bool = 
     received = units[first - 1].output_bytes if first else 0
     head = units[end - 1].head_memory_bytes if heads else 0
     return sum(unit.memory_bytes for unit in units[first:end]) + received + head
-
-
-def _is_impossible(units: Sequence[UnitCost], first: int, end: int, memory_limit: float, heads: bool) -> bool:
-    """A block without parameters cannot learn."""
-    nothing_to_learn = not any(unit.parameters for unit in units[first:end])
-    return nothing_to_learn or memory_bytes(units, first, end, heads) > memory_limit
-
-
-def _with_messages(
-    units: Sequence[UnitCost], first: int, end: int, link: Link, computing: float, directions: int = 1
-) -> float:
-    receive = link.seconds(units[first - 1].output_bytes) if first else 0.0
-    send = link.seconds(units[end - 1].output_bytes) if end < len(units) else 0.0
-    return max(computing, receive, send) if link.overlaps else computing + directions * (receive + send)

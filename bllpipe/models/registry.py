@@ -17,7 +17,7 @@ from bllpipe.models.units import Unit, units_from_modules
 from bllpipe.utils.tensors import derived_seed
 from bllpipe.utils.torch_state import torch_defaults
 
-GIVEN = "given"  # the package in the names of objects that a script passes
+USER_OBJECTS = "given"  # in place of a package, in the names of objects that a script passes
 
 
 def network_units(model: ModelConfig, in_channels: int, num_classes: int, seed: int) -> list[Unit]:
@@ -55,7 +55,13 @@ def in_order(made: Any, source: str) -> dict[str, nn.Module]:
     Raises ConfigError, which begins with ``source``, for anything without an order of computation.
     """
     if isinstance(made, nn.Sequential):
-        _check_sequential(made, source)
+        if type(made).forward is not nn.Sequential.forward:
+            raise ConfigError(
+                f"{source} {type(made).__name__}, an nn.Sequential with its own forward, which a cut would drop; "
+                f"expected a plain one; use a module for what its forward adds"
+            )
+        if not len(made):
+            raise ConfigError(f"{source} an empty nn.Sequential; expected at least one module for every block")
         return {name: module for name, module in made._modules.items() if module is not None}
     if isinstance(made, nn.Module) and not isinstance(made, nn.ModuleList):
         raise ConfigError(
@@ -69,20 +75,10 @@ def in_order(made: Any, source: str) -> dict[str, nn.Module]:
     return {str(number): module for number, module in enumerate(modules)}
 
 
-def _check_sequential(made: nn.Sequential, source: str) -> None:
-    if type(made).forward is not nn.Sequential.forward:
-        raise ConfigError(
-            f"{source} {type(made).__name__}, an nn.Sequential with its own forward, which a cut would drop; expected "
-            f"a plain one; use a module for what its forward adds"
-        )
-    if not len(made):
-        raise ConfigError(f"{source} an empty nn.Sequential; expected at least one module for every block")
-
-
 def imported(key: str, name: str) -> Callable[..., Any]:
     """The function ``name``, package.module:function; ConfigError, which names ``key``, if it cannot be imported."""
     module_name, _, function_name = name.partition(":")
-    if module_name == GIVEN:
+    if module_name == USER_OBJECTS:
         raise ConfigError(
             f"{key}={name} is an object that a script passed, and exists in that script only; run the script, or use a "
             f"function in a module, named as package.module:function"

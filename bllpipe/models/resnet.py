@@ -58,7 +58,6 @@ class Bottleneck(nn.Module):
 
 
 ResidualUnit = type[BasicBlock] | type[Bottleneck]
-BASIC = ("resnet18", "resnet34")
 
 
 def resnet_units(name: str, width: int, stem: str, in_channels: int, num_classes: int) -> list[Unit]:
@@ -68,7 +67,7 @@ def resnet_units(name: str, width: int, stem: str, in_channels: int, num_classes
         stem: ``cifar`` (3x3, no max-pool), ``half`` (the same with stride 2: a quarter of the work, for CPUs) or
             ``imagenet`` (7x7 stride 2 and max-pool).
     """
-    kind: ResidualUnit = BasicBlock if name in BASIC else Bottleneck
+    kind: ResidualUnit = BasicBlock if name in ("resnet18", "resnet34") else Bottleneck
     units, channels = [], width
     for stage, index in residual_units(name):
         planes, stride = width * 2**stage, 2 if stage > 0 and index == 0 else 1
@@ -77,7 +76,12 @@ def resnet_units(name: str, width: int, stem: str, in_channels: int, num_classes
         channels = planes * kind.expansion
     first, last = units[0], units[-1]
     units[0] = Unit(first.name, (*STEMS[stem](in_channels, width), *first.layers))
-    units[-1] = Unit(last.name, (*units[-1].layers, *_classifier(channels, num_classes)))
+    classifier = (
+        Layer("avgpool", lambda: nn.AdaptiveAvgPool2d(1)),
+        Layer("flatten", lambda: nn.Flatten(1)),
+        Layer("fc", lambda: nn.Linear(channels, num_classes)),
+    )
+    units[-1] = Unit(last.name, (*units[-1].layers, *classifier))
     return units
 
 
@@ -98,33 +102,21 @@ def _initialised(module: nn.Module) -> nn.Module:
     return module
 
 
-def _cifar_stem(in_channels: int, width: int, stride: int = 1) -> tuple[Layer, ...]:
-    return (
-        Layer("conv1", lambda: _initialised(nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False))),
+def _stem(in_channels: int, width: int, kernel: int, stride: int, max_pool: bool = False) -> tuple[Layer, ...]:
+    def convolution() -> nn.Module:
+        return _initialised(nn.Conv2d(in_channels, width, kernel, stride, padding=kernel // 2, bias=False))
+
+    layers = (
+        Layer("conv1", convolution),
         Layer("bn1", lambda: nn.BatchNorm2d(width)),
         Layer("relu", lambda: nn.ReLU(inplace=True)),
     )
-
-
-def _imagenet_stem(in_channels: int, width: int) -> tuple[Layer, ...]:
-    return (
-        Layer("conv1", lambda: _initialised(nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False))),
-        Layer("bn1", lambda: nn.BatchNorm2d(width)),
-        Layer("relu", lambda: nn.ReLU(inplace=True)),
-        Layer("maxpool", lambda: nn.MaxPool2d(kernel_size=3, stride=2, padding=1)),
-    )
+    pool = Layer("maxpool", lambda: nn.MaxPool2d(kernel_size=3, stride=2, padding=1))
+    return (*layers, pool) if max_pool else layers
 
 
 STEMS: dict[str, Callable[[int, int], tuple[Layer, ...]]] = {
-    "cifar": _cifar_stem,
-    "half": partial(_cifar_stem, stride=2),
-    "imagenet": _imagenet_stem,
+    "cifar": partial(_stem, kernel=3, stride=1),
+    "half": partial(_stem, kernel=3, stride=2),
+    "imagenet": partial(_stem, kernel=7, stride=2, max_pool=True),
 }
-
-
-def _classifier(channels: int, num_classes: int) -> tuple[Layer, ...]:
-    return (
-        Layer("avgpool", lambda: nn.AdaptiveAvgPool2d(1)),
-        Layer("flatten", lambda: nn.Flatten(1)),
-        Layer("fc", lambda: nn.Linear(channels, num_classes)),
-    )

@@ -30,7 +30,7 @@ from bllpipe.errors import ConfigError
 from bllpipe.training.callbacks import Callback
 from bllpipe.training.instrument import wrap_method
 from bllpipe.training.worker import Actor, Worker
-from bllpipe.utils.console import say
+from bllpipe.utils.console import print_line
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "int": signal.SIGINT}
 # By point: part of the loop, method, and whether the fault comes before it. A loop has some of them.
@@ -177,7 +177,7 @@ def _corrupt(actor: Actor, fault: Fault) -> None:
 
 def trigger(fault: Fault) -> None:
     """Prints the fault, and does what it says."""
-    say(f"\nfault on purpose: {fault.action} rank {fault.rank} at {fault.point}", sys.stderr)
+    print_line(f"\nfault on purpose: {fault.action} rank {fault.rank} at {fault.point}", sys.stderr)
     if fault.action in SIGNALS:
         os.kill(os.getpid(), SIGNALS[fault.action])
     elif fault.action == "sleep":

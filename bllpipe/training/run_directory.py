@@ -18,7 +18,7 @@ from bllpipe.config import Config, to_yaml
 from bllpipe.errors import CheckpointError
 from bllpipe.training.run_schedule import RunSchedule
 from bllpipe.utils.console import percent, warn
-from bllpipe.utils.files import IfUnwritable, WritePolicy, append_line, json_object, read_record, write_whole, writing
+from bllpipe.utils.files import IfUnwritable, WritePolicy, append_line, atomic_write, json_object, read_record, writing
 from bllpipe.utils.tensors import state_sha256
 from bllpipe.version import __version__
 
@@ -41,8 +41,8 @@ class RunDirectory:
         ``tests_again`` those of the test after ``first_step`` too."""
         with writing("the run's files", self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path / "config.yaml", to_yaml(config))
-            write_whole(self.path / "env.json", json.dumps(environment(), indent=1) + "\n")
+            atomic_write(self.path / "config.yaml", to_yaml(config))
+            atomic_write(self.path / "env.json", json.dumps(environment(), indent=1) + "\n")
             self.targets.unlink(missing_ok=True)  # of an earlier start
             self._keep_metrics_until(first_step, tests_again)
 
@@ -64,7 +64,7 @@ class RunDirectory:
         """status.json: ``running``, ``completed``, ``preempted`` or ``failed``, with step, rank and reason."""
         record = {"status": status, "time": time.time(), **facts}
         with writing("the status", self.path / "status.json"):
-            write_whole(self.path / "status.json", json.dumps(record, indent=1) + "\n")
+            atomic_write(self.path / "status.json", json.dumps(record, indent=1) + "\n")
 
     def read_status(self) -> dict[str, Any]:
         """The object in status.json; empty if it cannot be read."""
@@ -75,13 +75,13 @@ class RunDirectory:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         with writing("the summary", self.path / "summary.json"):
-            write_whole(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
+            atomic_write(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
 
     def write_targets(self, groups: Sequence[Mapping[str, Any]], copy: Path | None = None) -> None:
         """prometheus.json: the addresses of the ranks' metrics, for the file_sd of Prometheus. Raises OSError."""
         for path in filter(None, (self.targets, copy)):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps(groups, indent=1) + "\n")
+            atomic_write(path, json.dumps(groups, indent=1) + "\n")
 
     def read_targets(self) -> list[dict[str, Any]]:
         """The groups that ``write_targets`` wrote; empty for anything else."""
@@ -98,7 +98,7 @@ class RunDirectory:
     def _write_spans(self, path: Path, text: str) -> None:
         with writing("spans", path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, text)
+            atomic_write(path, text)
 
     def has_ended(self, step: int) -> bool:
         """Whether summary.json and status.json are those of a run that ended without a failure after ``step`` steps."""
@@ -112,7 +112,7 @@ class RunDirectory:
         if self.metrics.is_file():
             lines = self.metrics.read_text(errors="replace").splitlines(keepends=True)
             kept = [line for line in lines if _stays(line, first_step, tests_again)]
-            write_whole(self.metrics, "".join(kept) if first_step else "")
+            atomic_write(self.metrics, "".join(kept) if first_step else "")
 
 
 def _stays(line: str, first_step: int, tests_again: bool) -> bool:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from bllpipe.errors import BllpipeError, WireError
 from bllpipe.messages import Store
 from bllpipe.training.run_schedule import StopAgreement
-from bllpipe.utils.console import say
+from bllpipe.utils.console import print_line
 
 if TYPE_CHECKING:
     from bllpipe.training.worker import Actor, Worker
@@ -131,7 +131,7 @@ class Watchdog:
                 how = (
                     "with a checkpoint" if self.ending.saves else "without a checkpoint (checkpoint.every_steps=never)"
                 )
-                say(f"\nbllpipe: {self.ending.reason}: stopping {how}", sys.stderr)
+                print_line(f"\nbllpipe: {self.ending.reason}: stopping {how}", sys.stderr)
 
     def _own(self) -> list[ActorStatus]:
         return [ActorStatus.of(actor) for worker in self._workers for actor in worker.actors]

@@ -31,8 +31,8 @@ PIPE_BUFFER = 4096  # bytes that a pipe takes in one piece once it is writable
 UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
-def say(text: str, out: TextIO | None = None) -> None:
-    """One line, or several, to ``out``, by default the standard output; in one piece, as ranks share it."""
+def print_line(text: str, out: TextIO | None = None) -> None:
+    """Prints one line, or several, to ``out``, by default the standard output; in one write, as ranks share it."""
     put(f"{text}\n", sys.stdout if out is None else out)
 
 
@@ -87,23 +87,19 @@ def encoded(text: str, out: TextIO) -> bytes:
 
 def write_bytes(descriptor: int, content: bytes, patience: float | None = None) -> None:
     """Writes all of ``content``; TimeoutError when a pipe or a terminal takes nothing for ``patience`` seconds, and
-    None waits for ever."""
+    None waits without a limit."""
     can_block = not stat.S_ISREG(os.fstat(descriptor).st_mode)
+    poll = select.poll()  # select.select refuses descriptors above 1023
+    poll.register(descriptor, select.POLLOUT)
     left = memoryview(content)
     while left:
-        if can_block and not _is_writable(descriptor, patience):
+        if can_block and not poll.poll(None if patience is None else 1000 * patience):
             raise TimeoutError(f"nothing was taken for {patience} s")
         left = left[os.write(descriptor, left[:PIPE_BUFFER] if can_block else left) :]
 
 
-def _is_writable(descriptor: int, patience: float | None) -> bool:
-    poll = select.poll()  # select.select refuses descriptors above 1023
-    poll.register(descriptor, select.POLLOUT)
-    return bool(poll.poll(None if patience is None else 1000 * patience))
-
-
 def has_descriptor(out: TextIO) -> bool:
-    """Whether the system knows ``out``, too, which a script's own object need not be known to."""
+    """Whether ``out`` has a file descriptor, which a script's own object need not have."""
     try:
         return out.fileno() >= 0
     except (OSError, ValueError, AttributeError):
@@ -111,7 +107,7 @@ def has_descriptor(out: TextIO) -> bool:
 
 
 def is_terminal(out: TextIO | None) -> bool:
-    """Whether ``out`` is a terminal; a script's own object need not have the method that tells."""
+    """Whether ``out`` is a terminal; a script's own object need not have ``isatty``."""
     try:
         return out is not None and bool(out.isatty())
     except Exception:  # closed, or an object of the script's
@@ -141,8 +137,8 @@ def repair_standard_streams() -> None:
 
 
 def drop_unwritten() -> None:
-    """At the end of a process: what a closed terminal or a full disk did not take is forgotten. The interpreter would
-    make an exit code of its own of it."""
+    """At the end of a process: what a closed terminal or a full disk did not take is dropped; the interpreter would
+    turn it into an exit code of its own."""
     for out in (sys.stdout, sys.stderr):
         try:
             if out is not None:
@@ -235,7 +231,6 @@ def _drawn(out: TextIO, quiet: bool) -> Progress | None:
 
 
 def _clock(seconds: float) -> str:
-    """Hours, minutes and seconds."""
     return str(timedelta(seconds=round(seconds)))
 
 

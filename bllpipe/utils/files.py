@@ -1,7 +1,9 @@
-"""Atomic writes, and bounded reads: regular files only, and JSON of limited size and depth. A kill or a power cut
-leaves the old file or the new one; an error names the file and what to do. And the lock of a run directory: it is
-``flock`` on an open file, so the kernel releases it when the process ends, however that happens, and a run that was
-killed can be resumed at once. Processes that were forked in between hold it too, until they have ended.
+"""Atomic writes, bounded reads, and the lock of a run directory.
+
+A kill or a power cut leaves the old file or the new one. Only regular files are read, and JSON of limited size and
+depth; an error names the file and what to do. The lock is ``flock`` on an open file, so the kernel releases it when the
+process ends, however that happens, and a run that was killed can be resumed at once. Processes that were forked in
+between hold it too, until they have ended.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ def refusal(what: str, path: Path, error: Exception) -> str:
     return f"cannot write {what} to {path}: {reason}; {_room(path)}"
 
 
-def write_whole(path: Path, text: str) -> None:
+def atomic_write(path: Path, text: str) -> None:
     """Replaces the file in one rename, so readers see the old or the new one; a failed write leaves no partial file."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -71,8 +73,15 @@ def write_whole(path: Path, text: str) -> None:
 def append_line(path: Path, line: str) -> None:
     """Appends a line in one write, as several ranks share the file; a failed write leaves no partial line."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    content = left = f"{line}\n".encode()
     try:
-        _write_all(descriptor, f"{line}\n".encode())
+        while left:
+            left = left[os.write(descriptor, left) :]
+    except OSError:
+        if written := len(content) - len(left):
+            with suppress(OSError):  # a partial line would corrupt the next one
+                os.ftruncate(descriptor, os.lseek(descriptor, 0, os.SEEK_CUR) - written)
+        raise
     finally:
         os.close(descriptor)
 
@@ -92,37 +101,18 @@ class WritePolicy:
         except OutputError as error:
             if self._policy == "fail":
                 raise
-            self._note_failure(error)
-        else:
-            self._note_success()
-
-    def _note_failure(self, error: OutputError) -> None:
-        with self._lock:
-            self._missing += 1
-            if self._missing == 1:
-                self._warn(f"{error.found}; the run goes on without ({self._key}: go_on)")
-
-    def _note_success(self) -> None:
+            with self._lock:
+                self._missing += 1
+                if self._missing == 1:
+                    self._warn(f"{error.found}; the run goes on without ({self._key}: go_on)")
+            return
         with self._lock:
             if self._missing:
                 self._warn(f"{self._what} can be written again; {self._missing} could not")
             self._missing = 0
 
 
-def _write_all(descriptor: int, content: bytes) -> None:
-    left = content
-    try:
-        while left:
-            left = left[os.write(descriptor, left) :]
-    except OSError:
-        if written := len(content) - len(left):
-            with suppress(OSError):  # a partial line would corrupt the next one
-                os.ftruncate(descriptor, os.lseek(descriptor, 0, os.SEEK_CUR) - written)
-        raise
-
-
 def _room(path: Path) -> str:
-    """The free space of the file system of ``path``."""
     for place in (path, *path.parents):
         with suppress(OSError):
             return f"{shutil.disk_usage(place).free:,} bytes are free there"
@@ -152,7 +142,7 @@ def output_file(text: str) -> Path:
 
 
 @contextmanager
-def unfinished(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary path for ``path``. On exit the file is synced and renamed; after an error it is removed."""
     temporary = path.with_name(f".{path.name}")
     try:
@@ -204,13 +194,20 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
     content = render(record)
     if len(content) > MAX_BYTES:
         raise CheckpointError(f"{path} would have {len(content):,} bytes; at most {MAX_BYTES:,} can be read back")
-    with unfinished(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_bytes(content)
 
 
 def read_record(path: Path) -> tuple[dict[str, Any], bytes]:
     """The JSON object in a file, and its bytes; CheckpointError for anything else."""
-    content = _read_bounded(path)
+    ordinary_size(path)
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    if len(content) > MAX_BYTES:
+        raise CheckpointError(f"{path} is damaged: it has more than {MAX_BYTES:,} bytes")
     try:
         record = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -225,18 +222,6 @@ def read_record(path: Path) -> tuple[dict[str, Any], bytes]:
 def render(record: Mapping[str, Any]) -> bytes:
     """The canonical JSON of a record, so that bytes can be compared."""
     return (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
-
-
-def _read_bounded(path: Path) -> bytes:
-    ordinary_size(path)
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    if len(content) > MAX_BYTES:
-        raise CheckpointError(f"{path} is damaged: it has more than {MAX_BYTES:,} bytes")
-    return content
 
 
 def _is_deep(record: object) -> bool:
@@ -309,4 +294,4 @@ def _lock_holder(descriptor: int) -> str:
         record = json.loads(os.pread(descriptor, 4096, 0))
         return f"host {record['host']}, process {record['pid']}, since {record['since']}"
     except (OSError, ValueError, LookupError, TypeError):
-        return "it has not said which"
+        return "its process is unknown"

@@ -58,24 +58,15 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def gpu_bytes() -> int:
-    """Memory of this process's tensors on all GPUs; 0 without a GPU. Read from the allocator, not from the GPU."""
+def gpu_bytes(peak: bool = False) -> int:
+    """Memory of this process's tensors on all GPUs, now or at its peak; 0 without a GPU. Read from the allocator, not
+    from the GPU."""
     import torch
 
-    return _sum_over_gpus(torch.cuda.memory_allocated)
-
-
-def peak_gpu_bytes() -> int:
-    """The peak of ``gpu_bytes``."""
-    import torch
-
-    return _sum_over_gpus(torch.cuda.max_memory_allocated)
-
-
-def _sum_over_gpus(read: Callable[[int], int]) -> int:
-    import torch
-
-    return sum(read(index) for index in range(torch.cuda.device_count())) if torch.cuda.is_initialized() else 0
+    if not torch.cuda.is_initialized():
+        return 0
+    read = torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated
+    return sum(read(index) for index in range(torch.cuda.device_count()))
 
 
 def end_with_parent(parent: int | None = None) -> None:
@@ -100,8 +91,8 @@ def name_process(name: str) -> None:
 
 @contextmanager
 def around_suspension(before: Callable[[], None], after: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Meanwhile SIGTSTP calls ``before``, stops this process as it would without us, and calls ``after`` when it goes
-    on. Only a main thread can do that, and only where nothing else handles the signal or ignores it."""
+    """Meanwhile SIGTSTP calls ``before``, stops this process as it would without us, and calls ``after`` when it is
+    continued. Only a main thread can do that, and only where nothing else handles the signal or ignores it."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTSTP) != signal.SIG_DFL:
         yield
         return

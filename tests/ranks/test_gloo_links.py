@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from bllpipe.distributed.gloo import GlooReceiver, GlooSender, MessageBuffer
 from bllpipe.distributed.message_format import VERSION, Field, Layout, alpha_fields, target_fields
-from bllpipe.distributed.process_links import Handshake
+from bllpipe.distributed.process_links import EdgeHandshake
 from bllpipe.errors import WireError
 from bllpipe.messages import Alpha, Round, Target
 from bllpipe.topology import Edge
@@ -75,7 +75,7 @@ class Ends:
 
     def __init__(self, rank: int, group: Any, store: Any, ours: Layout) -> None:
         self.rank, self.group, self.ours = rank, group, ours
-        self.handshake = Handshake(store)
+        self.handshake = EdgeHandshake(store)
         self.handshake.publish(ours, "src" if rank == 0 else "dst")
 
     def exchange(self, sent: Any) -> str:

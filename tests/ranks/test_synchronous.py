@@ -25,7 +25,7 @@ from bllpipe.engines import Options, ddp, deepspeed
 from bllpipe.engines.job import agree
 from bllpipe.engines.runner import run_actor
 from bllpipe.engines.synchronous import Build, RankContext, make_rank
-from bllpipe.learn.memory_format import as_channels_last, lies_channels_last, place
+from bllpipe.learn.memory_format import as_channels_last, place, uses_channels_last
 from bllpipe.learn.optimizer import Optimizer
 from bllpipe.messages import Round
 from bllpipe.models.registry import network_units
@@ -132,7 +132,7 @@ def one_step_in_one_process(config: Config) -> tuple[dict[str, Tensor], dict[str
     before = {f"model.{name}": value.clone() for name, value in segment.state_dict().items()}
     image_BCHW, label_B = first_batch(config)
     for images, labels in zip(image_BCHW.chunk(parts_of(config)), label_B.chunk(parts_of(config)), strict=True):
-        images = as_channels_last(images) if lies_channels_last(config, CPU) else images
+        images = as_channels_last(images) if uses_channels_last(config, CPU) else images
         (torch.nn.functional.cross_entropy(segment(images), labels) / parts_of(config)).backward()
     parameters = dict(segment.named_parameters())
     if config.optimizer.clip_norm is not None:

@@ -124,9 +124,8 @@ def test_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Write
 
 
 def test_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Write) -> None:
-    """Its loader is a line of ``_loader``."""
-    bars, loader = write("own_data", DATA).bars, registry._loader
-    monkeypatch.setattr(registry, "_loader", lambda name: bars if name == "bars" else loader(name))
+    """Its loader is a line of ``LOADERS``."""
+    monkeypatch.setitem(registry.LOADERS, "bars", write("own_data", DATA).bars)
     plain = load_config(None, SETTINGS)
     found = train(tmp_path / "run", replace(plain, data=replace(plain.data, name="bars")))  # type: ignore[arg-type]
     assert found["steps"] == 3

@@ -31,7 +31,7 @@ from bllpipe.tools.analysis.network_file import (
     whole_network,
 )
 from bllpipe.utils.console import percent
-from bllpipe.utils.files import unfinished
+from bllpipe.utils.files import atomic_file
 
 
 def export_run(
@@ -87,7 +87,7 @@ def export_heads(
 def _written(file: Path, weights: Mapping[str, Tensor], metadata: dict[str, str]) -> Iterator[Path]:
     """The safetensors file under a name for now; it is called ``file`` when nothing was found to be wrong with it."""
     try:
-        with unfinished(file) as temporary:
+        with atomic_file(file) as temporary:
             save_file(separate(weights), temporary, metadata)
             yield temporary
     except (OSError, SafetensorError) as error:

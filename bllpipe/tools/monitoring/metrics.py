@@ -20,7 +20,7 @@ from typing import Literal
 from bllpipe.training.metrics_logger import MetricMeans
 from bllpipe.training.timing import Metered
 from bllpipe.training.worker import Actor, Worker
-from bllpipe.utils.process import gpu_bytes, peak_gpu_bytes, resident_bytes
+from bllpipe.utils.process import gpu_bytes, resident_bytes
 
 SETTINGS = ("method", "engine", "model", "data")
 VERSIONS = ("version", "torch", "python")
@@ -301,7 +301,9 @@ SECTIONS = {
             "GPU memory of the process's tensors; 0 without a GPU.",
             of_rank(lambda s: gpu_bytes()),
         ),
-        MetricDef("bllpipe_gpu_memory_peak_bytes", "The most that it ever was.", of_rank(lambda s: peak_gpu_bytes())),
+        MetricDef(
+            "bllpipe_gpu_memory_peak_bytes", "The most that it ever was.", of_rank(lambda s: gpu_bytes(peak=True))
+        ),
         MetricDef("bllpipe_run_info", "1; what is trained, and how.", constant(SETTINGS, lambda s: s.settings)),
         MetricDef("bllpipe_build_info", "1; versions.", constant(VERSIONS, lambda s: s.versions)),
     ),

@@ -17,7 +17,7 @@ from bllpipe.messages import Store
 from bllpipe.tools.monitoring.live_table import Screen, can_draw, clock, lines, release
 from bllpipe.tools.monitoring.run_status import Follower
 from bllpipe.training.callbacks import Callback
-from bllpipe.utils.console import is_terminal, put, say
+from bllpipe.utils.console import is_terminal, print_line, put
 from bllpipe.utils.process import around_suspension
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def write_json(out: TextIO, every_seconds: float) -> Show:
     def show(run: Follower, wait: Wait) -> None:
         while not wait(every_seconds):
             run.refresh()
-            say(snapshot(run), out)
+            print_line(snapshot(run), out)
 
     return show
 

@@ -34,7 +34,7 @@ from bllpipe.engines.pipeline_stages import microbatch_size, wire_format
 from bllpipe.engines.ports import layout_of
 from bllpipe.engines.synchronous import StageTrainer
 from bllpipe.errors import BllpipeError, ConfigError
-from bllpipe.learn.balance import resolved
+from bllpipe.learn.balanced_cut import with_balanced_cut
 from bllpipe.learn.block import Block, make_block
 from bllpipe.learn.distributions import FAMILIES, num_channels
 from bllpipe.learn.feedback import Feedback, make_feedback
@@ -159,7 +159,7 @@ def count(config: Config, spec: DataSpec) -> Figures:
 
     Raises ConfigError for a network that no run could compute, and NeedsRealTensors for one that depends on values.
     """
-    config = resolved(config, spec.image_shape, spec.num_classes)
+    config = with_balanced_cut(config, spec.image_shape, spec.num_classes)
     config = replace(config, precision=replace(config.precision, compute="fp32"))  # autocast needs a real device
     job = _job_without_ranks(config, spec)
     with _explained(config):

@@ -33,7 +33,7 @@ from bllpipe.engines.devices import Machine, one_device
 from bllpipe.errors import ConfigError
 from bllpipe.learn.block import Block, make_block
 from bllpipe.learn.distributions import num_channels
-from bllpipe.learn.memory_format import as_channels_last, autocast, lies_channels_last, place
+from bllpipe.learn.memory_format import as_channels_last, autocast, place, uses_channels_last
 from bllpipe.learn.optimizer import Optimizer
 from bllpipe.messages import Round, Target
 from bllpipe.models.registry import last_width, network_units
@@ -69,7 +69,7 @@ class UnitBenchmark:
         is_last: bool,
         last_width: int | None = None,
     ) -> None:
-        x = as_channels_last(x) if lies_channels_last(config, x.device) else x
+        x = as_channels_last(x) if uses_channels_last(config, x.device) else x
         self.segment, self.x = segment, x.detach()
         with torch.no_grad(), autocast(config, x.device):
             alpha = segment.train()(self.x.clone())

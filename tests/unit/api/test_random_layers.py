@@ -12,7 +12,7 @@ from torchvision.ops import DropBlock2d, StochasticDepth
 
 import bllpipe
 from bllpipe import cli, launch
-from bllpipe.models.checks import draws
+from bllpipe.models.checks import is_stochastic
 from tests.support.networks.api import DATA
 
 SMALL = {"data.batch_size": 32}
@@ -61,12 +61,12 @@ DRAW_NOT = {
 
 @pytest.mark.parametrize("name", DRAW)
 def test_layers_that_draw(name: str) -> None:
-    assert any(map(draws, DRAW[name].modules()))
+    assert any(map(is_stochastic, DRAW[name].modules()))
 
 
 @pytest.mark.parametrize("name", DRAW_NOT)
 def test_layers_that_do_not(name: str) -> None:
-    assert not any(map(draws, DRAW_NOT[name].modules()))
+    assert not any(map(is_stochastic, DRAW_NOT[name].modules()))
 
 
 def dropping(in_channels: int, num_classes: int) -> list[nn.Module]:

@@ -20,7 +20,7 @@ from bllpipe.api.train import TrainArguments, build_config
 from bllpipe.config import load_config, to_mapping
 from bllpipe.data.registry import digits
 from bllpipe.engines.job import compare_with_first, introduce
-from bllpipe.learn.balance import resolved
+from bllpipe.learn.balanced_cut import with_balanced_cut
 from tests.support.networks.api import DATA, network, seeded_network, split, towards_class
 
 SMALL = {"data.batch_size": 32, "optimizer.lr": 0.1}
@@ -149,7 +149,7 @@ def test_balanced_cuts_leave_the_modules_as_they_are() -> None:
     model = seeded_network()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     config = build_config(model, DATA, TrainArguments(blocks="balanced 2"))
-    assert resolved(config, (6,), 3).blocks in (["0"], ["1"])
+    assert with_balanced_cut(config, (6,), 3).blocks in (["0"], ["1"])
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 

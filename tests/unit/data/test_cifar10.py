@@ -19,7 +19,7 @@ from bllpipe.data.registry import read_arrays
 FOLDER = Path(__file__).parents[4] / "shared" / "data" / "cifar10"
 
 pytestmark = pytest.mark.skipif(
-    not (FOLDER / "test_0.webp").is_file(), reason="needs the lossless grids of CIFAR-10 beside the repository"
+    not (FOLDER / "test_0.webp").is_file(), reason="needs the lossless grids of CIFAR-10 next to the repository"
 )
 Cut = tuple[NDArray[np.uint8], NDArray[np.int64], Any]
 

@@ -1,4 +1,4 @@
-"""Sets that have to be downloaded: what is said when they are not here and cannot be had."""
+"""Sets that have to be downloaded: the errors when they are missing and cannot be downloaded."""
 
 import re
 import socket
@@ -66,7 +66,7 @@ def served_from(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """CIFAR-10 comes from this port of this machine, whose silence is believed quickly."""
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setitem(DOWNLOADS, "cifar10", replace(DOWNLOADS["cifar10"], url=f"http://127.0.0.1:{port}/"))
-    monkeypatch.setattr(catalog, "SECONDS", 0.2)
+    monkeypatch.setattr(catalog, "SERVER_TIMEOUT_SECONDS", 0.2)
 
 
 @pytest.mark.parametrize(("is_open", "failure"), [(False, "<urlopen error"), (True, "timed out")])
@@ -84,7 +84,7 @@ def test_a_server_that_is_not_there_or_says_nothing(
 
 def test_a_server_that_answers_is_enough(tmp_path: Path, refusing_server: int, monkeypatch: pytest.MonkeyPatch) -> None:
     served_from(refusing_server, monkeypatch)
-    monkeypatch.setattr(catalog, "SECONDS", 30.0)
+    monkeypatch.setattr(catalog, "SERVER_TIMEOUT_SECONDS", 30.0)
     check_obtainable("cifar10", str(tmp_path))
 
 

@@ -60,7 +60,7 @@ def test_the_good_one_is_good(tmp_path: Path) -> None:
 def test_a_header_that_tells_of_other_than_is_stored(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
     path = packed(tmp_path, zipfile.ZIP_STORED, **{name: npy(np.zeros((4, 2, 2), np.uint8), shape=shape)})
     with pytest.raises(
-        DataError, match=rf"{name} is damaged: its header tells of \[.*\] uint8 \(.* bytes\), but 16 by"
+        DataError, match=rf"{name} is damaged: its header describes \[.*\] uint8 \(.* bytes\), but 16 by"
     ):
         open_archive(path)
 
@@ -99,7 +99,7 @@ def test_a_bomb_behind_a_small_promise_is_not_unfolded(tmp_path: Path) -> None:
     with (
         little_memory(),
         pytest.raises(
-            DataError, match=r"train_x is damaged: its header tells of \[4, 2, 2\] uint8 \(16 bytes\), but 200"
+            DataError, match=r"train_x is damaged: its header describes \[4, 2, 2\] uint8 \(16 bytes\), but 200"
         ),
     ):
         open_archive(path)

@@ -1,4 +1,4 @@
-"""Folders of images: what is found in them, how it is decoded, and what is said when it cannot be."""
+"""Folders of images: what is found in them, how it is decoded, and the errors when it cannot be."""
 
 import re
 from collections.abc import Iterator
@@ -108,7 +108,7 @@ def test_a_class_does_not_vanish(root: Path, split: str, entry: str, found: str)
     file = root / split / "emu" / entry
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(noise(SIZE, SIZE)).save(file, format="PNG")
-    if not found:  # as in an empty folder, which is said
+    if not found:  # as in an empty folder, which is an error
         assert set(folder_labels(configured(root)).train_N.tolist()) == ({0, 1} if split == "train" else {0, 1, 2})
         return
     for read in (FolderImages, folder_labels):

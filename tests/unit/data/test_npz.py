@@ -1,4 +1,4 @@
-"""NumPy archives: what is read from good ones, and what is said about every defect of a bad one."""
+"""NumPy archives: what is read from good ones, and the error for every defect of a bad one."""
 
 import zipfile
 from collections.abc import Mapping

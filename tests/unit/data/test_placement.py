@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bllpipe.config.schema import AugmentConfig, DataConfig, GpuConfig
-from bllpipe.data.base import ImageSet, MemoryImages, Split, sent
+from bllpipe.data.base import ImageSet, MemoryImages, Split, to_device
 from bllpipe.data.catalog import DataSpec
 from bllpipe.data.loader import ImageSource, PrefetchedImages, placed, stays_on_device
 from bllpipe.errors import ConfigError, DataError
@@ -94,7 +94,7 @@ def test_drawing_ahead_ends_with_the_last_batch() -> None:
     assert [int(batch[0, 0, 0, 0]) for batch in found] == [0, 1, 2, 3, 4]
 
 
-def test_what_cannot_be_decoded_is_said_where_it_is_asked_for() -> None:
+def test_what_cannot_be_decoded_is_an_error_where_it_is_asked_for() -> None:
     batches = PrefetchedImages(Folder(), Tensor.clone).batches([("train", torch.arange(2)), ("train", torch.arange(3))])
     assert len(next(batches)) == 2
     with pytest.raises(DataError, match=r"train/cat/3\.png is no image"):
@@ -103,7 +103,7 @@ def test_what_cannot_be_decoded_is_said_where_it_is_asked_for() -> None:
 
 def test_what_is_there_already_is_not_sent() -> None:
     tensor = torch.arange(3)
-    assert sent(tensor, CPU) is tensor
+    assert to_device(tensor, CPU) is tensor
 
 
 def test_the_data_say_how_large_they_are() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bllpipe.distributed.cuda_streams import HostStreams, Ring
+from bllpipe.distributed.cuda_streams import HostStreams, RingBuffer
 from bllpipe.distributed.gloo import MessageBuffer
 from bllpipe.distributed.local_links import LocalWires
 from bllpipe.distributed.message_format import (
@@ -121,7 +121,7 @@ def test_votes_cost_four_bytes_a_class_and_image_and_only_in_tests() -> None:
 
 
 @pytest.mark.parametrize("size", [4, 3, 1])
-def test_votes_stay_float32_beside_activations_in_bfloat16(size: int) -> None:
+def test_votes_stay_float32_with_activations_in_bfloat16(size: int) -> None:
     """Through a buffer of gloo, which is used again for messages of other sizes and phases, and inside a process."""
     layout, test = voting_layout(), Round("evaluate", 5, size=size)
     alpha, votes = torch.randn(size, 2, 4, 4), torch.rand(size, 10)
@@ -230,7 +230,7 @@ def test_closed_wires_end_every_wait() -> None:
 @pytest.mark.parametrize("received", [torch.bfloat16, torch.float32], ids=str)
 def test_slots_in_the_format_of_their_reader_are_read_where_they_lie(received: torch.dtype) -> None:
     """Anything else is a copy, at another place every time."""
-    ring = Ring(replace(alpha_layout(torch.bfloat16), received=received), 2, HostStreams(), CPU)
+    ring = RingBuffer(replace(alpha_layout(torch.bfloat16), received=received), 2, HostStreams(), CPU)
     (slot, _), places = ring._slots, []
     for step in range(4):
         entry, sent = Round("train", step, size=4), torch.randn(4, 2, 4, 4)

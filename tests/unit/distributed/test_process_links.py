@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from bllpipe.distributed.message_format import MAGIC, VERSION, Layout, alpha_fields
-from bllpipe.distributed.process_links import Handshake
+from bllpipe.distributed.process_links import EdgeHandshake
 from bllpipe.errors import WireError
 from bllpipe.topology import Edge
 
@@ -28,13 +28,13 @@ OTHERS = {
 def shake(sender: Layout, receiver: Layout) -> list[str]:
     """What either end says of the other: nothing if they mean the same."""
     store: Any = dist.HashStore()
-    ends = Handshake(store), Handshake(store)
+    ends = EdgeHandshake(store), EdgeHandshake(store)
     ends[0].publish(sender, "src")
     ends[1].publish(receiver, "dst")
-    return [said(end) for end in ends]
+    return [compared(end) for end in ends]
 
 
-def said(end: Handshake) -> str:
+def compared(end: EdgeHandshake) -> str:
     try:
         end.compare()
     except WireError as error:
@@ -68,7 +68,7 @@ def test_both_ends_say_the_same_about_what_differs(other: Layout, words: str) ->
 )
 def test_what_is_not_ours_is_described(published: bytes, words: str) -> None:
     store: Any = dist.HashStore()
-    end = Handshake(store)
+    end = EdgeHandshake(store)
     end.publish(LAYOUT, "dst")
     store.set("layout/alpha 0->1/src", published.hex())
     with pytest.raises(WireError, match=f"block 1 expected .*, but block 0 sends .*{words}"):
@@ -77,7 +77,7 @@ def test_what_is_not_ours_is_described(published: bytes, words: str) -> None:
 
 def test_words_that_are_no_header_at_all() -> None:
     store: Any = dist.HashStore()
-    end = Handshake(store)
+    end = EdgeHandshake(store)
     end.publish(LAYOUT, "dst")
     store.set("layout/alpha 0->1/src", "GET / HTTP/1.1")
     with pytest.raises(WireError, match="block 0 sends bytes that are no bllpipe header"):
@@ -87,7 +87,7 @@ def test_words_that_are_no_header_at_all() -> None:
 def test_an_end_that_says_nothing_is_named() -> None:
     store: Any = dist.HashStore()
     store.set_timeout(timedelta(milliseconds=50))
-    end = Handshake(store)
+    end = EdgeHandshake(store)
     end.publish(LAYOUT, "src")
     with pytest.raises(
         WireError,

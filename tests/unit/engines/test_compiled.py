@@ -18,7 +18,7 @@ from bllpipe.config import load_config
 from bllpipe.errors import ConfigError
 from bllpipe.learn import cuda_graphs
 from bllpipe.learn.block import Block, build_segments, make_block
-from bllpipe.learn.cuda_graphs import MOST_AGAIN, compile_part, compile_parts, forget_compiled
+from bllpipe.learn.cuda_graphs import MAX_RECOMPILATIONS, compile_part, compile_parts, forget_compiled
 from bllpipe.messages import Round, Target
 from bllpipe.models.partition import cut
 from bllpipe.models.resnet import resnet_units
@@ -166,9 +166,9 @@ def test_a_part_that_is_compiled_in_every_step_is_an_error() -> None:
     part = Counting()
     compile_part(part, "block 3", "eager")
     with pytest.raises(ConfigError, match="but block 3 was compiled 9 times more for inputs that it had before: some"):
-        for _ in range(MOST_AGAIN + 10):
+        for _ in range(MAX_RECOMPILATIONS + 10):
             part(torch.randn(FULL, 2))
-    assert part.steps == MOST_AGAIN + 2
+    assert part.steps == MAX_RECOMPILATIONS + 2
 
 
 def test_the_real_compiler_takes_the_same_way() -> None:

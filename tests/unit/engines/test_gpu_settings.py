@@ -18,7 +18,7 @@ from bllpipe.engines.devices import set_up
 from bllpipe.engines.in_process import wires_in_turn
 from bllpipe.learn import block
 from bllpipe.learn.cuda_graphs import compile_parts, speed_up
-from bllpipe.learn.memory_format import as_channels_last, lies_channels_last, place
+from bllpipe.learn.memory_format import as_channels_last, place, uses_channels_last
 from tests.unit.engines.test_job import job_of
 from tests.unit.learn.test_cuda_graphs import SETTINGS, images, make, step_of
 
@@ -34,14 +34,14 @@ def test_a_cpu_computes_as_ever() -> None:
     plain = make(config)
     forward = plain.forward
     assert speed_up(plain, config).forward == forward
-    assert not lies_channels_last(config, CPU) and not plain.channels_last
+    assert not uses_channels_last(config, CPU) and not plain.channels_last
 
 
 def test_activations_lie_as_a_gpu_likes_them() -> None:
-    assert lies_channels_last(load_config(None), GPU)
+    assert uses_channels_last(load_config(None), GPU)
     for wanted in (True, False):
         config = load_config(None, [f"channels_last={wanted}".lower()])
-        assert lies_channels_last(config, GPU) is lies_channels_last(config, CPU) is wanted
+        assert uses_channels_last(config, GPU) is uses_channels_last(config, CPU) is wanted
     assert as_channels_last(torch.zeros(2, 3, 4, 4)).is_contiguous(memory_format=torch.channels_last)
     assert as_channels_last(torch.zeros(2, 3)).is_contiguous()
     layer = place(torch.nn.Conv2d(2, 3, 3), load_config(None), CPU)
@@ -113,7 +113,7 @@ def test_products_are_deterministic_unless_somebody_has_chosen() -> None:
 def test_batch_norms_beside_nccl_leave_cudnn_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside_nccl: bool, compiled: str, expected: bool
 ) -> None:
-    monkeypatch.setattr(block, "lies_channels_last", lambda config, device: True)  # as on a GPU
+    monkeypatch.setattr(block, "uses_channels_last", lambda config, device: True)  # as on a GPU
     job = job_of(tmp_path, "blocks=2", "objective.head=conv", f"gpu.compile={compiled}")
     assembly = JobBuilder(job, LocalWires(CPU, timeout=1), beside_nccl=beside_nccl)
     built = assembly._block(0, build_segment(job, 0, CPU))

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bllpipe.config import load_config
-from bllpipe.distributed.cuda_streams import HostStreams, Ring, RingWires, streams_on
+from bllpipe.distributed.cuda_streams import HostStreams, RingBuffer, RingWires, streams_on
 from bllpipe.engines import Options, streams
 from bllpipe.engines.in_process import run_in_process, run_in_turn
 from bllpipe.engines.job import Job
@@ -195,11 +195,11 @@ def test_only_a_checkpoint_takes_memory_from_one_stream_to_another(tmp_path: Pat
 
 
 def without_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    _wait_only(monkeypatch, Ring.take)
+    _wait_only(monkeypatch, RingBuffer.take)
 
 
 def without_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    _wait_only(monkeypatch, Ring.fill)
+    _wait_only(monkeypatch, RingBuffer.fill)
 
 
 def _wait_only(monkeypatch: pytest.MonkeyPatch, forgetful: Callable[..., Any]) -> None:
@@ -210,7 +210,7 @@ def _wait_only(monkeypatch: pytest.MonkeyPatch, forgetful: Callable[..., Any]) -
             inside.setattr(WatchedStream, "wait", lambda self, event: None)
             return forgetful(*arguments)
 
-    monkeypatch.setattr(Ring, forgetful.__name__, call)
+    monkeypatch.setattr(RingBuffer, forgetful.__name__, call)
 
 
 def without_lanes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from bllpipe.config import Config, load_config
-from bllpipe.distributed.cuda_streams import Ring, RingWires
+from bllpipe.distributed.cuda_streams import RingBuffer, RingWires
 from bllpipe.engines import Options, build, streams
 from bllpipe.engines.streams_graph import Tick, WavefrontGraph
 from bllpipe.errors import ConfigError, NonFiniteError
 from bllpipe.learn import optimizer as learner
 from bllpipe.learn.block import Block
-from bllpipe.learn.cuda_graphs import CapturedStep, Graphs, graphs_of_ticks
+from bllpipe.learn.cuda_graphs import CapturedStep, Graphs, wavefront_graphs
 from bllpipe.training.instrument import guard
 from tests.support import jobs
 from tests.support.tape import TapeGraphs
@@ -217,7 +217,9 @@ def deaf(call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[
     return called
 
 
-@pytest.mark.parametrize("forgetful", [(Ring, "take"), (WavefrontGraph, "_enter"), (WavefrontGraph, "_leave")], ids=str)
+@pytest.mark.parametrize(
+    "forgetful", [(RingBuffer, "take"), (WavefrontGraph, "_enter"), (WavefrontGraph, "_leave")], ids=str
+)
 def test_a_wait_that_is_missing_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgetful: tuple[type, str]
 ) -> None:
@@ -289,11 +291,11 @@ def test_traced_steps_are_queued_one_by_one(tmp_path: Path) -> None:
 
 def test_a_cpu_has_no_graphs() -> None:
     config = load_config(None, [*SMALL])
-    assert graphs_of_ticks(config, torch.device("cpu")) is None
+    assert wavefront_graphs(config, torch.device("cpu")) is None
 
 
 def test_each_block_may_be_captured_for_itself() -> None:
     config = load_config(None, [*SMALL, "gpu.capture=blocks"])
-    assert graphs_of_ticks(config, torch.device("cuda")) is None
+    assert wavefront_graphs(config, torch.device("cuda")) is None
     with pytest.raises(ConfigError, match="gpu.capture is 'ticks'; expected true or false or blocks"):
         load_config(None, ["gpu.capture=ticks"])

@@ -1,4 +1,4 @@
-"""BatchNorm beside NCCL: not by cuDNN, with the same names, and nothing else is changed."""
+"""BatchNorm in a process that uses NCCL: not by cuDNN, with the same names, and nothing else is changed."""
 
 from __future__ import annotations
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from bllpipe.learn.distributions import (
+    NORMALIZATIONS,
     alignment,
     channel_means,
     class_statistics,
-    forward_message,
     known_means,
     num_channels,
 )
@@ -45,7 +45,7 @@ def test_means_and_their_gradients_have_the_bits_of_a_mean_of_a_float32_copy(
 
 @pytest.mark.parametrize(("normalization", "over"), [("sample", 1), ("batch", 0)])
 def test_a_normalised_message_has_mean_0_and_variance_1(normalization: str, over: int) -> None:
-    message_BC = forward_message(3 + 2 * torch.randn(64, 48, 4, 4), normalization)
+    message_BC = NORMALIZATIONS[normalization](channel_means(3 + 2 * torch.randn(64, 48, 4, 4)))
     torch.testing.assert_close(message_BC.mean(dim=over), torch.zeros(message_BC.shape[1 - over]), atol=1e-5, rtol=0)
     torch.testing.assert_close(
         message_BC.var(dim=over, correction=0), torch.ones(message_BC.shape[1 - over]), atol=1e-2, rtol=0
@@ -53,7 +53,7 @@ def test_a_normalised_message_has_mean_0_and_variance_1(normalization: str, over
 
 
 def test_a_channel_that_is_the_same_for_all_images_stays_finite() -> None:
-    assert forward_message(torch.full((4, 3), 2.0), "batch").eq(0).all()
+    assert NORMALIZATIONS["batch"](channel_means(torch.full((4, 3), 2.0))).eq(0).all()
 
 
 def test_class_statistics_equal_a_loop() -> None:

@@ -112,10 +112,10 @@ def test_a_step_that_asks_the_device_is_not_captured() -> None:
     objective: Any = block.objective
     del block.local.objective  # a module makes way for nothing but another one
     block.local.objective = lambda *given: {"kl": objective(*given)["kl"] * float(given[0].detach().mean())}
-    for step in range(cuda_graphs.ORDINARY_STEPS):
+    for step in range(cuda_graphs.WARMUP_STEPS):
         step_of(block, images(0), step)
     with pytest.raises(AssertionError, match="_local_scalar_dense cannot be captured"):
-        step_of(block, images(0), cuda_graphs.ORDINARY_STEPS)
+        step_of(block, images(0), cuda_graphs.WARMUP_STEPS)
 
 
 def test_the_rate_on_the_device_is_that_of_the_schedule() -> None:
@@ -140,12 +140,12 @@ def test_no_way_back_stays_behind_a_recorded_step() -> None:
     """Leaves that are kept belong to the stream of the recording, and would draw it into any later one."""
     block = make(Config())
     CapturedStep(block, Forgetful())
-    for step in range(cuda_graphs.ORDINARY_STEPS):
+    for step in range(cuda_graphs.WARMUP_STEPS):
         step_of(block, images(0), step)
     alpha = block.forward(images(0))
     mark_leaf(block)
     assert "seen" in leaf_of(block).metadata, "while there is a way back its leaves are there too"
-    block.update(alpha, target(0), cuda_graphs.ORDINARY_STEPS)
+    block.update(alpha, target(0), cuda_graphs.WARMUP_STEPS)
     del alpha
     assert "seen" not in leaf_of(block).metadata
 

@@ -241,11 +241,11 @@ def test_bf16_with_channels_last_on_a_cpu() -> None:
 
 
 def cifar10(num_images: int) -> Tensor:
-    """Real training images, normalised, from lossless grids that lie beside the repository; skips without them."""
+    """Real training images, normalised, from lossless grids next to the repository; skips without them."""
     folders = [parent / "shared" / "data" / "cifar10" for parent in Path(__file__).resolve().parents]
     folder = next((found for found in folders if (found / "meta.json").exists()), None)
     if folder is None:
-        pytest.skip("no shared/data/cifar10 beside the repository")
+        pytest.skip("no shared/data/cifar10 next to the repository")
     from PIL import Image
 
     meta = json.loads((folder / "meta.json").read_text())

@@ -16,7 +16,7 @@ import bllpipe
 from bllpipe.errors import BllpipeError
 from bllpipe.tools.monitoring.live_table import can_draw, release
 from bllpipe.utils import console
-from bllpipe.utils.console import Bar, encoded, is_terminal, say, show, warn
+from bllpipe.utils.console import Bar, encoded, is_terminal, print_line, show, warn
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -53,7 +53,7 @@ STREAMS = [OnlyWrites, Raises, closed, lambda: None]
 def test_a_script_may_put_anything_in_their_place(stream: object, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, stream())  # type: ignore[operator]
-    say("well")
+    print_line("well")
     warn("not so well")
     release(sys.stdout)
     assert not can_draw(sys.stdout)
@@ -75,7 +75,7 @@ def test_a_run_ends_as_it_would(stream: object, tmp_path: Path, monkeypatch: pyt
 
 def test_what_an_encoding_lacks_is_escaped(tmp_path: Path) -> None:
     with (tmp_path / "log").open("w", encoding="ascii") as out:
-        say("caf\xe9 \u65e5 \udcff", out)
+        print_line("caf\xe9 \u65e5 \udcff", out)
     assert (tmp_path / "log").read_text() == "caf\\xe9 \\u65e5 \\udcff\n"
     assert encoded("\udcff", io.TextIOWrapper(io.BytesIO(), "utf-8")) == b"\\udcff"
     assert encoded("\udcff", io.TextIOWrapper(io.BytesIO(), "utf-8", "surrogateescape")) == b"\xff"
@@ -102,10 +102,10 @@ def test_no_file_gets_the_number_of_a_closed_stream(closing: str, tmp_path: Path
     """What C++ writes to the standard error would go into it."""
     code = (
         "import os, sys\n"
-        "from bllpipe.utils.console import repair_standard_streams, say, warn\n"
+        "from bllpipe.utils.console import repair_standard_streams, print_line, warn\n"
         "repair_standard_streams()\n"
         f"file = open({str(tmp_path / 'file')!r}, 'w')\n"
-        "os.write(2, b'from C++'); say('well'); warn('not so well')\n"
+        "os.write(2, b'from C++'); print_line('well'); warn('not so well')\n"
         "file.write(str(file.fileno()))\n"
     )
     variables = {**os.environ, "PYTHONPATH": str(REPOSITORY)}

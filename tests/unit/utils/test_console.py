@@ -8,18 +8,18 @@ import pytest
 from torch.distributed import HashStore
 
 from bllpipe.tools.monitoring.progress import Progress
-from bllpipe.utils.console import percent, put, say, warn
+from bllpipe.utils.console import percent, print_line, put, warn
 
 
 def test_words_go_where_they_are_read(capsys: pytest.CaptureFixture[str]) -> None:
-    say("well")
+    print_line("well")
     warn("not so well")
     assert capsys.readouterr() == ("well\n", "bllpipe: not so well\n")
 
 
 def test_an_output_that_takes_nothing_stops_nothing() -> None:
     with Path("/dev/full").open("w") as full:
-        say("x" * 100_000, full)
+        print_line("x" * 100_000, full)
         with Progress(HashStore(), ["block 0"], 0, 1, full, 1.0):  # type: ignore[arg-type]  # satisfies the protocol
             put("a line", full)
 

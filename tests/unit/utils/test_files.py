@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bllpipe.errors import OutputError
-from bllpipe.utils.files import WritePolicy, append_line, json_object, write_whole, writing
+from bllpipe.utils.files import WritePolicy, append_line, atomic_write, json_object, writing
 from tests.support.disks import files_of_at_most
 
 FULL = Path("/dev/full")  # takes nothing: as a disk without room
@@ -44,9 +44,9 @@ def test_of_a_line_that_does_not_fit_nothing_stays(tmp_path: Path) -> None:
 
 def test_a_file_that_does_not_fit_leaves_the_old_one_and_no_part(tmp_path: Path) -> None:
     path = tmp_path / "status.json"
-    write_whole(path, "old")
+    atomic_write(path, "old")
     with files_of_at_most(100), pytest.raises(OSError, match="File too large"):
-        write_whole(path, "x" * 1000)
+        atomic_write(path, "x" * 1000)
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["status.json"]
 
 

@@ -96,7 +96,7 @@ def test_what_stands_in_the_file_is_not_trusted(tmp_path: Path, monkeypatch: pyt
     first = RunLock()
     first.take(tmp_path)
     (tmp_path / files.LOCK_NAME).write_text("[1, 2")
-    with pytest.raises(ConfigError, match="alive: it has not said which"):
+    with pytest.raises(ConfigError, match="alive: its process is unknown"):
         RunLock().take(tmp_path)
     first.release()
 

@@ -7,10 +7,9 @@ machine takes for them, and prints its cut by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -27,11 +26,10 @@ from bllpipe.models.partition import Link, UnitCost, best_cut, bounds, local_cos
 from bllpipe.models.registry import last_width, network_units
 from bllpipe.models.units import Segment
 
-Result = TypeVar("Result")
 BATCH = 2  # normalisations reject a batch with one value per channel
 
 
-def resolved(config: Config, image_shape: Sequence[int], num_classes: int) -> Config:
+def with_balanced_cut(config: Config, image_shape: Sequence[int], num_classes: int) -> Config:
     """``config`` with the names of the units that ``blocks: balanced`` cuts after; any other config unchanged.
 
     Raises ConfigError when the network has too few units, or cannot be counted.
@@ -77,38 +75,31 @@ def _count(
 ) -> tuple[Tensor, UnitCost]:
     """The output of the unit for ``x``, and its operations."""
     parameters = list(segment.parameters())
-    given = x.detach().clone().requires_grad_()
-    alpha, forward = _counted(lambda: segment(given.clone()))
-    both = _backward(alpha, [given, *parameters])
-    of_input = _backward(alpha, [given])
-    without_input = _backward(segment(x.clone()), parameters) if parameters else 0
-    head = 0 if is_last or config.is_end_to_end else _count_head(alpha.detach(), x, config, num_classes, width)
+    leaf = x.detach().clone().requires_grad_()
+    with FlopCounterMode(display=False) as forward:
+        alpha = segment(leaf.clone())
+    both = _backward_operations(alpha, [leaf, *parameters])
+    of_input = _backward_operations(alpha, [leaf])
+    without_input = _backward_operations(segment(x.clone()), parameters) if parameters else 0
+    head = 0 if is_last or config.is_end_to_end else _head_operations(alpha.detach(), x, config, num_classes, width)
     size = sum(parameter.numel() for parameter in parameters)
-    return alpha.detach(), UnitCost(forward, both, without_input, of_input, 0, head, size)
+    return alpha.detach(), UnitCost(forward.get_total_flops(), both, without_input, of_input, 0, head, size)
 
 
-def _count_head(alpha: Tensor, x: Tensor, config: Config, num_classes: int, width: int | None) -> int:
+def _backward_operations(alpha: Tensor, wanted: Sequence[Tensor]) -> int:
+    """Those of the gradients of ``wanted``."""
+    with FlopCounterMode(display=False) as counter:
+        torch.autograd.grad(alpha, wanted, torch.empty_like(alpha), retain_graph=True, allow_unused=True)
+    return int(counter.get_total_flops())
+
+
+def _head_operations(alpha: Tensor, x: Tensor, config: Config, num_classes: int, width: int | None) -> int:
     """Forward and backward of local head and objective, down to alpha."""
     head = make_head(alpha.shape[1:], num_classes, config.objective, width)
     objective = make_objective(config, x.shape[1:], alpha.shape[1:], num_classes)
     beta_BC = torch.zeros(BATCH, num_channels(alpha.shape[1:]))
     target = Target(Round("train", 0), beta_BC, torch.ones(BATCH), torch.zeros(BATCH, dtype=torch.int64))
     alpha.requires_grad_()
-
-    def forward_and_backward() -> None:
-        torch.stack(list(objective(alpha, head(alpha), target, x).values())).sum().backward()
-
-    return _counted(forward_and_backward)[1]
-
-
-def _backward(alpha: Tensor, wanted: Sequence[Tensor]) -> int:
-    def back() -> None:
-        torch.autograd.grad(alpha, wanted, torch.empty_like(alpha), retain_graph=True, allow_unused=True)
-
-    return _counted(back)[1]
-
-
-def _counted(function: Callable[[], Result]) -> tuple[Result, int]:
     with FlopCounterMode(display=False) as counter:
-        result = function()
-    return result, int(counter.get_total_flops())
+        torch.stack(list(objective(alpha, head(alpha), target, x).values())).sum().backward()
+    return int(counter.get_total_flops())

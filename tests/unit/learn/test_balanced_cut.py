@@ -17,7 +17,7 @@ from bllpipe.engines import Options, topology
 from bllpipe.engines.job import agree
 from bllpipe.errors import ConfigError
 from bllpipe.launch import check_plan
-from bllpipe.learn.balance import count_operations, resolved
+from bllpipe.learn.balanced_cut import count_operations, with_balanced_cut
 from bllpipe.models.partition import Link, UnitCost, bounds, local_cost
 from tests.support.jobs import summary
 
@@ -48,7 +48,7 @@ def slowest(counted: dict[str, UnitCost], config: Config) -> float:
 
 
 def test_resnet50_in_four_is_as_even_as_equal_numbers_of_units(counted: dict[str, UnitCost]) -> None:
-    config = resolved(load_config(None, [*RESNET50, "blocks=balanced"]), CIFAR, 10)
+    config = with_balanced_cut(load_config(None, [*RESNET50, "blocks=balanced"]), CIFAR, 10)
     assert config.blocks == ["layer2.0", "layer3.0", "layer3.4"]  # 4/4/4/4, as in the paper
     assert slowest(counted, config) <= slowest(counted, load_config(None, RESNET50))
     total = sum(unit.forward for unit in counted.values())
@@ -59,7 +59,7 @@ def test_resnet50_in_four_is_as_even_as_equal_numbers_of_units(counted: dict[str
 
 
 def test_resnet50_in_six_is_better_than_equal_numbers_of_units(counted: dict[str, UnitCost]) -> None:
-    found = resolved(load_config(None, [*RESNET50, "blocks=balanced 6"]), CIFAR, 10)
+    found = with_balanced_cut(load_config(None, [*RESNET50, "blocks=balanced 6"]), CIFAR, 10)
     assert found.num_blocks == 6
     assert slowest(counted, found) <= slowest(counted, load_config(None, [*RESNET50, "blocks=6"]))
 
@@ -67,7 +67,10 @@ def test_resnet50_in_six_is_better_than_equal_numbers_of_units(counted: dict[str
 def test_heads_have_their_weight() -> None:
     """Similarity matching convolves alpha with 3x3 over all channels, which costs more than a bottleneck."""
     settings = ["model.name=resnet50", "model.width=16", "blocks=balanced 4"]
-    found = [resolved(load_config(None, [*settings, f"method={method}"]), DIGITS, 10) for method in ("bll", "predsim")]
+    found = [
+        with_balanced_cut(load_config(None, [*settings, f"method={method}"]), DIGITS, 10)
+        for method in ("bll", "predsim")
+    ]
     assert found[0].blocks != found[1].blocks
 
 
@@ -75,30 +78,30 @@ def test_stages_of_a_pipeline_have_no_heads() -> None:
     settings = ["method=bp", "engine=gpipe", "blocks=balanced 2"]
     config = load_config(None, settings)
     assert topology(config).world_size == 2
-    assert resolved(config, DIGITS, 10).blocks == ["layer2.1"]
+    assert with_balanced_cut(config, DIGITS, 10).blocks == ["layer2.1"]
 
 
 def test_counting_leaves_no_trace() -> None:
     """The same cut again, wherever the random numbers are, and they stay there; no tensor is left without contents."""
     config = load_config(None, ["blocks=balanced 3", "model.width=4"])
     state = torch.get_rng_state()
-    first = resolved(config, DIGITS, 10)
+    first = with_balanced_cut(config, DIGITS, 10)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(torch.initial_seed() + 1)
-    assert resolved(config, DIGITS, 10) == first
+    assert with_balanced_cut(config, DIGITS, 10) == first
     assert torch.zeros(2).tolist() == [0.0, 0.0]
 
 
 def test_what_is_not_balanced_stays_as_it_is() -> None:
     for overrides in (["blocks=3"], ["blocks=[2, layer3.0]"], ["blocks=balanced", "method=bp", "engine=single"]):
         config = load_config(None, overrides)
-        assert resolved(config, DIGITS, 10) is config
-    assert resolved(load_config(None, ["blocks=balanced 1", "model.width=4"]), DIGITS, 10).blocks == 1
+        assert with_balanced_cut(config, DIGITS, 10) is config
+    assert with_balanced_cut(load_config(None, ["blocks=balanced 1", "model.width=4"]), DIGITS, 10).blocks == 1
 
 
 def test_a_network_of_ones_own() -> None:
     config = load_config(None, [*OWN, "blocks=balanced 2"])
-    assert resolved(config, DIGITS, 10).blocks in (["0"], ["1"])
+    assert with_balanced_cut(config, DIGITS, 10).blocks in (["0"], ["1"])
 
 
 @pytest.mark.parametrize(
@@ -114,7 +117,7 @@ def test_a_network_of_ones_own() -> None:
 )
 def test_what_cannot_be_balanced(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        resolved(load_config(None, [*OWN, *overrides]), DIGITS, 10)
+        with_balanced_cut(load_config(None, [*OWN, *overrides]), DIGITS, 10)
 
 
 @pytest.mark.parametrize("blocks", ["even", "balanced 0", "balanced -1", "balanced four", "balanced4", "balanced  4"])
@@ -147,7 +150,7 @@ def test_the_deciding_rank_tells_the_others(tmp_path: Path) -> None:
     config, store = load_config(None, ["blocks=balanced 2", "model.width=4"]), dist.HashStore()
     options = Options(run_dir=str(tmp_path / "run"))
     jobs = [agree(config, options, store, store, spec, attempt=0) for spec in (PUBLISHED["digits"], None)]
-    assert jobs[0].config == jobs[1].config == resolved(config, DIGITS, 10)
+    assert jobs[0].config == jobs[1].config == with_balanced_cut(config, DIGITS, 10)
     assert jobs[0].topology == jobs[1].topology == topology(config)
 
 
@@ -159,6 +162,6 @@ def test_a_run_writes_its_cut_down_and_goes_on(tmp_path: Path) -> None:
 
     assert launch.main(words("blocks=balanced 2", "stop_at=2")) == 0
     written = load_config(str(tmp_path / "run" / "config.yaml")).blocks
-    assert written == resolved(load_config(None, ["model.width=4", "blocks=balanced 2"]), DIGITS, 10).blocks
+    assert written == with_balanced_cut(load_config(None, ["model.width=4", "blocks=balanced 2"]), DIGITS, 10).blocks
     assert launch.main(words("blocks=balanced 2")) == 0
     assert len(summary(tmp_path / "run")["block_accuracy"]) == 2
