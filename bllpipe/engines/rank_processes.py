@@ -145,7 +145,7 @@ def serve(channel: Connection, engine_name: str, argv: Sequence[str], can_fork: 
 
 
 def _fork(
-    channel: Connection, argv: Sequence[str], signals: set[signal.Signals], environment: Mapping[str, str]
+    channel: Connection, argv: Sequence[str], signals: set[int | signal.Signals], environment: Mapping[str, str]
 ) -> int:
     """A rank in a fork of this process. In the fork, this function does not return."""
     if process := os.fork():
@@ -157,7 +157,7 @@ def _fork(
     sys.exit(importlib.import_module(PROGRAM).main(argv))
 
 
-def _spawn(argv: Sequence[str], signals: set[signal.Signals], environment: Mapping[str, str]) -> int:
+def _spawn(argv: Sequence[str], signals: set[int | signal.Signals], environment: Mapping[str, str]) -> int:
     """A rank in a new process."""
     unblock = partial(signal.pthread_sigmask, signal.SIG_SETMASK, signals)
     command = [sys.executable, "-m", PROGRAM, *argv]
