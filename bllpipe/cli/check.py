@@ -8,16 +8,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bllpipe.config import Config, load_config, to_mapping, to_yaml
+from bllpipe.config import Config, to_mapping, to_yaml
+from bllpipe.config.loader import add_config_options, config_from_options
 from bllpipe.config.schema import DataConfig
-from bllpipe.data.catalog import PUBLISHED, DataSpec
+from bllpipe.data.catalog import DataSpec, spec_without_files
 from bllpipe.engines import topology
 from bllpipe.launch import check_plan
 from bllpipe.topology import Topology
 from bllpipe.utils.console import show, table
 
 if TYPE_CHECKING:
-    from bllpipe.tools.planning.dry_run import EdgeFigures, Figures, RankFigures  # torch
+    from bllpipe.tools.planning.dry_run import EdgeEstimate, Estimates, RankEstimate  # torch
 
 NO_DATA = (
     "shapes, bytes and memory depend on the data, which were not found: data.name is {name}, data.path {path}; use "
@@ -48,15 +49,7 @@ BF16_NOTE = "Activations are counted in fp32; precision.compute bf16 stores some
 def add_check(commands: Any) -> None:
     """Adds the command ``check``."""
     check = commands.add_parser("check", help="validate a config; estimate its messages, parameters and memory")
-    check.add_argument("--config", metavar="FILE", help="YAML file (default: the handwritten digits)")
-    check.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        dest="overrides",
-        action="append",
-        default=[],
-        help="override a key, e.g. epochs=3",
-    )
+    add_config_options(check)
     shown = check.add_mutually_exclusive_group()
     shown.add_argument("--config-only", action="store_true", help="print the resolved config, with ranks and edges")
     shown.add_argument("--verbose", action="store_true", help="print the resolved config below the tables")
@@ -66,7 +59,7 @@ def add_check(commands: Any) -> None:
 
 def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     """Prints the tables, the config or JSON; returns the exit code."""
-    config = load_config(options.config, options.overrides)
+    config = config_from_options(options)
     check_plan(config)
     if options.config_only:
         _print_config(config)
@@ -84,7 +77,7 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     return 0
 
 
-def _estimates(config: Config) -> tuple[Figures | None, str | None]:
+def _estimates(config: Config) -> tuple[Estimates | None, str | None]:
     """The estimates, or why there are none, which is not an error of the config."""
     if (spec := known_spec(config.data)) is None:
         return None, NO_DATA.format(name=config.data.name, path=config.data.path)
@@ -100,7 +93,7 @@ def _print_config(config: Config) -> None:
     show(to_yaml(config) + "\n".join(layout_lines(topology(config))))
 
 
-def _to_json(config: Config, estimates: Figures | None, unknown: str | None) -> dict[str, Any]:
+def _to_json(config: Config, estimates: Estimates | None, unknown: str | None) -> dict[str, Any]:
     """Without estimates: ranks and edges alone."""
     layout = topology(config)
     found: dict[str, Any] = {"config": to_mapping(config), "unknown": unknown}
@@ -120,7 +113,7 @@ def headline(config: Config, layout: Topology) -> str:
     )
 
 
-def estimates_table(estimates: Figures, config: Config) -> str:
+def estimates_table(estimates: Estimates, config: Config) -> str:
     """The number of steps, and the tables of ranks, local heads and edges."""
     lines = [f"{estimates.steps:,} steps, {estimates.steps_per_epoch:,} an epoch", ""]
     lines += [table(RANK_HEADS, [_rank_row(estimates, each) for each in estimates.ranks])]
@@ -132,7 +125,7 @@ def estimates_table(estimates: Figures, config: Config) -> str:
     return "\n".join([*lines, "", *notes])
 
 
-def _ensemble(estimates: Figures) -> Iterator[str]:
+def _ensemble(estimates: Estimates) -> Iterator[str]:
     """The additional bytes of test batches."""
     from rich.filesize import decimal as size
 
@@ -149,7 +142,7 @@ def layout_lines(layout: Topology) -> Iterator[str]:
     yield "# edges: " + ", ".join(str(edge) for edge in layout.edges())
 
 
-def _rank_row(estimates: Figures, each: RankFigures) -> list[str]:
+def _rank_row(estimates: Estimates, each: RankEstimate) -> list[str]:
     from rich.filesize import decimal as size
 
     memory = each.memory
@@ -163,7 +156,7 @@ def _rank_row(estimates: Figures, each: RankFigures) -> list[str]:
     ]
 
 
-def _head_row(each: RankFigures) -> list[str]:
+def _head_row(each: RankEstimate) -> list[str]:
     """Parameters, and operations of one image's forward pass, each also as a fraction of those of the block."""
     return [
         each.role,
@@ -174,7 +167,7 @@ def _head_row(each: RankFigures) -> list[str]:
     ]
 
 
-def _edge_row(edge: EdgeFigures) -> list[str]:
+def _edge_row(edge: EdgeEstimate) -> list[str]:
     from rich.filesize import decimal as size
 
     times = f"{edge.num_messages} x " if edge.num_messages > 1 else ""
@@ -183,21 +176,18 @@ def _edge_row(edge: EdgeFigures) -> list[str]:
 
 
 def known_spec(data: DataConfig) -> DataSpec | None:
-    """The sizes of the data; None if the data are neither on this machine nor a published set.
+    """The sizes of the data; None if they depend on files that are not on this machine, or on a script.
 
     Raises DataError for files that exist but cannot be trained on.
     """
-    match data.name:
-        case "synthetic":
-            shape = (3, data.image_size, data.image_size)
-            return DataSpec(data.synthetic_images, max(data.synthetic_images // 4, 1), shape, data.synthetic_classes)
-        case "npz" if data.path is not None and Path(data.path).exists():
-            from bllpipe.data.npz import open_archive  # NumPy
+    if data.name in ("npz", "imagefolder") and (data.path is None or not Path(data.path).exists()):
+        return None
+    if data.name == "npz":
+        from bllpipe.data.npz import open_archive  # NumPy
 
-            return open_archive(str(data.path)).spec  # reads the labels, but no image
-        case "imagefolder" if data.path is not None and Path(data.path).exists():
-            from bllpipe.data.image_folder import FolderImages  # torch
+        return open_archive(str(data.path)).spec  # reads the labels, but no image
+    if data.name == "imagefolder":
+        from bllpipe.data.image_folder import FolderImages  # torch
 
-            return FolderImages(data).spec  # lists the files, but reads no image
-        case name:
-            return PUBLISHED.get(name)
+        return FolderImages(data).spec  # lists the files, but reads no image
+    return spec_without_files(data)

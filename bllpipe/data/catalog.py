@@ -119,6 +119,14 @@ PUBLISHED = {
 }
 
 
+def spec_without_files(data: DataConfig) -> DataSpec | None:
+    """The sizes of published and of synthetic data; None for data whose sizes depend on files or a script."""
+    if data.name != "synthetic":
+        return PUBLISHED.get(data.name)
+    shape = (3, data.image_size, data.image_size)
+    return DataSpec(data.synthetic_images, max(data.synthetic_images // 4, 1), shape, data.synthetic_classes)
+
+
 def check_given(data: DataConfig) -> None:
     """Raises DataError for data that a script passed as an object, unless the script runs."""
     if data.name == "given" and data.given is None:

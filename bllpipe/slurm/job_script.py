@@ -11,7 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from bllpipe.config import Config, load_config
+from bllpipe.config import Config
+from bllpipe.config.loader import add_config_options, config_from_options
 from bllpipe.engines import topology
 from bllpipe.errors import ConfigError
 from bllpipe.launch import SPREAD, check_plan
@@ -128,15 +129,7 @@ def _count(number: int, noun: str) -> str:
 def add_slurm(commands: Any) -> None:
     """Adds the command ``slurm``."""
     slurm = commands.add_parser("slurm", help="write a SLURM job script for a config")
-    slurm.add_argument("--config", metavar="FILE", help="YAML file (default: the handwritten digits)")
-    slurm.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        dest="overrides",
-        action="append",
-        default=[],
-        help="override a key, e.g. epochs=3",
-    )
+    add_config_options(slurm)
     slurm.add_argument("--nodes", type=int, default=1, metavar="N", help="default: 1")
     slurm.add_argument("--gpus-per-node", type=int, default=4, metavar="G", help="default: 4; 0 for a run on CPUs")
     slurm.add_argument(
@@ -150,7 +143,7 @@ def add_slurm(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace, argv: Sequence[str]) -> int:
-    config = load_config(options.config, options.overrides)
+    config = config_from_options(options)
     check_plan(config)
     text = job_script(_request(config, options), _arguments(options))
     if options.out is None:

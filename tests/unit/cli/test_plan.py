@@ -138,13 +138,25 @@ def test_a_busy_device_is_reported(profile: str, tmp_path: Path, capsys: pytest.
         (["--memory", "-1"], "--memory is -1; expected a number above 0"),
         (["--memory", "1e-7"], "no larger number of blocks fits either"),
         (["--blocks", "2", "4", "--write", "x.yaml"], "--write writes one cut, but --blocks are [2, 4]; name one"),
-        (["--json", "."], "--json . is a directory; expected the name of a file, such as ./FILE"),
-        (["--json", "none/x.json"], "--json none/x.json cannot be written: there is no directory none; create it"),
+        (["--json", "."], ". is a directory; expected the name of a file, such as ./FILE"),
+        (
+            ["--json", "none/x.json"],
+            "none/x.json cannot be written: there is no directory none; make it",
+        ),
     ],
 )
 def test_mistakes(profile: str, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", *SMALL, "--profile", profile, *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_warm_up_longer_than_the_run(profile: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Plan once predicted runs that train, check and slurm refuse. Without a profile nothing is measured first."""
+    keys = ["--set", "schedule.name=cosine", "--set", "schedule.warmup_steps=181", "--set", "epochs=2"]
+    for file in (profile, str(tmp_path / "new.json")):
+        assert main(["plan", *SMALL, *keys, "--profile", file]) == 2
+        assert "schedule.warmup_steps is 181, but the run has only 180 steps" in capsys.readouterr().err
+    assert not (tmp_path / "new.json").exists()
 
 
 def test_a_memory_limit_says_what_would_do(profile: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from bllpipe.tools.planning.profiler import (
     UnitBenchmark,
     data_spec,
     head_bytes,
-    kept_storages,
+    kept_bytes,
     measure,
     present_device,
     unit_bytes,
@@ -54,7 +54,7 @@ def test_every_unit_is_measured(profile: Profile) -> None:
         assert unit.cost().backward >= max(unit.cost().backward_without_input, unit.cost().backward_of_input)
     assert profile.steps_per_epoch == 1442 // 8
     assert [unit.output_bytes for unit in profile.parts[2]] == [unit.output_bytes // 4 for unit in profile.units]
-    assert profile.part_costs()[2][0].forward == profile.parts[2][0].forward.median
+    assert profile.inputs(1.0).parts[2][0].forward == profile.parts[2][0].forward.median
 
 
 def test_sizes(profile: Profile) -> None:
@@ -112,7 +112,7 @@ def test_memory_by_hand() -> None:
 
 def test_what_backward_keeps_is_counted_once() -> None:
     x = torch.randn(1000, requires_grad=True)
-    assert sum(kept_storages(lambda: (x * x) * x.view(10, 100).flatten()).values()) == 8000  # x, and x squared
+    assert kept_bytes(lambda: [(x * x) * x.view(10, 100).flatten()], []) == 12000  # x, x squared, the result
 
 
 def test_a_profile_is_read_back(profile: Profile, tmp_path: Path) -> None:
