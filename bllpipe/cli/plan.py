@@ -91,7 +91,10 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     profile_file, json_file, yaml_file = (
         None if text is None else output_file(text) for text in (options.profile, options.json, options.write)
     )
-    parts = _part_sizes(config.data.batch_size, [*options.microbatches, *(options.blocks or BLOCKS)])
+    # the parts of a batch that engines compute at once, of at least 2 images for the sake of batch normalisation
+    batch_size = config.data.batch_size
+    sizes = {part_size(batch_size, number) for number in (*options.microbatches, *(options.blocks or BLOCKS))}
+    parts = sorted(sizes - {1, batch_size}, reverse=True)
     # end-to-end training is compared with bll, whose heads are measured
     local = replace(config, method="bll", engine="ranks") if config.is_end_to_end else config
     profile = _profile(local, options, profile_file, parts)
@@ -118,12 +121,6 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     if yaml_file:
         _write_config(yaml_file, config, profile, by_link[0], shown[0], limit)
     return 0
-
-
-def _part_sizes(batch_size: int, numbers: Sequence[int]) -> list[int]:
-    """Sizes of the parts of a batch that engines compute at once, down to 2: batch normalisation needs as many."""
-    sizes = {part_size(batch_size, number) for number in numbers}
-    return sorted(sizes - {1, batch_size}, reverse=True)
 
 
 def _check(options: argparse.Namespace) -> None:

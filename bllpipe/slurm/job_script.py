@@ -6,9 +6,7 @@ import argparse
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from bllpipe.config import Config
@@ -25,48 +23,15 @@ UNITS = (86_400, 3_600, 60, 1)  # seconds of a day, hour, minute, second
 MIN_SECONDS = 60  # SLURM counts in minutes
 
 
-@dataclass(frozen=True)
-class Request:
-    """The resources of a job. ``seconds`` is the time limit ``time`` in seconds."""
-
-    nodes: int
-    gpus_per_node: int
-    cpus_per_node: int
-    time: str
-    seconds: int
-    partition: str | None = None
-    account: str | None = None
-
-
-def job_script(request: Request, arguments: Sequence[str]) -> str:
+def job_script(sbatch_options: Sequence[str], arguments: Sequence[str]) -> str:
     """A script for sbatch that runs bllpipe.launch with ``arguments``. It contains job.sh, and needs no other file."""
-    directives = "".join(f"#SBATCH --{directive}\n" for directive in _directives(request))
-    common = files("bllpipe.slurm").joinpath("job.sh").read_text()
+    directives = "".join(f"#SBATCH --{option}\n" for option in sbatch_options)
     return (
         "#!/usr/bin/env bash\n"
         "# Written by bllpipe slurm. Submit it with sbatch in the directory that it was written in.\n"
-        f"{directives}\n{common}\n"
+        f"{directives}\n{files('bllpipe.slurm').joinpath('job.sh').read_text()}\n"
         f'run_bllpipe {shlex.join(arguments)} "$@"\n'
     )
-
-
-def _directives(request: Request) -> list[str]:
-    """The options of sbatch."""
-    lead = min(LEAD_SECONDS, request.seconds // 4)
-    return [
-        "job-name=bllpipe",
-        f"nodes={request.nodes}",
-        "ntasks-per-node=1",
-        *([f"gpus-per-node={request.gpus_per_node}"] if request.gpus_per_node else []),
-        f"cpus-per-task={request.cpus_per_node}",
-        f"time={request.time}",
-        f"signal=TERM@{lead}",
-        "requeue",
-        "open-mode=append",
-        "output=bllpipe-%j.out",
-        *([f"partition={request.partition}"] if request.partition else []),
-        *([f"account={request.account}"] if request.account else []),
-    ]
 
 
 def num_ranks(config: Config) -> int:
@@ -145,32 +110,46 @@ def add_slurm(commands: Any) -> None:
 def _run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     config = config_from_options(options)
     check_plan(config)
-    text = job_script(_request(config, options), _arguments(options))
+    arguments = ["--config", options.config] if options.config else []
+    arguments += [text for override in options.overrides for text in ("--set", override)]
+    arguments += ["--run-dir", options.run_dir] if options.run_dir else []
+    text = job_script(_sbatch_options(config, options), arguments)
     if options.out is None:
         show(text, end="")
         return 0
     file = output_file(options.out)
     file.write_text(text)
-    show(f"wrote {file} for {num_ranks(config)} ranks; submit it with: sbatch {Path(file)}")
+    show(f"wrote {file} for {num_ranks(config)} ranks; submit it with: sbatch {file}")
     return 0
 
 
-def _request(config: Config, options: argparse.Namespace) -> Request:
+def _sbatch_options(config: Config, options: argparse.Namespace) -> list[str]:
+    """The resources of the job as options of sbatch; ConfigError for impossible ones."""
     for name, least in (("nodes", 1), ("gpus_per_node", 0)):
         if getattr(options, name) < least:
             option = f"--{name.replace('_', '-')}"
             raise ConfigError(f"{option} is {getattr(options, name)}; expected at least {least}; use {option} {least}")
     check_fit(config, options.nodes, options.gpus_per_node)
     most_ranks = max(ranks_of_nodes(num_ranks(config), options.nodes))
-    return Request(
-        nodes=options.nodes,
-        gpus_per_node=options.gpus_per_node,
-        cpus_per_node=most_ranks * (config.cpu_threads + 1),  # one more for the receiver threads and the watchdog
-        time=options.time,
-        seconds=_seconds(options.time),
-        partition=_name("--partition", options.partition),
-        account=_name("--account", options.account),
-    )
+    cpus = most_ranks * (config.cpu_threads + 1)  # one more for the receiver threads and the watchdog
+    lead = min(LEAD_SECONDS, _seconds(options.time) // 4)
+    names = {"partition": options.partition, "account": options.account}
+    for name, value in names.items():  # text that could become another line of the script
+        if value is not None and not re.fullmatch(r"[\w.,@+-]+", value, re.ASCII):
+            raise ConfigError(f"--{name} is {value!r}; expected a name of letters, digits and . _ - + @ ,")
+    return [
+        "job-name=bllpipe",
+        f"nodes={options.nodes}",
+        "ntasks-per-node=1",
+        *([f"gpus-per-node={options.gpus_per_node}"] if options.gpus_per_node else []),
+        f"cpus-per-task={cpus}",
+        f"time={options.time}",
+        f"signal=TERM@{lead}",
+        "requeue",
+        "open-mode=append",
+        "output=bllpipe-%j.out",
+        *(f"{name}={value}" for name, value in names.items() if value),
+    ]
 
 
 def _seconds(time: str) -> int:
@@ -182,17 +161,3 @@ def _seconds(time: str) -> int:
     if seconds < MIN_SECONDS:
         raise ConfigError(f"--time is {time}; expected at least a minute; use --time 00:01:00")
     return seconds
-
-
-def _name(option: str, name: str | None) -> str | None:
-    """A name of SLURM's; refuses text that could become another line of the script."""
-    if name is not None and not re.fullmatch(r"[\w.,@+-]+", name, re.ASCII):
-        raise ConfigError(f"{option} is {name!r}; expected a name of letters, digits and . _ - + @ ,")
-    return name
-
-
-def _arguments(options: argparse.Namespace) -> list[str]:
-    """The arguments of bllpipe.launch."""
-    config = ["--config", options.config] if options.config else []
-    overrides = [text for override in options.overrides for text in ("--set", override)]
-    return [*config, *overrides, *(["--run-dir", options.run_dir] if options.run_dir else [])]

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from functools import partial
@@ -115,14 +115,12 @@ def _inject_into_step(actor: Actor, fault: Fault) -> None:
 
 
 def _trigger_in_checkpoint(fault: Fault, step: int, path: Path) -> None:
-    if not fault.is_due(step):
-        return
-    if fault.point == "tensors":
+    if fault.is_due(step) and fault.point == "tensors":
         whole = path.read_bytes()
         os.truncate(path, len(whole) // 2)
         trigger(fault)
         path.write_bytes(whole)  # a rank that was only delayed writes the rest
-    else:
+    elif fault.is_due(step):
         trigger(fault)
 
 
@@ -217,14 +215,9 @@ def _parse(text: str) -> Fault:
     unknown = values.keys() - {field.name for field in fields(Fault)}
     if unknown or not {"rank", "point", "action"} <= values.keys():
         raise ConfigError(f"the fault {text!r} is not understood; {FORM}")
-    fault = Fault(
-        rank=_number(values, "rank", 0),
-        point=_one_of(values["point"], get_args(Point)),
-        action=_one_of(values["action"], get_args(Action)),
-        step=_number(values, "step", 0) if "step" in values else None,
-        attempt=_number(values, "attempt", 0),
-        seconds=float(_number(values, "seconds", 3600)),
-    )
+    numbers = {name: _number(name, value) for name, value in values.items() if name not in ("point", "action")}
+    point, action = _one_of(values["point"], get_args(Point)), _one_of(values["action"], get_args(Action))
+    fault = Fault(point=point, action=action, **numbers)
     if fault.corrupts != (fault.point in CORRUPTED):
         raise ConfigError(
             f"the fault {text!r} is not possible: nan and inf go with the points {', '.join(CORRUPTED)} alone"
@@ -232,11 +225,11 @@ def _parse(text: str) -> Fault:
     return fault
 
 
-def _number(values: Mapping[str, str], name: str, default: int) -> int:
+def _number(name: str, value: str) -> int:
     try:
-        return int(values.get(name, default))
+        return int(value)
     except ValueError:
-        raise ConfigError(f"the fault's {name} is {values[name]!r}; expected a whole number; {FORM}") from None
+        raise ConfigError(f"the fault's {name} is {value!r}; expected a whole number; {FORM}") from None
 
 
 def _one_of(value: str, known: tuple[str, ...]) -> Any:
