@@ -103,18 +103,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     argv = list(sys.argv[1:] if arguments is None else arguments)
     repair_standard_streams()
-    return launch(parser.parse_args(argv), argv)
-
-
-def launch(options: argparse.Namespace, argv: Sequence[str]) -> int:
-    """Runs the job of ``options``, which were parsed from ``argv``, the arguments of the ranks."""
+    options = parser.parse_args(argv)
     try:
-        return _launch(options, argv)
+        return launch(options, argv)
     finally:
         drop_unwritten()
 
 
-def _launch(options: argparse.Namespace, argv: Sequence[str]) -> int:
+def launch(options: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Runs the job of ``options``, which were parsed from ``argv``, the arguments of the ranks."""
     environment = None
     try:
         environment = RankEnvironment.read()

@@ -26,8 +26,8 @@ from bllpipe.errors import DataError
 from bllpipe.utils.tensors import part_digest
 
 Array = Tensor | np.ndarray[Any, Any] | Sequence[Any]
-Given = Dataset[Any] | tuple[Array, Array] | Sequence[tuple[Any, int]]  # one split
-Data = tuple[Given, Given] | str
+UserSplit = Dataset[Any] | tuple[Array, Array] | Sequence[tuple[Any, int]]  # one split
+Data = tuple[UserSplit, UserSplit] | str
 SPLITS: tuple[Split, Split] = ("train", "test")
 MOST_COMPARED = 64  # items of a split whose labels are compared between ranks
 EXPECTED = "expected (train, test), each a pair (images, labels) of tensors or a torch Dataset of (image, label)"

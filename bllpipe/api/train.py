@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from bllpipe.api.datasets import Data, user_data
-from bllpipe.api.models import Model, OwnObjective, modules_of, path_text, plain, user_model, user_objective
+from bllpipe.api.models import Model, UserObjective, modules_of, path_text, plain, user_model, user_objective
 from bllpipe.checkpoint import find_checkpoint
 from bllpipe.config import Config, parse_config
 from bllpipe.config.loader import put, read_yaml
@@ -44,7 +44,7 @@ def train(
     data: Data | None = None,
     *,
     blocks: int | str | list[int | str] | None = None,
-    objective: OwnObjective | None = None,
+    objective: UserObjective | None = None,
     engine: str | None = None,
     epochs: int | None = None,
     config: str | PathLike[str] | None = None,
@@ -118,7 +118,7 @@ def _run(config: Config, options: Options, jobs: list[Job], environment: RankEnv
 class TrainArguments:
     """The arguments of a script except model and data; ``settings`` are keys with dots, as for ``--set``."""
 
-    objective: OwnObjective | None = None
+    objective: UserObjective | None = None
     blocks: int | str | list[int | str] | None = None
     engine: str | None = None
     epochs: int | None = None

@@ -23,6 +23,7 @@ travels while both compute; messages of one direction between two stages follow 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -274,14 +275,10 @@ def simulate(
     Raises ValueError when ranks wait for each other, or for an operation that is in no order.
     """
     simulation = _Simulation(seconds, orders, messages)
-    while any(simulation.advance(rank) for rank in range(len(orders))):
-        pass
-    stuck = [
-        f"rank {rank} at {order[simulation.position[rank]]}"
-        for rank, order in enumerate(orders)
-        if simulation.is_left(rank)
-    ]
-    if stuck:
+    advanced = True
+    while advanced:
+        advanced = any(simulation.advance(rank) for rank in range(len(orders)))
+    if stuck := [f"rank {rank} at {left[0]}" for rank, left in enumerate(simulation.left) if left]:
         raise ValueError(f"the schedule cannot continue: {'; '.join(stuck)}")
     makespan = max(simulation.clock, default=0.0)
     worked = [sum(seconds[op.stage][op.kind] for op in order) for order in orders]
@@ -291,34 +288,32 @@ def simulate(
 
 
 class _Simulation:
-    """The progress of each rank, and when each stage has which result."""
+    """The clock of each rank and the operations left to it, and when each stage has which result."""
 
     def __init__(
         self, seconds: Sequence[Mapping[str, float]], orders: Sequence[Order], messages: Sequence[float]
     ) -> None:
-        self._seconds, self._orders = seconds, orders
+        self._seconds = seconds
         self._messages = messages or [0.0] * len(seconds)
         self._rank_of = {op.stage: rank for rank, order in enumerate(orders) for op in order}
-        self.clock, self.position = [0.0] * len(orders), [0] * len(orders)
+        self.clock, self.left = [0.0] * len(orders), [deque(order) for order in orders]
         self._ready: dict[tuple[Op, int], float] = {}  # when a stage has the result of an operation
         self._link_free: dict[tuple[int, int], float] = {}
 
-    def is_left(self, rank: int) -> bool:
-        return self.position[rank] < len(self._orders[rank])
-
     def advance(self, rank: int) -> bool:
         """Runs all operations of ``rank`` whose inputs are there; returns whether there were any."""
-        start = self.position[rank]
-        while self.is_left(rank):
-            op = self._orders[rank][self.position[rank]]
+        left = self.left[rank]
+        before = len(left)
+        while left:
+            op = left[0]
             needed = [self._ready.get((other, op.stage)) for other in self._needs(op)]
             if None in needed:
                 break
             begin = max([self.clock[rank], *(time for time in needed if time is not None)])
             self.clock[rank] = begin + self._seconds[op.stage][op.kind]
             self._deliver(op, self.clock[rank])
-            self.position[rank] += 1
-        return self.position[rank] > start
+            left.popleft()
+        return len(left) < before
 
     def _needs(self, op: Op) -> Iterator[Op]:
         stage, microbatch, kind = op

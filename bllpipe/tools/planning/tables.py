@@ -27,10 +27,9 @@ def unit_table(profile: Profile) -> str:
         for unit in profile.units
     ]
     heads = ["unit", "forward ms", "backward ms", "update ms", "head ms", "MB out", "parameters", "MiB"]
-    beside = (
-        f", {profile.contention:.2f} times as long as alone beside {profile.beside} others" if profile.beside else ""
-    )
-    machine = f"{profile.environment['processor']}, torch {profile.environment['torch']}{beside}"
+    machine = f"{profile.environment['processor']}, torch {profile.environment['torch']}"
+    if profile.beside:
+        machine += f", {profile.contention:.2f} times as long as alone, background processes: {profile.beside}"
     return (
         f"{profile.settings['model.name']}, batches of {profile.batch_size} on {profile.device} ({machine});\n"
         f"median of {profile.repetitions} repetitions after {profile.warm_up}, +- half the distance of the quartiles\n"

@@ -30,13 +30,13 @@ PARTS = ("forward", "backward", "backward_without_input", "backward_of_input", "
 
 
 def profile_of(config: Config) -> Profile:
-    said: list[tuple[str, int, int | None]] = []
+    calls: list[tuple[str, int, int | None]] = []
 
-    def hear(what: str, done: int = 0, total: int | None = None) -> None:
-        said.append((what, done, total))
+    def note_progress(what: str, done: int = 0, total: int | None = None) -> None:
+        calls.append((what, done, total))
 
-    found = measure(config, data_spec(config), 2, hear, parts=[2])
-    what, done, total = said[-1]
+    found = measure(config, data_spec(config), 2, note_progress, parts=[2])
+    what, done, total = calls[-1]
     assert what.startswith("repetition 4 of 4, 2 images, ")  # 2 to warm up
     assert total == 4 * 2 * len(found.units) and done == total - 1
     return found
