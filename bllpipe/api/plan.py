@@ -74,7 +74,7 @@ def make_plan(
         model, data, TrainArguments(blocks=blocks, engine="sequential", config=config, settings=settings)
     )
     check_given(made.data)
-    made = replace(made, model=replace(made.model, given=deepcopy(made.model.given)))
+    made = replace(made, model=replace(made.model, user_model=deepcopy(made.model.user_model)))
     spec = data_spec(made)
     units = network_units(made.model, spec.image_shape[0], spec.num_classes, made.seed)
     bounds([unit.name for unit in units], blocks)

@@ -144,9 +144,9 @@ def build_config(
     config = parse_config(mapping)
     config = replace(
         config,
-        model=replace(config.model, given=network),
-        data=replace(config.data, given=images),
-        objective=replace(config.objective, given=objective),
+        model=replace(config.model, user_model=network),
+        data=replace(config.data, user_data=images),
+        objective=replace(config.objective, user_loss=objective),
     )
     _check_floats(config)
     return config
@@ -180,7 +180,7 @@ def _check_floats(config: Config) -> None:
     idle = {"data.augment": changes.crop_padding or changes.flip or changes.rotation}
     idle |= {"data.mean": data.mean is not None, "data.std": data.std is not None}
     asked = [key for key, is_set in idle.items() if is_set]
-    if data.given is not None and data.given.is_float and asked:
+    if data.user_data is not None and data.user_data.is_float and asked:
         raise ConfigError(
             f"{' and '.join(asked)} would change nothing, as float images are taken as they are; leave it out, or "
             f"pass uint8 images [N, C, H, W]"

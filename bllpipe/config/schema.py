@@ -51,7 +51,7 @@ class ModelConfig:
         "cifar", "cifar: 3x3, no max-pool; half: the same with stride 2; imagenet: 7x7 stride 2 and max-pool"
     )
     args: dict[str, Any] = key({}, "keyword arguments for package.module:function")
-    given: Any = user_object()  # (in_channels, num_classes, **args) -> modules
+    user_model: Any = user_object()  # (in_channels, num_classes, **args) -> modules
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class DataConfig:
     synthetic_images: int = key(1024, "synthetic: training images; the test set has a quarter as many", least=1)
     synthetic_classes: int = key(10, "synthetic: number of classes", least=2)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    given: Any = user_object()  # bllpipe.data.base.GivenData
+    user_data: Any = user_object()  # bllpipe.data.base.GivenData
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class ObjectiveConfig:
     head_scale: bool = key(False, "multiply the F features of the head's linear layer by sqrt(128 / F)")
     head_lr: float = key(1.0, "factor on the learning rate of the heads' parameters", least=0)
     label_smoothing: float = key(0.0, "label smoothing of every cross-entropy", least=0, most=1)
-    given: Any = user_object()  # what ``function`` names
+    user_loss: Any = user_object()  # what ``function`` names
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ def spec_without_files(data: DataConfig) -> DataSpec | None:
 
 def check_given(data: DataConfig) -> None:
     """Raises DataError for data that a script passed as an object, unless the script runs."""
-    if data.name == "given" and data.given is None:
+    if data.name == "given" and data.user_data is None:
         raise DataError(
             "data.name is given: what a script passed to bllpipe.train as an object, and only that script has it; run "
             "the script, or name a set of your own with --set data.name=npz or imagefolder, and --set data.path=PATH"

@@ -45,7 +45,7 @@ class Known(Items):
 
 def config(data: Any) -> DataConfig:
     name, given = user_data(data)
-    return DataConfig(name=name, given=given)  # type: ignore[arg-type]  # given
+    return DataConfig(name=name, user_data=given)  # type: ignore[arg-type]  # given
 
 
 @pytest.mark.parametrize(
