@@ -48,10 +48,12 @@ def ranks_of_nodes(num_ranks: int, num_nodes: int) -> list[int]:
 def check_fit(config: Config, num_nodes: int, gpus_per_node: int | None) -> None:
     """Raises ConfigError unless every node gets a rank, and every rank that computes on a GPU has its own.
 
-    ``gpus_per_node`` is None if unknown. Nodes without GPUs hold any number of ranks, and so do GPUs that ranks share,
-    which gloo allows and NCCL refuses.
+    The feedback rank computes on a CPU unless feedback.device is cuda. ``gpus_per_node`` is None if unknown. Nodes
+    without GPUs hold any number of ranks, and so do GPUs that ranks share, which gloo allows and NCCL refuses.
     """
-    ranks, num_gpus = num_ranks(config), _num_gpus(config)
+    ranks = num_ranks(config)
+    feedback_on_cpu = config.engine in SPREAD and topology(config).has_feedback and config.feedback.device != "cuda"
+    num_gpus = 0 if config.device == "cpu" else ranks - feedback_on_cpu
     if num_nodes > ranks:
         raise ConfigError(f"{_count(ranks, 'rank')} cannot be spread over {num_nodes} nodes; use --nodes {ranks}")
     if gpus_per_node == 0:
@@ -63,14 +65,6 @@ def check_fit(config: Config, num_nodes: int, gpus_per_node: int | None) -> None
     may_share = config.engine == "ranks" and config.backend.alpha == "gloo"
     if gpus_per_node and num_gpus > num_nodes * gpus_per_node and not may_share:
         raise _too_few_gpus(config, num_gpus, num_nodes, gpus_per_node)
-
-
-def _num_gpus(config: Config) -> int:
-    """The number of GPUs that the run uses. The feedback rank uses a CPU unless feedback.device is cuda."""
-    if config.device == "cpu":
-        return 0
-    feedback_on_cpu = config.engine in SPREAD and topology(config).has_feedback and config.feedback.device != "cuda"
-    return num_ranks(config) - feedback_on_cpu
 
 
 def _too_few_gpus(config: Config, num_gpus: int, num_nodes: int, gpus_per_node: int) -> ConfigError:

@@ -98,10 +98,8 @@ def inject(worker: Worker, fault: Fault) -> None:
 
 
 def _inject_into_step(actor: Actor, fault: Fault) -> None:
-    phase = "evaluate" if fault.point == "evaluate" else "train"
-
     def before(*arguments: Any, **named: Any) -> None:
-        if actor.entry is not None and actor.entry.phase == phase and fault.is_due(actor.entry.step):
+        if fault.is_due_in(actor):
             trigger(fault)
 
     def after(result: Any, *arguments: Any, **named: Any) -> Any:
@@ -132,18 +130,15 @@ def _corrupt(actor: Actor, fault: Fault) -> None:
     if block is None:
         return
 
-    def is_due() -> bool:
-        return actor.entry is not None and actor.entry.phase == "train" and fault.is_due(actor.entry.step)
-
     def corrupted(tensor: Tensor, *arguments: Any) -> Tensor:
-        if not is_due():
+        if not fault.is_due_in(actor):
             return tensor
         poison = torch.zeros_like(tensor)
         poison.view(-1)[0] = value
         return tensor + poison
 
     def corrupt_in_place(tensor: Tensor | None) -> None:
-        if is_due() and tensor is not None:
+        if fault.is_due_in(actor) and tensor is not None:
             tensor.data.view(-1)[0] = value
 
     def first_parameter() -> Tensor:
@@ -199,6 +194,11 @@ class Fault:
 
     def is_due(self, step: int) -> bool:
         return self.step is None or self.step == step
+
+    def is_due_in(self, actor: Actor) -> bool:
+        """Whether it is due in the round that ``actor`` carries out: of training, or of a test for ``evaluate``."""
+        phase = "evaluate" if self.point == "evaluate" else "train"
+        return actor.entry is not None and actor.entry.phase == phase and self.is_due(actor.entry.step)
 
     @property
     def corrupts(self) -> bool:
