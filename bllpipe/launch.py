@@ -10,9 +10,17 @@ from functools import partial
 from importlib.util import find_spec
 from typing import get_args
 
-from bllpipe.config import Config, load_config
+from bllpipe.config import Config
+from bllpipe.config.loader import add_config_options, config_from_options
 from bllpipe.config.schema import PIPELINES, SYNCHRONOUS, residual_units, unit_name
-from bllpipe.data.catalog import DEFAULT_PATH, DOWNLOADS, PUBLISHED, check_obtainable, check_user_data, split_folders
+from bllpipe.data.catalog import (
+    DEFAULT_PATH,
+    DOWNLOADS,
+    check_obtainable,
+    check_user_data,
+    spec_without_files,
+    split_folders,
+)
 from bllpipe.distributed.torchrun import (
     RankEnvironment,
     die_with_agent,
@@ -44,7 +52,7 @@ EXIT_CODES = """exit codes:
     5  NaN or Inf in training
     6  a file of the run cannot be written
     7  restarts came no further
-  129, 130, 143  stopped by SIGHUP, SIGINT, SIGTERM; --resume auto goes on
+  129, 130, 143  stopped by SIGHUP, SIGINT, SIGTERM; --resume auto continues
 2 and 4 to 7 are not restarted: they would come back. torchrun itself ends with 1 for all that is not 0; status.json in
 the run directory says more.
 """
@@ -53,17 +61,9 @@ the run directory says more.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a run."""
     parser.epilog, parser.formatter_class = EXIT_CODES, argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--config", metavar="FILE", help="YAML file; without it: the handwritten digits")
+    add_config_options(parser)
     parser.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        dest="overrides",
-        action="append",
-        default=[],
-        help="override a key, e.g. epochs=3",
-    )
-    parser.add_argument(
-        "--resume", default="never", metavar="auto|never|PATH", help="go on from the newest, or from this, checkpoint"
+        "--resume", default="never", metavar="auto|never|PATH", help="resume from the newest, or from this, checkpoint"
     )
     parser.add_argument(
         "--accept",
@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         default=[],
-        help="with --resume: go on although these keys (or sections, such as optimizer) differ from the checkpoint's",
+        help="with --resume: these keys (or sections, such as optimizer) may differ from the checkpoint's",
     )
     parser.add_argument("--run-dir", metavar="DIR", help="where the run's files go (default: runs/<name>)")
     parser.add_argument(
@@ -104,25 +104,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     argv = list(sys.argv[1:] if arguments is None else arguments)
     repair_standard_streams()
-    return launch(parser.parse_args(argv), argv)
-
-
-def launch(options: argparse.Namespace, argv: Sequence[str]) -> int:
-    """Runs the job of ``options``, which were parsed from ``argv``, the arguments of the ranks."""
+    options = parser.parse_args(argv)
     try:
-        return _launch(options, argv)
+        return launch(options, argv)
     finally:
         drop_unwritten()
 
 
-def _launch(options: argparse.Namespace, argv: Sequence[str]) -> int:
+def launch(options: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Runs the job of ``options``, which were parsed from ``argv``, the arguments of the ranks."""
     environment = None
     try:
         environment = RankEnvironment.read()
         if environment is not None:
             die_with_agent(environment)
             name_process(f"bllpipe rank {environment.rank}")
-        config = load_config(options.config, options.overrides)
+        config = config_from_options(options)
         accept, callbacks = tuple(options.accept), choose_callbacks(config)
         chosen = Options(options.resume, options.run_dir, accept, options.output, callbacks=callbacks)
         chosen.check()
@@ -131,11 +128,11 @@ def _launch(options: argparse.Namespace, argv: Sequence[str]) -> int:
     except BllpipeError as error:
         return fail_before_the_store(error, environment)
     if config.engine in SPREAD and environment is None:
-        give_back = partial(release, sys.stdout if options.output in ("auto", "live") else None)
+        release_terminal = partial(release, sys.stdout if options.output in ("auto", "live") else None)
         try:
-            return run_ranks(config, argv, options.max_restarts, give_back)
+            return run_ranks(config, argv, options.max_restarts, release_terminal)
         finally:
-            give_back()  # the rank that draws may have been killed
+            release_terminal()  # the rank that draws may have been killed
     try:
         return engine(config.engine)(config, chosen)
     except KeyboardInterrupt:
@@ -205,15 +202,14 @@ def fail_before_the_store(error: BllpipeError, environment: RankEnvironment | No
 
 
 def check_plan(config: Config) -> None:
-    """Raises ConfigError for a cut that the network does not allow or a batch that well-known data cannot fill."""
+    """Raises ConfigError for a cut that the network does not allow, and for a batch or a warm-up that is too long for
+    data whose sizes are known without their files."""
     if ":" not in config.model.name:
         is_cut = config.engine in PIPELINES or not config.is_end_to_end
         cuts = config.balanced or config.blocks if is_cut else 1
         bounds([unit_name(*unit) for unit in residual_units(config.model.name)], cuts)
-    if config.data.name in PUBLISHED:
-        RunSchedule.of(config, PUBLISHED[config.data.name].num_train, PUBLISHED[config.data.name].num_test)
-    if config.data.name == "synthetic":
-        RunSchedule.of(config, config.data.synthetic_images, num_test=1)
+    if (spec := spec_without_files(config.data)) is not None:
+        RunSchedule.of(config, spec.num_train, spec.num_test)
 
 
 def check_installed(config: Config) -> None:

@@ -26,15 +26,15 @@ from bllpipe.errors import DataError
 from bllpipe.utils.tensors import part_digest
 
 Array = Tensor | np.ndarray[Any, Any] | Sequence[Any]
-Given = Dataset[Any] | tuple[Array, Array] | Sequence[tuple[Any, int]]  # one split
-Data = tuple[Given, Given] | str
+UserSplit = Dataset[Any] | tuple[Array, Array] | Sequence[tuple[Any, int]]  # one split
+Data = tuple[UserSplit, UserSplit] | str
 SPLITS: tuple[Split, Split] = ("train", "test")
 MOST_COMPARED = 64  # items of a split whose labels are compared between ranks
 EXPECTED = "expected (train, test), each a pair (images, labels) of tensors or a torch Dataset of (image, label)"
 NUMBER_KINDS = "fiub"  # of NumPy's types, those that images may have
 
 
-def given_data(data: Data) -> tuple[str, UserData | None]:
+def user_data(data: Data) -> tuple[str, UserData | None]:
     """``data.name``, and the data passed as objects; DataError for data that cannot be trained on."""
     if isinstance(data, str):
         return data, None
@@ -92,7 +92,11 @@ class ItemData:
 
     def digest(self) -> str:
         """SHA-256 (hex) of the lengths and of some labels."""
-        return part_digest({split: torch.tensor(_some_labels(self._sets[split], split)) for split in SPLITS})
+        found: dict[str, Tensor] = {}
+        for split, dataset in self._sets.items():
+            numbers = range(0, len(dataset), max(1, len(dataset) // MOST_COMPARED))
+            found[split] = torch.tensor([len(dataset), *(_label(dataset, split, number) for number in numbers)])
+        return part_digest(found)
 
 
 class ItemImages:
@@ -171,11 +175,6 @@ def _targets(dataset: Any, split: Split) -> Tensor:
     return torch.tensor([_label(dataset, split, number) for number in range(len(dataset))], dtype=torch.int64)
 
 
-def _some_labels(dataset: Any, split: Split) -> list[int]:
-    numbers = range(0, len(dataset), max(1, len(dataset) // MOST_COMPARED))
-    return [len(dataset), *(_label(dataset, split, number) for number in numbers)]
-
-
 def _pair(split: Any, name: Split) -> tuple[Tensor, Tensor] | None:
     """Images and labels of a split that is such a pair; None for a set of items."""
     parts = split.tensors if isinstance(split, TensorDataset) else split
@@ -206,7 +205,17 @@ def _check_set(split: Any, name: Split) -> None:
 def _in_memory(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> TensorData:
     (train_x, train_N), (test_x, test_N) = train, test
     for name, images, labels in (("train", train_x, train_N), ("test", test_x, test_N)):
-        _check_split(name, images, labels)
+        is_pixels = images.dtype == torch.uint8 and images.dim() == 4
+        if not is_pixels and not (images.is_floating_point() and images.dim() >= 2):
+            raise DataError(
+                f"the {name} images are {_kind(images)}; expected floats [N, ...], which are taken as they are, or "
+                f"uint8 [N, C, H, W], which are normalised; images without channels become such with "
+                f"images.unsqueeze(1)"
+            )
+        if len(images) != len(labels):
+            raise DataError(
+                f"the {name} split has {len(images)} images, but {len(labels)} labels; expected one for each"
+            )
     if train_x.shape[1:] != test_x.shape[1:] or (train_x.dtype == torch.uint8) != (test_x.dtype == torch.uint8):
         raise DataError(f"the train images are {_kind(train_x)}, the test images {_kind(test_x)}; expected one form")
     num_classes = check_labels(train_N, test_N, "the data")
@@ -215,18 +224,6 @@ def _in_memory(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> Ten
         if images.is_floating_point():
             check_finite(images.numpy(), f"the {name} images")
     return TensorData(Arrays(train_x, train_N, test_x, test_N, num_classes))
-
-
-def _check_split(name: str, images: Tensor, labels: Tensor) -> None:
-    if not (images.is_floating_point() and images.dim() >= 2) and not (
-        images.dtype == torch.uint8 and images.dim() == 4
-    ):
-        raise DataError(
-            f"the {name} images are {_kind(images)}; expected floats [N, ...], which are taken as they are, or uint8 "
-            f"[N, C, H, W], which are normalised; images without channels become such with images.unsqueeze(1)"
-        )
-    if len(images) != len(labels):
-        raise DataError(f"the {name} split has {len(images)} images, but {len(labels)} labels; expected one for each")
 
 
 def _kind(thing: Any) -> str:
@@ -249,7 +246,14 @@ def image_tensor(values: Any, what: str) -> Tensor:
     if isinstance(values, Tensor):
         return _plain(values, what)
     if isinstance(values, (list, tuple)) and values and all(isinstance(value, Tensor) for value in values):
-        return _stacked([_plain(value, what) for value in values], what)
+        items = [_plain(value, what) for value in values]
+        for number, item in enumerate(items):
+            if (item.shape, item.dtype) != (items[0].shape, items[0].dtype):
+                raise DataError(
+                    f"{what}: expected items of one form, got {item.dtype} {list(item.shape)} as item {number}, "
+                    f"{items[0].dtype} {list(items[0].shape)} as the first one; resize or convert them"
+                )
+        return torch.stack(items)
     array = plain_array(values, what)
     if array.dtype.kind not in NUMBER_KINDS:
         raise DataError(f"{what}: expected numbers, got {array.dtype}; use floats, or uint8 [N, C, H, W]")
@@ -264,9 +268,8 @@ def label_tensor(values: Any, what: str) -> Tensor:
         values = [value.tolist() if isinstance(value, Tensor) else value for value in values]
     if isinstance(values, Tensor):
         values = _plain(values, what)
-        form = f"{str(values.dtype).removeprefix('torch.')} {list(values.shape)}"
         letter = "f" if values.is_floating_point() else "c" if values.is_complex() else "i"
-        check_label_form("b" if values.dtype == torch.bool else letter, tuple(values.shape), form, what)
+        check_label_form("b" if values.dtype == torch.bool else letter, tuple(values.shape), _kind(values), what)
         values = values.numpy()
     return torch.from_numpy(label_array(values, what))
 
@@ -279,14 +282,3 @@ def _plain(values: Tensor, what: str) -> Tensor:
         raise DataError(f"{what}: expected a dense tensor, got {found}; convert it first, for example with .to_dense()")
     plain = values.detach().as_subclass(Tensor).cpu().resolve_conj().resolve_neg()  # type: ignore[arg-type]  # its own class
     return plain.clone() if plain.is_inference() else plain
-
-
-def _stacked(values: list[Tensor], what: str) -> Tensor:
-    first = values[0]
-    for number, value in enumerate(values):
-        if (value.shape, value.dtype) != (first.shape, first.dtype):
-            raise DataError(
-                f"{what}: expected items of one form, got {value.dtype} {list(value.shape)} as item {number}, "
-                f"{first.dtype} {list(first.shape)} as the first one; resize or convert them"
-            )
-    return torch.stack(values)

@@ -52,7 +52,7 @@ def path_text(name: str, value: Any, hint: str) -> str:
 Modules = nn.Sequential | nn.ModuleList | Sequence[nn.Module]
 Model = Modules | Callable[..., Iterable[nn.Module]] | str
 # Every block makes an instance of a class: (config.objective, alpha_shape, num_classes).
-OwnObjective = Objective | type[nn.Module] | str
+UserObjective = Objective | type[nn.Module] | str
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def user_model(model: Model) -> tuple[str, Callable[..., Any] | None]:
             f"(in_channels, num_classes) that returns one, or a name such as resnet18"
         )
     name = importable_name(model)
-    return (name, None) if name else (given_name(model), model)
+    return (name, None) if name else (object_name(model), model)
 
 
 def modules_of(model: Modules | nn.Module) -> dict[str, nn.Module]:
@@ -127,13 +127,13 @@ def importable_name(thing: Any) -> str | None:
     return f"{module}:{name}" if getattr(sys.modules.get(module), name, None) is thing else None
 
 
-def given_name(thing: Any) -> str:
+def object_name(thing: Any) -> str:
     """``given:Sequential``, ``given:my_loss``: the name of a function or class, or of the kind of an object."""
     name = getattr(thing, "__name__", type(thing).__name__)
     return f"{USER_OBJECTS}:{re.sub(r'[^0-9A-Za-z_]', '_', name)}"
 
 
-def user_objective(objective: OwnObjective) -> tuple[dict[str, Any], Any]:
+def user_objective(objective: UserObjective) -> tuple[dict[str, Any], Any]:
     """The keys that name it, and the loss passed as an object; ConfigError for anything that is no local loss."""
     if isinstance(objective, str):
         keys = {"method": "own", "objective.function": objective} if ":" in objective else {"method": objective}
@@ -145,5 +145,5 @@ def user_objective(objective: OwnObjective) -> tuple[dict[str, Any], Any]:
             f"the name of a method, such as dgl"
         )
     name = importable_name(objective)
-    given: Callable[..., Any] | None = None if name else objective
-    return {"method": "own", "objective.function": name or given_name(objective)}, given
+    keys = {"method": "own", "objective.function": name or object_name(objective)}
+    return keys, None if name else objective

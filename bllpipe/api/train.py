@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from bllpipe.api.datasets import Data, given_data
-from bllpipe.api.models import Model, OwnObjective, modules_of, path_text, plain, user_model, user_objective
+from bllpipe.api.datasets import Data, user_data
+from bllpipe.api.models import Model, UserObjective, modules_of, path_text, plain, user_model, user_objective
 from bllpipe.checkpoint import find_checkpoint
 from bllpipe.config import Config, parse_config
 from bllpipe.config.loader import put, read_yaml
@@ -44,7 +44,7 @@ def train(
     data: Data | None = None,
     *,
     blocks: int | str | list[int | str] | None = None,
-    objective: OwnObjective | None = None,
+    objective: UserObjective | None = None,
     engine: str | None = None,
     epochs: int | None = None,
     config: str | PathLike[str] | None = None,
@@ -70,43 +70,40 @@ def train(
         settings: keys with dots and their values, as for ``--set``: ``{"optimizer.lr": 0.1}``.
         run_dir, resume, accept: as for ``--run-dir``, ``--resume`` and ``--accept``.
 
-    Raises ConfigError, DataError, and every other BllpipeError of the command line; under torchrun an error is said
+    Raises ConfigError, DataError, and every other BllpipeError of the command line; under torchrun an error is printed
     once and ends all ranks, with the command line's exit codes. A signal that stops the run ends the script, too, when
     the checkpoint is whole.
     """
-    said = TrainArguments(objective, blocks, engine, epochs, config, settings)
+    arguments = TrainArguments(objective, blocks, engine, epochs, config, settings)
     environment = RankEnvironment.read()
     if environment is not None:
         die_with_agent(environment)
     jobs: list[Job] = []
     number = next(STARTED)
     try:
-        place = None if run_dir is None else path_text("run_dir", run_dir, "use a directory, such as run_dir='runs/a'")
+        hint = "use a directory, such as run_dir='runs/a'"
+        directory = None if run_dir is None else path_text("run_dir", run_dir, hint)
         start = path_text("resume", resume, "use resume='auto', 'never', or the path of a checkpoint")
         keys = (accept,) if isinstance(accept, str) else tuple(accept)
-        made = build_config(model, data, said, environment is not None)
+        made = build_config(model, data, arguments, environment is not None)
         callbacks = choose_callbacks(made)
-        options = Options(start, place, keys, on_agreed=jobs.append, number=number, callbacks=callbacks)
+        options = Options(start, directory, keys, on_agreed=jobs.append, number=number, callbacks=callbacks)
         options.check()
-        _check_ranks(made, environment)
+        if made.engine in SPREAD and environment is None:
+            size, script = topology(made).world_size, sys.argv[0] or "SCRIPT.py"
+            raise ConfigError(
+                f"engine {made.engine} needs {size} processes that all run this script, but it was started as one; use "
+                f"torchrun --nproc_per_node={size} {script}, or engine='threads'"
+            )
         check_start(made, environment)
     except BllpipeError as error:
         if environment is None:
             raise
         raise SystemExit(fail_before_the_store(error, environment)) from error
-    return _carry_out(made, options, jobs, environment)
+    return _run(made, options, jobs, environment)
 
 
-def _check_ranks(config: Config, environment: RankEnvironment | None) -> None:
-    if config.engine in SPREAD and environment is None:
-        number, script = topology(config).world_size, sys.argv[0] or "SCRIPT.py"
-        raise ConfigError(
-            f"engine {config.engine} needs {number} processes that all run this script, but it was started as one; use "
-            f"torchrun --nproc_per_node={number} {script}, or engine='threads'"
-        )
-
-
-def _carry_out(config: Config, options: Options, jobs: list[Job], environment: RankEnvironment | None) -> Run:
+def _run(config: Config, options: Options, jobs: list[Job], environment: RankEnvironment | None) -> Run:
     start: Callable[[Config, Options], int] = engine(config.engine)
     code = start(config, options)
     job = jobs[-1]
@@ -121,7 +118,7 @@ def _carry_out(config: Config, options: Options, jobs: list[Job], environment: R
 class TrainArguments:
     """The arguments of a script except model and data; ``settings`` are keys with dots, as for ``--set``."""
 
-    objective: OwnObjective | None = None
+    objective: UserObjective | None = None
     blocks: int | str | list[int | str] | None = None
     engine: str | None = None
     epochs: int | None = None
@@ -129,57 +126,52 @@ class TrainArguments:
     settings: Mapping[str, Any] | None = None
 
 
-def build_config(model: Model | None, data: Data | None, said: TrainArguments, under_torchrun: bool = False) -> Config:
-    """The checked Config; model and data of the file unless the script passes its own. ConfigError or DataError."""
-    keys, objective = user_objective(said.objective) if said.objective is not None else ({}, None)
+def build_config(
+    model: Model | None, data: Data | None, arguments: TrainArguments, under_torchrun: bool = False
+) -> Config:
+    """The checked Config; model and data of the file unless the script passes its own. ConfigError or DataError.
+
+    By default every block has a process under torchrun; otherwise all of them are in this process.
+    """
+    keys, objective = user_objective(arguments.objective) if arguments.objective is not None else ({}, None)
     keys["model.name"], network = user_model(model) if model is not None else (None, None)
-    keys["data.name"], images = given_data(data) if data is not None else (None, None)
-    mapping = _mapping(said, keys)
+    keys["data.name"], images = user_data(data) if data is not None else (None, None)
+    mapping = _mapping(arguments, keys)
     if images is not None and isinstance(changes := mapping["data"].setdefault("augment", {}), dict):
         mapping["data"]["augment"] = {**PLAIN, **changes}
-    if "engine" not in mapping:
-        mapping["engine"] = _engine(str(mapping.get("method")), under_torchrun)
-    config = _with_objects(parse_config(mapping), network, images, objective)
+    in_one_process = "single" if mapping.get("method") in END_TO_END else "sequential"
+    mapping.setdefault("engine", "ranks" if under_torchrun else in_one_process)
+    config = parse_config(mapping)
+    config = replace(
+        config,
+        model=replace(config.model, user_model=network),
+        data=replace(config.data, user_data=images),
+        objective=replace(config.objective, user_loss=objective),
+    )
     _check_floats(config)
     return config
 
 
-def _mapping(said: TrainArguments, keys: Mapping[str, Any]) -> dict[str, Any]:
+def _mapping(arguments: TrainArguments, keys: Mapping[str, Any]) -> dict[str, Any]:
     """The file; over it the settings; over both ``keys`` and the other arguments, where there are any."""
-    if said.config is not None and not isinstance(said.config, (str, PathLike)):
+    if arguments.config is not None and not isinstance(arguments.config, (str, PathLike)):
         raise ConfigError(
-            f"config is a {type(said.config).__name__}; expected the path of a YAML file; use settings={{...}} for "
-            f"keys and their values"
+            f"config is a {type(arguments.config).__name__}; expected the path of a YAML file; use settings={{...}} "
+            f"for keys and their values"
         )
-    if said.settings is not None and not isinstance(said.settings, Mapping):
+    if arguments.settings is not None and not isinstance(arguments.settings, Mapping):
         raise ConfigError(
-            f"settings is a {type(said.settings).__name__}; expected keys and values; use "
+            f"settings is a {type(arguments.settings).__name__}; expected keys and values; use "
             f"settings={{'optimizer.lr': 0.1}}"
         )
-    mapping = read_yaml(fspath(said.config)) if said.config is not None else {}
-    for key, value in (said.settings or {}).items():
+    mapping = read_yaml(fspath(arguments.config)) if arguments.config is not None else {}
+    for key, value in (arguments.settings or {}).items():
         put(mapping, key, plain(value), "settings")
-    arguments = {**keys, "blocks": said.blocks, "engine": said.engine, "epochs": said.epochs}
-    for key, value in arguments.items():
+    passed = {**keys, "blocks": arguments.blocks, "engine": arguments.engine, "epochs": arguments.epochs}
+    for key, value in passed.items():
         if value is not None:
             put(mapping, key, plain(value), "the arguments")
     return mapping
-
-
-def _engine(method: str, under_torchrun: bool) -> str:
-    """The default engine: a process for every block under torchrun, otherwise this process."""
-    if under_torchrun:
-        return "ranks"
-    return "single" if method in END_TO_END else "sequential"
-
-
-def _with_objects(config: Config, network: Any, images: Any, objective: Any) -> Config:
-    return replace(
-        config,
-        model=replace(config.model, given=network),
-        data=replace(config.data, given=images),
-        objective=replace(config.objective, given=objective),
-    )
 
 
 def _check_floats(config: Config) -> None:
@@ -188,7 +180,7 @@ def _check_floats(config: Config) -> None:
     idle = {"data.augment": changes.crop_padding or changes.flip or changes.rotation}
     idle |= {"data.mean": data.mean is not None, "data.std": data.std is not None}
     asked = [key for key, is_set in idle.items() if is_set]
-    if data.given is not None and data.given.is_float and asked:
+    if data.user_data is not None and data.user_data.is_float and asked:
         raise ConfigError(
             f"{' and '.join(asked)} would change nothing, as float images are taken as they are; leave it out, or "
             f"pass uint8 images [N, C, H, W]"

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bllpipe.config import Config, load_config, to_mapping, to_yaml
+from bllpipe.config import Config, to_mapping, to_yaml
+from bllpipe.config.loader import add_config_options, config_from_options
 from bllpipe.config.schema import DataConfig
-from bllpipe.data.catalog import PUBLISHED, DataSpec
+from bllpipe.data.catalog import DataSpec, spec_without_files
 from bllpipe.engines import topology
 from bllpipe.launch import check_plan
 from bllpipe.topology import Topology
 from bllpipe.utils.console import show, table
 
 if TYPE_CHECKING:
-    from bllpipe.tools.planning.dry_run import EdgeFigures, Figures, RankFigures  # torch
+    from bllpipe.tools.planning.dry_run import Estimates  # torch
 
 NO_DATA = (
     "shapes, bytes and memory depend on the data, which were not found: data.name is {name}, data.path {path}; use "
     "--set data.path=PATH with the path of the data"
 )
 NEEDS_VALUES = "the network depends on values or devices, so it cannot be counted on the meta device: {reason}"
-RANK_HEADS = (
+RANK_COLUMNS = (
     "rank",
     "role",
     "parameters",
@@ -37,26 +38,22 @@ RANK_HEADS = (
     "sent",
     "received",
 )
-LOCAL_HEADS = ("local head of", "parameters", "of the block's", "operations", "of the block's")
-EDGE_HEADS = ("edge", "tensors", "a message", "a step")
+# of the local heads: parameters, and operations of the forward pass of one image
+HEAD_COLUMNS = ("local head of", "parameters", "of the block's", "operations", "of the block's")
+EDGE_COLUMNS = ("edge", "tensors", "a message", "a step")
 NOTE = """\
 Bytes sent and received are those of a training step. Memory is an estimate: counted, not measured; it does not include
 torch itself, the data, and the workspaces of convolutions."""
+ENSEMBLE_NOTE = """\
+With evaluate.ensemble an alpha message of a test batch has {size} more: the sums of the class
+probabilities of all heads up to that block."""
 BF16_NOTE = "Activations are counted in fp32; precision.compute bf16 stores some of them in half the bytes."
 
 
 def add_check(commands: Any) -> None:
     """Adds the command ``check``."""
     check = commands.add_parser("check", help="validate a config; estimate its messages, parameters and memory")
-    check.add_argument("--config", metavar="FILE", help="YAML file (default: the handwritten digits)")
-    check.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        dest="overrides",
-        action="append",
-        default=[],
-        help="override a key, e.g. epochs=3",
-    )
+    add_config_options(check)
     shown = check.add_mutually_exclusive_group()
     shown.add_argument("--config-only", action="store_true", help="print the resolved config, with ranks and edges")
     shown.add_argument("--verbose", action="store_true", help="print the resolved config below the tables")
@@ -66,25 +63,29 @@ def add_check(commands: Any) -> None:
 
 def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     """Prints the tables, the config or JSON; returns the exit code."""
-    config = load_config(options.config, options.overrides)
+    config = config_from_options(options)
     check_plan(config)
+    layout = topology(config)
+    resolved = to_yaml(config) + layout_text(layout)
     if options.config_only:
-        _print_config(config)
+        show(resolved)
         return 0
     estimates, unknown = _estimates(config)
     if options.json:
-        show(json.dumps(_to_json(config, estimates, unknown), indent=1))
+        show(json.dumps(_to_json(config, layout, estimates, unknown), indent=1))
         return 0
-    layout = topology(config)
-    show(headline(config, layout))
-    show("\n".join([*layout_lines(layout), str(unknown)]) if estimates is None else estimates_table(estimates, config))
+    ranks = f"{layout.world_size} rank{'' if layout.world_size == 1 else 's'}"
+    show(
+        f"{config.method}/{config.engine}: {config.model.name} on {config.data.name}, batches of "
+        f"{config.data.batch_size}, {ranks}"
+    )
+    show(f"{layout_text(layout)}\n{unknown}" if estimates is None else estimates_table(estimates, config))
     if options.verbose:
-        show("")
-        _print_config(config)
+        show(f"\n{resolved}")
     return 0
 
 
-def _estimates(config: Config) -> tuple[Figures | None, str | None]:
+def _estimates(config: Config) -> tuple[Estimates | None, str | None]:
     """The estimates, or why there are none, which is not an error of the config."""
     if (spec := known_spec(config.data)) is None:
         return None, NO_DATA.format(name=config.data.name, path=config.data.path)
@@ -96,13 +97,8 @@ def _estimates(config: Config) -> tuple[Figures | None, str | None]:
         return None, NEEDS_VALUES.format(reason=error)
 
 
-def _print_config(config: Config) -> None:
-    show(to_yaml(config) + "\n".join(layout_lines(topology(config))))
-
-
-def _to_json(config: Config, estimates: Figures | None, unknown: str | None) -> dict[str, Any]:
+def _to_json(config: Config, layout: Topology, estimates: Estimates | None, unknown: str | None) -> dict[str, Any]:
     """Without estimates: ranks and edges alone."""
-    layout = topology(config)
     found: dict[str, Any] = {"config": to_mapping(config), "unknown": unknown}
     if estimates is not None:
         return found | estimates.to_json()
@@ -111,93 +107,53 @@ def _to_json(config: Config, estimates: Figures | None, unknown: str | None) -> 
     return found | {"ranks": ranks, "edges": edges}
 
 
-def headline(config: Config, layout: Topology) -> str:
-    """Method, engine, network, data and number of ranks in one line."""
-    ranks = f"{layout.world_size} rank{'' if layout.world_size == 1 else 's'}"
-    return (
-        f"{config.method}/{config.engine}: {config.model.name} on {config.data.name}, batches of "
-        f"{config.data.batch_size}, {ranks}"
-    )
-
-
-def estimates_table(estimates: Figures, config: Config) -> str:
+def estimates_table(estimates: Estimates, config: Config) -> str:
     """The number of steps, and the tables of ranks, local heads and edges."""
-    lines = [f"{estimates.steps:,} steps, {estimates.steps_per_epoch:,} an epoch", ""]
-    lines += [table(RANK_HEADS, [_rank_row(estimates, each) for each in estimates.ranks])]
-    if heads := [_head_row(each) for each in estimates.ranks if each.head_parameters]:
-        lines += ["", table(LOCAL_HEADS, heads)]
-    if estimates.edges:
-        lines += ["", table(EDGE_HEADS, [_edge_row(edge) for edge in estimates.edges])]
-    notes = [NOTE, *_ensemble(estimates), *([BF16_NOTE] if config.precision.compute == "bf16" else [])]
-    return "\n".join([*lines, "", *notes])
+    from rich.filesize import decimal as size  # not for --help
 
-
-def _ensemble(estimates: Figures) -> Iterator[str]:
-    """The additional bytes of test batches."""
-    from rich.filesize import decimal as size
-
+    ranks, heads, edges = [], [], []
+    for each in estimates.ranks:
+        memory = each.memory
+        parts = memory.total, memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.messages
+        sizes = map(size, (*parts, estimates.sent(each.rank), estimates.received(each.rank)))
+        ranks.append([str(each.rank), each.role, f"{each.parameters:,}", *sizes])
+        if each.head_parameters:
+            of_parameters = f"{each.head_parameters / each.parameters:.1%}"
+            of_operations = f"{each.head_operations / max(1, each.operations):.1%}"
+            numbers = f"{each.head_parameters:,}", of_parameters, f"{each.head_operations:,}", of_operations
+            heads.append([each.role, *numbers])
+    for edge in estimates.edges:
+        times = f"{edge.num_messages} x " if edge.num_messages > 1 else ""
+        tensors = ", ".join(str(tensor) for tensor in edge.tensors)
+        edges.append([str(edge), tensors, times + size(edge.message_bytes), size(edge.step_bytes)])
+    lines = [f"{estimates.steps:,} steps, {estimates.steps_per_epoch:,} an epoch"]
+    for columns, rows in ((RANK_COLUMNS, ranks), (HEAD_COLUMNS, heads), (EDGE_COLUMNS, edges)):
+        lines += ["", table(columns, rows)] if rows else []
+    lines += ["", NOTE]
     if more := max((edge.ensemble_bytes for edge in estimates.edges), default=0):
-        yield (
-            f"With evaluate.ensemble an alpha message of a test batch has {size(more)} more: the sums of the class\n"
-            f"probabilities of all heads up to that block."
-        )
+        lines.append(ENSEMBLE_NOTE.format(size=size(more)))
+    return "\n".join([*lines, *([BF16_NOTE] if config.precision.compute == "bf16" else [])])
 
 
-def layout_lines(layout: Topology) -> Iterator[str]:
+def layout_text(layout: Topology) -> str:
     """Ranks and edges, without estimates."""
-    yield "# ranks: " + ", ".join(f"{rank} {layout.role(rank)}" for rank in range(layout.world_size))
-    yield "# edges: " + ", ".join(str(edge) for edge in layout.edges())
-
-
-def _rank_row(estimates: Figures, each: RankFigures) -> list[str]:
-    from rich.filesize import decimal as size
-
-    memory = each.memory
-    parts = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.messages)
-    transferred = (estimates.sent(each.rank), estimates.received(each.rank))
-    return [
-        str(each.rank),
-        each.role,
-        f"{each.parameters:,}",
-        *(size(number) for number in (memory.total, *parts, *transferred)),
-    ]
-
-
-def _head_row(each: RankFigures) -> list[str]:
-    """Parameters, and operations of one image's forward pass, each also as a fraction of those of the block."""
-    return [
-        each.role,
-        f"{each.head_parameters:,}",
-        f"{each.head_parameters / each.parameters:.1%}",
-        f"{each.head_operations:,}",
-        f"{each.head_operations / max(1, each.operations):.1%}",
-    ]
-
-
-def _edge_row(edge: EdgeFigures) -> list[str]:
-    from rich.filesize import decimal as size
-
-    times = f"{edge.num_messages} x " if edge.num_messages > 1 else ""
-    tensors = ", ".join(str(tensor) for tensor in edge.tensors)
-    return [str(edge), tensors, times + size(edge.message_bytes), size(edge.step_bytes)]
+    ranks = ", ".join(f"{rank} {layout.role(rank)}" for rank in range(layout.world_size))
+    return f"# ranks: {ranks}\n# edges: {', '.join(str(edge) for edge in layout.edges())}"
 
 
 def known_spec(data: DataConfig) -> DataSpec | None:
-    """The sizes of the data; None if the data are neither on this machine nor a published set.
+    """The sizes of the data; None if they depend on files that are not on this machine, or on a script.
 
     Raises DataError for files that exist but cannot be trained on.
     """
-    match data.name:
-        case "synthetic":
-            shape = (3, data.image_size, data.image_size)
-            return DataSpec(data.synthetic_images, max(data.synthetic_images // 4, 1), shape, data.synthetic_classes)
-        case "npz" if data.path is not None and Path(data.path).exists():
-            from bllpipe.data.npz import open_archive  # NumPy
+    if data.name in ("npz", "imagefolder") and (data.path is None or not Path(data.path).exists()):
+        return None
+    if data.name == "npz":
+        from bllpipe.data.npz import open_archive  # NumPy
 
-            return open_archive(str(data.path)).spec  # reads the labels, but no image
-        case "imagefolder" if data.path is not None and Path(data.path).exists():
-            from bllpipe.data.image_folder import FolderImages  # torch
+        return open_archive(str(data.path)).spec  # reads the labels, but no image
+    if data.name == "imagefolder":
+        from bllpipe.data.image_folder import FolderImages  # torch
 
-            return FolderImages(data).spec  # lists the files, but reads no image
-        case name:
-            return PUBLISHED.get(name)
+        return FolderImages(data).spec  # lists the files, but reads no image
+    return spec_without_files(data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,26 +41,25 @@ def add_checkpoints(commands: Any) -> None:
 
 
 def _list(options: argparse.Namespace, argv: Sequence[str]) -> int:
-    from bllpipe.tools.analysis.checkpoint_inspection import list_checkpoints
+    from bllpipe.tools.analysis.checkpoint_inspection import list_checkpoints  # torch
 
-    found = list_checkpoints(Path(options.path), sizes_only=True)
-    if options.json:
-        _print_json(found)
-    else:
-        show("\n".join(_rows(found)))
-        show(f"judged by names, manifests and sizes; use bllpipe ckpt verify {options.path} to read every byte")
+    _print(
+        list_checkpoints(Path(options.path), sizes_only=True),
+        f"judged by names, manifests and sizes; use bllpipe ckpt verify {options.path} to read every byte",
+        options.json,
+    )
     return 0
 
 
 def _verify(options: argparse.Namespace, argv: Sequence[str]) -> int:
-    from bllpipe.tools.analysis.checkpoint_inspection import list_checkpoints
+    from bllpipe.tools.analysis.checkpoint_inspection import list_checkpoints, next_to_resume  # torch
 
     found = list_checkpoints(Path(options.path))
-    if options.json:
-        _print_json(found)
-    else:
-        show("\n".join([*_rows(found), _conclusion(found)]))
-    return DAMAGED if any(each.problems for each in found) else 0
+    damaged, newest = sum(bool(each.problems) for each in found), next_to_resume(found)
+    count = f"{damaged} of {len(found)} damaged" if damaged else "every byte is as it was written"
+    resume = f"--resume auto resumes from {newest.name}" if newest else "there is none to resume from"
+    _print(found, f"{count}; {resume}", options.json)
+    return DAMAGED if damaged else 0
 
 
 def _show(options: argparse.Namespace, argv: Sequence[str]) -> int:
@@ -70,27 +69,16 @@ def _show(options: argparse.Namespace, argv: Sequence[str]) -> int:
     return 0
 
 
-def _print_json(found: Sequence[CheckpointInfo]) -> None:
-    show(json.dumps([asdict(each) for each in found], indent=1))
-
-
-def _rows(found: Sequence[CheckpointInfo]) -> Iterator[str]:
-    """A table; the problems of a checkpoint stand below its row."""
+def _print(found: Sequence[CheckpointInfo], conclusion: str, as_json: bool) -> None:
+    """JSON, or a table with the problems of a checkpoint below its row, and the conclusion."""
+    if as_json:
+        show(json.dumps([asdict(each) for each in found], indent=1))
+        return
     width = max(len(each.name) for each in found)
-    yield f"{'step':>10} {'ranks':>6} {'size':>10} {'age':>8}  {'directory':<{width}}  state"
+    lines = [f"{'step':>10} {'ranks':>6} {'size':>10} {'age':>8}  {'directory':<{width}}  state"]
     for each in found:
         step, ranks = ("-" if number is None else number for number in (each.step, each.num_ranks))
         size, age = size_text(each.bytes), age_text(each.age_seconds)
-        yield f"{step:>10} {ranks:>6} {size:>10} {age:>8}  {each.name:<{width}}  {each.state}"
-        yield from (f"{'':10} {problem}" for problem in each.problems)
-
-
-def _conclusion(found: Sequence[CheckpointInfo]) -> str:
-    """How many are damaged, and from which one a run would resume."""
-    from bllpipe.tools.analysis.checkpoint_inspection import next_to_resume
-
-    newest = next_to_resume(found)
-    damaged = sum(bool(each.problems) for each in found)
-    count = f"{damaged} of {len(found)} damaged" if damaged else "every byte is as it was written"
-    resume = f"--resume auto resumes from {newest.name}" if newest else "there is none to resume from"
-    return f"{count}; {resume}"
+        lines.append(f"{step:>10} {ranks:>6} {size:>10} {age:>8}  {each.name:<{width}}  {each.state}")
+        lines += [f"{'':10} {problem}" for problem in each.problems]
+    show("\n".join([*lines, conclusion]))

@@ -38,7 +38,7 @@ def add_data(commands: Any) -> None:
 
 
 def _fetch(options: argparse.Namespace, argv: Sequence[str]) -> int:
-    from bllpipe.data.registry import fetch
+    from bllpipe.data.registry import fetch  # torch
 
     fetch(options.name, options.path)
     show(f"{options.name} is complete in {options.path}")
@@ -46,41 +46,27 @@ def _fetch(options: argparse.Namespace, argv: Sequence[str]) -> int:
 
 
 def _verify(options: argparse.Namespace, argv: Sequence[str]) -> int:
-    known = options.name in DOWNLOADS
-    if not known and not Path(options.name).exists():
+    name, is_published = options.name, options.name in DOWNLOADS
+    if not is_published and not Path(name).exists():
         raise DataError(
-            f"{options.name} is neither a file or folder nor one of {', '.join(sorted(DOWNLOADS))}; "
+            f"{name} is neither a file or folder nor one of {', '.join(sorted(DOWNLOADS))}; "
             f"use the path of an .npz or of an image folder, or one of these names"
         )
-    if known:
-        show(verify_published(options.name, options.path))
-    elif Path(options.name).is_dir():
-        show(verify_folder(options.name, options.image_size))
+    from bllpipe.data.registry import read_arrays, stored  # torch
+
+    if is_published:  # whose files have known digests
+        show(f"{options.path}: {name} is complete and undamaged: {_describe(stored(name, options.path))}")
+    elif Path(name).is_dir():
+        show(f"{name}: {_describe(_verified_folder(name, options.image_size))}")
     else:
-        show(verify_archive(options.name))
+        arrays = read_arrays(name)  # every value
+        sizes = len(arrays.train_N), len(arrays.test_N)
+        show(f"{name}: {_describe(DataSpec(*sizes, tuple(arrays.train_NCHW.shape[1:]), arrays.num_classes))}")
     return 0
 
 
-def verify_published(name: str, path: str) -> str:
-    """Describes a set whose files have the published digests; raises DataError if they are missing or damaged."""
-    from bllpipe.data.registry import stored
-
-    spec = stored(name, path)
-    return f"{path}: {name} is complete and undamaged: {_describe(spec)}"
-
-
-def verify_archive(path: str) -> str:
-    """Describes an archive after reading every value; DataError names a wrong array."""
-    from bllpipe.data.registry import read_arrays
-
-    arrays = read_arrays(path)
-    shape = tuple(arrays.train_NCHW.shape[1:])
-    sizes = (len(arrays.train_N), len(arrays.test_N))
-    return f"{path}: {_describe(DataSpec(*sizes, (shape[0], shape[1], shape[2]), arrays.num_classes))}"
-
-
-def verify_folder(path: str, image_size: int) -> str:
-    """Describes a folder after decoding every image; DataError names those that cannot be decoded."""
+def _verified_folder(path: str, image_size: int) -> DataSpec:
+    """The sizes of a folder, after decoding every image; DataError names those that cannot be decoded."""
     from bllpipe.data.image_folder import FolderImages, image
 
     images = FolderImages(DataConfig(name="imagefolder", path=path, image_size=image_size))
@@ -95,7 +81,7 @@ def verify_folder(path: str, image_size: int) -> str:
         more = f"\n  and {len(damaged) - MAX_SHOWN} more" if len(damaged) > MAX_SHOWN else ""
         lines = "".join(f"\n  {text}" for text in islice(damaged, MAX_SHOWN))
         raise DataError(f"{path}: {len(damaged)} of {len(files)} images are damaged:{lines}{more}")
-    return f"{path}: {_describe(images.spec)}"
+    return images.spec
 
 
 def _describe(spec: DataSpec) -> str:

@@ -10,20 +10,21 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from bllpipe.config import Config, load_config, to_yaml
+from bllpipe.config import Config, to_yaml
+from bllpipe.config.loader import add_config_options, config_from_options
 from bllpipe.errors import ConfigError
 from bllpipe.models.partition import Link, UnitCost, best_cut, largest, local_cost, memory_bytes, part_size, stage_cost
 from bllpipe.tools.planning.predict import Prediction, PredictionInputs, predict_all, predict_local
 from bllpipe.tools.planning.profile import Profile, load_profile, save_profile
 from bllpipe.tools.planning.tables import cut_table, rate_text, unit_table
 from bllpipe.utils.console import Bar, show, table
+from bllpipe.utils.files import output_file
 
 BLOCKS = (2, 4, 8, 16, 32, 64)
 LINKS = (1.0, 10.0, 50.0)  # GB/s: a fast network, PCIe, NVLink
 MICROBATCHES = (4, 8, 16)
 REPETITIONS = 20
 FEW_REPETITIONS = 7
-LATENCY = 10e-6  # seconds per message
 GIB = 2**30
 ENGINES = {"bll": "bll", "ddp": "ddp", "gpipe": "gpipe", "1f1b": "1f1b", "zb-h1": "zero-bubble (ZB-H1)"}
 NOTES = """\
@@ -38,15 +39,7 @@ UNMEASURED = ", but proportional to their size for {} images, which favours all 
 def add_plan(commands: Any) -> None:
     """Adds the command ``plan``."""
     plan = commands.add_parser("plan", help="measure a network, find the best cuts, predict the rate of every engine")
-    plan.add_argument("--config", metavar="FILE", help="YAML file (default: the handwritten digits)")
-    plan.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        dest="overrides",
-        action="append",
-        default=[],
-        help="override a key, e.g. epochs=3",
-    )
+    add_config_options(plan)
     plan.add_argument(
         "--blocks",
         type=int,
@@ -93,11 +86,19 @@ def add_plan(commands: Any) -> None:
 
 def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     """Prints the tables and writes the files of the options; returns the exit code."""
-    config = load_config(options.config, options.overrides)
+    config = config_from_options(options)
     _check(options)
-    files = {name: _file(name, getattr(options, name)) for name in ("profile", "json", "write")}
-    parts = _part_sizes(config.data.batch_size, [*options.microbatches, *(options.blocks or BLOCKS)])
-    profile = _profile(_local(config), options, files["profile"], parts)
+    profile_file, json_file, yaml_file = (
+        None if text is None else output_file(text) for text in (options.profile, options.json, options.write)
+    )
+    # the parts of a batch that engines compute at once, of at least 2 images for the sake of batch normalisation
+    batch_size = config.data.batch_size
+    sizes = {part_size(batch_size, number) for number in (*options.microbatches, *(options.blocks or BLOCKS))}
+    parts = sorted(sizes - {1, batch_size}, reverse=True)
+    # end-to-end training is compared with bll, whose heads are measured
+    local = replace(config, method="bll", engine="ranks") if config.is_end_to_end else config
+    profile = _profile(local, options, profile_file, parts)
+    steps = profile.total_steps(config)
     numbers = options.blocks or [number for number in BLOCKS if number <= len(profile.units)]
     shown = options.blocks or [config.num_parts]
     if (most := max([*numbers, *shown])) > len(profile.units):
@@ -106,36 +107,20 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
             f"use --blocks {len(profile.units)} or less"
         )
     limit = inf if options.memory is None else options.memory * GIB
-    settings = _settings(profile, options)
+    by_link = [profile.inputs(rate, options.overhead / 1e3) for rate in options.link]
     show(unit_table(profile))
-    steps = config.steps or config.epochs * profile.steps_per_epoch
     for number in shown:
-        best = _best(profile, settings[0], number, limit)
-        show(f"\n{cut_table(profile, settings[0], best, steps)}")
-    predictions = [[predict_all(each, number, options.microbatches, limit) for number in numbers] for each in settings]
+        show(f"\n{cut_table(profile, by_link[0], _best(profile, by_link[0], number, limit), steps)}")
+    predictions = [[predict_all(each, number, options.microbatches, limit) for number in numbers] for each in by_link]
     unmeasured = [size for size in parts if size not in profile.parts]
-    show(f"\n{prediction_table(settings, numbers, predictions, unmeasured)}")
+    show(f"\n{prediction_table(by_link, numbers, predictions, unmeasured)}")
     for line in _left_out(profile, options):
         show(line)
-    if files["json"]:
-        _write_json(files["json"], profile, options, predictions)
-    if files["write"]:
-        _write_config(files["write"], config, profile, settings[0], shown[0], limit)
+    if json_file:
+        _write_json(json_file, profile, by_link, predictions)
+    if yaml_file:
+        _write_config(yaml_file, config, profile, by_link[0], shown[0], limit)
     return 0
-
-
-def _part_sizes(batch_size: int, numbers: Sequence[int]) -> list[int]:
-    """Sizes of the parts of a batch that engines compute at once, down to 2: batch normalisation needs as many."""
-    sizes = {part_size(batch_size, number) for number in numbers}
-    return sorted(sizes - {1, batch_size}, reverse=True)
-
-
-def _settings(profile: Profile, options: argparse.Namespace) -> list[PredictionInputs]:
-    """One per link."""
-    links = [Link(rate * 1e9, LATENCY, overlaps=not profile.is_of_a_processor) for rate in options.link]
-    overhead = options.overhead / 1e3
-    costs, parts = profile.costs(), profile.part_costs()
-    return [PredictionInputs(costs, profile.batch_size, link, overhead, parts, profile.contention) for link in links]
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -168,20 +153,6 @@ def _left_out(profile: Profile, options: argparse.Namespace) -> Iterator[str]:
         yield f"left out: cuts with a block of more than {options.memory:g} GiB; ddp, which is not cut, is not checked"
 
 
-def _local(config: Config) -> Config:
-    """The config to measure: for end-to-end training that of bll, with whose heads it is compared."""
-    return replace(config, method="bll", engine="ranks") if config.is_end_to_end else config
-
-
-def _file(name: str, text: str | None) -> Path | None:
-    """The file of option ``name``, which need not exist."""
-    if text is not None and Path(text).is_dir():
-        raise ConfigError(f"--{name} {text} is a directory; expected the name of a file, such as {text}/FILE")
-    if text is not None and not Path(text).parent.is_dir():
-        raise ConfigError(f"--{name} {text} cannot be written: there is no directory {Path(text).parent}; create it")
-    return None if text is None else Path(text)
-
-
 def _profile(config: Config, options: argparse.Namespace, file: Path | None, parts: Sequence[int]) -> Profile:
     """The profile in ``file``, or a new one that also measures ``parts`` of a batch."""
     if file is not None and file.exists():
@@ -202,22 +173,17 @@ def _profile(config: Config, options: argparse.Namespace, file: Path | None, par
     return profile
 
 
-def _best(profile: Profile, setting: PredictionInputs, number: int, limit: float) -> Prediction:
-    found = predict_local(setting, number, limit)
-    if found is None:
-        raise _too_little_memory(profile, number, limit)
-    return found
-
-
-def _too_little_memory(profile: Profile, number: int, limit: float) -> ConfigError:
-    """An error that names the memory that ``number`` blocks need, and a number of blocks that fits."""
+def _best(profile: Profile, inputs: PredictionInputs, number: int, limit: float) -> Prediction:
+    """The best cut into ``number`` blocks; a ConfigError names the memory that they need, and a number that fits."""
+    if (best := predict_local(inputs, number, limit)) is not None:
+        return best
     costs = profile.costs()
     least = _least_memory(costs, number)
     if least == inf:
-        return ConfigError(f"{number} blocks would leave one without parameters; use --blocks {number - 1} or less")
+        raise ConfigError(f"{number} blocks would leave one without parameters; use --blocks {number - 1} or less")
     enough = [more for more in range(number, len(costs) + 1) if _least_memory(costs, more) <= limit]
     more = f", or --blocks {enough[0]}" if enough else "; no larger number of blocks fits either"
-    return ConfigError(
+    raise ConfigError(
         f"--memory {limit / GIB:g}: the largest of {number} blocks needs {least / GIB:.3g} GiB at best; "
         f"use --memory {least / GIB * 1.01:.3g}{more}"
     )
@@ -235,29 +201,35 @@ def _least_memory(costs: Sequence[UnitCost], number: int) -> float:
 
 
 def _write_json(
-    file: Path, profile: Profile, options: argparse.Namespace, predictions: Sequence[Sequence[Sequence[Prediction]]]
+    file: Path,
+    profile: Profile,
+    by_link: Sequence[PredictionInputs],
+    predictions: Sequence[Sequence[Sequence[Prediction]]],
 ) -> None:
     found = [
-        {"link_bytes_per_second": rate * 1e9, "latency_seconds": LATENCY, **asdict(prediction)}
-        for rate, of_link in zip(options.link, predictions, strict=True)
+        {
+            "link_bytes_per_second": inputs.link.bytes_per_second,
+            "latency_seconds": inputs.link.latency,
+            **asdict(prediction),
+            "cut": [profile.names[position - 1] for position in prediction.cut],
+        }
+        for inputs, of_link in zip(by_link, predictions, strict=True)
         for of_number in of_link
         for prediction in of_number
     ]
-    for record in found:
-        record["cut"] = [profile.names[position - 1] for position in record["cut"]]
     file.write_text(json.dumps({"profile": profile.to_json(), "predictions": found}, indent=1) + "\n")
     show(f"wrote {file}")
 
 
 def _write_config(
-    file: Path, config: Config, profile: Profile, setting: PredictionInputs, number: int, limit: float
+    file: Path, config: Config, profile: Profile, inputs: PredictionInputs, number: int, limit: float
 ) -> None:
     """Writes the best cut for the engine of ``config``: stages have no heads, so theirs may differ from blocks'."""
     if config.is_end_to_end:
-        cut = best_cut(len(profile.units), number, stage_cost(setting.units, setting.link, limit))
+        cut = best_cut(len(profile.units), number, stage_cost(inputs.units, inputs.link, limit))
         assert cut is not None, "a cut allowed for blocks with heads is allowed for stages without heads"
     else:
-        cut = list(_best(profile, setting, number, limit).cut)
+        cut = list(_best(profile, inputs, number, limit).cut)
     blocks: list[int | str] = [profile.names[position - 1] for position in cut]
     head = f"# Cut by bllpipe plan on {profile.environment['processor']} ({profile.device}).\n"
     file.write_text(head + to_yaml(replace(config, blocks=blocks or 1)))
@@ -265,7 +237,7 @@ def _write_config(
 
 
 def prediction_table(
-    settings: Sequence[PredictionInputs],
+    by_link: Sequence[PredictionInputs],
     numbers: Sequence[int],
     predictions: Sequence[Sequence[Sequence[Prediction]]],
     unmeasured: Sequence[int] = (),
@@ -274,13 +246,13 @@ def prediction_table(
     taken as proportional to the size."""
     rows = []
     for index, number in enumerate(numbers):
-        by_link = [{_row_name(found): found for found in of_link[index]} for of_link in predictions]
-        for name in dict.fromkeys(name for found in by_link for name in found):
-            rows.append([str(number), name, *(_cell(found.get(name)) for found in by_link)])
-    single = settings[0].batch_size / settings[0].single_seconds
-    heads = ["devices", "engine", *(f"images/s at {rate_text(setting)}" for setting in settings)]
+        columns = [{_row_name(found): found for found in of_link[index]} for of_link in predictions]
+        for name in dict.fromkeys(name for column in columns for name in column):
+            rows.append([str(number), name, *(_cell(column.get(name)) for column in columns)])
+    single = by_link[0].batch_size / by_link[0].single_seconds
+    heads = ["devices", "engine", *(f"images/s at {rate_text(inputs)}" for inputs in by_link)]
     notes = NOTES.format(
-        links=OVERLAPPING if settings[0].link.overlaps else NOT_OVERLAPPING,
+        links=OVERLAPPING if by_link[0].link.overlaps else NOT_OVERLAPPING,
         parts=UNMEASURED.format(" or ".join(map(str, unmeasured))) if unmeasured else "",
     )
     return f"{table(heads, rows)}\none device: {single:,.0f} images/s\n{notes}"

@@ -5,6 +5,7 @@ The YAML is strict: no duplicate keys, no aliases, no tags, no ``on`` that is Tr
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import re
@@ -48,8 +49,35 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
     """Reads ``path`` (None: all defaults) and applies overrides of the form ``key.path=value``."""
     mapping = read_yaml(path) if path is not None else {}
     for override in overrides:
-        _apply(mapping, override)
+        source = f"--set {override:.200}"
+        key, equals, text = (part.strip() for part in override.partition("="))
+        if not equals or not key.rpartition(".")[2] or key.count(".") > MAX_DEPTH:
+            raise ConfigError(f"{source}: expected key.path=value, for example --set optimizer.lr=0.1")
+        if _COMMENT.search(_QUOTED.sub("", text)):
+            raise ConfigError(
+                f"{source}: expected one value, got a comment behind it, as YAML reads ' #'; if it is part of a text, "
+                f"use quotes inside quotes: --set '{key}=\"{text}\"'"
+            )
+        put(mapping, key, parse_yaml(text, source), source)
     return parse_config(mapping)
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--config`` and ``--set``, from which ``config_from_options`` makes a Config."""
+    parser.add_argument("--config", metavar="FILE", help="YAML file (default: the handwritten digits)")
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        dest="overrides",
+        action="append",
+        default=[],
+        help="override a key, e.g. epochs=3",
+    )
+
+
+def config_from_options(options: argparse.Namespace) -> Config:
+    """The Config that ``--config`` and ``--set`` ask for."""
+    return load_config(options.config, options.overrides)
 
 
 def parse_config(mapping: Mapping[str, Any]) -> Config:
@@ -110,20 +138,6 @@ def _section(section: type, mapping: Any, prefix: str) -> Any:
     return section(**values)
 
 
-def _apply(mapping: dict[str, Any], override: str) -> None:
-    """Writes one ``key.path=value`` into the nested mapping."""
-    key, equals, text = (part.strip() for part in override.partition("="))
-    if not equals or not key.rpartition(".")[2] or key.count(".") > MAX_DEPTH:
-        raise ConfigError(f"--set {override:.200}: expected key.path=value, for example --set optimizer.lr=0.1")
-    source = f"--set {override:.200}"
-    if _COMMENT.search(_QUOTED.sub("", text)):
-        raise ConfigError(
-            f"{source}: expected one value, got a comment behind it, as YAML reads ' #'; if it is part of a text, use "
-            f"quotes inside quotes: --set '{key}=\"{text}\"'"
-        )
-    put(mapping, key, parse_yaml(text, source), source)
-
-
 def put(mapping: dict[str, Any], key: str, value: Any, source: str) -> None:
     """Writes ``value`` under a dotted key into the nested mapping; ConfigError, which names ``source``, if a section on
     the way is a value."""
@@ -139,29 +153,22 @@ def put(mapping: dict[str, Any], key: str, value: Any, source: str) -> None:
 
 
 def _unknown(key: str, sections: Sequence[str] = ()) -> ConfigError:
-    """Suggests a similar key, or the same last name in another section, or with ``sections`` a section."""
+    """Suggests the same last name in another section, a key inside of ``key``, a key of the same section (by initials
+    or by similarity), or any similar key or section."""
     if key in RENAMED:
         return ConfigError(f"{key} is now {RENAMED[key]}")
-    keys = known_keys()
-    same_leaf = [known for known in keys if known.rpartition(".")[2] == key.rpartition(".")[2]]
-    inside = [known for known in keys if known.startswith(f"{key}.")]
+    keys, (section, _, leaf) = known_keys(), key.rpartition(".")
+    siblings = {known.rpartition(".")[2]: known for known in keys if known.rpartition(".")[0] == section}
+    initials = "".join(word[:1] for word in leaf.split("_"))
+    alike = [initials] if initials in siblings else difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.6)
     close = (
-        same_leaf
-        or inside
-        or _close_leaves(key, keys)
+        [known for known in keys if known.rpartition(".")[2] == leaf]
+        or [known for known in keys if known.startswith(f"{key}.")]
+        or [siblings[name] for name in alike]
         or difflib.get_close_matches(key, [*sections, *keys], n=2, cutoff=0.7)
     )
     hint = f"did you mean {' or '.join(repr(known) for known in close[:3])}?" if close else "see configs/digits.yaml"
     return ConfigError(f"unknown key {shown(key)}; {hint}")
-
-
-def _close_leaves(key: str, keys: Sequence[str]) -> list[str]:
-    """Keys of the same section whose last name is similar to that of ``key``, or its initials."""
-    section, _, leaf = key.rpartition(".")
-    leaves = {known.rpartition(".")[2]: known for known in keys if known.rpartition(".")[0] == section}
-    initials = "".join(word[:1] for word in leaf.split("_"))
-    alike = difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.6)
-    return [leaves[name] for name in ([initials] if initials in leaves else alike)]
 
 
 def load_stored_config(path: str) -> Config:
@@ -269,25 +276,23 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def read_yaml(path: str) -> dict[str, Any]:
-    """The mapping in a YAML file; an empty file is an empty mapping."""
-    value = parse_yaml(_text(Path(path)), path)
+    """The mapping in a YAML file of at most ``MAX_BYTES``; an empty file is an empty mapping."""
+    file = Path(path)
+    try:
+        if file.exists() and not file.is_file():  # every rank reads it; a pipe would block
+            raise ConfigError(f"{file} cannot be read: it is a directory, a pipe or a device; expected a YAML file")
+        with file.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ConfigError(f"{file} has {file.stat().st_size:,} bytes; a config has at most {MAX_BYTES:,}")
+        text = content.decode()
+    except FileNotFoundError:
+        raise ConfigError(f"{file} does not exist; examples are in configs/") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read: {error!s:.200}") from error
+    value = parse_yaml(text, path)
     if value is None:
         return {}
     if not isinstance(value, dict):
         raise ConfigError(f"{path} holds a {type(value).__name__}; expected lines of the form key: value")
     return value
-
-
-def _text(path: Path) -> str:
-    try:
-        if path.exists() and not path.is_file():  # every rank reads it; a pipe would block
-            raise ConfigError(f"{path} cannot be read: it is a directory, a pipe or a device; expected a YAML file")
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise ConfigError(f"{path} has {path.stat().st_size:,} bytes; a config has at most {MAX_BYTES:,}")
-        return content.decode()
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; examples are in configs/") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error!s:.200}") from error

@@ -15,7 +15,7 @@ PIPELINES = (*TORCH_PIPELINES, "deepspeed")
 SYNCHRONOUS = (*PIPELINES, "ddp")
 DEFAULT_BALANCED = 4  # blocks for ``balanced`` without a number
 NEVER = "never"  # a value of keys for intervals
-GIVEN = "given"  # in the metadata of a field that is not a key
+USER_OBJECT = "user_object"  # in the metadata of a field that is not a key
 DEPTHS: dict[str, tuple[int, int, int, int]] = {
     "resnet18": (2, 2, 2, 2),
     "resnet34": (3, 4, 6, 3),
@@ -26,9 +26,9 @@ DEPTHS: dict[str, tuple[int, int, int, int]] = {
 LAST_STAGE = 8  # its width divided by that of the first: each of four stages doubles it
 
 
-def given_object() -> Any:
+def user_object() -> Any:
     """A field for an object that a script passes in place of a name. It is not a key: no file reads or stores it."""
-    return field(default=None, repr=False, compare=False, metadata={GIVEN: True})
+    return field(default=None, repr=False, compare=False, metadata={USER_OBJECT: True})
 
 
 def key(default: Any, doc: str, *, least: float | None = None, most: float | None = None) -> Any:
@@ -51,7 +51,7 @@ class ModelConfig:
         "cifar", "cifar: 3x3, no max-pool; half: the same with stride 2; imagenet: 7x7 stride 2 and max-pool"
     )
     args: dict[str, Any] = key({}, "keyword arguments for package.module:function")
-    given: Any = given_object()  # (in_channels, num_classes, **args) -> modules
+    user_model: Any = user_object()  # (in_channels, num_classes, **args) -> modules
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class DataConfig:
     synthetic_images: int = key(1024, "synthetic: training images; the test set has a quarter as many", least=1)
     synthetic_classes: int = key(10, "synthetic: number of classes", least=2)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    given: Any = given_object()  # bllpipe.data.base.UserData
+    user_data: Any = user_object()  # bllpipe.data.base.UserData
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class ObjectiveConfig:
     head_scale: bool = key(False, "multiply the F features of the head's linear layer by sqrt(128 / F)")
     head_lr: float = key(1.0, "factor on the learning rate of the heads' parameters", least=0)
     label_smoothing: float = key(0.0, "label smoothing of every cross-entropy", least=0, most=1)
-    given: Any = given_object()  # what ``function`` names
+    user_loss: Any = user_object()  # what ``function`` names
 
 
 @dataclass(frozen=True)

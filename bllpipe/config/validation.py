@@ -12,7 +12,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from bllpipe.config.schema import DEPTHS, END_TO_END, GIVEN, NEVER, PIPELINES, SYNCHRONOUS, TWO_STAGES, Config
+from bllpipe.config.schema import DEPTHS, END_TO_END, NEVER, PIPELINES, SYNCHRONOUS, TWO_STAGES, USER_OBJECT, Config
 from bllpipe.errors import ConfigError
 
 WITHOUT_PATH = ("digits", "synthetic", "given")
@@ -285,7 +285,7 @@ def shown(value: Any) -> str:
 def field_types(section: type) -> dict[str, Any]:
     """The declared type of every key, and of every section of keys, of a config section."""
     types = get_type_hints(section)
-    return {field.name: types[field.name] for field in fields(section) if GIVEN not in field.metadata}
+    return {field.name: types[field.name] for field in fields(section) if USER_OBJECT not in field.metadata}
 
 
 def convert(value: Any, kind: Any, key: str, limits: Mapping[str, Any]) -> Any:
@@ -297,8 +297,14 @@ def convert(value: Any, kind: Any, key: str, limits: Mapping[str, Any]) -> Any:
     if not _fits(value, kind):
         hint = f"; for a text use quotes inside quotes: --set '{key}=\"...\"'" if _fits("", kind) else ""
         raise ConfigError(f"{key} is {shown(value)} ({_kind_of(value)}); expected {describe(kind)}{hint}")
-    _check_limits(value, key, limits)
-    return _coerced(value, kind)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        _check_limits(value, key, limits)
+    is_float = kind is float or (float in get_args(kind) and int not in get_args(kind))
+    if is_float and isinstance(value, int):
+        return float(value)
+    if isinstance(value, list) and kind in (list[float], list[float] | None):
+        return [float(item) for item in value]
+    return value
 
 
 def describe(kind: Any) -> str:
@@ -336,20 +342,8 @@ def _fits(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
-def _coerced(value: Any, kind: Any) -> Any:
-    """Converts whole numbers to float for float keys."""
-    wants_float = kind is float or (float in get_args(kind) and int not in get_args(kind))
-    if wants_float and isinstance(value, (int, float)):
-        return float(value)
-    if isinstance(value, list) and kind in (list[float], list[float] | None):
-        return [float(item) for item in value]
-    return value
-
-
-def _check_limits(value: Any, key: str, limits: Mapping[str, Any]) -> None:
+def _check_limits(value: int | float, key: str, limits: Mapping[str, Any]) -> None:
     least, most = limits.get("least"), limits.get("most")
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return
     if least is not None and value < least:
         raise ConfigError(f"{key} is {shown(value)}; expected at least {least:g}")
     if most is not None and value > most:

@@ -64,7 +64,7 @@ class ImageSet(Protocol):
 
 
 class UserData(Protocol):
-    """A script's own data, in ``data.given``."""
+    """A script's own data, in ``data.user_data``."""
 
     def images(self, data: DataConfig) -> ImageSet: ...
 

@@ -110,9 +110,17 @@ PUBLISHED = {
 }
 
 
+def spec_without_files(data: DataConfig) -> DataSpec | None:
+    """The sizes of published and of synthetic data; None for data whose sizes depend on files or a script."""
+    if data.name != "synthetic":
+        return PUBLISHED.get(data.name)
+    shape = (3, data.image_size, data.image_size)
+    return DataSpec(data.synthetic_images, max(data.synthetic_images // 4, 1), shape, data.synthetic_classes)
+
+
 def check_user_data(data: DataConfig) -> None:
     """Raises DataError for data that a script passed as an object, unless the script runs."""
-    if data.name == "given" and data.given is None:
+    if data.name == "given" and data.user_data is None:
         raise DataError(
             "data.name is given: what a script passed to bllpipe.train as an object, and only that script has it; run "
             "the script, or name a set of your own with --set data.name=npz or imagefolder, and --set data.path=PATH"

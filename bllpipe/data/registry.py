@@ -143,8 +143,8 @@ LOADERS: dict[str, Callable[[DataConfig, int], Arrays]] = {
 
 def load_images(data: DataConfig, seed: int) -> ImageSet:
     """The images of ``data.name``; DataError if they are missing or invalid."""
-    if data.given is not None:
-        images: ImageSet = data.given.images(data)
+    if data.user_data is not None:
+        images: ImageSet = data.user_data.images(data)
         return images
     if data.name == "imagefolder":
         from bllpipe.data.image_folder import FolderImages
@@ -155,8 +155,8 @@ def load_images(data: DataConfig, seed: int) -> ImageSet:
 
 def load_labels(data: DataConfig, seed: int) -> LabelSet:
     """The labels of ``data.name``, without keeping any image."""
-    if data.given is not None:
-        labels: LabelSet = data.given.labels()
+    if data.user_data is not None:
+        labels: LabelSet = data.user_data.labels()
         return labels
     if data.name == "imagefolder":
         from bllpipe.data.image_folder import folder_labels

@@ -268,7 +268,7 @@ def compare_with_first(config: Config, store: Store) -> None:
 
 def _given(config: Config) -> dict[str, str]:
     """Digests of the objects that a script has passed; functions have none."""
-    given = {"model": config.model.given, "data": config.data.given}
+    given = {"model": config.model.user_model, "data": config.data.user_data}
     return {name: thing.digest() for name, thing in given.items() if hasattr(thing, "digest")}
 
 

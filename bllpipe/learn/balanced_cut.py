@@ -52,7 +52,7 @@ def with_balanced_cut(config: Config, image_shape: Sequence[int], num_classes: i
 def count_operations(config: Config, image_shape: Sequence[int], num_classes: int) -> dict[str, UnitCost]:
     """Operations of every unit for a batch of two images, by name; ConfigError for a unit that cannot be counted."""
     costs = {}
-    model = replace(config.model, given=deepcopy(config.model.given))  # a script's own modules are not changed
+    model = replace(config.model, user_model=deepcopy(config.model.user_model))  # a script's modules do not change
     with FakeTensorMode(allow_non_fake_inputs=True):
         x = torch.empty(BATCH, *image_shape)
         units = network_units(model, image_shape[0], num_classes, config.seed)

@@ -128,7 +128,7 @@ def user_loss(config: ObjectiveConfig, alpha_shape: Sequence[int], num_classes: 
     """The user-defined loss, imported by ``objective.function`` or passed as an object: a function (alpha, scores_BK,
     target, x) -> terms, or a subclass of nn.Module, which every block instantiates: (config, alpha_shape,
     num_classes)."""
-    loss: Callable[..., Any] = config.given or imported("objective.function", str(config.function))
+    loss: Callable[..., Any] = config.user_loss or imported("objective.function", str(config.function))
     is_class = isinstance(loss, type) and issubclass(loss, nn.Module)
     return UserLoss(loss(config, alpha_shape, num_classes) if is_class else loss, str(config.function))
 

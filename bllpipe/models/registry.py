@@ -24,7 +24,7 @@ def network_units(model: ModelConfig, in_channels: int, num_classes: int, seed: 
     """The network of ``model`` for images of ``in_channels`` and ``num_classes`` scores, as units."""
     if ":" not in model.name:
         return resnet_units(model.name, model.width, model.stem, in_channels, num_classes)
-    function: Callable[..., Any] = model.given or imported("model.name", model.name)
+    function: Callable[..., Any] = model.user_model or imported("model.name", model.name)
     with torch_defaults():
         torch.manual_seed(derived_seed(seed, "weights"))
         network = function(in_channels=in_channels, num_classes=num_classes, **model.args)

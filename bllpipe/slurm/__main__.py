@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bllpipe.config import load_config
+from bllpipe.config.loader import config_from_options
 from bllpipe.errors import BllpipeError, ConfigError
 from bllpipe.launch import add_arguments, check_plan
 from bllpipe.slurm.job_script import check_fit, num_ranks
@@ -21,29 +21,26 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("nodes", type=int)
     parser.add_argument("gpus", type=int, help="of each node; 0: unknown")
     add_arguments(parser)
+    options = parser.parse_args(argv)
     try:
-        show(_ranks_and_directory(parser.parse_args(argv)))
+        if options.resume != "auto":
+            raise ConfigError(
+                f"--resume is {options.resume}, but a job that SLURM may restart resumes from its newest checkpoint; "
+                f"remove --resume, and name the run with --run-dir"
+            )
+        if options.max_restarts:
+            raise ConfigError(
+                f"--max-restarts {options.max_restarts} is for runs without torchrun, but a job uses it; remove the "
+                f"option, and submit with PET_MAX_RESTARTS={options.max_restarts} sbatch ..."
+            )
+        config = config_from_options(options)
+        check_plan(config)
+        check_fit(config, options.nodes, options.gpus or None)
+        show(f"{num_ranks(config)} {options.run_dir}")
     except BllpipeError as error:
         warn(str(error))
         return error.exit_code
     return 0
-
-
-def _ranks_and_directory(options: argparse.Namespace) -> str:
-    if options.resume != "auto":
-        raise ConfigError(
-            f"--resume is {options.resume}, but a job that SLURM may restart resumes from its newest checkpoint; "
-            f"remove --resume, and name the run with --run-dir"
-        )
-    if options.max_restarts:
-        raise ConfigError(
-            f"--max-restarts {options.max_restarts} is for runs without torchrun, but a job uses it; remove the "
-            f"option, and submit with PET_MAX_RESTARTS={options.max_restarts} sbatch ..."
-        )
-    config = load_config(options.config, options.overrides)
-    check_plan(config)
-    check_fit(config, options.nodes, options.gpus or None)
-    return f"{num_ranks(config)} {options.run_dir}"
 
 
 if __name__ == "__main__":

@@ -6,12 +6,11 @@ import argparse
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
-from bllpipe.config import Config, load_config
+from bllpipe.config import Config
+from bllpipe.config.loader import add_config_options, config_from_options
 from bllpipe.engines import topology
 from bllpipe.errors import ConfigError
 from bllpipe.launch import SPREAD, check_plan
@@ -24,48 +23,15 @@ UNITS = (86_400, 3_600, 60, 1)  # seconds of a day, hour, minute, second
 MIN_SECONDS = 60  # SLURM counts in minutes
 
 
-@dataclass(frozen=True)
-class Request:
-    """The resources of a job. ``seconds`` is the time limit ``time`` in seconds."""
-
-    nodes: int
-    gpus_per_node: int
-    cpus_per_node: int
-    time: str
-    seconds: int
-    partition: str | None = None
-    account: str | None = None
-
-
-def job_script(request: Request, arguments: Sequence[str]) -> str:
+def job_script(sbatch_options: Sequence[str], arguments: Sequence[str]) -> str:
     """A script for sbatch that runs bllpipe.launch with ``arguments``. It contains job.sh, and needs no other file."""
-    directives = "".join(f"#SBATCH --{directive}\n" for directive in _directives(request))
-    common = files("bllpipe.slurm").joinpath("job.sh").read_text()
+    directives = "".join(f"#SBATCH --{option}\n" for option in sbatch_options)
     return (
         "#!/usr/bin/env bash\n"
         "# Written by bllpipe slurm. Submit it with sbatch in the directory that it was written in.\n"
-        f"{directives}\n{common}\n"
+        f"{directives}\n{files('bllpipe.slurm').joinpath('job.sh').read_text()}\n"
         f'run_bllpipe {shlex.join(arguments)} "$@"\n'
     )
-
-
-def _directives(request: Request) -> list[str]:
-    """The options of sbatch."""
-    lead = min(LEAD_SECONDS, request.seconds // 4)
-    return [
-        "job-name=bllpipe",
-        f"nodes={request.nodes}",
-        "ntasks-per-node=1",
-        *([f"gpus-per-node={request.gpus_per_node}"] if request.gpus_per_node else []),
-        f"cpus-per-task={request.cpus_per_node}",
-        f"time={request.time}",
-        f"signal=TERM@{lead}",
-        "requeue",
-        "open-mode=append",
-        "output=bllpipe-%j.out",
-        *([f"partition={request.partition}"] if request.partition else []),
-        *([f"account={request.account}"] if request.account else []),
-    ]
 
 
 def num_ranks(config: Config) -> int:
@@ -82,10 +48,12 @@ def ranks_of_nodes(num_ranks: int, num_nodes: int) -> list[int]:
 def check_fit(config: Config, num_nodes: int, gpus_per_node: int | None) -> None:
     """Raises ConfigError unless every node gets a rank, and every rank that computes on a GPU has its own.
 
-    ``gpus_per_node`` is None if unknown. Nodes without GPUs hold any number of ranks, and so do GPUs that ranks share,
-    which gloo allows and NCCL refuses.
+    The feedback rank computes on a CPU unless feedback.device is cuda. ``gpus_per_node`` is None if unknown. Nodes
+    without GPUs hold any number of ranks, and so do GPUs that ranks share, which gloo allows and NCCL refuses.
     """
-    ranks, num_gpus = num_ranks(config), _num_gpus(config)
+    ranks = num_ranks(config)
+    feedback_on_cpu = config.engine in SPREAD and topology(config).has_feedback and config.feedback.device != "cuda"
+    num_gpus = 0 if config.device == "cpu" else ranks - feedback_on_cpu
     if num_nodes > ranks:
         raise ConfigError(f"{_count(ranks, 'rank')} cannot be spread over {num_nodes} nodes; use --nodes {ranks}")
     if gpus_per_node == 0:
@@ -97,14 +65,6 @@ def check_fit(config: Config, num_nodes: int, gpus_per_node: int | None) -> None
     may_share = config.engine == "ranks" and config.backend.alpha == "gloo"
     if gpus_per_node and num_gpus > num_nodes * gpus_per_node and not may_share:
         raise _too_few_gpus(config, num_gpus, num_nodes, gpus_per_node)
-
-
-def _num_gpus(config: Config) -> int:
-    """The number of GPUs that the run uses. The feedback rank uses a CPU unless feedback.device is cuda."""
-    if config.device == "cpu":
-        return 0
-    feedback_on_cpu = config.engine in SPREAD and topology(config).has_feedback and config.feedback.device != "cuda"
-    return num_ranks(config) - feedback_on_cpu
 
 
 def _too_few_gpus(config: Config, num_gpus: int, num_nodes: int, gpus_per_node: int) -> ConfigError:
@@ -128,15 +88,7 @@ def _count(number: int, noun: str) -> str:
 def add_slurm(commands: Any) -> None:
     """Adds the command ``slurm``."""
     slurm = commands.add_parser("slurm", help="write a SLURM job script for a config")
-    slurm.add_argument("--config", metavar="FILE", help="YAML file (default: the handwritten digits)")
-    slurm.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        dest="overrides",
-        action="append",
-        default=[],
-        help="override a key, e.g. epochs=3",
-    )
+    add_config_options(slurm)
     slurm.add_argument("--nodes", type=int, default=1, metavar="N", help="default: 1")
     slurm.add_argument("--gpus-per-node", type=int, default=4, metavar="G", help="default: 4; 0 for a run on CPUs")
     slurm.add_argument(
@@ -150,34 +102,48 @@ def add_slurm(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace, argv: Sequence[str]) -> int:
-    config = load_config(options.config, options.overrides)
+    config = config_from_options(options)
     check_plan(config)
-    text = job_script(_request(config, options), _arguments(options))
+    arguments = ["--config", options.config] if options.config else []
+    arguments += [text for override in options.overrides for text in ("--set", override)]
+    arguments += ["--run-dir", options.run_dir] if options.run_dir else []
+    text = job_script(_sbatch_options(config, options), arguments)
     if options.out is None:
         show(text, end="")
         return 0
     file = output_file(options.out)
     file.write_text(text)
-    show(f"wrote {file} for {num_ranks(config)} ranks; submit it with: sbatch {Path(file)}")
+    show(f"wrote {file} for {num_ranks(config)} ranks; submit it with: sbatch {file}")
     return 0
 
 
-def _request(config: Config, options: argparse.Namespace) -> Request:
+def _sbatch_options(config: Config, options: argparse.Namespace) -> list[str]:
+    """The resources of the job as options of sbatch; ConfigError for impossible ones."""
     for name, least in (("nodes", 1), ("gpus_per_node", 0)):
         if getattr(options, name) < least:
             option = f"--{name.replace('_', '-')}"
             raise ConfigError(f"{option} is {getattr(options, name)}; expected at least {least}; use {option} {least}")
     check_fit(config, options.nodes, options.gpus_per_node)
     most_ranks = max(ranks_of_nodes(num_ranks(config), options.nodes))
-    return Request(
-        nodes=options.nodes,
-        gpus_per_node=options.gpus_per_node,
-        cpus_per_node=most_ranks * (config.cpu_threads + 1),  # one more for the receiver threads and the watchdog
-        time=options.time,
-        seconds=_seconds(options.time),
-        partition=_name("--partition", options.partition),
-        account=_name("--account", options.account),
-    )
+    cpus = most_ranks * (config.cpu_threads + 1)  # one more for the receiver threads and the watchdog
+    lead = min(LEAD_SECONDS, _seconds(options.time) // 4)
+    names = {"partition": options.partition, "account": options.account}
+    for name, value in names.items():  # text that could become another line of the script
+        if value is not None and not re.fullmatch(r"[\w.,@+-]+", value, re.ASCII):
+            raise ConfigError(f"--{name} is {value!r}; expected a name of letters, digits and . _ - + @ ,")
+    return [
+        "job-name=bllpipe",
+        f"nodes={options.nodes}",
+        "ntasks-per-node=1",
+        *([f"gpus-per-node={options.gpus_per_node}"] if options.gpus_per_node else []),
+        f"cpus-per-task={cpus}",
+        f"time={options.time}",
+        f"signal=TERM@{lead}",
+        "requeue",
+        "open-mode=append",
+        "output=bllpipe-%j.out",
+        *(f"{name}={value}" for name, value in names.items() if value),
+    ]
 
 
 def _seconds(time: str) -> int:
@@ -189,17 +155,3 @@ def _seconds(time: str) -> int:
     if seconds < MIN_SECONDS:
         raise ConfigError(f"--time is {time}; expected at least a minute; use --time 00:01:00")
     return seconds
-
-
-def _name(option: str, name: str | None) -> str | None:
-    """A name of SLURM's; refuses text that could become another line of the script."""
-    if name is not None and not re.fullmatch(r"[\w.,@+-]+", name, re.ASCII):
-        raise ConfigError(f"{option} is {name!r}; expected a name of letters, digits and . _ - + @ ,")
-    return name
-
-
-def _arguments(options: argparse.Namespace) -> list[str]:
-    """The arguments of bllpipe.launch."""
-    config = ["--config", options.config] if options.config else []
-    overrides = [text for override in options.overrides for text in ("--set", override)]
-    return [*config, *overrides, *(["--run-dir", options.run_dir] if options.run_dir else [])]

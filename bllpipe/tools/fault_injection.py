@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from functools import partial
@@ -98,10 +98,8 @@ def inject(worker: Worker, fault: Fault) -> None:
 
 
 def _inject_into_step(actor: Actor, fault: Fault) -> None:
-    phase = "evaluate" if fault.point == "evaluate" else "train"
-
     def before(*arguments: Any, **named: Any) -> None:
-        if actor.entry is not None and actor.entry.phase == phase and fault.is_due(actor.entry.step):
+        if fault.is_due_in(actor):
             trigger(fault)
 
     def after(result: Any, *arguments: Any, **named: Any) -> Any:
@@ -115,14 +113,12 @@ def _inject_into_step(actor: Actor, fault: Fault) -> None:
 
 
 def _trigger_in_checkpoint(fault: Fault, step: int, path: Path) -> None:
-    if not fault.is_due(step):
-        return
-    if fault.point == "tensors":
+    if fault.is_due(step) and fault.point == "tensors":
         whole = path.read_bytes()
         os.truncate(path, len(whole) // 2)
         trigger(fault)
         path.write_bytes(whole)  # a rank that was only delayed writes the rest
-    else:
+    elif fault.is_due(step):
         trigger(fault)
 
 
@@ -134,18 +130,15 @@ def _corrupt(actor: Actor, fault: Fault) -> None:
     if block is None:
         return
 
-    def is_due() -> bool:
-        return actor.entry is not None and actor.entry.phase == "train" and fault.is_due(actor.entry.step)
-
     def corrupted(tensor: Tensor, *arguments: Any) -> Tensor:
-        if not is_due():
+        if not fault.is_due_in(actor):
             return tensor
         poison = torch.zeros_like(tensor)
         poison.view(-1)[0] = value
         return tensor + poison
 
     def corrupt_in_place(tensor: Tensor | None) -> None:
-        if is_due() and tensor is not None:
+        if fault.is_due_in(actor) and tensor is not None:
             tensor.data.view(-1)[0] = value
 
     def first_parameter() -> Tensor:
@@ -202,6 +195,11 @@ class Fault:
     def is_due(self, step: int) -> bool:
         return self.step is None or self.step == step
 
+    def is_due_in(self, actor: Actor) -> bool:
+        """Whether it is due in the round that ``actor`` carries out: of training, or of a test for ``evaluate``."""
+        phase = "evaluate" if self.point == "evaluate" else "train"
+        return actor.entry is not None and actor.entry.phase == phase and self.is_due(actor.entry.step)
+
     @property
     def corrupts(self) -> bool:
         return self.action in ("nan", "inf")
@@ -217,14 +215,9 @@ def _parse(text: str) -> Fault:
     unknown = values.keys() - {field.name for field in fields(Fault)}
     if unknown or not {"rank", "point", "action"} <= values.keys():
         raise ConfigError(f"the fault {text!r} is not understood; {FORM}")
-    fault = Fault(
-        rank=_number(values, "rank", 0),
-        point=_one_of(values["point"], get_args(Point)),
-        action=_one_of(values["action"], get_args(Action)),
-        step=_number(values, "step", 0) if "step" in values else None,
-        attempt=_number(values, "attempt", 0),
-        seconds=float(_number(values, "seconds", 3600)),
-    )
+    numbers = {name: _number(name, value) for name, value in values.items() if name not in ("point", "action")}
+    point, action = _one_of(values["point"], get_args(Point)), _one_of(values["action"], get_args(Action))
+    fault = Fault(point=point, action=action, **numbers)
     if fault.corrupts != (fault.point in CORRUPTED):
         raise ConfigError(
             f"the fault {text!r} is not possible: nan and inf go with the points {', '.join(CORRUPTED)} alone"
@@ -232,11 +225,11 @@ def _parse(text: str) -> Fault:
     return fault
 
 
-def _number(values: Mapping[str, str], name: str, default: int) -> int:
+def _number(name: str, value: str) -> int:
     try:
-        return int(values.get(name, default))
+        return int(value)
     except ValueError:
-        raise ConfigError(f"the fault's {name} is {values[name]!r}; expected a whole number; {FORM}") from None
+        raise ConfigError(f"the fault's {name} is {value!r}; expected a whole number; {FORM}") from None
 
 
 def _one_of(value: str, known: tuple[str, ...]) -> Any:

@@ -10,7 +10,7 @@ Shapes: B images, K classes.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from math import prod
@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bllpipe.config import Config
 from bllpipe.config.schema import TWO_STAGES
 from bllpipe.data.catalog import DataSpec
-from bllpipe.distributed.message_format import LIMIT, Layout
+from bllpipe.distributed.message_format import LIMIT
 from bllpipe.engines import topology
 from bllpipe.engines.build import build_segment, unit_names, width_for_heads
 from bllpipe.engines.ddp import gradient_bytes, ring_bytes
@@ -37,18 +37,18 @@ from bllpipe.errors import BllpipeError, ConfigError
 from bllpipe.learn.balanced_cut import with_balanced_cut
 from bllpipe.learn.block import Block, make_block
 from bllpipe.learn.distributions import FAMILIES, num_channels
-from bllpipe.learn.feedback import Feedback, make_feedback
+from bllpipe.learn.feedback import make_feedback
 from bllpipe.learn.optimizer import Learner
 from bllpipe.messages import Round, Store, Target
 from bllpipe.models.units import Segment
-from bllpipe.tools.planning.profiler import kept_storages, storages
+from bllpipe.tools.planning.profiler import kept_bytes, storages
 from bllpipe.topology import Topology
 from bllpipe.training.run_directory import RunDirectory
 from bllpipe.training.run_schedule import RunSchedule
 
 
 @dataclass(frozen=True)
-class TensorFigures:
+class TensorSpec:
     """One tensor of a message, with the number of images in front of ``shape``."""
 
     dtype: str
@@ -59,7 +59,7 @@ class TensorFigures:
 
 
 @dataclass(frozen=True)
-class EdgeFigures:
+class EdgeEstimate:
     """The messages from rank ``src`` to rank ``dst`` in a training step: ``num_messages`` of ``message_bytes`` each,
     with header and trailer if there are any. ``kind`` is that of an Edge, or ``gradient``. ``ensemble_bytes``: the
     additional bytes of a test batch's message with ``evaluate.ensemble``."""
@@ -67,7 +67,7 @@ class EdgeFigures:
     kind: str
     src: int
     dst: int
-    tensors: tuple[TensorFigures, ...]
+    tensors: tuple[TensorSpec, ...]
     message_bytes: int
     num_messages: int
     step_bytes: int
@@ -94,7 +94,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class RankFigures:
+class RankEstimate:
     """``parameters`` as in summary.json: all numbers that training changes, statistics of normalisations with them.
 
     Of them ``head_parameters`` are the local head's. ``operations`` are those of a forward pass of one image through
@@ -111,21 +111,21 @@ class RankFigures:
 
 
 @dataclass(frozen=True)
-class Figures:
+class Estimates:
     """All ranks and edges of a run of ``steps`` steps, each of a batch."""
 
     steps: int
     steps_per_epoch: int
-    ranks: tuple[RankFigures, ...]
-    edges: tuple[EdgeFigures, ...]
+    ranks: tuple[RankEstimate, ...]
+    edges: tuple[EdgeEstimate, ...]
 
     def sent(self, rank: int) -> int:
         """Bytes that ``rank`` sends in a training step."""
-        return _step_bytes(edge for edge in self.edges if edge.src == rank)
+        return sum(edge.step_bytes for edge in self.edges if edge.src == rank)
 
     def received(self, rank: int) -> int:
         """Bytes that ``rank`` receives in a training step."""
-        return _step_bytes(edge for edge in self.edges if edge.dst == rank)
+        return sum(edge.step_bytes for edge in self.edges if edge.dst == rank)
 
     def to_json(self) -> dict[str, Any]:
         """All fields, and the sums."""
@@ -141,12 +141,7 @@ class Figures:
         return {**asdict(self), "ranks": ranks}
 
 
-def _step_bytes(edges: Iterable[EdgeFigures]) -> int:
-    return sum(edge.step_bytes for edge in edges)
-
-
 SHAPES_ONLY = torch.device("meta")
-Forward = Callable[[], Iterable[Tensor]]  # returns the tensors that live until the backward pass
 COUNTED = 2  # images: normalisations reject one image with a single position
 
 
@@ -154,62 +149,26 @@ class NeedsRealTensors(Exception):
     """The network cannot be called on meta tensors; it may be trainable."""
 
 
-def count(config: Config, spec: DataSpec) -> Figures:
+def count(config: Config, spec: DataSpec) -> Estimates:
     """The estimates of ``config`` on data of ``spec``, with activations as without autocast.
 
     Raises ConfigError for a network that no run could compute, and NeedsRealTensors for one that depends on values.
     """
     config = with_balanced_cut(config, spec.image_shape, spec.num_classes)
     config = replace(config, precision=replace(config.precision, compute="fp32"))  # autocast needs a real device
-    job = _job_without_ranks(config, spec)
-    with _explained(config):
-        ranks = tuple(_ranks(job))
-        edges = _EDGES.get(job.topology.placement, hop_figures)(job)
-    return Figures(job.plan.total_steps, job.plan.steps_per_epoch, ranks, tuple(edges))
-
-
-def gradient_ring(job: Job) -> Iterator[EdgeFigures]:
-    """The gradients of replicas, averaged by a ring: each sends all shares but one to the next replica, twice."""
-    num_replicas = job.topology.num_blocks
-    num_bytes = gradient_bytes(build_segment(job, 0, SHAPES_ONLY))
-    share = -(-num_bytes // num_replicas)
-    tensor = TensorFigures("float32", (share // torch.float32.itemsize,))
-    for src in job.topology.block_ranks if num_replicas > 1 else ():
-        to, step_bytes = (src + 1) % num_replicas, ring_bytes(num_bytes, num_replicas)
-        yield EdgeFigures("gradient", src, to, (tensor,), share, 2 * (num_replicas - 1), step_bytes)
-
-
-def wire_figures(job: Job) -> Iterator[EdgeFigures]:
-    """Every edge has one message a training step."""
-    size = job.config.data.batch_size
-    for edge in job.topology.edges():
-        layout = layout_of(job, edge)
-        tensors = tuple(_tensor(dtype, shape) for dtype, shape in layout.shapes(size, "train"))
-        num_bytes, more = layout.message_bytes(size, "train"), layout.message_bytes(size, LIMIT)
-        yield EdgeFigures(edge.kind, edge.src, edge.dst, tensors, num_bytes, 1, num_bytes, more - num_bytes)
-
-
-_EDGES: dict[str, Callable[[Job], Iterable[EdgeFigures]]] = {"block": wire_figures, "replica": gradient_ring}
-
-
-def _job_without_ranks(config: Config, spec: DataSpec) -> Job:
-    """The job that ranks would agree on, with a store of this process and a directory that is never written."""
+    # the job that ranks would agree on, with a store of this process and a directory that is never written
     store: Store = dist.HashStore()  # type: ignore[assignment]  # satisfies the protocol
     plan = RunSchedule.of(config, spec.num_train, spec.num_test)
-    return Job(config, topology(config), JobStore(store), RunDirectory(Path()), "", spec, plan, None)
-
-
-def _ranks(job: Job) -> Iterator[RankFigures]:
-    """The estimates of every rank; stages in their order in the network, as each needs the shapes before it."""
-    match job.topology.placement:
-        case "block":
-            yield from (block_figures(job, rank) for rank in job.topology.block_ranks)
-        case "replica":
-            yield from replica_figures(job)
-        case _:
-            yield from stage_figures(job)
-    if job.topology.has_feedback:
-        yield feedback_figures(job)
+    job = Job(config, topology(config), JobStore(store), RunDirectory(Path()), "", spec, plan, None)
+    with _explained(config):  # the edges need the shapes that counting the ranks leaves in the store
+        match job.topology.placement:
+            case "block":
+                ranks, edges = tuple(_blocks(job)), _message_edges(job)
+            case "replica":
+                ranks, edges = tuple(_replicas(job)), _gradient_ring(job)
+            case _:
+                ranks, edges = tuple(_pipeline_ranks(job)), _stage_edges(job)
+        return Estimates(plan.total_steps, plan.steps_per_epoch, ranks, tuple(edges))
 
 
 @contextmanager
@@ -230,7 +189,7 @@ def _explained(config: Config) -> Iterator[None]:
         ) from error
 
 
-def rank_memory(learner: Learner, activations: int, messages: int = 0) -> Memory:
+def _rank_memory(learner: Learner, activations: int, messages: int = 0) -> Memory:
     """The memory of a rank that trains ``learner``."""
     trained = learner.optimizer
     return Memory(
@@ -242,103 +201,107 @@ def rank_memory(learner: Learner, activations: int, messages: int = 0) -> Memory
     )
 
 
-def kept_bytes(learner: Learner, forward: Forward) -> int:
-    """Bytes that ``forward`` keeps for its backward pass and returns, without weights."""
-    returned: list[Tensor] = []
-    kept = kept_storages(lambda: returned.extend(forward()))
-    weights = storages(learner.weights().values())
-    return sum(size for name, size in {**kept, **storages(returned)}.items() if name not in weights)
-
-
-def num_parameters(weights: Iterable[Tensor]) -> int:
+def _num_parameters(weights: Iterable[Tensor]) -> int:
     """The number of parameters as in summary.json: all numbers that training changes except counters."""
     return sum(value.numel() for value in weights if value.is_floating_point())
 
 
-def batch_of(size: int, shape: tuple[int, ...], wants_gradient: bool = False) -> Tensor:
+def _zeros(size: int, shape: tuple[int, ...], requires_grad: bool = False) -> Tensor:
     """Images or activations, [B, ...]; activations of a pipeline require a gradient."""
-    return torch.zeros(size, *shape, requires_grad=wants_gradient, device=SHAPES_ONLY)
+    return torch.zeros(size, *shape, requires_grad=requires_grad, device=SHAPES_ONLY)
 
 
-def target_of(size: int, channels: int) -> Target:
+def _target(size: int, channels: int) -> Target:
     """A feedback message and labels for ``size`` images."""
     label_B = torch.zeros(size, dtype=torch.int64, device=SHAPES_ONLY)
-    return Target(Round("train", 0), batch_of(size, (channels,)), batch_of(size, ()), label_B)
+    return Target(Round("train", 0), _zeros(size, (channels,)), _zeros(size, ()), label_B)
 
 
-def block_figures(job: Job, rank: int) -> RankFigures:
-    """The rank of a block; the ranks before it must be counted first."""
+def _tensor(dtype: torch.dtype, shape: tuple[int, ...]) -> TensorSpec:
+    return TensorSpec(str(dtype).removeprefix("torch."), shape)
+
+
+def _blocks(job: Job) -> Iterator[RankEstimate]:
+    """The ranks of the blocks in their order in the network, as each needs the shapes before it, and the feedback."""
+    for rank in job.topology.block_ranks:
+        yield _block(job, rank)
+    if job.topology.has_feedback:
+        yield _feedback(job)
+
+
+def _block(job: Job, rank: int) -> RankEstimate:
     segment = build_segment(job, rank, SHAPES_ONLY)
-    shapes, is_last = (job.input_shape(rank), job.store.shape_of(rank)), rank == job.topology.num_blocks - 1
+    input_shape, alpha_shape = job.input_shape(rank), job.store.shape_of(rank)
+    is_last = rank == job.topology.num_blocks - 1
     sizes = job.spec.num_classes, job.plan.total_steps
-    block = make_block(segment, *shapes, job.config, *sizes, is_last, width_for_heads(job))
-    activations = kept_bytes(block.learner, lambda: _forward(job, block, *shapes))
-    memory = rank_memory(block.learner, activations, _buffers(job, rank))
-    parameters, of_head = (num_parameters(part.values()) for part in (block.learner.weights(), block.head.state_dict()))
-    return RankFigures(rank, job.topology.role(rank), parameters, memory, of_head, *_operations(block, shapes[0]))
+    block = make_block(segment, input_shape, alpha_shape, job.config, *sizes, is_last, width_for_heads(job))
+    learner, size = block.learner, job.config.data.batch_size
+
+    def forward() -> Iterator[Tensor]:
+        """One batch up to the losses. The gradient of alpha exists at the peak of memory, too."""
+        x = _zeros(size, input_shape)
+        alpha = block.forward(x)
+        terms, scores_BK, _ = block.losses(alpha, _target(size, num_channels(alpha_shape)))
+        yield from (x, alpha, scores_BK, torch.empty_like(alpha), *terms.values())
+
+    memory = _rank_memory(learner, kept_bytes(forward, learner.weights().values()), _message_buffers(job, rank))
+    parameters, of_head = (_num_parameters(part.values()) for part in (learner.weights(), block.head.state_dict()))
+    return RankEstimate(rank, job.topology.role(rank), parameters, memory, of_head, *_operations(block, input_shape))
 
 
 @torch.no_grad()
-def _operations(block: Block, given: tuple[int, ...]) -> tuple[int, int]:
+def _operations(block: Block, input_shape: tuple[int, ...]) -> tuple[int, int]:
     """Operations of the forward pass of one image: through block and head, and through the head alone."""
-    x = batch_of(COUNTED, given)
+    x = _zeros(COUNTED, input_shape)
     with FlopCounterMode(display=False) as of_block:
         alpha = block.forward(x)
     with FlopCounterMode(display=False) as of_head:
         block.head(alpha)
-    whole, head = of_block.get_total_flops() // COUNTED, of_head.get_total_flops() // COUNTED
-    return whole + head, head
+    head = of_head.get_total_flops() // COUNTED
+    return of_block.get_total_flops() // COUNTED + head, head
 
 
-def _forward(job: Job, block: Block, given: tuple[int, ...], made: tuple[int, ...]) -> Iterator[Tensor]:
-    """The forward pass of one batch up to the losses. The gradient of alpha exists at the peak of memory, too."""
-    size = job.config.data.batch_size
-    x = batch_of(size, given)
-    alpha = block.forward(x)
-    terms, scores_BK, _ = block.losses(alpha, target_of(size, num_channels(made)))
-    yield from (x, alpha, scores_BK, torch.empty_like(alpha), *terms.values())
-
-
-def feedback_figures(job: Job) -> RankFigures:
+def _feedback(job: Job) -> RankEstimate:
     """The feedback rank: the feedback of all blocks."""
-    state = [value for block in enumerate(unit_names(job)) for value in _feedback(job, *block).state().values()]
+    config, family, state = job.config, FAMILIES[job.config.objective.family], list[Tensor]()
+    for block, name in enumerate(unit_names(job)):
+        sizes = job.spec.num_classes, num_channels(job.store.shape_of(block))
+        state += make_feedback(config.feedback, *sizes, config.seed, name, SHAPES_ONLY, family).state().values()
     rank = job.topology.feedback_rank
-    memory = Memory(sum(value.nbytes for value in state), 0, 0, 0, _buffers(job, rank))
-    return RankFigures(rank, job.topology.role(rank), num_parameters(state), memory)
+    memory = Memory(sum(value.nbytes for value in state), 0, 0, 0, _message_buffers(job, rank))
+    return RankEstimate(rank, job.topology.role(rank), _num_parameters(state), memory)
 
 
-def _feedback(job: Job, block: int, name: str) -> Feedback:
-    config, channels = job.config, num_channels(job.store.shape_of(block))
-    family = FAMILIES[config.objective.family]
-    return make_feedback(config.feedback, job.spec.num_classes, channels, config.seed, name, SHAPES_ONLY, family)
-
-
-def _tensor(dtype: torch.dtype, shape: tuple[int, ...]) -> TensorFigures:
-    return TensorFigures(str(dtype).removeprefix("torch."), shape)
-
-
-def _buffers(job: Job, rank: int) -> int:
+def _message_buffers(job: Job, rank: int) -> int:
     """Bytes of message buffers: a ring for every incoming edge, and messages in flight to other processes."""
+    in_flight = job.config.backend.in_flight if job.config.engine == "ranks" else 0
     layouts = [layout_of(job, edge) for edge in job.topology.edges() if rank in (edge.src, edge.dst)]
-    return sum(_num_kept(job, rank, layout) * layout.message_bytes(layout.max_batch, LIMIT) for layout in layouts)
+    return sum(
+        (layout.ring if layout.edge.dst == rank else in_flight) * layout.message_bytes(layout.max_batch, LIMIT)
+        for layout in layouts
+    )
 
 
-def _num_kept(job: Job, rank: int, layout: Layout) -> int:
-    if layout.edge.dst == rank:
-        return layout.ring
-    return job.config.backend.in_flight if job.config.engine == "ranks" else 0
+def _message_edges(job: Job) -> Iterator[EdgeEstimate]:
+    """Every edge has one message a training step."""
+    size = job.config.data.batch_size
+    for edge in job.topology.edges():
+        layout = layout_of(job, edge)
+        tensors = tuple(_tensor(dtype, shape) for dtype, shape in layout.shapes(size, "train"))
+        num_bytes, more = layout.message_bytes(size, "train"), layout.message_bytes(size, LIMIT)
+        yield EdgeEstimate(edge.kind, edge.src, edge.dst, tensors, num_bytes, 1, num_bytes, more - num_bytes)
 
 
-def stage_figures(job: Job) -> Iterator[RankFigures]:
+def _pipeline_ranks(job: Job) -> Iterator[RankEstimate]:
     """Every rank of a pipeline. The stages of a rank need not be consecutive, so all are built first."""
     segments = [build_segment(job, number, SHAPES_ONLY, "stage") for number in range(job.topology.num_stages)]
     for rank in job.topology.block_ranks:
         numbers = job.topology.stages_of(rank)
-        share = _share(job, [segments[number] for number in numbers])
-        kept = sum(_kept(job, share, segments[number], number, microbatch_size(job)) for number in numbers)
-        memory = rank_memory(share.learner, int(kept * held_microbatches(job.config, job.topology, rank)))
-        parameters = num_parameters(share.learner.weights().values())
-        yield RankFigures(rank, job.topology.role(rank), parameters, memory)
+        trainer = _trainer(job, [segments[number] for number in numbers])
+        kept = sum(_stage_bytes(job, trainer, segments[number], number, microbatch_size(job)) for number in numbers)
+        memory = _rank_memory(trainer.learner, int(kept * held_microbatches(job.config, job.topology, rank)))
+        parameters = _num_parameters(trainer.learner.weights().values())
+        yield RankEstimate(rank, job.topology.role(rank), parameters, memory)
 
 
 def held_microbatches(config: Config, layout: Topology, rank: int) -> float:
@@ -353,48 +316,58 @@ def held_microbatches(config: Config, layout: Topology, rank: int) -> float:
     return min(microbatches, passes / 2)
 
 
-def replica_figures(job: Job) -> Iterator[RankFigures]:
-    """Every replica. In addition to its gradients each keeps the buckets in which they are averaged; statistics of
-    normalisations count for the first one only."""
-    segment = build_segment(job, 0, SHAPES_ONLY)
-    share = _share(job, [segment])
-    size = -(-job.config.data.batch_size // job.topology.num_blocks)
-    memory = rank_memory(share.learner, _kept(job, share, segment, 0, size), gradient_bytes(segment))
-    for rank in job.topology.block_ranks:
-        weights = share.learner.parameters if rank else share.learner.weights()
-        yield RankFigures(rank, job.topology.role(rank), num_parameters(weights.values()), memory)
-
-
-def _share(job: Job, segments: list[Segment]) -> StageTrainer:
+def _trainer(job: Job, segments: list[Segment]) -> StageTrainer:
     return StageTrainer(segments, job.config, job.plan.total_steps, add_up=lambda square: square)
 
 
-def _kept(job: Job, share: StageTrainer, segment: Segment, number: int, size: int) -> int:
+def _stage_bytes(job: Job, trainer: StageTrainer, segment: Segment, number: int, size: int) -> int:
     """Bytes that stage ``number`` keeps of ``size`` images."""
-    share.mode(train=True)
+    trainer.mode(train=True)
 
     def forward() -> Iterator[Tensor]:
-        x = batch_of(size, job.input_shape(number), wants_gradient=number > 0)
-        with share.learner.autocast():
+        x = _zeros(size, job.input_shape(number), requires_grad=number > 0)
+        with trainer.learner.autocast():
             alpha: Tensor = segment(x.view_as(x))
         yield from (x, alpha)
         if number == job.topology.num_stages - 1:
-            yield share.loss(alpha, target_of(size, 1).label_B)
+            yield trainer.loss(alpha, _target(size, 1).label_B)
 
-    return kept_bytes(share.learner, forward)
+    return kept_bytes(forward, trainer.learner.weights().values())
 
 
-def hop_figures(job: Job) -> Iterator[EdgeFigures]:
+def _stage_edges(job: Job) -> Iterator[EdgeEstimate]:
     """Activations to the next stage, if it is on another rank, and their gradients back, a message for a microbatch."""
+    size, microbatches = microbatch_size(job), job.config.pipeline.microbatches
     for number in range(job.topology.num_stages - 1):
         src, dst = job.topology.rank_of(number), job.topology.rank_of(number + 1)
         if src != dst:
-            yield _hop(job, "alpha", src, dst, number)
-            yield _hop(job, "gradient", dst, src, number)
+            shape, dtype = (size, *job.store.shape_of(number)), wire_format(job, number)
+            tensors, num_bytes = (_tensor(dtype, shape),), prod(shape) * dtype.itemsize
+            sizes = num_bytes, microbatches, microbatches * num_bytes
+            yield EdgeEstimate("alpha", src, dst, tensors, *sizes)
+            yield EdgeEstimate("gradient", dst, src, tensors, *sizes)
 
 
-def _hop(job: Job, kind: str, src: int, dst: int, number: int) -> EdgeFigures:
-    size, shape, dtype = microbatch_size(job), job.store.shape_of(number), wire_format(job, number)
-    num_bytes, microbatches = size * prod(shape) * dtype.itemsize, job.config.pipeline.microbatches
-    tensor = TensorFigures(str(dtype).removeprefix("torch."), (size, *shape))
-    return EdgeFigures(kind, src, dst, (tensor,), num_bytes, microbatches, microbatches * num_bytes)
+def _replicas(job: Job) -> Iterator[RankEstimate]:
+    """Every replica. In addition to its gradients each keeps the buckets in which they are averaged; statistics of
+    normalisations count for the first one only."""
+    segment = build_segment(job, 0, SHAPES_ONLY)
+    trainer = _trainer(job, [segment])
+    size = -(-job.config.data.batch_size // job.topology.num_blocks)
+    memory = _rank_memory(
+        trainer.learner, _stage_bytes(job, trainer, segment, 0, size), messages=gradient_bytes(segment)
+    )
+    for rank in job.topology.block_ranks:
+        weights = trainer.learner.parameters if rank else trainer.learner.weights()
+        yield RankEstimate(rank, job.topology.role(rank), _num_parameters(weights.values()), memory)
+
+
+def _gradient_ring(job: Job) -> Iterator[EdgeEstimate]:
+    """The gradients of replicas, averaged by a ring: each sends all shares but one to the next replica, twice."""
+    num_replicas = job.topology.num_blocks
+    num_bytes = gradient_bytes(build_segment(job, 0, SHAPES_ONLY))
+    share = -(-num_bytes // num_replicas)
+    tensor = _tensor(torch.float32, (share // torch.float32.itemsize,))
+    for src in job.topology.block_ranks if num_replicas > 1 else ():
+        dst, step_bytes = (src + 1) % num_replicas, ring_bytes(num_bytes, num_replicas)
+        yield EdgeEstimate("gradient", src, dst, (tensor,), share, 2 * (num_replicas - 1), step_bytes)

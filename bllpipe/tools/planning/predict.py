@@ -23,6 +23,7 @@ travels while both compute; messages of one direction between two stages follow 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -31,7 +32,6 @@ from typing import Literal, NamedTuple
 
 from bllpipe.models.partition import (
     Link,
-    StageSeconds,
     UnitCost,
     best_cut,
     in_parts,
@@ -66,9 +66,9 @@ class Prediction:
 @dataclass(frozen=True)
 class PredictionInputs:
     """What a prediction starts from: units in order, images in a global batch, the link between devices, what every
-    operation of a schedule costs an engine beside its computing, in seconds, and the units for parts of a batch by
-    their images, as far as they were measured. ``contention`` is how many times longer all of it took because the
-    other devices, on the same processor, computed too."""
+    operation of a schedule costs an engine in addition to its computation, in seconds, and the units for parts of a
+    batch by their images, as far as they were measured. ``contention`` is how many times longer all of it took because
+    the other devices, on the same processor, computed too."""
 
     units: Sequence[UnitCost]
     batch_size: int
@@ -117,24 +117,23 @@ class PredictionInputs:
         return [before + behind for before, behind in zip([0.0, *messages], [*messages, 0.0], strict=True)]
 
 
-def predict_local(setting: PredictionInputs, num_blocks: int, memory_limit: float = inf) -> Prediction | None:
+def predict_local(inputs: PredictionInputs, num_blocks: int, memory_limit: float = inf) -> Prediction | None:
     """Block-local learning in steady state; None when there is no such cut.
 
     It fills once a run: ``run_seconds`` has the fill.
     """
-    cut = best_cut(len(setting.units), num_blocks, local_cost(setting.units, setting.link, memory_limit))
+    cut = best_cut(len(inputs.units), num_blocks, local_cost(inputs.units, inputs.link, memory_limit))
     if cut is None:
         return None
-    return setting.prediction(
-        "bll", cut, *_steady(lambda steps: _simulate_local(setting, cut, steps)), microbatches=None
-    )
+    step_seconds, busy = _steady(lambda steps: _simulate_local(inputs, cut, steps))
+    return inputs.prediction("bll", cut, step_seconds, busy, microbatches=None)
 
 
-def run_seconds(setting: PredictionInputs, cut: Sequence[int], steps: int) -> float:
+def run_seconds(inputs: PredictionInputs, cut: Sequence[int], steps: int) -> float:
     """A run of block-local learning from its first batch to the last update, the fill included."""
     few = min(steps, STEPS)
-    each, _ = _steady(lambda number: _simulate_local(setting, cut, number))
-    return _simulate_local(setting, cut, few).makespan + (steps - few) * each
+    each, _ = _steady(lambda number: _simulate_local(inputs, cut, number))
+    return _simulate_local(inputs, cut, few).makespan + (steps - few) * each
 
 
 def gpipe(stage: int, stages: int, microbatches: int) -> list[tuple[Kind, int]]:
@@ -164,78 +163,72 @@ SCHEDULES: dict[str, StepOrder] = {"gpipe": gpipe, "1f1b": one_f_one_b, "zb-h1":
 
 
 def predict_pipeline(
-    setting: PredictionInputs, engine: str, num_blocks: int, microbatches: int, memory_limit: float = inf
+    inputs: PredictionInputs, engine: str, num_blocks: int, microbatches: int, memory_limit: float = inf
 ) -> Prediction | None:
     """A synchronous pipeline with the schedule ``engine``, simulated; None when there is no such cut."""
-    units = setting.units_in(microbatches)
-    cut = best_cut(len(units), num_blocks, stage_cost(units, setting.link, memory_limit))
+    units = inputs.units_in(microbatches)
+    cut = best_cut(len(units), num_blocks, stage_cost(units, inputs.link, memory_limit))
     if cut is None:
         return None
-    seconds = [
-        _of_a_microbatch(stage_seconds(units, *block), microbatches, engine == "zb-h1", setting.overhead + carrying)
-        for block, carrying in zip(setting.blocks(cut), setting.transfer_seconds(cut, microbatches), strict=True)
-    ]
-    messages = setting.messages(cut, microbatches) if setting.link.overlaps else []
+    splits_backward = engine == "zb-h1"
+    seconds = []
+    for block, transfer in zip(inputs.blocks(cut), inputs.transfer_seconds(cut, microbatches), strict=True):
+        stage, overhead = stage_seconds(units, *block), inputs.overhead + transfer
+        backward = stage.backward_of_input if splits_backward else stage.backward
+        seconds.append(
+            {
+                "F": stage.forward / microbatches + overhead,
+                "B": backward / microbatches + overhead,
+                "W": (stage.backward - backward) / microbatches + overhead * splits_backward,
+                "U": stage.update,
+            }
+        )
+    messages = inputs.messages(cut, microbatches) if inputs.link.overlaps else []
 
     def simulate_steps(steps: int) -> SimulatedTimeline:
         return simulate(seconds, orders_of(SCHEDULES[engine], num_blocks, microbatches, steps), messages)
 
-    return setting.prediction(engine, cut, *_steady(simulate_steps), microbatches)
+    return inputs.prediction(engine, cut, *_steady(simulate_steps), microbatches)
 
 
-def predict_data_parallel(setting: PredictionInputs, num_devices: int) -> Prediction:
+def predict_data_parallel(inputs: PredictionInputs, num_devices: int) -> Prediction:
     """Every device has the whole network and its share of the batch; a ring sums the gradients during backward."""
-    units = setting.units_in(num_devices)
+    units = inputs.units_in(num_devices)
     whole = stage_seconds(units, 0, len(units))
     num_bytes = BYTES_OF_A_GRADIENT * sum(unit.parameters for unit in units)
-    link, rounds = setting.link, 2 * (num_devices - 1)
+    link, rounds = inputs.link, 2 * (num_devices - 1)
     all_reduce = rounds * link.seconds(num_bytes / num_devices)
     forward, backward = whole.forward / num_devices, whole.backward / num_devices
     step = forward + (max(backward, all_reduce) if link.overlaps else backward + all_reduce) + whole.update
     share = (forward + backward + whole.update) / step
-    return setting.prediction("ddp", (), step, [share] * num_devices, microbatches=None)
+    return inputs.prediction("ddp", (), step, [share] * num_devices, microbatches=None)
 
 
 def predict_all(
-    setting: PredictionInputs, num_blocks: int, microbatches: Sequence[int], memory_limit: float = inf
+    inputs: PredictionInputs, num_blocks: int, microbatches: Sequence[int], memory_limit: float = inf
 ) -> list[Prediction]:
     """All engines on ``num_blocks`` devices. Missing are those that the memory limit leaves no cut, and parts of
     a batch without an image. Data parallelism cuts nothing, and is not held to the limit."""
     pipelines = [
-        predict_pipeline(setting, engine, num_blocks, number, memory_limit)
+        predict_pipeline(inputs, engine, num_blocks, number, memory_limit)
         for engine in SCHEDULES
         for number in microbatches
-        if number <= setting.batch_size
+        if number <= inputs.batch_size
     ]
-    replicas = predict_data_parallel(setting, num_blocks) if num_blocks <= setting.batch_size else None
-    found = [predict_local(setting, num_blocks, memory_limit), replicas, *pipelines]
+    replicas = predict_data_parallel(inputs, num_blocks) if num_blocks <= inputs.batch_size else None
+    found = [predict_local(inputs, num_blocks, memory_limit), replicas, *pipelines]
     return [prediction for prediction in found if prediction is not None]
 
 
-def _simulate_local(setting: PredictionInputs, cut: Sequence[int], steps: int) -> SimulatedTimeline:
+def _simulate_local(inputs: PredictionInputs, cut: Sequence[int], steps: int) -> SimulatedTimeline:
     """A local step is a block's work without its forward."""
-    blocks = setting.blocks(cut)
-    forward = [sum(unit.forward for unit in setting.units[first:end]) for first, end in blocks]
-    totals = [local_seconds(setting.units, first, end) for first, end in blocks]
-    extra, carrying = setting.overhead, setting.transfer_seconds(cut)
-    seconds = [
-        {"F": there + extra + carried, "L": total - there + extra}
-        for there, total, carried in zip(forward, totals, carrying, strict=True)
-    ]
-    messages = setting.messages(cut) if setting.link.overlaps else []
-    return simulate(seconds, orders_of(local, len(blocks), steps, 1, updates=False), messages)
-
-
-def _of_a_microbatch(
-    stage: StageSeconds, microbatches: int, splits_backward: bool, overhead: float
-) -> dict[str, float]:
-    backward = stage.backward_of_input if splits_backward else stage.backward
-    return {
-        "F": stage.forward / microbatches + overhead,
-        "B": backward / microbatches + overhead,
-        "W": (stage.backward - backward) / microbatches + overhead * splits_backward,
-        "U": stage.update,
-    }
+    seconds = []
+    for (first, end), transfer in zip(inputs.blocks(cut), inputs.transfer_seconds(cut), strict=True):
+        forward = sum(unit.forward for unit in inputs.units[first:end])
+        learning = local_seconds(inputs.units, first, end) - forward
+        seconds.append({"F": forward + inputs.overhead + transfer, "L": learning + inputs.overhead})
+    messages = inputs.messages(cut) if inputs.link.overlaps else []
+    return simulate(seconds, orders_of(local, len(seconds), steps, 1, updates=False), messages)
 
 
 def _steady(simulate_steps: Callable[[int], SimulatedTimeline]) -> tuple[float, list[float]]:
@@ -282,15 +275,11 @@ def simulate(
     Raises ValueError when ranks wait for each other, or for an operation that is in no order.
     """
     simulation = _Simulation(seconds, orders, messages)
-    while any(simulation.advance(rank) for rank in range(len(orders))):
-        pass
-    stuck = [
-        f"rank {rank} at {order[simulation.position[rank]]}"
-        for rank, order in enumerate(orders)
-        if simulation.is_left(rank)
-    ]
-    if stuck:
-        raise ValueError(f"the schedule cannot go on: {'; '.join(stuck)}")
+    advanced = True
+    while advanced:
+        advanced = any(simulation.advance(rank) for rank in range(len(orders)))
+    if stuck := [f"rank {rank} at {left[0]}" for rank, left in enumerate(simulation.left) if left]:
+        raise ValueError(f"the schedule cannot continue: {'; '.join(stuck)}")
     makespan = max(simulation.clock, default=0.0)
     worked = [sum(seconds[op.stage][op.kind] for op in order) for order in orders]
     return SimulatedTimeline(
@@ -299,34 +288,32 @@ def simulate(
 
 
 class _Simulation:
-    """The progress of each rank, and when each stage has which result."""
+    """The clock of each rank and the operations left to it, and when each stage has which result."""
 
     def __init__(
         self, seconds: Sequence[Mapping[str, float]], orders: Sequence[Order], messages: Sequence[float]
     ) -> None:
-        self._seconds, self._orders = seconds, orders
+        self._seconds = seconds
         self._messages = messages or [0.0] * len(seconds)
         self._rank_of = {op.stage: rank for rank, order in enumerate(orders) for op in order}
-        self.clock, self.position = [0.0] * len(orders), [0] * len(orders)
+        self.clock, self.left = [0.0] * len(orders), [deque(order) for order in orders]
         self._ready: dict[tuple[Op, int], float] = {}  # when a stage has the result of an operation
         self._link_free: dict[tuple[int, int], float] = {}
 
-    def is_left(self, rank: int) -> bool:
-        return self.position[rank] < len(self._orders[rank])
-
     def advance(self, rank: int) -> bool:
         """Runs all operations of ``rank`` whose inputs are there; returns whether there were any."""
-        start = self.position[rank]
-        while self.is_left(rank):
-            op = self._orders[rank][self.position[rank]]
+        left = self.left[rank]
+        before = len(left)
+        while left:
+            op = left[0]
             needed = [self._ready.get((other, op.stage)) for other in self._needs(op)]
             if None in needed:
                 break
             begin = max([self.clock[rank], *(time for time in needed if time is not None)])
             self.clock[rank] = begin + self._seconds[op.stage][op.kind]
             self._deliver(op, self.clock[rank])
-            self.position[rank] += 1
-        return self.position[rank] > start
+            left.popleft()
+        return len(left) < before
 
     def _needs(self, op: Op) -> Iterator[Op]:
         stage, microbatch, kind = op

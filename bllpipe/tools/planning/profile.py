@@ -14,14 +14,18 @@ from bllpipe.config import Config
 from bllpipe.config.schema import ObjectiveConfig
 from bllpipe.config.validation import field_types
 from bllpipe.errors import ConfigError
-from bllpipe.models.partition import UnitCost
+from bllpipe.models.partition import Link, UnitCost
+from bllpipe.tools.planning.predict import PredictionInputs
+from bllpipe.training.run_schedule import RunSchedule
 
 FORMAT = "bllpipe-profile-1"
+LATENCY = 10e-6  # seconds per message
 # The keys that measurements depend on.
-MODEL = ("model.name", "model.width", "model.stem", "model.args")
-DATA = ("data.name", "data.batch_size")
-REST = ("method", "optimizer.name", "precision.compute", "precision.wire", "cpu_threads", "channels_last")
-SETTINGS = (*MODEL, *DATA, *REST, *(f"objective.{name}" for name in field_types(ObjectiveConfig)))
+SETTINGS = (
+    *("model.name", "model.width", "model.stem", "model.args", "data.name", "data.batch_size"),
+    *("method", "optimizer.name", "precision.compute", "precision.wire", "cpu_threads", "channels_last"),
+    *(f"objective.{name}" for name in field_types(ObjectiveConfig)),
+)
 
 
 @dataclass(frozen=True)
@@ -74,9 +78,9 @@ class UnitProfile:
 
 @dataclass(frozen=True)
 class Profile:
-    """All units of a network. ``settings`` are the config's keys that measurements depend on; ``beside`` is how many
-    other processes computed too, and ``contention`` how many times longer everything took for that; ``parts`` are the
-    units again with fewer images, by their number."""
+    """All units of a network. ``settings`` are the config's keys that measurements depend on; ``beside`` is the number
+    of background processes, and ``contention`` how many times longer everything took for that; ``parts`` are the units
+    again with fewer images, by their number."""
 
     units: tuple[UnitProfile, ...]
     settings: Mapping[str, Any]
@@ -102,17 +106,19 @@ class Profile:
     def batch_size(self) -> int:
         return int(self.settings["data.batch_size"])
 
-    @property
-    def is_of_a_processor(self) -> bool:
-        """Rather than of a device that something else carries messages for."""
-        return self.device == "cpu"
-
     def costs(self) -> list[UnitCost]:
         return [unit.cost() for unit in self.units]
 
-    def part_costs(self) -> dict[int, list[UnitCost]]:
-        """The same of every size of part that was measured."""
-        return {images: [unit.cost() for unit in units] for images, units in self.parts.items()}
+    def inputs(self, gigabytes_per_second: float, overhead: float = 0.0) -> PredictionInputs:
+        """What predictions start from, for links of this rate between the devices, and seconds of ``overhead`` per
+        forward and per backward pass. CPUs transfer the messages themselves; GPUs compute meanwhile."""
+        link = Link(gigabytes_per_second * 1e9, LATENCY, overlaps=self.device != "cpu")
+        parts = {images: [unit.cost() for unit in units] for images, units in self.parts.items()}
+        return PredictionInputs(self.costs(), self.batch_size, link, overhead, parts, self.contention)
+
+    def total_steps(self, config: Config) -> int:
+        """Training steps of a run of ``config`` on the data of the profile; ConfigError if the warm-up is longer."""
+        return RunSchedule.of(config, self.steps_per_epoch * self.batch_size, num_test=0).total_steps
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, **asdict(self)}
@@ -151,14 +157,11 @@ def load_profile(file: Path, config: Config) -> Profile:
             f"use the name of a new file to measure"
         ) from error
     now = settings_of(config)
-    changed = [
-        f"\n  {key}: {then!r} then, {now.get(key)!r} now"
-        for key, then in profile.settings.items()
-        if then != now.get(key)
-    ]
+    changed = [key for key, then in profile.settings.items() if then != now.get(key)]
     if changed:
+        lines = "".join(f"\n  {key}: {profile.settings[key]!r} then, {now.get(key)!r} now" for key in changed)
         raise ConfigError(
-            f"{file} was measured with another configuration:{''.join(changed)}\n"
+            f"{file} was measured with another configuration:{lines}\n"
             f"give these keys their old values, or name a new file to measure again"
         )
     return profile

@@ -26,20 +26,21 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from bllpipe.config import Config
-from bllpipe.data.catalog import PUBLISHED, DataSpec
+from bllpipe.data.catalog import DataSpec, spec_without_files
 from bllpipe.data.registry import load_images
 from bllpipe.distributed.message_format import wire_dtype
 from bllpipe.engines.devices import Machine, one_device
 from bllpipe.errors import ConfigError
-from bllpipe.learn.block import Block, make_block
+from bllpipe.learn.block import Block, build_segments, make_block
 from bllpipe.learn.distributions import num_channels
-from bllpipe.learn.memory_format import as_channels_last, autocast, place, uses_channels_last
+from bllpipe.learn.memory_format import as_channels_last, autocast, uses_channels_last
 from bllpipe.learn.optimizer import Optimizer
 from bllpipe.messages import Round, Target
 from bllpipe.models.registry import last_width, network_units
 from bllpipe.models.units import Segment
 from bllpipe.tools.planning.profile import Profile, Timing, UnitProfile, settings_of
 from bllpipe.training.run_directory import environment
+from bllpipe.training.run_schedule import RunSchedule
 from bllpipe.utils.process import end_with_parent, keep_freed_memory
 from bllpipe.utils.tensors import stream
 
@@ -86,7 +87,7 @@ class UnitBenchmark:
 
     def sample(self) -> dict[str, float]:
         """Seconds of every part, measured once."""
-        self._forget()
+        self.segment.zero_grad()
         leaf = self.x.clone().requires_grad_(self.x.is_floating_point())
         x, clock = leaf.clone(), Clock(self.x.device)  # a unit may begin in place
         alpha = self.block.forward(x)
@@ -94,12 +95,20 @@ class UnitBenchmark:
         seconds["backward_of_input"] = self._back(alpha, clock, [leaf])
         seconds["backward"] = self._back(alpha, clock)
         clock.lap()
-        self._update()
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.optimizer.parameters.values(), self.clip_norm)
+        self.optimizer.step(0.0)
         seconds["update"] = clock.lap()
-        self._forget()
+        self.segment.zero_grad()
         alpha = self.block.forward(self.x.clone())
         seconds["backward_without_input"] = self._back(alpha, clock)
-        seconds["head"] = self._end(alpha.detach().requires_grad_(), clock)
+        # the end of a block: the statistics, the local loss and its backward pass down to alpha
+        alpha = alpha.detach().requires_grad_()
+        self.segment.zero_grad()
+        clock.lap()
+        self.block.stats(alpha, self.target.label_B)
+        self.block.update(alpha, self.target, step=0)
+        seconds["head"] = clock.lap()
         return seconds
 
     def _back(self, alpha: Tensor, clock: Clock, wanted: list[Tensor] | None = None) -> float:
@@ -108,23 +117,6 @@ class UnitBenchmark:
         if alpha.requires_grad:
             torch.autograd.backward([alpha], [self.gradient], retain_graph=wanted is not None, inputs=wanted)
         return clock.lap()
-
-    def _update(self) -> None:
-        if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.optimizer.parameters.values(), self.clip_norm)
-        self.optimizer.step(0.0)
-
-    def _end(self, alpha: Tensor, clock: Clock) -> float:
-        """Seconds of the statistics, the local loss and its backward pass down to alpha, at the end of a block."""
-        self._forget()
-        clock.lap()
-        self.block.stats(alpha, self.target.label_B)
-        self.block.update(alpha, self.target, step=0)
-        return clock.lap()
-
-    def _forget(self) -> None:
-        for parameter in self.segment.parameters():
-            parameter.grad = None
 
 
 class Clock:
@@ -146,13 +138,15 @@ class Clock:
 
 
 def measure(
-    config: Config, spec: DataSpec, repetitions: int, say: ProgressFn, beside: int = 0, parts: Sequence[int] = ()
+    config: Config, spec: DataSpec, repetitions: int, say: ProgressFn, background: int = 0, parts: Sequence[int] = ()
 ) -> Profile:
     """Measures the profile of ``config``'s network on this machine for batches of its size, and for each number of
-    images in ``parts``; ``beside`` is the number of background processes. ``say`` is called with the progress.
+    images in ``parts``, while ``background`` other processes compute. ``say`` is called with the progress.
 
-    Sets the number of threads and the allocator of this process to those of a rank.
+    Sets the number of threads and the allocator of this process to those of a rank. Raises ConfigError if the data are
+    too few for the batch size or the warm-up.
     """
+    schedule = RunSchedule.of(config, spec.num_train, spec.num_test)
     compute_as_a_rank(config)
     device = present_device(config)
     sizes = [config.data.batch_size, *parts]
@@ -170,16 +164,15 @@ def measure(
         )
         for size in sizes
     ]
-    steps = spec.num_train // config.data.batch_size
     return Profile(
         whole,
         settings_of(config),
-        _named(device),
+        torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         WARM_UP,
         repetitions,
-        steps,
+        schedule.steps_per_epoch,
         environment(),
-        beside,
+        background,
         dict(zip(parts, rest, strict=True)),
     )
 
@@ -191,8 +184,8 @@ def compute_as_a_rank(config: Config) -> None:
 
 
 def data_spec(config: Config) -> DataSpec:
-    """The sizes of ``config``'s data; published ones are not downloaded for it."""
-    return PUBLISHED.get(config.data.name) or load_images(config.data, config.seed).spec
+    """The sizes of ``config``'s data; published ones are not downloaded for it, synthetic ones are not drawn."""
+    return spec_without_files(config.data) or load_images(config.data, config.seed).spec
 
 
 def present_device(config: Config) -> torch.device:
@@ -214,12 +207,15 @@ def random_target(batch: int, channels: int, num_classes: int, seed: int, device
 def build_benchmarks(
     config: Config, spec: DataSpec, device: torch.device, batch: int, say: ProgressFn = no_progress
 ) -> Iterator[tuple[str, UnitBenchmark]]:
-    """A benchmark for every unit, whose input is the output of the unit before it; the first takes random images."""
+    """A benchmark for every unit, whose input is the output of the unit before it; the first takes random images.
+
+    Raises ConfigError for a unit after which no block can end.
+    """
     units = network_units(config.model, spec.image_shape[0], spec.num_classes, config.seed)
     x = torch.randn(batch, *spec.image_shape, generator=stream(config.seed, "plan images")).to(device)
-    for unit in units:
+    segments = build_segments([[unit] for unit in units], config, spec.image_shape, device)
+    for unit, (segment, _, _) in zip(units, segments, strict=True):
         say(f"building {unit.name} for {batch} images")
-        segment = place(Segment([unit], config.seed), config, device)
         benchmark = UnitBenchmark(segment, x, config, spec.num_classes, unit is units[-1], last_width(config, units))
         yield unit.name, benchmark
         x = benchmark.alpha
@@ -237,42 +233,38 @@ def _unit_profile(name: str, benchmark: UnitBenchmark, samples: list[dict[str, f
     )
 
 
-def _named(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
 def unit_bytes(block: Block, optimizer: Optimizer, x: Tensor) -> int:
     """Parameters, buffers, gradients, the optimiser's state, what backward keeps and the output, but not the input
     ``x``: that is the output of the unit before."""
-    given = x.clone()
-    output: list[Tensor] = []
-    kept = kept_storages(lambda: output.append(block.forward(given)))
-    kept |= storages(output)
-    weights = storages(block.segment.state_dict(keep_vars=True).values())
-    activations = {pointer: size for pointer, size in kept.items() if pointer not in weights | storages([given])}
-    return sum(activations.values()) + sum(weights.values()) + training_bytes(optimizer)
+    x = x.clone()
+    weights = list(block.segment.state_dict(keep_vars=True).values())
+    kept = kept_bytes(lambda: [block.forward(x)], [*weights, x])
+    return kept + sum(storages(weights).values()) + training_bytes(optimizer)
 
 
 def head_bytes(block: Block, of_unit: Optimizer, alpha: Tensor, target: Target) -> int:
     """The same for head and objective of ``block``; ``of_unit`` is the optimiser of its unit."""
-    given = alpha.detach().clone().requires_grad_()
-    modules = [part for part in (block.head, block.objective) if isinstance(part, torch.nn.Module)]
-    weights = storages(value for part in modules for value in part.state_dict(keep_vars=True).values())
-    kept = kept_storages(lambda: block.update(given, target, step=0))
-    kept = {pointer: size for pointer, size in kept.items() if pointer not in weights | storages([given])}
-    # ... and the gradient of alpha, which is there at the same time
-    of_alpha = given.numel() * given.element_size()
+    alpha = alpha.detach().clone().requires_grad_()
+    modules = [part for part in (block.head, block.objective) if isinstance(part, nn.Module)]
+    weights = [value for part in modules for value in part.state_dict(keep_vars=True).values()]
+
+    def update() -> list[Tensor]:
+        block.update(alpha, target, step=0)
+        return []
+
+    kept = kept_bytes(update, [*weights, alpha]) + alpha.nbytes  # the gradient of alpha exists at the same time
     own = training_bytes(block.learner.optimizer) - training_bytes(of_unit)
-    return sum(kept.values()) + sum(weights.values()) + of_alpha + own
+    return kept + sum(storages(weights).values()) + own
 
 
 def training_bytes(optimizer: Optimizer) -> int:
     """Gradients and the optimiser's state."""
-    return sum(_bytes(value) for value in (*optimizer.parameters.values(), *optimizer.state.values()))
+    return sum(value.nbytes for value in (*optimizer.parameters.values(), *optimizer.state.values()))
 
 
-def kept_storages(forward: Callable[[], object]) -> dict[int, int]:
-    """Identity and bytes of every piece of memory that ``forward`` keeps for its backward pass."""
+def kept_bytes(forward: Callable[[], Iterable[Tensor]], known: Iterable[Tensor]) -> int:
+    """Bytes of the memory that ``forward`` keeps for its backward pass, and of the tensors that it returns, without the
+    memory of ``known`` tensors."""
     kept: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:
@@ -280,18 +272,15 @@ def kept_storages(forward: Callable[[], object]) -> dict[int, int]:
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        forward()
-    return storages(kept)
+        kept.extend(forward())
+    outside = storages(known)
+    return sum(size for name, size in storages(kept).items() if name not in outside)
 
 
 def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
     """Bytes by storage, as views share one. Meta tensors have no address, so the key is torch's own identity."""
     found = [tensor.untyped_storage() for tensor in tensors]
     return {storage._cdata: storage.nbytes() for storage in found}
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
 
 
 @contextmanager

@@ -27,10 +27,9 @@ def unit_table(profile: Profile) -> str:
         for unit in profile.units
     ]
     heads = ["unit", "forward ms", "backward ms", "update ms", "head ms", "MB out", "parameters", "MiB"]
-    beside = (
-        f", {profile.contention:.2f} times as long as alone beside {profile.beside} others" if profile.beside else ""
-    )
-    machine = f"{profile.environment['processor']}, torch {profile.environment['torch']}{beside}"
+    machine = f"{profile.environment['processor']}, torch {profile.environment['torch']}"
+    if profile.beside:
+        machine += f", {profile.contention:.2f} times as long as alone, background processes: {profile.beside}"
     return (
         f"{profile.settings['model.name']}, batches of {profile.batch_size} on {profile.device} ({machine});\n"
         f"median of {profile.repetitions} repetitions after {profile.warm_up}, +- half the distance of the quartiles\n"
@@ -51,31 +50,31 @@ def _warning(profile: Profile) -> str:
     )
 
 
-def cut_table(profile: Profile, setting: PredictionInputs, best: Prediction, steps: int) -> str:
+def cut_table(profile: Profile, inputs: PredictionInputs, best: Prediction, steps: int) -> str:
     """The best cut for local learning, block by block, and a run of ``steps`` steps with it."""
-    blocks = setting.blocks(best.cut)
+    blocks = inputs.blocks(best.cut)
     rows = [
         [
             f"block {number}",
             f"{profile.names[first]} - {profile.names[end - 1]}",
-            f"{1e3 * local_seconds(setting.units, first, end):.2f}",
+            f"{1e3 * local_seconds(inputs.units, first, end):.2f}",
             f"{100 * busy:.1f} %",
-            f"{memory_bytes(setting.units, first, end) / MIB:.1f}",
+            f"{memory_bytes(inputs.units, first, end) / MIB:.1f}",
         ]
         for number, ((first, end), busy) in enumerate(zip(blocks, best.busy, strict=True))
     ]
     names = ", ".join(profile.names[position - 1] for position in best.cut)
-    rate = steps * setting.batch_size / run_seconds(setting, best.cut, steps)
+    rate = steps * inputs.batch_size / run_seconds(inputs, best.cut, steps)
     return (
-        f"best cut into {best.num_blocks} at {rate_text(setting)}: --set blocks='[{names}]'\n"
+        f"best cut into {best.num_blocks} at {rate_text(inputs)}: --set blocks='[{names}]'\n"
         + table(["", "units", "ms a step", "busy", "MiB"], rows)
         + f"\n{best.images_per_second:,.0f} images/s, {best.speed_up:.2f} times one device; "
         f"{rate:,.0f} over a run of {steps} steps that begins with an empty pipeline"
     )
 
 
-def rate_text(setting: PredictionInputs) -> str:
-    return f"{setting.link.bytes_per_second / 1e9:g} GB/s"
+def rate_text(inputs: PredictionInputs) -> str:
+    return f"{inputs.link.bytes_per_second / 1e9:g} GB/s"
 
 
 def _ms(timing: Timing) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import bllpipe
-from bllpipe.api.datasets import ItemData, TensorData, given_data
+from bllpipe.api.datasets import ItemData, TensorData, user_data
 from bllpipe.data.npz import open_archive
 
 X = torch.randn(8, 3, 4).half().float()
@@ -81,7 +81,7 @@ LABELS = {
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("form", IMAGES)
 def test_images_of_every_form_become_the_same_tensor(form: str) -> None:
-    _, given = given_data(((IMAGES[form], Y), (IMAGES[form], Y)))
+    _, given = user_data(((IMAGES[form], Y), (IMAGES[form], Y)))
     assert isinstance(given, TensorData)
     images = given.arrays.train_NCHW
     assert torch.equal(images, X) and type(images) is Tensor and images.dtype == torch.float32
@@ -91,7 +91,7 @@ def test_images_of_every_form_become_the_same_tensor(form: str) -> None:
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("form", LABELS)
 def test_labels_of_every_form_become_int64(form: str) -> None:
-    _, given = given_data(((X, LABELS[form]), (X, Y)))
+    _, given = user_data(((X, LABELS[form]), (X, Y)))
     assert isinstance(given, TensorData)
     assert torch.equal(given.arrays.train_N, Y) and given.arrays.train_N.dtype == torch.int64
 
@@ -134,7 +134,7 @@ SPOILED[5, 0, 0] = torch.nan
 @pytest.mark.filterwarnings("ignore")
 def test_forms_that_are_refused(images: Any, labels: Any, message: str) -> None:
     with pytest.raises(bllpipe.DataError, match=message):
-        given_data(((images, labels), (X, Y)))
+        user_data(((images, labels), (X, Y)))
 
 
 class Stream(IterableDataset[tuple[Tensor, int]]):
@@ -158,7 +158,7 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
 )
 def test_splits_that_are_refused(split: Any, message: str) -> None:
     with pytest.raises(bllpipe.DataError, match=message):
-        given_data((split, (X, Y)))
+        user_data((split, (X, Y)))
 
 
 class Items(Dataset[Any]):
@@ -196,14 +196,14 @@ GOOD = labelled(*Y.tolist())
     ],
 )
 def test_items_of_every_form(split: Any) -> None:
-    _, given = given_data((split, GOOD))
+    _, given = user_data((split, GOOD))
     assert isinstance(given, ItemData) and torch.equal(given.labels().train_N, Y) and given.digest()
     batch = next(given.images(None).batches([("train", torch.tensor([3, 1]))]))  # type: ignore[arg-type]  # not asked
     assert torch.equal(batch, X[[3, 1]]) and not batch.requires_grad
 
 
 def test_two_items_are_no_pair_and_a_pair_goes_with_a_set() -> None:
-    _, given = given_data(([(X[0], 0), (X[1], 1)], (X, Y)))
+    _, given = user_data(([(X[0], 0), (X[1], 1)], (X, Y)))
     assert isinstance(given, ItemData) and given.labels().train_N.tolist() == [0, 1]
     assert torch.equal(given.labels().test_N, Y)
 
@@ -224,14 +224,14 @@ def test_two_items_are_no_pair_and_a_pair_goes_with_a_set() -> None:
     ],
 )
 def test_items_that_are_refused(split: Any, message: str) -> None:
-    _, given = given_data((split, GOOD))
+    _, given = user_data((split, GOOD))
     assert isinstance(given, ItemData)
     with pytest.raises(bllpipe.DataError, match=message):
         given.images(None)  # type: ignore[arg-type]  # not asked
 
 
 def test_an_item_with_nan_is_named() -> None:
-    _, given = given_data((Items(list(zip(SPOILED, Y.tolist(), strict=True))), GOOD))
+    _, given = user_data((Items(list(zip(SPOILED, Y.tolist(), strict=True))), GOOD))
     assert isinstance(given, ItemData)
     with pytest.raises(bllpipe.DataError, match="train item 5 holds values that are NaN or Inf"):
         list(given.images(None).batches([("train", torch.tensor([1, 5]))]))  # type: ignore[arg-type]  # not asked
@@ -244,5 +244,5 @@ def test_an_archive_and_a_script_say_the_same(tmp_path: Any) -> None:
         with pytest.raises(bllpipe.DataError) as of_archive:
             open_archive(str(tmp_path / "set.npz"))
         with pytest.raises(bllpipe.DataError) as of_script:
-            given_data(((X, labels), (X, Y)))
+            user_data(((X, labels), (X, Y)))
         assert str(of_archive.value).partition("train_y")[2] == str(of_script.value).partition("train labels")[2]

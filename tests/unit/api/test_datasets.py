@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 import bllpipe
-from bllpipe.api.datasets import ItemData, TensorData, given_data
+from bllpipe.api.datasets import ItemData, TensorData, user_data
 from bllpipe.config.schema import DataConfig
 from bllpipe.data.loader import ImageSource
 from bllpipe.data.registry import load_arrays, load_images, load_labels
@@ -44,8 +44,8 @@ class Known(Items):
 
 
 def config(data: Any) -> DataConfig:
-    name, given = given_data(data)
-    return DataConfig(name=name, given=given)  # type: ignore[arg-type]  # given
+    name, given = user_data(data)
+    return DataConfig(name=name, user_data=given)  # type: ignore[arg-type]  # given
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_items_are_read_when_they_are_wanted() -> None:
 
 @pytest.mark.parametrize("kind", [lambda x, y: (x, y), Items])
 def test_a_digest_tells_other_labels(kind: Any) -> None:
-    digests = [given_data((kind(X, labels), kind(X, Y)))[1] for labels in (Y, Y.clone(), 1 - Y)]
+    digests = [user_data((kind(X, labels), kind(X, Y)))[1] for labels in (Y, Y.clone(), 1 - Y)]
     one, same, other = (each.digest() for each in digests if isinstance(each, TensorData | ItemData))
     assert one == same != other
 
@@ -112,7 +112,7 @@ def test_a_digest_tells_other_labels(kind: Any) -> None:
 )
 def test_what_cannot_be_trained_on(data: Any, message: str) -> None:
     with pytest.raises(bllpipe.DataError, match=message):
-        given_data(data)
+        user_data(data)
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_blocks_share_the_modules_and_keep_their_names() -> None:
 def test_units_have_the_names_of_the_state_dict() -> None:
     model = nn.Sequential(OrderedDict(stem=nn.Linear(3, 4), head=nn.Linear(4, 2)))
     name, given = user_model(model)
-    units = network_units(ModelConfig(name=name, given=given), 3, 2, seed=0)
+    units = network_units(ModelConfig(name=name, user_model=given), 3, 2, seed=0)
     assert name == "given:network" and [unit.name for unit in units] == ["stem", "head"]
     assert units[0].layers[0].make() is model.stem
 

@@ -31,7 +31,7 @@ def block_with(objective: Any) -> Block:
         method="own",
         optimizer=PLAIN,
         schedule=ScheduleConfig(name="constant"),
-        objective=ObjectiveConfig(function="given:loss", given=objective),
+        objective=ObjectiveConfig(function="given:loss", user_loss=objective),
     )
     segment = Segment(units_from_modules({"0": nn.Linear(6, 5)}), seed=0)
     return make_block(segment, (6,), (5,), config, 3, total_steps=10, is_last=False)

@@ -41,6 +41,18 @@ def test_what_cannot_be_planned(model: Any, blocks: int, message: str) -> None:
         bllpipe.make_plan(model, DATA, blocks, settings=SMALL, repetitions=2)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"schedule.name": "cosine", "schedule.warmup_steps": 10_000}, "warmup_steps is 10000, but the run has only"),
+        ({"data.batch_size": 10_000}, "data.batch_size is 10000, but given has only"),
+    ],
+)
+def test_what_is_too_long_for_the_data(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(bllpipe.ConfigError, match=message):
+        bllpipe.make_plan(network(), DATA, 2, settings=settings, repetitions=2)
+
+
 def test_a_single_repetition_has_no_spread() -> None:
     with pytest.raises(bllpipe.ConfigError, match="repetitions is 1; expected at least 2"):
         bllpipe.make_plan(network(), DATA, 2, repetitions=1)

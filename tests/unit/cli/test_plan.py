@@ -51,21 +51,21 @@ def test_tables_and_files(profile: str, tmp_path: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.ranks
-def test_others_may_compute_meanwhile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_background_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "profile.json"
     words = ["--repetitions", "2", "--blocks", "2", "--beside", "1", "--profile", str(file)]
     assert main(["plan", *SMALL, *words]) == 0
-    assert "beside 1 others" in capsys.readouterr().out
+    assert "times as long as alone, background processes: 1" in capsys.readouterr().out
     assert load_profile(file, load_config(None, SMALL[1::2])).beside == 1
     assert not multiprocessing.active_children()
 
 
 @pytest.mark.ranks
-def test_the_others_end_when_the_one_that_measures_is_killed() -> None:
+def test_background_processes_end_when_the_measuring_process_is_killed() -> None:
     words = ["plan", *SMALL, "--repetitions", "100000", "--blocks", "2", "--beside", "1"]
     process = subprocess.Popen([sys.executable, "-m", "bllpipe.cli", *words], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    assert any("repetition" in line for line in process.stderr), "the other one computes by now"
+    assert any("repetition" in line for line in process.stderr), "the background process computes by now"
     children = children_of(process.pid)
     process.kill()
     process.wait(timeout=PATIENCE)
@@ -138,13 +138,25 @@ def test_a_busy_device_is_reported(profile: str, tmp_path: Path, capsys: pytest.
         (["--memory", "-1"], "--memory is -1; expected a number above 0"),
         (["--memory", "1e-7"], "no larger number of blocks fits either"),
         (["--blocks", "2", "4", "--write", "x.yaml"], "--write writes one cut, but --blocks are [2, 4]; name one"),
-        (["--json", "."], "--json . is a directory; expected the name of a file, such as ./FILE"),
-        (["--json", "none/x.json"], "--json none/x.json cannot be written: there is no directory none; create it"),
+        (["--json", "."], ". is a directory; expected the name of a file, such as ./FILE"),
+        (
+            ["--json", "none/x.json"],
+            "none/x.json cannot be written: there is no directory none; make it",
+        ),
     ],
 )
 def test_mistakes(profile: str, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", *SMALL, "--profile", profile, *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_warm_up_longer_than_the_run(profile: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Plan once predicted runs that train, check and slurm refuse. Without a profile nothing is measured first."""
+    keys = ["--set", "schedule.name=cosine", "--set", "schedule.warmup_steps=181", "--set", "epochs=2"]
+    for file in (profile, str(tmp_path / "new.json")):
+        assert main(["plan", *SMALL, *keys, "--profile", file]) == 2
+        assert "schedule.warmup_steps is 181, but the run has only 180 steps" in capsys.readouterr().err
+    assert not (tmp_path / "new.json").exists()
 
 
 def test_a_memory_limit_says_what_would_do(profile: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,10 +166,12 @@ def test_a_memory_limit_says_what_would_do(profile: str, capsys: pytest.CaptureF
     most = max(unit.memory_bytes + unit.head_memory_bytes for unit in load_profile(Path(profile), config).units)
     tight = f"{1.3 * most / 2**30:.9f}"
     assert main([*words, "--blocks", "1", "--memory", tight]) == 2
-    said = re.search(r"the largest of 1 blocks needs .* use --memory (\S+), or --blocks (\d)$", capsys.readouterr().err)
-    assert said
-    assert main([*words, "--blocks", "1", "--memory", said[1]]) == 0
-    assert main([*words, "--blocks", said[2], "--memory", tight]) == 0
+    advice = re.search(
+        r"the largest of 1 blocks needs .* use --memory (\S+), or --blocks (\d)$", capsys.readouterr().err
+    )
+    assert advice
+    assert main([*words, "--blocks", "1", "--memory", advice[1]]) == 0
+    assert main([*words, "--blocks", advice[2], "--memory", tight]) == 0
 
 
 def test_a_last_block_without_parameters(profile: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,7 +185,7 @@ def test_a_last_block_without_parameters(profile: str, tmp_path: Path, capsys: p
     assert "8 blocks would leave one without parameters; use --blocks 7" in capsys.readouterr().err
 
 
-def test_neighbours_that_do_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_background_processes_that_do_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiler, "TIMEOUT", 0.01)
     config = load_config(None, SMALL[1::2])
     with (

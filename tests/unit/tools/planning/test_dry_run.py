@@ -1,4 +1,4 @@
-"""The figures of ``bllpipe check``: by hand for a small network, and as real runs measure them."""
+"""The estimates of ``bllpipe check``: by hand for a small network, and as real runs measure them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from bllpipe.config import load_config
 from bllpipe.data.catalog import PUBLISHED, DataSpec
 from bllpipe.engines import topology
 from bllpipe.errors import ConfigError, DataError
-from bllpipe.tools.planning.dry_run import Figures, Memory, NeedsRealTensors, count, held_microbatches
+from bllpipe.tools.planning.dry_run import Estimates, Memory, NeedsRealTensors, count, held_microbatches
 
 SMALL = ("model.name=tests.support.networks.dry_run:small", "blocks=2", "data.batch_size=16")
 
 
-def figures_of(*overrides: str) -> Figures:
+def estimates_of(*overrides: str) -> Estimates:
     config = load_config(None, overrides)
     spec = known_spec(config.data)
     assert spec is not None
@@ -38,7 +38,7 @@ def train(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def test_messages_by_hand() -> None:
-    figures = figures_of(*SMALL)
+    estimates = estimates_of(*SMALL)
     frame = 256 + 64  # header and closing
     expected = {
         "alpha 0->1": frame + 16 * 2 * 8 * 8 * 4,
@@ -47,19 +47,19 @@ def test_messages_by_hand() -> None:
         "stats 0->2": frame + 128 + 64,  # 80 and 40 bytes, to the next multiple of 64
         "stats 1->2": frame + 448 + 64,
     }
-    assert {str(edge): edge.step_bytes for edge in figures.edges} == expected
-    assert str(figures.edges[0].tensors[0]) == "float32[16, 2, 8, 8]"
-    assert (figures.steps, figures.steps_per_epoch) == (20 * 90, 90)
-    assert figures.sent(0) == expected["alpha 0->1"] + expected["stats 0->2"]
-    assert figures.received(2) == expected["stats 0->2"] + expected["stats 1->2"]
+    assert {str(edge): edge.step_bytes for edge in estimates.edges} == expected
+    assert str(estimates.edges[0].tensors[0]) == "float32[16, 2, 8, 8]"
+    assert (estimates.steps, estimates.steps_per_epoch) == (20 * 90, 90)
+    assert estimates.sent(0) == expected["alpha 0->1"] + expected["stats 0->2"]
+    assert estimates.received(2) == expected["stats 0->2"] + expected["stats 1->2"]
 
 
 def test_memory_by_hand() -> None:
-    figures = figures_of(*SMALL, "method=bp", "engine=gpipe", "pipeline.microbatches=4")
+    estimates = estimates_of(*SMALL, "method=bp", "engine=gpipe", "pipeline.microbatches=4")
     weights, alpha = (2 * 9 + 2) * 4, 4 * 2 * 64 * 4
     kept = 4 * 64 * 4 + alpha  # images, and what the ReLU gives; it works in place of nothing else that is kept
-    assert figures.ranks[0].memory == Memory(weights, weights, weights, 4 * kept)
-    assert figures.ranks[0].memory.total == 3 * weights + 4 * kept
+    assert estimates.ranks[0].memory == Memory(weights, weights, weights, 4 * kept)
+    assert estimates.ranks[0].memory.total == 3 * weights + 4 * kept
 
 
 @pytest.mark.parametrize(
@@ -68,25 +68,25 @@ def test_memory_by_hand() -> None:
 def test_tensors_with_contents_take_the_memory_that_was_counted(
     overrides: Sequence[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted = figures_of(*overrides, "model.width=4")
+    counted = estimates_of(*overrides, "model.width=4")
     monkeypatch.setattr("bllpipe.tools.planning.dry_run.SHAPES_ONLY", torch.device("cpu"))
-    assert figures_of(*overrides, "model.width=4") == counted
+    assert estimates_of(*overrides, "model.width=4") == counted
 
 
 def test_a_block_keeps_messages_in_rings() -> None:
-    edges = {str(edge): edge.message_bytes for edge in figures_of(*SMALL).edges}
+    edges = {str(edge): edge.message_bytes for edge in estimates_of(*SMALL).edges}
     overrides = (*SMALL, "backend.ring=3", "backend.in_flight=5")
-    first, second, feedback = figures_of(*overrides).ranks
+    first, second, feedback = estimates_of(*overrides).ranks
     assert first.memory.messages == 5 * (edges["alpha 0->1"] + edges["stats 0->2"]) + 3 * edges["target 2->0"]
     assert second.memory.messages == 3 * (edges["alpha 0->1"] + edges["target 2->1"]) + 5 * edges["stats 1->2"]
     assert feedback.memory.messages > 0
-    threads = figures_of(*overrides, "engine=threads").ranks
+    threads = estimates_of(*overrides, "engine=threads").ranks
     assert threads[0].memory.messages == 3 * edges["target 2->0"], "a sender of the same process keeps nothing"
 
 
 def test_the_sums_of_probabilities_are_counted_for_tests_and_their_buffers() -> None:
     overrides = (*SMALL, "backend.ring=3", "backend.in_flight=5")
-    plain, voting = figures_of(*overrides), figures_of(*overrides, "evaluate.ensemble=true")
+    plain, voting = estimates_of(*overrides), estimates_of(*overrides, "evaluate.ensemble=true")
     more = 16 * 10 * 4  # 16 images, 10 classes, float32
     assert {str(edge): edge.ensemble_bytes for edge in voting.edges if edge.ensemble_bytes} == {"alpha 0->1": more}
     assert not any(edge.ensemble_bytes for edge in plain.edges)
@@ -106,29 +106,29 @@ def test_the_sums_of_probabilities_are_counted_for_tests_and_their_buffers() -> 
     ids=" ".join,
 )
 def test_a_run_in_one_process_sends_and_holds_what_was_counted(tmp_path: Path, overrides: Sequence[str]) -> None:
-    compare(figures_of(*overrides), train(tmp_path, overrides))
+    compare(estimates_of(*overrides), train(tmp_path, overrides))
 
 
 @pytest.mark.ranks
 def test_stages_send_and_hold_what_was_counted(tmp_path: Path) -> None:
     overrides = ("engine=zbv", "method=bp", "blocks=4", "model.width=4")
-    compare(figures_of(*overrides), train(tmp_path, overrides))
+    compare(estimates_of(*overrides), train(tmp_path, overrides))
 
 
-def compare(figures: Figures, summary: dict[str, Any]) -> None:
+def compare(estimates: Estimates, summary: dict[str, Any]) -> None:
     """Bytes of the training, of all steps, and parameters, as they were measured."""
-    assert [each.parameters for each in figures.ranks] == summary["parameters"]
-    assert [each.role for each in figures.ranks] == summary["roles"]
-    sent = [3 * figures.sent(each.rank) for each in figures.ranks]
+    assert [each.parameters for each in estimates.ranks] == summary["parameters"]
+    assert [each.role for each in estimates.ranks] == summary["roles"]
+    sent = [3 * estimates.sent(each.rank) for each in estimates.ranks]
     assert [sum(edges.values()) for edges in summary["sent_bytes"]] == sent
 
 
 def test_replicas_average_their_gradients_in_a_ring() -> None:
-    figures = figures_of(*SMALL, "method=bp", "engine=ddp", "blocks=4")
+    estimates = estimates_of(*SMALL, "method=bp", "engine=ddp", "blocks=4")
     num_bytes = (2 * 9 + 2 + 128 * 10 + 10) * 4
-    assert [figures.sent(rank) for rank in range(4)] == [2 * 3 * num_bytes // 4] * 4
-    assert {each.memory.messages for each in figures.ranks} == {num_bytes}, "the buckets"
-    assert figures_of(*SMALL, "method=bp", "engine=ddp", "blocks=1").edges == ()
+    assert [estimates.sent(rank) for rank in range(4)] == [2 * 3 * num_bytes // 4] * 4
+    assert {each.memory.messages for each in estimates.ranks} == {num_bytes}, "the buckets"
+    assert estimates_of(*SMALL, "method=bp", "engine=ddp", "blocks=1").edges == ()
 
 
 @pytest.mark.parametrize(
@@ -142,22 +142,22 @@ def test_a_schedule_holds_microbatches(engine: str, expected: list[float]) -> No
 
 
 def test_autocast_changes_no_figure() -> None:
-    assert figures_of(*SMALL, "precision.compute=bf16") == figures_of(*SMALL)
+    assert estimates_of(*SMALL, "precision.compute=bf16") == estimates_of(*SMALL)
 
 
 def test_a_network_that_looks_at_values_is_not_counted() -> None:
     with pytest.raises(NeedsRealTensors, match="meta"):
-        figures_of("model.name=tests.support.networks.dry_run:choosy", "blocks=2")
+        estimates_of("model.name=tests.support.networks.dry_run:choosy", "blocks=2")
 
 
 def test_a_network_that_refuses_a_batch_is_refused() -> None:
     with pytest.raises(ConfigError, match="cannot compute batches of 64 images: one image at a time; change the"):
-        figures_of("model.name=tests.support.networks.dry_run:lonely", "blocks=2")
+        estimates_of("model.name=tests.support.networks.dry_run:lonely", "blocks=2")
 
 
 def test_what_is_wrong_with_shapes_is_told_as_a_rank_would() -> None:
     with pytest.raises(ConfigError, match=r"block 1 \(1 last\) cannot take \[2, 16, 16\]"):
-        figures_of(*SMALL, "data.name=synthetic", "data.image_size=16")
+        estimates_of(*SMALL, "data.name=synthetic", "data.image_size=16")
 
 
 def test_sizes_of_data_that_are_there_are_read(tmp_path: Path) -> None:
@@ -180,8 +180,8 @@ def test_data_that_are_there_but_wrong_are_refused(tmp_path: Path) -> None:
 def test_a_local_head_is_counted_with_its_share_of_the_block() -> None:
     """By hand: 3x3 convolutions from 8 to 64 channels on 4x4, 2x2 and 1x1 positions, and a linear layer."""
     config = load_config(None, ["model.width=8", "objective.head=strided"])
-    figures = count(config, PUBLISHED["digits"])
-    first, *_, last, _ = figures.ranks
+    estimates = count(config, PUBLISHED["digits"])
+    first, *_, last, _ = estimates.ranks
     products = [9 * 8 * 16 * 16, 9 * 16 * 32 * 4, 9 * 32 * 64 * 1, 64 * 10]
     assert first.head_operations == 2 * sum(products)
     convolution = 9 * 8 * 8 * 64  # with as many channels, on 8x8 positions
@@ -189,4 +189,4 @@ def test_a_local_head_is_counted_with_its_share_of_the_block() -> None:
     weights = 9 * (8 * 16 + 16 * 32 + 32 * 64) + 64 * 10 + 10
     assert first.head_parameters == weights + 4 * (16 + 32 + 64), "BatchNorm has four numbers a channel"
     assert last.head_parameters == last.head_operations == 0 < last.operations
-    assert "block 0" in estimates_table(figures, config).split("local head of")[1]
+    assert "block 0" in estimates_table(estimates, config).split("local head of")[1]

@@ -99,7 +99,7 @@ def test_nothing_takes_no_time() -> None:
     ],
 )
 def test_ranks_that_wait_for_ever(orders: list[list[Op]]) -> None:
-    with pytest.raises(ValueError, match="the schedule cannot go on: rank 0 at Op"):
+    with pytest.raises(ValueError, match="the schedule cannot continue: rank 0 at Op"):
         simulate([{"F": 1.0, "B": 1.0, "W": 1.0}] * 2, orders)
 
 

@@ -18,7 +18,7 @@ from bllpipe.tools.planning.profiler import (
     UnitBenchmark,
     data_spec,
     head_bytes,
-    kept_storages,
+    kept_bytes,
     measure,
     present_device,
     unit_bytes,
@@ -30,13 +30,13 @@ PARTS = ("forward", "backward", "backward_without_input", "backward_of_input", "
 
 
 def profile_of(config: Config) -> Profile:
-    said: list[tuple[str, int, int | None]] = []
+    calls: list[tuple[str, int, int | None]] = []
 
-    def hear(what: str, done: int = 0, total: int | None = None) -> None:
-        said.append((what, done, total))
+    def note_progress(what: str, done: int = 0, total: int | None = None) -> None:
+        calls.append((what, done, total))
 
-    found = measure(config, data_spec(config), 2, hear, parts=[2])
-    what, done, total = said[-1]
+    found = measure(config, data_spec(config), 2, note_progress, parts=[2])
+    what, done, total = calls[-1]
     assert what.startswith("repetition 4 of 4, 2 images, ")  # 2 to warm up
     assert total == 4 * 2 * len(found.units) and done == total - 1
     return found
@@ -54,7 +54,7 @@ def test_every_unit_is_measured(profile: Profile) -> None:
         assert unit.cost().backward >= max(unit.cost().backward_without_input, unit.cost().backward_of_input)
     assert profile.steps_per_epoch == 1442 // 8
     assert [unit.output_bytes for unit in profile.parts[2]] == [unit.output_bytes // 4 for unit in profile.units]
-    assert profile.part_costs()[2][0].forward == profile.parts[2][0].forward.median
+    assert profile.inputs(1.0).parts[2][0].forward == profile.parts[2][0].forward.median
 
 
 def test_sizes(profile: Profile) -> None:
@@ -112,7 +112,7 @@ def test_memory_by_hand() -> None:
 
 def test_what_backward_keeps_is_counted_once() -> None:
     x = torch.randn(1000, requires_grad=True)
-    assert sum(kept_storages(lambda: (x * x) * x.view(10, 100).flatten()).values()) == 8000  # x, and x squared
+    assert kept_bytes(lambda: [(x * x) * x.view(10, 100).flatten()], []) == 12000  # x, x squared, the result
 
 
 def test_a_profile_is_read_back(profile: Profile, tmp_path: Path) -> None:
