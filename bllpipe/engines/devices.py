@@ -73,7 +73,7 @@ def distinct_gpus(config: Config, topology: Topology, environment: RankEnvironme
     return _use_gpus(config, machine) and machine.gpus >= _blocks_here(topology, environment)
 
 
-def check_wires(config: Config, topology: Topology, environment: RankEnvironment, machine: Machine) -> None:
+def check_backends(config: Config, topology: Topology, environment: RankEnvironment, machine: Machine) -> None:
     """Raises ConfigError for a kind of message that is set to NCCL, but has an end without a GPU of its own."""
     blocks = _blocks_here(topology, environment)
     if blocks and config.backend.alpha == "nccl" and not distinct_gpus(config, topology, environment, machine):

@@ -15,9 +15,9 @@ from torch.distributed import DistStoreError
 
 from bllpipe.distributed.process_group import World, open_store
 from bllpipe.distributed.torchrun import RankEnvironment, stop_torchrun
+from bllpipe.engines import Callback
 from bllpipe.errors import BllpipeError, OutputError, WireError
 from bllpipe.messages import Store
-from bllpipe.training.callbacks import Callback
 from bllpipe.training.run_directory import RunDirectory
 from bllpipe.training.watchdog import Heartbeats
 from bllpipe.training.worker import RoundError

@@ -14,19 +14,20 @@ import torch
 
 from bllpipe.config import Config
 from bllpipe.config.schema import NEVER
+from bllpipe.data.base import ImageSet
 from bllpipe.data.registry import load_images, load_labels
 from bllpipe.distributed.process_group import World, close_group, open_edges, open_group
 from bllpipe.distributed.process_links import ProcessWires
 from bllpipe.distributed.torchrun import RankEnvironment
 from bllpipe.engines import Options, topology
-from bllpipe.engines.build import JobBuilder, build_segment
-from bllpipe.engines.devices import Machine, agreed_backends, check_wires, put_back, rank_device, set_up, sharing
+from bllpipe.engines.build import JobBuilder, build_job_segment
+from bllpipe.engines.devices import Machine, agreed_backends, check_backends, put_back, rank_device, set_up, sharing
 from bllpipe.engines.failure import enter, fail, leave
-from bllpipe.engines.job import Job, agree
+from bllpipe.engines.job import Job, JobStore, agree
 from bllpipe.engines.ports import PortWrapper, identity, rounds_of
 from bllpipe.engines.runner import is_complete, prepare_process, report_complete, train
 from bllpipe.topology import Topology
-from bllpipe.training.run_schedule import StopAgreement
+from bllpipe.training.stopping import StopAgreement
 from bllpipe.training.watchdog import Watchdog
 from bllpipe.utils.console import warn
 
@@ -50,38 +51,47 @@ def run_in_world(
     rank, layout = world.environment.rank, topology(config)
     device = placed(config, layout, world.environment, Machine.found())
     set_up(config, device)
-    images = load_images(config.data, config.seed) if rank == 0 else None
-    spec = images.spec if images else None
-    job = agree(config, options, world.store, world.job_store, spec, world.attempt, watchdog.ending)
+    job, store, images = agree_in_world(config, options, world, watchdog)
     if is_complete(job):
         return report_complete(job) if rank == 0 else None
     # only now, as the first rank may have downloaded them
     labels = load_labels(config.data, config.seed) if rank == layout.feedback_rank else None
-    segment = None if labels else build_segment(job, rank, device)
-    wires = open_wires(job, world, device)
-    builder = JobBuilder(job, wires, wrap_port, ahead=True, beside_nccl=wires.has_nccl)
+    segment = None if labels else build_job_segment(job, store, rank, device)
+    links = open_links(job, world, device)
+    builder = JobBuilder(job, store, links, wrap_port, ahead=True, beside_nccl=links.has_nccl)
     if labels:
-        worker = builder.feedback_part(labels, device)
+        worker = builder.feedback_worker(labels, device)
     else:
         assert segment is not None
-        worker = builder.block_part(rank, segment, device, images)
+        worker = builder.block_worker(rank, segment, device, images)
     watchdog.watch([worker])
-    wires.agree()
-    train(job, worker, after_rounds=lambda: wires.end(partial(rounds_of, job)))
-    wires.finish()
+    links.agree()
+    train(job, store, worker, after_rounds=lambda: links.end(partial(rounds_of, job)))
+    links.finish()
     close_group()
+
+
+def agree_in_world(
+    config: Config, options: Options, world: World, watchdog: Watchdog
+) -> tuple[Job, JobStore, ImageSet | None]:
+    """The job that this rank agrees on with the others, its store, and the images, which rank 0 reads."""
+    images = load_images(config.data, config.seed) if world.environment.rank == 0 else None
+    store = JobStore(world.store)
+    spec = images.spec if images else None
+    job = agree(config, options, store, world.job_store, spec, world.attempt, watchdog.stop.agreement)
+    return job, store, images
 
 
 def placed(config: Config, layout: Topology, environment: RankEnvironment, machine: Machine) -> torch.device:
     """The device of this rank. The first rank also warns if blocks share a GPU."""
     device = rank_device(config, layout, environment, machine)
-    check_wires(config, layout, environment, machine)
+    check_backends(config, layout, environment, machine)
     if environment.rank == 0 and (text := sharing(config, layout, environment, machine)):
         warn(text)
     return device
 
 
-def open_wires(job: Job, world: World, device: torch.device) -> ProcessWires:
+def open_links(job: Job, world: World, device: torch.device) -> ProcessWires:
     """Opens the process group and all edges; all ranks wait for each other here."""
     machine = Machine.found()
     backends = agreed_backends(job.config, job.topology, world.environment, machine, world.store)
@@ -127,5 +137,5 @@ def watchdog(config: Config, options: Options, world: World) -> Watchdog:
         leave(code, options.callbacks)
 
     timeout = config.backend.timeout_seconds
-    ending = StopAgreement(saves=config.checkpoint.every_steps != NEVER)
-    return Watchdog(own_world.store, world.environment.rank, roles, ending, timeout, fail_because, leave_at_once)
+    stop = StopAgreement(saves=config.checkpoint.every_steps != NEVER)
+    return Watchdog(own_world.store, world.environment.rank, roles, stop, timeout, fail_because, leave_at_once)

@@ -38,7 +38,7 @@ from bllpipe.distributed.cuda_streams import OpenStreams, RingWires, Streams, st
 from bllpipe.engines import Options
 from bllpipe.engines.in_process import run_in_process
 from bllpipe.engines.job import Job
-from bllpipe.engines.ports import ring_wires
+from bllpipe.engines.ports import ring_links
 from bllpipe.engines.streams_graph import Columns, StreamActor, Tick, WavefrontGraph
 from bllpipe.learn.cuda_graphs import Graphs, graphs_of_ticks
 from bllpipe.training.worker import Worker
@@ -51,7 +51,7 @@ def run(
     config: Config, options: Options, open_streams: OpenStreams = streams_on, open_graphs: OpenGraphs = graphs_of_ticks
 ) -> int:
     """Trains ``config`` in this thread, on the streams of its device."""
-    return run_in_process(config, options, partial(in_wavefront, open_graphs), partial(ring_wires, open_streams))
+    return run_in_process(config, options, partial(in_wavefront, open_graphs), partial(ring_links, open_streams))
 
 
 def ticks(columns: Sequence[Iterator[Entry]]) -> Iterator[list[tuple[int, Entry]]]:
@@ -64,15 +64,15 @@ def ticks(columns: Sequence[Iterator[Entry]]) -> Iterator[list[tuple[int, Entry]
         yield found
 
 
-def in_wavefront(open_graphs: OpenGraphs, job: Job, workers: list[Worker], wires: RingWires) -> None:
+def in_wavefront(open_graphs: OpenGraphs, job: Job, workers: list[Worker], links: RingWires) -> None:
     """Queues every round of every column, tick by tick; a tick that is one graph takes one launch."""
-    columns = make_columns(job, workers, wires.streams)
-    graphs = open_graphs(job.config, wires.device)
-    graph = None if graphs is None else WavefrontGraph(job, columns, wires, graphs)
+    columns = make_columns(job, workers, links.streams)
+    graphs = open_graphs(job.config, links.device)
+    graph = None if graphs is None else WavefrontGraph(job, columns, links, graphs)
     for tick in ticks([job.steps(block.actor.name) for block in columns.blocks]):
         if graph is None or not graph.run_round(tick):
             queue_rounds(columns, tick)
-    wires.streams.synchronize()
+    links.streams.synchronize()
 
 
 def queue_rounds(columns: Columns, tick: Tick) -> None:

@@ -76,9 +76,9 @@ class Recorded(NamedTuple):
 class WavefrontGraph:
     """Runs the ticks that are one graph."""
 
-    def __init__(self, job: Job, columns: Columns, wires: RingWires, graphs: Graphs) -> None:
-        self._columns, self._wires, self._graphs = columns, wires, graphs
-        self._stream = wires.streams.open("ticks")
+    def __init__(self, job: Job, columns: Columns, links: RingWires, graphs: Graphs) -> None:
+        self._columns, self._wires, self._graphs = columns, links, graphs
+        self._stream = links.streams.open("ticks")
         self._recorded: dict[object, Recorded] = {}
         self._has_launched = False
         self._policy = CapturePolicy(job, len(columns.blocks))

@@ -21,7 +21,7 @@ from torch.distributed.pipelining import (
 
 from bllpipe.config import Config
 from bllpipe.engines import Options
-from bllpipe.engines.job import Job
+from bllpipe.engines.job import Job, JobStore
 from bllpipe.engines.pipeline_stages import Schedule, StageModule, build_stage_loop, microbatch_size, wire_format
 from bllpipe.engines.synchronous import RankContext, StageTrainer, run_synchronous
 from bllpipe.training.loops import Loop
@@ -55,23 +55,23 @@ def torch_schedule(
     """The schedule that the config names, with the stages of this rank."""
     numbers = context.job.topology.stages_of(context.rank)
     stages = [
-        torch_stage(context.job, module, number, context.device)
+        torch_stage(context.job, context.store, module, number, context.device)
         for number, module in zip(numbers, modules, strict=True)
     ]
     return make_schedule(context.job.config, stages, trainer), stages
 
 
-def torch_stage(job: Job, module: StageModule, number: int, device: torch.device) -> PipelineStage:
+def torch_stage(job: Job, store: JobStore, module: StageModule, number: int, device: torch.device) -> PipelineStage:
     """A stage for torch's schedules. It gets all shapes: to infer them it would pickle objects."""
-    inputs = _message(job, number - 1) if number > 0 else _like_batch(job, job.spec.image_shape, torch.float32)
+    inputs = _message(job, store, number - 1) if number > 0 else _like_batch(job, job.spec.image_shape, torch.float32)
     return PipelineStage(
-        module, number, job.topology.num_stages, device, input_args=inputs, output_args=_message(job, number)
+        module, number, job.topology.num_stages, device, input_args=inputs, output_args=_message(job, store, number)
     )
 
 
-def _message(job: Job, number: int) -> Tensor:
+def _message(job: Job, store: JobStore, number: int) -> Tensor:
     """The output of stage ``number`` for a microbatch, without values; with a gradient, which torch must know."""
-    return _like_batch(job, job.store.shape_of(number), wire_format(job, number)).requires_grad_()
+    return _like_batch(job, store.shape_of(number), wire_format(job, number)).requires_grad_()
 
 
 def _like_batch(job: Job, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -204,7 +204,7 @@ def of_phases(read: Callable[[MetricMeans], Mapping[str, float]]) -> Reading:
 
     def reading(source: Source) -> Iterator[Sample]:
         for actor in source.worker.actors:
-            phases = {"train": actor.recorder.trained, "test": actor.recorder.tested}
+            phases = {"train": actor.metrics.trained, "test": actor.metrics.tested}
             for phase, means in phases.items():
                 for name, value in (read(means) if means else {}).items():
                     yield (actor.name, phase, name), value
@@ -214,7 +214,7 @@ def of_phases(read: Callable[[MetricMeans], Mapping[str, float]]) -> Reading:
 
 def of_lines(read: Callable[[MetricMeans], float | None]) -> Reading:
     """A sample of the last line of metrics.jsonl of every actor that has a loss, with the label actor."""
-    return of_actors(lambda source, actor: read(actor.recorder.trained) if actor.recorder.trained else None)
+    return of_actors(lambda source, actor: read(actor.metrics.trained) if actor.metrics.trained else None)
 
 
 def without_last_label(reading: Reading) -> Reading:

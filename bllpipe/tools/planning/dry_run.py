@@ -27,7 +27,7 @@ from bllpipe.config.schema import TWO_STAGES
 from bllpipe.data.catalog import DataSpec
 from bllpipe.distributed.message_format import LIMIT, Layout
 from bllpipe.engines import topology
-from bllpipe.engines.build import build_segment, unit_names, width_for_heads
+from bllpipe.engines.build import build_job_segment, unit_names, width_for_heads
 from bllpipe.engines.ddp import gradient_bytes, ring_bytes
 from bllpipe.engines.job import Job, JobStore
 from bllpipe.engines.pipeline_stages import microbatch_size, wire_format
@@ -39,7 +39,7 @@ from bllpipe.learn.block import Block, make_block
 from bllpipe.learn.distributions import FAMILIES, num_channels
 from bllpipe.learn.feedback import Feedback, make_feedback
 from bllpipe.learn.optimizer import Learner
-from bllpipe.messages import Round, Store, Target
+from bllpipe.messages import Round, Target
 from bllpipe.models.units import Segment
 from bllpipe.tools.planning.profiler import kept_storages, storages
 from bllpipe.topology import Topology
@@ -161,17 +161,19 @@ def count(config: Config, spec: DataSpec) -> Figures:
     """
     config = resolved(config, spec.image_shape, spec.num_classes)
     config = replace(config, precision=replace(config.precision, compute="fp32"))  # autocast needs a real device
-    job = _job_without_ranks(config, spec)
+    schedule = RunSchedule.of(config, spec.num_train, spec.num_test)
+    job = Job(config, topology(config), RunDirectory(Path()), "", spec, schedule, None)  # its directory is not written
+    store = JobStore(dist.HashStore())  # type: ignore[arg-type]  # satisfies the protocol
     with _explained(config):
-        ranks = tuple(_ranks(job))
-        edges = _EDGES.get(job.topology.placement, hop_figures)(job)
-    return Figures(job.plan.total_steps, job.plan.steps_per_epoch, ranks, tuple(edges))
+        ranks = tuple(_ranks(job, store))
+        edges = _EDGES.get(job.topology.placement, hop_figures)(job, store)
+    return Figures(job.schedule.total_steps, job.schedule.steps_per_epoch, ranks, tuple(edges))
 
 
-def gradient_ring(job: Job) -> Iterator[EdgeFigures]:
+def gradient_ring(job: Job, store: JobStore) -> Iterator[EdgeFigures]:
     """The gradients of replicas, averaged by a ring: each sends all shares but one to the next replica, twice."""
     num_replicas = job.topology.num_blocks
-    num_bytes = gradient_bytes(build_segment(job, 0, SHAPES_ONLY))
+    num_bytes = gradient_bytes(build_job_segment(job, store, 0, SHAPES_ONLY))
     share = -(-num_bytes // num_replicas)
     tensor = TensorFigures("float32", (share // torch.float32.itemsize,))
     for src in job.topology.block_ranks if num_replicas > 1 else ():
@@ -179,37 +181,30 @@ def gradient_ring(job: Job) -> Iterator[EdgeFigures]:
         yield EdgeFigures("gradient", src, to, (tensor,), share, 2 * (num_replicas - 1), step_bytes)
 
 
-def wire_figures(job: Job) -> Iterator[EdgeFigures]:
+def wire_figures(job: Job, store: JobStore) -> Iterator[EdgeFigures]:
     """Every edge has one message a training step."""
     size = job.config.data.batch_size
     for edge in job.topology.edges():
-        layout = layout_of(job, edge)
+        layout = layout_of(job, store, edge)
         tensors = tuple(_tensor(dtype, shape) for dtype, shape in layout.shapes(size, "train"))
         num_bytes, more = layout.message_bytes(size, "train"), layout.message_bytes(size, LIMIT)
         yield EdgeFigures(edge.kind, edge.src, edge.dst, tensors, num_bytes, 1, num_bytes, more - num_bytes)
 
 
-_EDGES: dict[str, Callable[[Job], Iterable[EdgeFigures]]] = {"block": wire_figures, "replica": gradient_ring}
+_EDGES: dict[str, Callable[[Job, JobStore], Iterable[EdgeFigures]]] = {"block": wire_figures, "replica": gradient_ring}
 
 
-def _job_without_ranks(config: Config, spec: DataSpec) -> Job:
-    """The job that ranks would agree on, with a store of this process and a directory that is never written."""
-    store: Store = dist.HashStore()  # type: ignore[assignment]  # satisfies the protocol
-    plan = RunSchedule.of(config, spec.num_train, spec.num_test)
-    return Job(config, topology(config), JobStore(store), RunDirectory(Path()), "", spec, plan, None)
-
-
-def _ranks(job: Job) -> Iterator[RankFigures]:
+def _ranks(job: Job, store: JobStore) -> Iterator[RankFigures]:
     """The estimates of every rank; stages in their order in the network, as each needs the shapes before it."""
     match job.topology.placement:
         case "block":
-            yield from (block_figures(job, rank) for rank in job.topology.block_ranks)
+            yield from (block_figures(job, store, rank) for rank in job.topology.block_ranks)
         case "replica":
-            yield from replica_figures(job)
+            yield from replica_figures(job, store)
         case _:
-            yield from stage_figures(job)
+            yield from stage_figures(job, store)
     if job.topology.has_feedback:
-        yield feedback_figures(job)
+        yield feedback_figures(job, store)
 
 
 @contextmanager
@@ -266,14 +261,15 @@ def target_of(size: int, channels: int) -> Target:
     return Target(Round("train", 0), batch_of(size, (channels,)), batch_of(size, ()), label_B)
 
 
-def block_figures(job: Job, rank: int) -> RankFigures:
+def block_figures(job: Job, store: JobStore, rank: int) -> RankFigures:
     """The rank of a block; the ranks before it must be counted first."""
-    segment = build_segment(job, rank, SHAPES_ONLY)
-    shapes, is_last = (job.input_shape(rank), job.store.shape_of(rank)), rank == job.topology.num_blocks - 1
-    sizes = job.spec.num_classes, job.plan.total_steps
+    segment = build_job_segment(job, store, rank, SHAPES_ONLY)
+    shapes = store.input_shape(rank, job.spec.image_shape), store.shape_of(rank)
+    is_last = rank == job.topology.num_blocks - 1
+    sizes = job.spec.num_classes, job.schedule.total_steps
     block = make_block(segment, *shapes, job.config, *sizes, is_last, width_for_heads(job))
     activations = kept_bytes(block.learner, lambda: _forward(job, block, *shapes))
-    memory = rank_memory(block.learner, activations, _buffers(job, rank))
+    memory = rank_memory(block.learner, activations, _buffers(job, store, rank))
     parameters, of_head = (num_parameters(part.values()) for part in (block.learner.weights(), block.head.state_dict()))
     return RankFigures(rank, job.topology.role(rank), parameters, memory, of_head, *_operations(block, shapes[0]))
 
@@ -299,16 +295,16 @@ def _forward(job: Job, block: Block, given: tuple[int, ...], made: tuple[int, ..
     yield from (x, alpha, scores_BK, torch.empty_like(alpha), *terms.values())
 
 
-def feedback_figures(job: Job) -> RankFigures:
+def feedback_figures(job: Job, store: JobStore) -> RankFigures:
     """The feedback rank: the feedback of all blocks."""
-    state = [value for block in enumerate(unit_names(job)) for value in _feedback(job, *block).state().values()]
+    state = [value for block in enumerate(unit_names(job)) for value in _feedback(job, store, *block).state().values()]
     rank = job.topology.feedback_rank
-    memory = Memory(sum(value.nbytes for value in state), 0, 0, 0, _buffers(job, rank))
+    memory = Memory(sum(value.nbytes for value in state), 0, 0, 0, _buffers(job, store, rank))
     return RankFigures(rank, job.topology.role(rank), num_parameters(state), memory)
 
 
-def _feedback(job: Job, block: int, name: str) -> Feedback:
-    config, channels = job.config, num_channels(job.store.shape_of(block))
+def _feedback(job: Job, store: JobStore, block: int, name: str) -> Feedback:
+    config, channels = job.config, num_channels(store.shape_of(block))
     family = FAMILIES[config.objective.family]
     return make_feedback(config.feedback, job.spec.num_classes, channels, config.seed, name, SHAPES_ONLY, family)
 
@@ -317,9 +313,9 @@ def _tensor(dtype: torch.dtype, shape: tuple[int, ...]) -> TensorFigures:
     return TensorFigures(str(dtype).removeprefix("torch."), shape)
 
 
-def _buffers(job: Job, rank: int) -> int:
+def _buffers(job: Job, store: JobStore, rank: int) -> int:
     """Bytes of message buffers: a ring for every incoming edge, and messages in flight to other processes."""
-    layouts = [layout_of(job, edge) for edge in job.topology.edges() if rank in (edge.src, edge.dst)]
+    layouts = [layout_of(job, store, edge) for edge in job.topology.edges() if rank in (edge.src, edge.dst)]
     return sum(_num_kept(job, rank, layout) * layout.message_bytes(layout.max_batch, LIMIT) for layout in layouts)
 
 
@@ -329,13 +325,15 @@ def _num_kept(job: Job, rank: int, layout: Layout) -> int:
     return job.config.backend.in_flight if job.config.engine == "ranks" else 0
 
 
-def stage_figures(job: Job) -> Iterator[RankFigures]:
+def stage_figures(job: Job, store: JobStore) -> Iterator[RankFigures]:
     """Every rank of a pipeline. The stages of a rank need not be consecutive, so all are built first."""
-    segments = [build_segment(job, number, SHAPES_ONLY, "stage") for number in range(job.topology.num_stages)]
+    segments = [
+        build_job_segment(job, store, number, SHAPES_ONLY, "stage") for number in range(job.topology.num_stages)
+    ]
     for rank in job.topology.block_ranks:
         numbers = job.topology.stages_of(rank)
         share = _share(job, [segments[number] for number in numbers])
-        kept = sum(_kept(job, share, segments[number], number, microbatch_size(job)) for number in numbers)
+        kept = sum(_kept(job, store, share, segments[number], number, microbatch_size(job)) for number in numbers)
         memory = rank_memory(share.learner, int(kept * held_microbatches(job.config, job.topology, rank)))
         parameters = num_parameters(share.learner.weights().values())
         yield RankFigures(rank, job.topology.role(rank), parameters, memory)
@@ -353,28 +351,28 @@ def held_microbatches(config: Config, layout: Topology, rank: int) -> float:
     return min(microbatches, passes / 2)
 
 
-def replica_figures(job: Job) -> Iterator[RankFigures]:
+def replica_figures(job: Job, store: JobStore) -> Iterator[RankFigures]:
     """Every replica. In addition to its gradients each keeps the buckets in which they are averaged; statistics of
     normalisations count for the first one only."""
-    segment = build_segment(job, 0, SHAPES_ONLY)
+    segment = build_job_segment(job, store, 0, SHAPES_ONLY)
     share = _share(job, [segment])
     size = -(-job.config.data.batch_size // job.topology.num_blocks)
-    memory = rank_memory(share.learner, _kept(job, share, segment, 0, size), gradient_bytes(segment))
+    memory = rank_memory(share.learner, _kept(job, store, share, segment, 0, size), gradient_bytes(segment))
     for rank in job.topology.block_ranks:
         weights = share.learner.parameters if rank else share.learner.weights()
         yield RankFigures(rank, job.topology.role(rank), num_parameters(weights.values()), memory)
 
 
 def _share(job: Job, segments: list[Segment]) -> StageTrainer:
-    return StageTrainer(segments, job.config, job.plan.total_steps, add_up=lambda square: square)
+    return StageTrainer(segments, job.config, job.schedule.total_steps, add_up=lambda square: square)
 
 
-def _kept(job: Job, share: StageTrainer, segment: Segment, number: int, size: int) -> int:
+def _kept(job: Job, store: JobStore, share: StageTrainer, segment: Segment, number: int, size: int) -> int:
     """Bytes that stage ``number`` keeps of ``size`` images."""
     share.mode(train=True)
 
     def forward() -> Iterator[Tensor]:
-        x = batch_of(size, job.input_shape(number), wants_gradient=number > 0)
+        x = batch_of(size, store.input_shape(number, job.spec.image_shape), wants_gradient=number > 0)
         with share.learner.autocast():
             alpha: Tensor = segment(x.view_as(x))
         yield from (x, alpha)
@@ -384,17 +382,17 @@ def _kept(job: Job, share: StageTrainer, segment: Segment, number: int, size: in
     return kept_bytes(share.learner, forward)
 
 
-def hop_figures(job: Job) -> Iterator[EdgeFigures]:
+def hop_figures(job: Job, store: JobStore) -> Iterator[EdgeFigures]:
     """Activations to the next stage, if it is on another rank, and their gradients back, a message for a microbatch."""
     for number in range(job.topology.num_stages - 1):
         src, dst = job.topology.rank_of(number), job.topology.rank_of(number + 1)
         if src != dst:
-            yield _hop(job, "alpha", src, dst, number)
-            yield _hop(job, "gradient", dst, src, number)
+            yield _hop(job, store, "alpha", src, dst, number)
+            yield _hop(job, store, "gradient", dst, src, number)
 
 
-def _hop(job: Job, kind: str, src: int, dst: int, number: int) -> EdgeFigures:
-    size, shape, dtype = microbatch_size(job), job.store.shape_of(number), wire_format(job, number)
+def _hop(job: Job, store: JobStore, kind: str, src: int, dst: int, number: int) -> EdgeFigures:
+    size, shape, dtype = microbatch_size(job), store.shape_of(number), wire_format(job, number)
     num_bytes, microbatches = size * prod(shape) * dtype.itemsize, job.config.pipeline.microbatches
     tensor = TensorFigures(str(dtype).removeprefix("torch."), (size, *shape))
     return EdgeFigures(kind, src, dst, (tensor,), num_bytes, microbatches, microbatches * num_bytes)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from bllpipe.config import load_config
 from bllpipe.distributed.torchrun import RankEnvironment
-from bllpipe.engines.devices import Machine, agreed_backends, check_wires, compare_devices
+from bllpipe.engines.devices import Machine, agreed_backends, check_backends, compare_devices
 from bllpipe.errors import ConfigError
 from bllpipe.topology import Topology
 
@@ -79,7 +79,7 @@ def test_the_first_rank_says_why_it_is_gloo(
 
 def test_the_machine_of_the_feedback_alone_needs_no_gpu_for_alpha() -> None:
     *_, feedback = places(4, 1)
-    check_wires(load_config(None, ["backend.alpha=nccl"]), FOUR, feedback, Machine(0))
+    check_backends(load_config(None, ["backend.alpha=nccl"]), FOUR, feedback, Machine(0))
 
 
 def test_where_all_talk_to_all_they_compute_on_the_same() -> None:

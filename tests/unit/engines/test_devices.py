@@ -8,7 +8,7 @@ import torch
 from bllpipe.config import load_config
 from bllpipe.distributed.process_links import chosen_backends
 from bllpipe.distributed.torchrun import RankEnvironment
-from bllpipe.engines.devices import Machine, check_wires, distinct_gpus, one_device, rank_device, sharing
+from bllpipe.engines.devices import Machine, check_backends, distinct_gpus, one_device, rank_device, sharing
 from bllpipe.engines.ranks import placed
 from bllpipe.errors import ConfigError
 from bllpipe.topology import Topology
@@ -79,7 +79,7 @@ def test_the_feedback_has_no_gpu_of_its_own_when_the_blocks_take_all() -> None:
 )
 def test_nccl_on_too_few_gpus(gpus: int, overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_wires(load_config(None, overrides), FOUR, rank(0), Machine(gpus))
+        check_backends(load_config(None, overrides), FOUR, rank(0), Machine(gpus))
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_nccl_on_too_few_gpus(gpus: int, overrides: list[str], message: str) -> 
     ],
 )
 def test_placements_that_work(gpus: int, overrides: list[str], per_machine: int) -> None:
-    check_wires(load_config(None, overrides), FOUR, rank(0, per_machine), Machine(gpus))
+    check_backends(load_config(None, overrides), FOUR, rank(0, per_machine), Machine(gpus))
 
 
 @pytest.mark.parametrize(("gpus", "overrides"), [(0, []), (4, []), (1, ["device=cpu"])])

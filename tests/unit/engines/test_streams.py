@@ -16,7 +16,7 @@ from bllpipe.distributed.cuda_streams import HostStreams, Ring, RingWires, strea
 from bllpipe.engines import Options, streams
 from bllpipe.engines.in_process import run_in_process, run_in_turn
 from bllpipe.engines.job import Job
-from bllpipe.engines.ports import ring_wires
+from bllpipe.engines.ports import ring_links
 from bllpipe.engines.streams import make_columns, ticks
 from bllpipe.engines.streams_graph import StreamActor
 from bllpipe.training.worker import Worker
@@ -115,9 +115,9 @@ def test_the_lines_of_metrics_are_those_of_sequential(tmp_path: Path) -> None:
     assert lines("streams") == lines("sequential")
 
 
-def in_random_order(seed: int, job: Job, parts: list[Worker], wires: RingWires) -> None:
+def in_random_order(seed: int, job: Job, parts: list[Worker], links: RingWires) -> None:
     """Everything as soon as what it needs is done, in an order that nobody has thought of."""
-    blocks, lanes = make_columns(job, parts, wires.streams)
+    blocks, lanes = make_columns(job, parts, links.streams)
     rounds, draw, last = list(job.rounds()), random.Random(seed), len(blocks) - 1
     done = dict.fromkeys((*blocks, *lanes), 0)
 
@@ -149,7 +149,7 @@ def test_every_admissible_order_gives_the_same_bits(tmp_path: Path, seed: int) -
         config,
         Options(run_dir=str(tmp_path / "random")),
         partial(in_random_order, seed),
-        partial(ring_wires, streams_on),
+        partial(ring_links, streams_on),
     )
     assert jobs.summary(tmp_path / "random")["state_sha256"] == expected
 
@@ -158,7 +158,7 @@ def test_blocks_that_run_in_turn_may_use_rings_too(tmp_path: Path) -> None:
     """As they do on a GPU."""
     expected = engine(tmp_path / "channels", "sequential")
     config = load_config(None, [*SMALL, "engine=sequential"])
-    run_in_process(config, Options(run_dir=str(tmp_path / "rings")), run_in_turn, partial(ring_wires, streams_on))
+    run_in_process(config, Options(run_dir=str(tmp_path / "rings")), run_in_turn, partial(ring_links, streams_on))
     assert jobs.summary(tmp_path / "rings")["state_sha256"] == expected
 
 
