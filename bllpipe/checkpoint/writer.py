@@ -155,7 +155,7 @@ class CheckpointWriter:
             found = "; ".join(refusals)
             warn(f"{found}; the run goes on without (checkpoint.if_unwritable: go_on), and tries the next one")
         if in_trouble and not refusals:
-            warn(f"checkpoints can be written again: that of step {step} is whole")
+            warn(f"checkpoints can be written again: that of step {step} is complete")
         if bool(refusals) != in_trouble:
             self._store.set("checkpoint/trouble", "yes" if refusals else "no")
 

@@ -68,11 +68,11 @@ class Options:
     lock: RunLock = field(default_factory=RunLock, compare=False)  # of the run directory, in the rank that decides
 
     def check(self) -> None:
-        """Raises ConfigError for --accept in a run that does not go on, or of keys that do not exist."""
+        """Raises ConfigError for --accept in a run that does not resume, or of keys that do not exist."""
         check_keys(self.accept)
         if self.accept and self.resume == "never":
             raise ConfigError(
-                f"--accept {' '.join(self.accept)} is for a run that goes on; add --resume auto, or --resume with the "
+                f"--accept {' '.join(self.accept)} is for a run that resumes; add --resume auto, or --resume with the "
                 f"path of a checkpoint"
             )
 

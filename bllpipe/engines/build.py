@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Literal
 
 import torch
@@ -172,7 +173,7 @@ def _span_file(job: Job, store: JobStore, rank: int, actors: Sequence[Actor]) ->
         return None
     if dist.is_initialized():
         clock = align_clock(store, rank, job.topology.world_size, machine_id())
-    header = {"rank": rank, "role": job.topology.role(rank), **clock.to_json()}
+    header = {"rank": rank, "role": job.topology.role(rank), **asdict(clock)}
     return SpanFile(job.directory, header, tracks)
 
 

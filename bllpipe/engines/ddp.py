@@ -23,7 +23,6 @@ from bllpipe.engines.ports import image_port
 from bllpipe.engines.synchronous import RankContext, StageTrainer, run_synchronous
 from bllpipe.learn.block import Outcome
 from bllpipe.messages import Alpha, Phase, Receiver, Round, Target
-from bllpipe.models.units import Segment
 from bllpipe.training.loops import LearnerLoop, Loop
 from bllpipe.training.timing import Meter, Metered
 
@@ -98,7 +97,10 @@ def build_loop(context: RankContext) -> tuple[Loop, list[Metered]]:
     trainer = StageTrainer([segment], config, job.schedule.total_steps, add_up=lambda square: square)
     images = context.images or load_images(config.data, config.seed)
     phases: tuple[Phase, ...] = ("train", "evaluate") if context.rank == 0 else ("train",)
-    replica = MeteredReplica(averaging(segment), job.topology.num_blocks)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the new name of this option is younger than our oldest torch
+        network = DistributedDataParallel(segment, broadcast_buffers=False)  # buffers stay those of the rank
+    replica = MeteredReplica(network, job.topology.num_blocks)
     loop = ReplicaLoop(
         trainer,
         replica,
@@ -132,10 +134,3 @@ def ring_bytes(num_bytes: int, num_replicas: int) -> int:
     """What each of ``num_replicas`` sends when gradients of ``num_bytes`` are averaged in a ring: two rounds of all
     shares but one."""
     return 2 * (num_replicas - 1) * num_bytes // num_replicas
-
-
-def averaging(segment: Segment) -> DistributedDataParallel:
-    """The network that averages its gradients over all ranks; buffers stay those of the rank."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # the new name of this option is younger than our oldest torch
-        return DistributedDataParallel(segment, broadcast_buffers=False)

@@ -241,7 +241,7 @@ def compare_with_first(config: Config, store: Store) -> None:
         for messages, version in ((first.get("messages"), first.get("bllpipe")), (VERSION, __version__))
     )
     if theirs != ours:
-        raise ConfigError(f"rank 0 speaks {theirs}, this rank {ours}; install the same bllpipe on all machines")
+        raise ConfigError(f"rank 0 has {theirs}, this rank {ours}; install the same bllpipe on all machines")
     differing = [
         f"\n  {change.key}: {change.then} in rank 0, {change.now} here"
         for change in changes(first["config"], to_mapping(config))
@@ -250,7 +250,7 @@ def compare_with_first(config: Config, store: Store) -> None:
     if differing:
         raise ConfigError(
             f"rank 0 has another configuration than this rank:{''.join(differing)}\n"
-            f"start all ranks with the same config file and the same words"
+            f"start all ranks with the same config file and the same arguments"
         )
     posted, own = first.get("given", {}), _digests(config)
     if others := [name for name in ("model", "data") if posted.get(name) != own.get(name)]:

@@ -8,7 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -50,22 +50,15 @@ def train(job: Job, store: JobStore, worker: Worker, after_rounds: Callable[[], 
     started = time.perf_counter()
     if worker.rank == 0:
         report_unused(job, store)
-        with displays(job, store):
-            run_rounds(job, worker)
-    else:
-        run_rounds(job, worker)
+    with displays(job, store) if worker.rank == 0 else nullcontext():
+        if len(worker.actors) == 1:
+            run_actor(job, worker, worker.actors[0])
+        else:  # the lanes of the feedback
+            run_actors(job, [worker], on_error=lambda error: None)
     after_rounds()
     post_worker_report(job, store, worker)
     if worker.rank == 0:
         finish(job, store, started)
-
-
-def run_rounds(job: Job, worker: Worker) -> None:
-    """Runs a single actor in the main thread, several (the lanes of the feedback) in a thread each."""
-    if len(worker.actors) == 1:
-        run_actor(job, worker, worker.actors[0])
-    else:
-        run_actors(job, [worker], on_error=lambda error: None)
 
 
 def post_worker_report(job: Job, store: JobStore, worker: Worker) -> None:
@@ -78,27 +71,23 @@ def post_worker_report(job: Job, store: JobStore, worker: Worker) -> None:
 
 
 def finish(job: Job, store: JobStore, started: float) -> None:
-    """Gathers all reports, prints the table, writes summary.json and status.json."""
+    """Gathers all reports, prints the table, writes summary.json and status.json; then scripts in the other ranks may
+    read them."""
     reports = store.gather("report", job.topology.world_size)
     seconds, stopped = time.perf_counter() - started, job.stop.stopped
     done = stopped.step if stopped else job.schedule.last_step
-    summary = summarise(job.config, job.topology.tested_ranks, reports, replace(job.schedule, last_step=done), seconds)
-    try:
-        _write_end(job, store, summary, done)  # before anything is printed: a terminal may block
+    schedule = replace(job.schedule, last_step=done)
+    summary = summarise(job.config, job.topology.tested_ranks, reports, schedule, seconds)
+    try:  # before anything is printed: a terminal may block
+        job.directory.write_summary(summary)
+        if done == schedule.total_steps and (stopped is None or stopped.tested):
+            job.directory.write_status("completed", step=done)
+        else:
+            reason = job.stop.reason if stopped else f"stop_at={job.config.stop_at}"
+            job.directory.write_status("preempted", step=done, reason=reason)
+        store.set("concluded", "yes")
     finally:
         say(_summary_text(job.output, summary, job.directory.path))  # even if it cannot be written
-
-
-def _write_end(job: Job, store: JobStore, summary: Mapping[str, Any], done: int) -> None:
-    """Writes summary.json and status.json; then scripts in the other ranks may read them."""
-    stopped = job.stop.stopped
-    job.directory.write_summary(summary)
-    if done == job.schedule.total_steps and (stopped is None or stopped.tested):
-        job.directory.write_status("completed", step=done)
-    else:
-        reason = job.stop.reason if stopped else f"stop_at={job.config.stop_at}"
-        job.directory.write_status("preempted", step=done, reason=reason)
-    store.set("concluded", "yes")
 
 
 def _summary_text(output: Output, summary: Mapping[str, Any], directory: Path) -> str:

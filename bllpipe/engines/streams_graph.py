@@ -1,13 +1,14 @@
-"""The wavefront as one graph: a tick in which every column trains is recorded once, on all streams, and then launched.
+"""The wavefront as one graph: a wavefront step in which every column trains is recorded once, on all streams, and then
+launched.
 
-  images, labels, rates     copied to static buffers, on the stream of the ticks
+  images, labels, rates     copied to static buffers, on the stream of the graph
   one launch                fork -+- lane 3, block 3 -+- join     what each stream does, and what it waits for inside
-                                  +- ...              |           of the tick, is in the graph
+                                  +- ...              |           of the step, is in the graph
                                   +- lane 0, block 0 -+
-  metrics                   totals of the losses, rounds, rings: of all columns, on the stream of the ticks
+  metrics                   totals of the losses, rounds, rings: of all columns, on the stream of the graph
 
 A graph is right for the slots that it was recorded with, so there is one for every state of the rings that comes: two
-at a lag of 1, and two more when tests have taken an odd number of slots. All other ticks (the ramps, tests,
+at a lag of 1, and two more when tests have taken an odd number of slots. All other steps (the ramps, tests,
 checkpoints, lines of metrics, traced steps) are queued round by round, each block's pieces as graphs of their own. The
 two ways meet at events: what is queued either way is behind everything that was queued the other way. An event that is
 recorded in a graph means nothing outside of it, and no graph can wait for one outside; so rings forget theirs on the
@@ -37,7 +38,7 @@ from bllpipe.training.loops import BlockLoop, FeedbackLoop, Loop
 from bllpipe.training.timing import Metered
 from bllpipe.training.worker import Actor, Worker
 
-Tick = Sequence[tuple[int, Round]]
+WavefrontStep = Sequence[tuple[int, Round]]  # the rounds of its columns, the last column first
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,48 +68,45 @@ class Columns(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """The launch of a recorded tick, and its outcomes, in the order of the tick."""
+    """The launch of a recorded wavefront step, and its outcomes, in the order of its columns."""
 
     launch: Callable[[], None]
     outcomes: list[Outcome]
 
 
 class WavefrontGraph:
-    """Runs the ticks that are one graph."""
+    """Runs the wavefront steps that are one graph."""
 
     def __init__(self, job: Job, columns: Columns, links: RingWires, graphs: Graphs) -> None:
         self._columns, self._wires, self._graphs = columns, links, graphs
-        self._stream = links.streams.open("ticks")
+        self._stream = links.streams.open("wavefront")
         self._recorded: dict[object, Recorded] = {}
         self._has_launched = False
         self._policy = CapturePolicy(job, len(columns.blocks))
         self._labels = [StaticLabels.of(lane.actor.loop) for lane in columns.lanes]
         self._images = StaticImages.of(columns.blocks[0].actor.loop)
 
-    def run_round(self, tick: Tick) -> bool:
-        """Queues the whole tick if it can be one graph. If not, it queues nothing, and work that is queued next waits
-        for all ticks before it."""
-        if not self._policy.can_capture(tick):
+    def run_round(self, wave: WavefrontStep) -> bool:
+        """Queues the whole step if it can be one graph. If not, it queues nothing, and work that is queued next waits
+        for all steps before it."""
+        if not self._policy.can_capture(wave):
             self._leave()
             return False
-        self._enter()
-        with self._stream.at_work():
-            rates = self._fetch(tick)
-            recorded = self._recorded.get(self._wires.positions)
-            if recorded is None:
-                self._record(tick, rates)
-            else:
-                recorded.launch()
-                self._update_metrics(
-                    tick, [replace(each, lr=lr) for each, lr in zip(recorded.outcomes, rates, strict=True)]
-                )
-        return True
-
-    def _enter(self) -> None:
         if not self._has_launched:
             for each in self._all_actors():
                 self._stream.wait(each.stream.record())
         self._has_launched = True
+        with self._stream.at_work():
+            rates = self._fetch(wave)
+            recorded = self._recorded.get(self._wires.positions)
+            if recorded is None:
+                self._record(wave, rates)
+            else:
+                recorded.launch()
+                self._update_metrics(
+                    wave, [replace(each, lr=lr) for each, lr in zip(recorded.outcomes, rates, strict=True)]
+                )
+        return True
 
     def _leave(self) -> None:
         if self._has_launched:
@@ -120,42 +118,42 @@ class WavefrontGraph:
     def _all_actors(self) -> list[StreamActor]:
         return [*self._columns.lanes, *self._columns.blocks]
 
-    def _fetch(self, tick: Tick) -> list[float]:
+    def _fetch(self, wave: WavefrontStep) -> list[float]:
         """Copies images and labels to the static buffers of the graph; returns the learning rates."""
         self._images.fetch()
         for labels in self._labels:
             labels.fetch()
-        return [self._block(number).learner.set_rate(entry.step) for number, entry in tick]
+        return [self._block(number).learner.set_rate(entry.step) for number, entry in wave]
 
     def _block(self, number: int) -> Any:
         return self._columns.blocks[number].actor.loop.block  # type: ignore[attr-defined]  # its loop is a BlockLoop
 
-    def _record(self, tick: Tick, rates: Sequence[float]) -> None:
-        """Records the tick and launches it for the first time."""
+    def _record(self, wave: WavefrontStep, rates: Sequence[float]) -> None:
+        """Records the step and launches it for the first time."""
         positions = self._wires.positions
         try:
-            launch, outcomes = self._graphs.record(lambda: self._queue(tick, rates))
+            launch, outcomes = self._graphs.record(lambda: self._queue(wave, rates))
         except RuntimeError as error:
             raise ConfigError(
-                f"gpu.capture is true, but a tick of all {len(tick)} blocks could not be captured as one graph: "
-                f"{_first(error)}; use --set gpu.capture=blocks"
+                f"gpu.capture is true, but a wavefront step of all {len(wave)} blocks could not be captured as one "
+                f"graph: {_first(error)}; use --set gpu.capture=blocks"
             ) from error
         launch()
         self._wires.rebase_events(self._stream.record())
         self._recorded[positions] = Recorded(launch, outcomes)
-        for (number, entry), outcome in zip(tick, outcomes, strict=True):
+        for (number, entry), outcome in zip(wave, outcomes, strict=True):
             for each, result in ((self._columns.lanes[number], None), (self._columns.blocks[number], outcome)):
                 with substituted(each.actor, "loop", ReplayedLoop.of(each.actor, result)):
                     each.worker.run_round(each.actor, entry)
 
-    def _queue(self, tick: Tick, rates: Sequence[float]) -> list[Outcome]:
-        """The tick itself: all streams wait for the recording stream at its start, which waits for all at its end."""
+    def _queue(self, wave: WavefrontStep, rates: Sequence[float]) -> list[Outcome]:
+        """The step itself: all streams wait for the recording stream at its start, which waits for all at its end."""
         recording = self._wires.streams.current()
         start = recording.record()
         for each in self._all_actors():
             each.stream.wait(start)
         self._wires.rebase_events(start)
-        outcomes = [self._queue_column(number, entry, lr) for (number, entry), lr in zip(tick, rates, strict=True)]
+        outcomes = [self._queue_column(number, entry, lr) for (number, entry), lr in zip(wave, rates, strict=True)]
         for each in self._all_actors():
             recording.wait(each.stream.record())
         return outcomes
@@ -171,10 +169,10 @@ class WavefrontGraph:
         assert outcome is not None, "a block's training step has an outcome"
         return outcome
 
-    def _update_metrics(self, tick: Tick, outcomes: Sequence[Outcome]) -> None:
+    def _update_metrics(self, wave: WavefrontStep, outcomes: Sequence[Outcome]) -> None:
         """Every loop runs, with its ports and its metrics, but without its arithmetic."""
         with self._wires.moved_by_graph(self._stream.record()):
-            for (number, entry), outcome in zip(tick, outcomes, strict=True):
+            for (number, entry), outcome in zip(wave, outcomes, strict=True):
                 lane, block = self._columns.lanes[number], self._columns.blocks[number]
                 with substituted(lane.actor.loop, "feedback", ReplayedFeedback()):
                     lane.worker.run_round(lane.actor, entry)
@@ -190,7 +188,7 @@ def _first(error: BaseException) -> BaseException:
 
 
 class CapturePolicy:
-    """Which ticks can be one graph: those in which every column trains, as in the tick before and the tick after."""
+    """Which wavefront steps can be one graph: those in which every column trains, as in the steps before and after."""
 
     def __init__(self, job: Job, num_columns: int) -> None:
         trace, self._lag = job.config.trace, job.config.feedback.lag
@@ -198,12 +196,12 @@ class CapturePolicy:
         self._wraps_steps = any(callback.wraps_steps for callback in job.callbacks)
         self._first = [job.start + max(ORDINARY_STEPS, self._lag)] * num_columns
 
-    def can_capture(self, tick: Tick) -> bool:
-        """Whether the tick can be one graph. Must be called for every tick, in order."""
-        for number, entry in tick:
+    def can_capture(self, wave: WavefrontStep) -> bool:
+        """Whether the step can be one graph. Must be called for every step, in order."""
+        for number, entry in wave:
             if entry.phase == "save":  # after it a lane first absorbs the statistics that the checkpoint holds
                 self._first[number] = max(self._first[number], entry.step + self._lag)
-        return len(tick) == len(self._first) and not self._wraps_steps and all(self._trains(*each) for each in tick)
+        return len(wave) == len(self._first) and not self._wraps_steps and all(self._trains(*each) for each in wave)
 
     def _trains(self, number: int, entry: Round) -> bool:
         """Whether the round is a step that is not traced, and whose lane absorbs statistics that were just sent."""

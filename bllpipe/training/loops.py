@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from itertools import count, takewhile
 from typing import Protocol
 
 from torch import Tensor
@@ -142,10 +141,10 @@ class FeedbackLoop:
         return {f"feedback.{self.name}.{key}": value for key, value in self.feedback.state().items()}
 
     def state(self) -> dict[str, Tensor]:
-        named: dict[str, Tensor] = {}
+        named = self.weights()
         for age, statistics in enumerate(self._ahead):
-            named.update(zip(self._ahead_names(age), statistics, strict=True))
-        return {**self.weights(), **named}
+            named |= zip(self._ahead_names(age), statistics, strict=True)
+        return named
 
     def load(self, state: Mapping[str, Tensor], step: int) -> None:
         """Statistics in ``state`` that are not absorbed are those of the last steps before ``step``. They are left out
@@ -153,20 +152,19 @@ class FeedbackLoop:
         again."""
         own = self.weights()
         restore(own, state)
-        if own.keys() <= state.keys():
-            ages = takewhile(lambda age: self._ahead_names(age)[0] in state, count())
-            self._ahead.extend(self._waiting(state, age) for age in ages)
+        has_weights = own.keys() <= state.keys()
+        while has_weights:
+            sums, counts = self._ahead_names(len(self._ahead))
+            if sums not in state:
+                break
+            if counts not in state:
+                raise CheckpointError(f"the checkpoint holds {sums}, but not {counts}; name another checkpoint")
+            beta_KC, known_K = self.feedback.table()  # of the same shapes, or restore raises CheckpointError
+            ahead = {sums: beta_KC.clone(), counts: known_K.clone()}
+            restore(ahead, state)
+            self._ahead.append((ahead[sums], ahead[counts]))
         self._next = step - len(self._ahead)
 
     def _ahead_names(self, age: int) -> tuple[str, str]:
         """The names of sums and counts in a checkpoint that are not absorbed yet; age 0 is the oldest."""
         return f"ahead.{self.name}.{age}.sums", f"ahead.{self.name}.{age}.counts"
-
-    def _waiting(self, state: Mapping[str, Tensor], age: int) -> tuple[Tensor, Tensor]:
-        """Statistics that are not absorbed yet; CheckpointError if their shapes differ from those of the table."""
-        sums, counts = self._ahead_names(age)
-        if counts not in state:
-            raise CheckpointError(f"the checkpoint holds {sums}, but not {counts}; name another checkpoint")
-        beta_KC, known_K = self.feedback.table()
-        restore(own := {sums: beta_KC.clone(), counts: known_K.clone()}, state)
-        return own[sums], own[counts]

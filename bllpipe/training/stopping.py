@@ -78,7 +78,7 @@ class StopAgreement:
     def _agreed(self) -> int:
         if not self._decided.wait(self._agreement_seconds):
             raise WireError(
-                f"asked to stop ({self.reason}), but not all ranks said how far they are within "
+                f"a stop was requested ({self.reason}), but not all ranks posted their rounds within "
                 f"{self._agreement_seconds:g} s; the run resumes from its last checkpoint with --resume auto"
             )
         return self._end
@@ -112,14 +112,14 @@ class GracefulStop:
             self._leave(128 + received)
         if self._first_signal is None:
             self._first_signal, self.exit_code = now, 128 + received
-            self._store.compare_set("stop/asked", "", f"{received.name} at rank {self._rank}")
+            self._store.compare_set("stop/requested", "", f"{received.name} at rank {self._rank}")
 
     def agree(self) -> None:
         """Freezes this rank when any rank has asked to stop, and decides the step when all ranks are frozen."""
-        if self.agreement.is_decided or not self._store.check(["stop/asked"]):
+        if self.agreement.is_decided or not self._store.check(["stop/requested"]):
             return
         if not self.agreement.is_frozen:
-            begun = self.agreement.freeze(self._store.get("stop/asked").decode())
+            begun = self.agreement.freeze(self._store.get("stop/requested").decode())
             self._store.set(self._keys[self._rank], str(begun))
         if self._store.check(self._keys):
             self.agreement.decide(max(int(self._store.get(key)) for key in self._keys))

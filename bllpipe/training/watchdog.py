@@ -106,7 +106,7 @@ class Watchdog:
         seconds = self._staleness.look(heartbeat.number) * LOOK_SECONDS
         if other != self._rank and heartbeat.number != LEFT and seconds > self._timeout:
             end_sibling(heartbeat.pid)
-            error = self._stuck(f"not heard of for {seconds:.0f} s; last seen: {heartbeat}")
+            error = self._stuck(f"no heartbeat for {seconds:.0f} s; last seen: {heartbeat}")
             self._fail(error, other)
 
     def _stuck(self, how: str) -> WireError:

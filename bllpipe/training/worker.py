@@ -124,10 +124,9 @@ class Worker:
             tensors.update(state if only else {name: value.detach().clone() for name, value in state.items()})
             self._number_arrived[entry.step] = self._number_arrived.get(entry.step, 0) + 1
             complete = self._number_arrived[entry.step] == len(self.actors)
-        if complete:
-            self._write(entry, self._arrived.pop(entry.step))
-
-    def _write(self, entry: Round, tensors: Mapping[str, Tensor]) -> None:
+        if not complete:
+            return
+        tensors = self._arrived.pop(entry.step)
         place = {"rank": self.rank, "role": self.role}
         metadata = {**place, "step": entry.step, "epoch": entry.epoch, "tested": entry.tested, **self.metadata}
         with self.saves.writing(entry.step):

@@ -103,7 +103,7 @@ def test_a_rank_outside_of_the_world_is_an_error(rank: str) -> None:
         (["--resume", "auto", "--accept", "blocks", "optimizr"], "unknown key 'optimizr'; did you mean 'optimizer"),
         (
             ["--accept", "blocks", "--accept", "seed"],
-            "--accept blocks seed is for a run that goes on; add --resume auto",
+            "--accept blocks seed is for a run that resumes; add --resume auto",
         ),
         (
             ["--set", "engine=sequential", "--max-restarts", "2"],

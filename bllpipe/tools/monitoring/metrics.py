@@ -242,7 +242,7 @@ LEARNING = (
         "gauge",
         "Cosine between alpha and beta, from -1 to 1; of the last batch before a line, or over the last test.",
         without_last_label(
-            of_phases(lambda means: {name: value for name, value in means.figures.items() if name == "alignment"})
+            of_phases(lambda means: {name: value for name, value in means.diagnostics.items() if name == "alignment"})
         ),
         PHASE,
     ),
@@ -250,7 +250,7 @@ LEARNING = (
         "bllpipe_gradient_norm",
         "gauge",
         "Norm of the block's gradients in the last step before a line, before clipping.",
-        of_lines(lambda means: means.figures.get("gradient_norm")),
+        of_lines(lambda means: means.diagnostics.get("gradient_norm")),
         ACTOR,
     ),
     MetricDef(

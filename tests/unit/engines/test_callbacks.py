@@ -62,7 +62,7 @@ def test_only_the_rank_that_fails_first_calls_them(tmp_path: Path, capsys: pytes
     store.set("directory", str(tmp_path))
     first, second = Events(), Events()
     report_failure(NonFiniteError("the loss is nan"), store, store, 1, "block 1", [first])
-    store.set("failure/told", "yes")
+    store.set("failure/reported", "yes")
     report_failure(WireError("block 1 is gone"), store, store, 0, "block 0", [second])
     assert first.events == [f"failure {tmp_path.name}: the loss is nan"] and second.events == []
 

@@ -113,5 +113,5 @@ def test_nobody_begins_a_round_before_all_agree() -> None:
 def test_ranks_that_do_not_answer_are_not_waited_for_for_ever() -> None:
     stop = StopAgreement(agreement_seconds=0.01)
     stop.freeze("SIGTERM at rank 0")
-    with pytest.raises(WireError, match=r"asked to stop \(SIGTERM at rank 0\), but not all ranks said how far"):
+    with pytest.raises(WireError, match=r"a stop was requested \(SIGTERM at rank 0\), but not all ranks posted"):
         list(stop.until_stop("block", ROUNDS, saved=False))
