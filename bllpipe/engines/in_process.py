@@ -19,7 +19,7 @@ from bllpipe.config import Config
 from bllpipe.config.schema import NEVER
 from bllpipe.data.registry import load_images, load_labels
 from bllpipe.distributed.cuda_streams import streams_on
-from bllpipe.distributed.local_links import LocalWires
+from bllpipe.distributed.local_links import LocalLinks
 from bllpipe.engines import Options
 from bllpipe.engines.build import JobBuilder, build_job_segment, report_unused
 from bllpipe.engines.devices import Machine, one_device, put_back, set_up
@@ -75,9 +75,9 @@ def _never(*about: object) -> None:
     """Not called: a single process waits for no other, and a second signal raises KeyboardInterrupt."""
 
 
-def local_links(job: Job, device: torch.device) -> LocalWires:
+def local_links(job: Job, device: torch.device) -> LocalLinks:
     """A channel an edge, for actors that take turns or wait for each other."""
-    return LocalWires(device, job.config.backend.timeout_seconds)
+    return LocalLinks(device, job.config.backend.timeout_seconds)
 
 
 def _run(
@@ -140,7 +140,7 @@ def run_threads(config: Config, options: Options, wrap_port: PortWrapper = ident
     return run_in_process(config, options, run_concurrently, local_links, wrap_port)
 
 
-def run_concurrently(job: Job, workers: list[Worker], links: LocalWires) -> None:
+def run_concurrently(job: Job, workers: list[Worker], links: LocalLinks) -> None:
     """Runs every actor in a thread and waits for all. The first error ends every wait and is raised."""
     run_actors(job, workers, on_error=links.close, patience=ENDING_SECONDS)
 

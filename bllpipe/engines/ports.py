@@ -9,7 +9,7 @@ import torch
 
 from bllpipe.data.base import ImageSet
 from bllpipe.data.loader import ImageSource, Prefetcher, placed
-from bllpipe.distributed.cuda_streams import OpenStreams, RingWires
+from bllpipe.distributed.cuda_streams import OpenStreams, RingLinks
 from bllpipe.distributed.message_format import Layout, alpha_fields, stats_fields, target_fields
 from bllpipe.engines.job import Job, JobStore
 from bllpipe.learn.distributions import num_channels
@@ -20,7 +20,7 @@ from bllpipe.training.timing import Metered, TimedReceiver, TimedSender
 
 
 class Links(Protocol):
-    """Opens the two ends of an edge: LocalWires, ProcessWires or RingWires."""
+    """Opens the two ends of an edge: LocalLinks, ProcessLinks or RingLinks."""
 
     def sender(self, layout: Layout) -> Sender[Any]: ...
 
@@ -111,7 +111,7 @@ def image_port(
     return Prefetcher(source.recv, config.cpu_threads) if ahead and device.type == "cpu" else source
 
 
-def ring_links(open_streams: OpenStreams, job: Job, device: torch.device) -> RingWires:
+def ring_links(open_streams: OpenStreams, job: Job, device: torch.device) -> RingLinks:
     """A ring buffer for every edge, between the streams of ``device``."""
     channels_last = lies_channels_last(job.config, device)
-    return RingWires(open_streams(device), device, job.config.feedback.lag, channels_last)
+    return RingLinks(open_streams(device), device, job.config.feedback.lag, channels_last)

@@ -34,7 +34,7 @@ from typing import TypeVar
 import torch
 
 from bllpipe.config import Config
-from bllpipe.distributed.cuda_streams import OpenStreams, RingWires, Streams, streams_on
+from bllpipe.distributed.cuda_streams import OpenStreams, RingLinks, Streams, streams_on
 from bllpipe.engines import Options
 from bllpipe.engines.in_process import run_in_process
 from bllpipe.engines.job import Job
@@ -64,7 +64,7 @@ def wavefront(columns: Sequence[Iterator[Entry]]) -> Iterator[list[tuple[int, En
         yield found
 
 
-def in_wavefront(open_graphs: OpenGraphs, job: Job, workers: list[Worker], links: RingWires) -> None:
+def in_wavefront(open_graphs: OpenGraphs, job: Job, workers: list[Worker], links: RingLinks) -> None:
     """Queues every round of every column, step by step; a step that is one graph takes one launch."""
     columns = make_columns(job, workers, links.streams)
     graphs = open_graphs(job.config, links.device)

@@ -28,12 +28,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bllpipe.distributed.cuda_streams import PLACEHOLDER, RingWires, Stream
+from bllpipe.distributed.cuda_streams import PLACEHOLDER, Event, RingLinks, Stream
 from bllpipe.engines.job import Job
 from bllpipe.errors import ConfigError
 from bllpipe.learn.block import Outcome
 from bllpipe.learn.cuda_graphs import ORDINARY_STEPS, Graphs, as_part_of_a_graph
-from bllpipe.messages import Alpha, Receiver, Round
+from bllpipe.messages import Alpha, Round
 from bllpipe.training.loops import BlockLoop, FeedbackLoop, Loop
 from bllpipe.training.timing import Metered
 from bllpipe.training.worker import Actor, Worker
@@ -77,28 +77,29 @@ class Recorded(NamedTuple):
 class WavefrontGraph:
     """Runs the wavefront steps that are one graph."""
 
-    def __init__(self, job: Job, columns: Columns, links: RingWires, graphs: Graphs) -> None:
-        self._columns, self._wires, self._graphs = columns, links, graphs
+    def __init__(self, job: Job, columns: Columns, links: RingLinks, graphs: Graphs) -> None:
+        self._columns, self._links, self._graphs = columns, links, graphs
         self._stream = links.streams.open("wavefront")
         self._recorded: dict[object, Recorded] = {}
         self._has_launched = False
         self._policy = CapturePolicy(job, len(columns.blocks))
-        self._labels = [StaticLabels.of(lane.actor.loop) for lane in columns.lanes]
-        self._images = StaticImages.of(columns.blocks[0].actor.loop)
+        self._inputs = [static_images(columns.blocks[0].actor.loop)]
+        self._inputs += [static_labels(lane.actor.loop) for lane in columns.lanes]
 
     def run_round(self, wave: WavefrontStep) -> bool:
         """Queues the whole step if it can be one graph. If not, it queues nothing, and work that is queued next waits
         for all steps before it."""
         if not self._policy.can_capture(wave):
-            self._leave()
+            if self._has_launched:
+                self._fork(self._stream.record())
+            self._has_launched = False
             return False
         if not self._has_launched:
-            for each in self._all_actors():
-                self._stream.wait(each.stream.record())
+            self._join(self._stream)
         self._has_launched = True
         with self._stream.at_work():
             rates = self._fetch(wave)
-            recorded = self._recorded.get(self._wires.positions)
+            recorded = self._recorded.get(self._links.positions)
             if recorded is None:
                 self._record(wave, rates)
             else:
@@ -108,21 +109,20 @@ class WavefrontGraph:
                 )
         return True
 
-    def _leave(self) -> None:
-        if self._has_launched:
-            done = self._stream.record()
-            for each in self._all_actors():
-                each.stream.wait(done)
-        self._has_launched = False
+    def _fork(self, event: Event) -> None:
+        """The streams of all actors wait for ``event``."""
+        for each in (*self._columns.lanes, *self._columns.blocks):
+            each.stream.wait(event)
 
-    def _all_actors(self) -> list[StreamActor]:
-        return [*self._columns.lanes, *self._columns.blocks]
+    def _join(self, stream: Stream) -> None:
+        """``stream`` waits for what is queued on the streams of all actors."""
+        for each in (*self._columns.lanes, *self._columns.blocks):
+            stream.wait(each.stream.record())
 
     def _fetch(self, wave: WavefrontStep) -> list[float]:
         """Copies images and labels to the static buffers of the graph; returns the learning rates."""
-        self._images.fetch()
-        for labels in self._labels:
-            labels.fetch()
+        for buffer in self._inputs:
+            buffer.fetch()
         return [self._block(number).learner.set_rate(entry.step) for number, entry in wave]
 
     def _block(self, number: int) -> Any:
@@ -130,7 +130,7 @@ class WavefrontGraph:
 
     def _record(self, wave: WavefrontStep, rates: Sequence[float]) -> None:
         """Records the step and launches it for the first time."""
-        positions = self._wires.positions
+        positions = self._links.positions
         try:
             launch, outcomes = self._graphs.record(lambda: self._queue(wave, rates))
         except RuntimeError as error:
@@ -139,7 +139,7 @@ class WavefrontGraph:
                 f"graph: {_first(error)}; use --set gpu.capture=blocks"
             ) from error
         launch()
-        self._wires.rebase_events(self._stream.record())
+        self._links.rebase_events(self._stream.record())
         self._recorded[positions] = Recorded(launch, outcomes)
         for (number, entry), outcome in zip(wave, outcomes, strict=True):
             for each, result in ((self._columns.lanes[number], None), (self._columns.blocks[number], outcome)):
@@ -148,14 +148,12 @@ class WavefrontGraph:
 
     def _queue(self, wave: WavefrontStep, rates: Sequence[float]) -> list[Outcome]:
         """The step itself: all streams wait for the recording stream at its start, which waits for all at its end."""
-        recording = self._wires.streams.current()
+        recording = self._links.streams.current()
         start = recording.record()
-        for each in self._all_actors():
-            each.stream.wait(start)
-        self._wires.rebase_events(start)
+        self._fork(start)
+        self._links.rebase_events(start)
         outcomes = [self._queue_column(number, entry, lr) for (number, entry), lr in zip(wave, rates, strict=True)]
-        for each in self._all_actors():
-            recording.wait(each.stream.record())
+        self._join(recording)
         return outcomes
 
     def _queue_column(self, number: int, entry: Round, lr: float) -> Outcome:
@@ -171,7 +169,7 @@ class WavefrontGraph:
 
     def _update_metrics(self, wave: WavefrontStep, outcomes: Sequence[Outcome]) -> None:
         """Every loop runs, with its ports and its metrics, but without its arithmetic."""
-        with self._wires.moved_by_graph(self._stream.record()):
+        with self._links.moved_by_graph(self._stream.record()):
             for (number, entry), outcome in zip(wave, outcomes, strict=True):
                 lane, block = self._columns.lanes[number], self._columns.blocks[number]
                 with substituted(lane.actor.loop, "feedback", ReplayedFeedback()):
@@ -298,53 +296,50 @@ class StaticBuffer:
         return self._buffer
 
 
-class StaticImages:
-    """The input port of the first block, with images in a static buffer."""
+def static_images(loop: Loop) -> StaticBuffer:
+    """Replaces the input port of ``loop``, the loop of the first block, by one with images in a static buffer."""
+    assert isinstance(loop, BlockLoop), "blocks have images"
+    images, rounds = loop.inputs, list[Round]()
 
-    def __init__(self, images: Receiver[Alpha]) -> None:
-        self._images, self._rounds = images, list[Round]()
-        self._static = StaticBuffer(self._drawn)
-
-    @classmethod
-    def of(cls, loop: Loop) -> StaticImages:
-        """Replaces the input port of ``loop``, the loop of the first block."""
-        assert isinstance(loop, BlockLoop), "blocks have images"
-        loop.inputs = static = cls(loop.inputs)
-        return static
-
-    def fetch(self) -> None:
-        """Queues the copy of the next batch, for the next ``recv``."""
-        self._static.fetch()
-
-    def recv(self) -> Alpha:
-        x = self._static.take()
-        return Alpha(self._rounds.pop(0), x)
-
-    def _drawn(self) -> Tensor:
-        message = self._images.recv()
-        self._rounds.append(message.round)
+    def draw() -> Tensor:
+        message = images.recv()
+        rounds.append(message.round)
         return message.alpha_BCHW
 
+    buffer = StaticBuffer(draw)
+    loop.inputs = StaticImages(buffer, rounds)
+    return buffer
 
+
+def static_labels(loop: Loop) -> StaticBuffer:
+    """Replaces the labels of ``loop``, the loop of a lane, by the same in a static buffer."""
+    assert isinstance(loop, FeedbackLoop), "lanes have labels"
+    labels = loop.labels
+    buffer = StaticBuffer(lambda: next(labels))
+    loop.labels = StaticLabels(buffer)
+    return buffer
+
+
+@dataclass(frozen=True)
+class StaticImages:
+    """A port that receives the images in ``buffer``, which are those of ``rounds``."""
+
+    buffer: StaticBuffer
+    rounds: list[Round]
+
+    def recv(self) -> Alpha:
+        x = self.buffer.take()
+        return Alpha(self.rounds.pop(0), x)
+
+
+@dataclass(frozen=True)
 class StaticLabels:
-    """The labels of a lane, in a static buffer."""
+    """The labels in ``buffer``."""
 
-    def __init__(self, labels: Iterator[Tensor]) -> None:
-        self._static = StaticBuffer(lambda: next(labels))
-
-    @classmethod
-    def of(cls, loop: Loop) -> StaticLabels:
-        """Replaces the labels of ``loop``, the loop of a lane."""
-        assert isinstance(loop, FeedbackLoop), "lanes have labels"
-        loop.labels = static = cls(loop.labels)
-        return static
-
-    def fetch(self) -> None:
-        """Queues the copy of the next labels, for the next ``next``."""
-        self._static.fetch()
+    buffer: StaticBuffer
 
     def __iter__(self) -> StaticLabels:
         return self
 
     def __next__(self) -> Tensor:
-        return self._static.take()
+        return self.buffer.take()

@@ -17,7 +17,7 @@ from bllpipe.distributed.process_group import World, close_group, open_group
 from bllpipe.distributed.torchrun import RankEnvironment
 from bllpipe.engines import NETWORK, Options, topology
 from bllpipe.engines.build import make_actor, make_worker
-from bllpipe.engines.devices import Machine, compare_devices, distinct_gpus, rank_device, set_up
+from bllpipe.engines.devices import Machine, RankDevices, compare_devices, set_up
 from bllpipe.engines.job import Job, JobStore
 from bllpipe.engines.ranks import agree_in_world, run_process
 from bllpipe.engines.runner import is_complete, report_complete, train
@@ -70,12 +70,12 @@ def _run_in_world(config: Config, options: Options, world: World, watchdog: Watc
 
 def own_device(config: Config, layout: Topology, environment: RankEnvironment) -> torch.device:
     """The device of this rank; ConfigError when ranks would have to share a GPU, which NCCL refuses."""
-    machine = Machine.found()
-    device = rank_device(config, layout, environment, machine)
-    if device.type == "cuda" and not distinct_gpus(config, layout, environment, machine):
+    devices = RankDevices(config, layout, environment, Machine.found())
+    device = devices.device()
+    if device.type == "cuda" and not devices.has_distinct_gpus():
         raise ConfigError(
             f"engine {config.engine} needs a GPU a rank, but {layout.num_blocks} ranks find "
-            f"{machine.gpus} on this machine; use --set device=cpu, or fewer blocks"
+            f"{devices.machine.gpus} on this machine; use --set device=cpu, or fewer blocks"
         )
     return device
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,8 +24,6 @@ from bllpipe.config import Config
 from bllpipe.engines import Options
 from bllpipe.engines.pipeline_stages import Schedule, StageModule, build_stage_loop, microbatch_size, wire_format
 from bllpipe.engines.synchronous import RankContext, StageTrainer, run_synchronous
-from bllpipe.training.loops import Loop
-from bllpipe.training.timing import Metered
 
 # Made from one stage a rank, or from a list of two.
 ONE_STAGE: dict[str, Callable[..., Any]] = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
@@ -40,11 +39,6 @@ def run(config: Config, options: Options) -> int:
     # the failing rank reports the error itself
     logging.getLogger("torch.distributed.pipelining").setLevel(logging.CRITICAL)
     return run_synchronous(config, options, build_loop)
-
-
-def build_loop(context: RankContext) -> tuple[Loop, list[Metered]]:
-    """The loop of a rank."""
-    return build_stage_loop(context, torch_schedule)
 
 
 def torch_schedule(
@@ -85,3 +79,6 @@ def make_schedule(config: Config, stages: Sequence[PipelineStage], trainer: Stag
     else:
         schedule = TWO_STAGES[config.engine](list(stages), microbatches, trainer.loss)
     return schedule
+
+
+build_loop = partial(build_stage_loop, make_schedule=torch_schedule)

@@ -60,14 +60,11 @@ class RunSchedule:
     def _after(self, done: int, epoch: int) -> Iterator[Round]:
         """The rounds after ``done`` training steps: a test, a checkpoint, both, or none."""
         if self.evaluate_every is not None and (done == self.total_steps or _is_multiple(done, self.evaluate_every)):
-            yield from self._test(done, epoch)
+            for batch, first in enumerate(range(0, self.num_test, self.batch_size)):
+                yield Round("evaluate", done, epoch, batch, min(self.batch_size, self.num_test - first))
+            yield Round("score", done, epoch)
         if done == self.last_step or _is_multiple(done, self.save_every or 0):
             yield Round("end" if self.save_every is None else "save", done, epoch)
-
-    def _test(self, done: int, epoch: int) -> Iterator[Round]:
-        for batch, first in enumerate(range(0, self.num_test, self.batch_size)):
-            yield Round("evaluate", done, epoch, batch, min(self.batch_size, self.num_test - first))
-        yield Round("score", done, epoch)
 
 
 def _is_multiple(done: int, every: int) -> bool:

@@ -53,7 +53,8 @@ class StopAgreement:
         for number, entry in enumerate(rounds):
             self._begun[actor] = number + 1  # before the check: freeze() either sees this round, or is seen here
             if self.is_frozen and number >= self._agreed():
-                self.stopped = stop_checkpoint(last, entry, self.saves)
+                epoch, tested = (last or entry).epoch, entry.phase not in ("evaluate", "score")
+                self.stopped = Round("save" if self.saves else "end", entry.step, epoch, tested=tested)
                 if not self.saves or not (saved if last is None else last.phase == "save"):
                     yield self.stopped
                 return
@@ -82,13 +83,6 @@ class StopAgreement:
                 f"{self._agreement_seconds:g} s; the run resumes from its last checkpoint with --resume auto"
             )
         return self._end
-
-
-def stop_checkpoint(last: Round | None, following: Round, saves: bool = True) -> Round:
-    """The last round of a run that stops before ``following``."""
-    epoch = following.epoch if last is None else last.epoch
-    tested = following.phase not in ("evaluate", "score")
-    return Round("save" if saves else "end", following.step, epoch, tested=tested)
 
 
 class GracefulStop:

@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import BatchNorm2d
 
 from bllpipe.config import load_config
-from bllpipe.distributed.local_links import LocalWires
+from bllpipe.distributed.local_links import LocalLinks
 from bllpipe.distributed.torchrun import allow_deterministic_products
 from bllpipe.engines.build import JobBuilder, build_job_segment
 from bllpipe.engines.devices import set_up
@@ -96,7 +96,7 @@ def test_compiled_parts_keep_their_names_and_their_steps(settings: tuple[str, ..
 
 
 def test_blocks_that_take_turns_on_a_cpu_have_channels(tmp_path: Path) -> None:
-    assert isinstance(links_in_turn(job_of(tmp_path, "blocks=2")[0], CPU), LocalWires)
+    assert isinstance(links_in_turn(job_of(tmp_path, "blocks=2")[0], CPU), LocalLinks)
 
 
 def test_products_are_deterministic_unless_somebody_has_chosen() -> None:
@@ -115,7 +115,7 @@ def test_batch_norms_beside_nccl_leave_cudnn_alone(
 ) -> None:
     monkeypatch.setattr(block, "lies_channels_last", lambda config, device: True)  # as on a GPU
     job, store = job_of(tmp_path, "blocks=2", "objective.head=conv", f"gpu.compile={compiled}")
-    assembly = JobBuilder(job, store, LocalWires(CPU, timeout=1), beside_nccl=beside_nccl)
+    assembly = JobBuilder(job, store, LocalLinks(CPU, timeout=1), beside_nccl=beside_nccl)
     built = assembly._block(0, build_job_segment(job, store, 0, CPU))
     norms = [part for part in (*built.segment.modules(), *built.head.modules()) if isinstance(part, BatchNorm2d)]
     assert len(norms) > 2 and all(("forward" in vars(norm)) is expected for norm in norms)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bllpipe.config import load_config
-from bllpipe.distributed.cuda_streams import HostStreams, Ring, RingWires, streams_on
+from bllpipe.distributed.cuda_streams import HostStreams, Ring, RingLinks, streams_on
 from bllpipe.engines import Options, streams
 from bllpipe.engines.in_process import run_in_process, run_in_turn
 from bllpipe.engines.job import Job
@@ -115,7 +115,7 @@ def test_the_lines_of_metrics_are_those_of_sequential(tmp_path: Path) -> None:
     assert lines("streams") == lines("sequential")
 
 
-def in_random_order(seed: int, job: Job, parts: list[Worker], links: RingWires) -> None:
+def in_random_order(seed: int, job: Job, parts: list[Worker], links: RingLinks) -> None:
     """Everything as soon as what it needs is done, in an order that nobody has thought of."""
     blocks, lanes = make_columns(job, parts, links.streams)
     rounds, draw, last = list(job.rounds()), random.Random(seed), len(blocks) - 1

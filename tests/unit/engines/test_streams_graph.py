@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bllpipe.config import Config, load_config
-from bllpipe.distributed.cuda_streams import Ring, RingWires
+from bllpipe.distributed.cuda_streams import Ring, RingLinks
 from bllpipe.engines import Options, build, streams
 from bllpipe.engines.streams_graph import WavefrontGraph, WavefrontStep
 from bllpipe.errors import ConfigError, NonFiniteError
@@ -252,18 +252,18 @@ def test_a_stream_that_is_not_joined_is_found(tmp_path: Path, monkeypatch: pytes
 
 def test_events_do_not_pass_between_inside_and_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rings must forget those of the other side: on the way in, and on the way out."""
-    settle = RingWires.rebase_events
+    settle = RingLinks.rebase_events
     for number, told in (
         (1, "lane 2 in graph 0 waits inside of a graph for an event from outside"),
         (2, "waits for an event of a graph, outside of it"),
     ):
         calls = count(1)
 
-        def forgotten(wires: RingWires, event: Any, calls: Any = calls, number: int = number) -> None:
+        def forgotten(wires: RingLinks, event: Any, calls: Any = calls, number: int = number) -> None:
             if next(calls) != number:
                 settle(wires, event)
 
-        monkeypatch.setattr(RingWires, "rebase_events", forgotten)
+        monkeypatch.setattr(RingLinks, "rebase_events", forgotten)
         with pytest.raises(AssertionError, match=told):  # a step is traced right behind the first graph
             Twin().train(tmp_path / str(number), "trace.first_step=6", "trace.num_steps=1")
 
