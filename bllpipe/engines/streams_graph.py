@@ -90,13 +90,9 @@ class WavefrontGraph:
         """Queues the whole step if it can be one graph. If not, it queues nothing, and work that is queued next waits
         for all steps before it."""
         if not self._policy.can_capture(wave):
-            if self._has_launched:
-                self._fork(self._stream.record())
-            self._has_launched = False
+            self._leave()
             return False
-        if not self._has_launched:
-            self._join(self._stream)
-        self._has_launched = True
+        self._enter()
         with self._stream.at_work():
             rates = self._fetch(wave)
             recorded = self._recorded.get(self._links.positions)
@@ -108,6 +104,16 @@ class WavefrontGraph:
                     wave, [replace(each, lr=lr) for each, lr in zip(recorded.outcomes, rates, strict=True)]
                 )
         return True
+
+    def _enter(self) -> None:
+        if not self._has_launched:
+            self._join(self._stream)
+        self._has_launched = True
+
+    def _leave(self) -> None:
+        if self._has_launched:
+            self._fork(self._stream.record())
+        self._has_launched = False
 
     def _fork(self, event: Event) -> None:
         """The streams of all actors wait for ``event``."""
