@@ -23,7 +23,7 @@ from benchmarks.report import Timing, table, write
 from bllpipe.config.schema import BackendConfig
 from bllpipe.distributed.message_format import Layout, alpha_fields
 from bllpipe.distributed.process_group import GROUP_TIMEOUT, open_edges
-from bllpipe.distributed.process_links import ProcessWires
+from bllpipe.distributed.process_links import ProcessLinks
 from bllpipe.messages import Alpha, Round
 from bllpipe.topology import Edge
 
@@ -105,7 +105,7 @@ def _process(rank: int, case: Case, trips: int, folder: str, answers: Any) -> No
 def _edge(rank: int, alpha: torch.Tensor, store: Any) -> Callable[[], None]:
     """Through the pipeline's own ports."""
     backends = {"alpha": "gloo"}
-    wires = ProcessWires(open_edges(EDGES, lambda edge: "gloo", CPU), backends, BackendConfig(), CPU, store)
+    wires = ProcessLinks(open_edges(EDGES, lambda edge: "gloo", CPU), backends, BackendConfig(), CPU, store)
     layouts = [
         Layout(edge, ("there", "back"), alpha_fields(tuple(alpha.shape[1:]), alpha.dtype), len(alpha), ring=2)
         for edge in EDGES

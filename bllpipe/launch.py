@@ -26,16 +26,15 @@ from bllpipe.distributed.torchrun import (
     die_with_agent,
     fault_text,
     has_agent,
-    speaks_for_all,
+    is_lead,
     stop_torchrun,
 )
-from bllpipe.engines import Options, Output, engine, topology
+from bllpipe.engines import Callback, Options, Output, engine, topology
 from bllpipe.engines.launcher import run_ranks
 from bllpipe.errors import BllpipeError, ConfigError
 from bllpipe.models.partition import bounds
 from bllpipe.tools.monitoring.live_table import release
 from bllpipe.tools.monitoring.progress import ProgressDisplay
-from bllpipe.training.callbacks import Callback
 from bllpipe.training.run_schedule import RunSchedule
 from bllpipe.utils.console import drop_unwritten, repair_standard_streams, warn
 from bllpipe.utils.process import name_process
@@ -192,9 +191,9 @@ def _check_restarts(max_restarts: int, config: Config, environment: RankEnvironm
 def fail_before_the_store(error: BllpipeError, environment: RankEnvironment | None) -> int:
     """All ranks find the same error at the same time; only the first one prints it. Without an agent, which ends the
     others then, a rank cannot know that there is a first one, and prints it when it is still here after a while."""
-    if not speaks_for_all():
+    if not is_lead():
         threading.Event().wait(SILENT_SECONDS)
-    if speaks_for_all() or not has_agent():
+    if is_lead() or not has_agent():
         warn(str(error))
     if environment is not None and environment.local_rank == 0:
         stop_torchrun(environment, error.exit_code)

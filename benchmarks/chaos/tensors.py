@@ -30,7 +30,7 @@ from benchmarks.chaos.hostile import (
     unharmed,
 )
 from bllpipe.checkpoint import open_checkpoint
-from bllpipe.checkpoint.format import MANIFEST, DirectoryName, FileEntry, Manifest, facts_file, tensor_file
+from bllpipe.checkpoint.format import MANIFEST, DirectoryName, FileEntry, Manifest, metadata_file, tensor_file
 from bllpipe.tools.analysis.network_file import load_network, whole_network
 from bllpipe.utils.files import render
 from bllpipe.utils.tensors import restore
@@ -74,13 +74,13 @@ def _read_shard(path: Path) -> None:
     checkpoint.mkdir()
     if os.path.lexists(path):
         path.rename(checkpoint / path.name)
-    (checkpoint / facts_file(0)).write_bytes(render({"rank": 0, "config": {}}))
+    (checkpoint / metadata_file(0)).write_bytes(render({"rank": 0, "config": {}}))
     (checkpoint / MANIFEST).write_bytes(render(Manifest(1, 1, _sealed(checkpoint)).to_record()))
     restore(own(), open_checkpoint(checkpoint).mapped())
 
 
 def _sealed(checkpoint: Path) -> dict[str, FileEntry]:
-    names = (tensor_file(0), facts_file(0))
+    names = (tensor_file(0), metadata_file(0))
     return {name: FileEntry.of(file) if (file := checkpoint / name).is_file() else FileEntry(0, "") for name in names}
 
 

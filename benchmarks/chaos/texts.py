@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.chaos.cases import Case, Families, MakeCase
 from benchmarks.chaos.hostile import Write, file_case, mutated, no_file, noise, of_kinds, refused, sparse
 from bllpipe.checkpoint import Checkpoint
-from bllpipe.checkpoint.format import MANIFEST, Manifest, facts_file
+from bllpipe.checkpoint.format import MANIFEST, Manifest, metadata_file
 from bllpipe.checkpoint.resume import flat
 from bllpipe.config import Config, load_config, to_yaml
 from bllpipe.utils.files import MAX_BYTES, render
@@ -140,7 +140,7 @@ def _records() -> MakeCase:
         "large": _large_json,
     }
     kinds: dict[str, MakeCase] = {}
-    for name, read in ((MANIFEST, _read_manifest), (facts_file(0), _read_config)):
+    for name, read in ((MANIFEST, _read_manifest), (metadata_file(0), _read_config)):
         case = partial(file_case, name, read=read)
         for kind, make in makers.items():
             kinds[f"{name}, {kind}"] = case(write=written(make))

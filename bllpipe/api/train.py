@@ -24,7 +24,7 @@ from bllpipe.config.loader import put, read_yaml
 from bllpipe.config.schema import END_TO_END
 from bllpipe.distributed.torchrun import RankEnvironment, die_with_agent
 from bllpipe.engines import Options, engine, topology
-from bllpipe.engines.job import Job
+from bllpipe.engines.job import Job, JobStore
 from bllpipe.engines.runner import is_complete
 from bllpipe.errors import BllpipeError, CheckpointError, ConfigError
 from bllpipe.launch import SPREAD, check_start, choose_callbacks, fail_before_the_store
@@ -78,7 +78,7 @@ def train(
     environment = RankEnvironment.read()
     if environment is not None:
         die_with_agent(environment)
-    jobs: list[Job] = []
+    jobs: list[tuple[Job, JobStore]] = []
     number = next(STARTED)
     try:
         hint = "use a directory, such as run_dir='runs/a'"
@@ -87,7 +87,9 @@ def train(
         keys = (accept,) if isinstance(accept, str) else tuple(accept)
         made = build_config(model, data, arguments, environment is not None)
         callbacks = choose_callbacks(made)
-        options = Options(start, directory, keys, on_agreed=jobs.append, number=number, callbacks=callbacks)
+        options = Options(
+            start, directory, keys, on_agreed=lambda *job: jobs.append(job), number=number, callbacks=callbacks
+        )
         options.check()
         if made.engine in SPREAD and environment is None:
             size, script = topology(made).world_size, sys.argv[0] or "SCRIPT.py"
@@ -103,14 +105,16 @@ def train(
     return _run(made, options, jobs, environment)
 
 
-def _run(config: Config, options: Options, jobs: list[Job], environment: RankEnvironment | None) -> Run:
+def _run(
+    config: Config, options: Options, jobs: list[tuple[Job, JobStore]], environment: RankEnvironment | None
+) -> Run:
     start: Callable[[Config, Options], int] = engine(config.engine)
     code = start(config, options)
-    job = jobs[-1]
-    if job.ending.stopped is not None:
+    job, store = jobs[-1]
+    if job.stop.stopped is not None:
         raise SystemExit(code)
     if environment is not None and not is_complete(job):
-        job.store.get("concluded")
+        store.get("concluded")
     return Run(job.directory.path, environment.rank if environment else 0)
 
 

@@ -81,7 +81,16 @@ class Manifest:
         record, content = read_record(path)
         if record.get("format") != FORMAT:
             raise CheckpointError(f"{path} has format {record.get('format')!r:.80}; this version reads format {FORMAT}")
-        manifest = _interpret(record, path)
+        match record:
+            case {"step": int(step), "world_size": int(world_size), "files": dict(entries)}:
+                if world_size < 1 or len(entries) != 2 * world_size or set(entries) != file_names(world_size):
+                    raise CheckpointError(
+                        f"{path} does not list exactly one pair of files for each of {world_size} ranks"
+                    )
+                files = {name: _entry(entry, path) for name, entry in entries.items()}
+                manifest = cls(int(step), int(world_size), files)
+            case _:
+                raise CheckpointError(f"{path} is damaged: it is not a manifest")
         if content != render(manifest.to_record()):
             raise CheckpointError(f"{path} was changed: its content does not match its own SHA-256")
         return manifest
@@ -101,16 +110,6 @@ class Manifest:
                 (entry.verify_size if sizes_only else entry.verify)(directory / file)
             except CheckpointError as error:
                 yield str(error)
-
-
-def _interpret(record: Mapping[str, Any], path: Path) -> Manifest:
-    """The manifest in ``record``, if its values have the right types and it lists exactly the files of every rank."""
-    match record:
-        case {"step": int(step), "world_size": int(world_size), "files": dict(entries)}:
-            if world_size < 1 or len(entries) != 2 * world_size or set(entries) != file_names(world_size):
-                raise CheckpointError(f"{path} does not list exactly one pair of files for each of {world_size} ranks")
-            return Manifest(int(step), int(world_size), {name: _entry(entry, path) for name, entry in entries.items()})
-    raise CheckpointError(f"{path} is damaged: it is not a manifest")
 
 
 def _entry(record: object, path: Path) -> FileEntry:
@@ -145,10 +144,10 @@ def tensor_file(rank: int) -> str:
     return f"rank-{rank}.safetensors"
 
 
-def facts_file(rank: int) -> str:
+def metadata_file(rank: int) -> str:
     return f"rank-{rank}.json"
 
 
 def file_names(world_size: int) -> set[str]:
     """The pairs of all ranks: all files of a checkpoint except its manifest."""
-    return {name(rank) for rank in range(world_size) for name in (tensor_file, facts_file)}
+    return {name(rank) for rank in range(world_size) for name in (tensor_file, metadata_file)}

@@ -17,7 +17,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from bllpipe.checkpoint.format import MANIFEST, DirectoryName, Manifest, facts_file, tensor_file
+from bllpipe.checkpoint.format import MANIFEST, DirectoryName, Manifest, metadata_file, tensor_file
 from bllpipe.errors import CheckpointError
 from bllpipe.utils.files import ordinary_size, read_record
 
@@ -57,13 +57,13 @@ class Checkpoint:
         """The names of all tensors, in order of rank; no values are read."""
         return [name for rank in range(self.world_size) for name in tensor_entries(self.path / tensor_file(rank))]
 
-    def facts(self) -> list[dict[str, Any]]:
-        """The metadata of each rank, in the order of ranks."""
-        return [read_facts(self.path, rank) for rank in range(self.world_size)]
+    def metadata(self) -> list[dict[str, Any]]:
+        """The metadata of each rank (rank-k.json), in the order of ranks."""
+        return [read_metadata(self.path, rank) for rank in range(self.world_size)]
 
     def config(self) -> dict[str, Any]:
         """The config of the run that wrote it, as nested dicts; CheckpointError if the first rank has none."""
-        config = read_facts(self.path, 0).get("config")
+        config = read_metadata(self.path, 0).get("config")
         if not isinstance(config, dict):
             raise CheckpointError(
                 f"{self.path} does not hold the config that it was written with; use another checkpoint"
@@ -232,5 +232,5 @@ def _names(file: Any, prefix: str = "") -> list[str]:
     return [name for name in list(file.keys()) if name.startswith(prefix)]
 
 
-def read_facts(directory: Path, rank: int) -> dict[str, Any]:
-    return read_record(directory / facts_file(rank))[0]
+def read_metadata(directory: Path, rank: int) -> dict[str, Any]:
+    return read_record(directory / metadata_file(rank))[0]

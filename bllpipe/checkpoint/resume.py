@@ -5,7 +5,7 @@ those of the checkpoint.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,18 @@ ABSENT = "nothing"
 def choose_directory(config: Config, resume: str, run_dir: str | None, root: Path = Path("runs")) -> Path:
     """The run directory: ``run_dir``, that of the run to resume, or a new one under ``root``."""
     if run_dir is not None:
-        return _unused(Path(run_dir)) if resume == "never" else Path(run_dir)
+        path = Path(run_dir)
+        if resume == "never" and (path / "config.yaml").exists():
+            raise ConfigError(f"{path} holds a run already; add --resume auto to resume it, or use another --run-dir")
+        return path
     if resume not in ("auto", "never"):
         return open_checkpoint(Path(resume)).path.parent.parent
     name = config.name or default_name(config)
-    existing = [path for path in _candidates(root, name) if path.exists()]
-    if resume == "auto" and existing:
-        return existing[-1]
-    return next(path for path in _candidates(root, name, endless=True) if not path.exists())
+    path, newest, number = root / name, None, 1
+    while path.exists():
+        newest, number = path, number + 1
+        path = root / f"{name}-{number}"
+    return newest if newest is not None and resume == "auto" else path
 
 
 def default_name(config: Config) -> str:
@@ -74,23 +78,6 @@ def changes_since(
     return changed
 
 
-def _unused(path: Path) -> Path:
-    if (path / "config.yaml").exists():
-        raise ConfigError(f"{path} holds a run already; add --resume auto to resume it, or use another --run-dir")
-    return path
-
-
-def _candidates(root: Path, name: str, endless: bool = False) -> Iterator[Path]:
-    """name, name-2, name-3, ...: without end, or up to the first that does not exist."""
-    number = 1
-    while True:
-        path = root / (name if number == 1 else f"{name}-{number}")
-        yield path
-        if not endless and not path.exists():
-            return
-        number += 1
-
-
 @dataclass(frozen=True)
 class Change:
     """A key with the value ``then`` in the checkpoint and another one ``now``, both in JSON."""
@@ -116,7 +103,8 @@ class Change:
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     """The differences between two configurations, nested mappings, in the order of the keys."""
-    before, after = _rendered(then), _rendered(now)
+    # values as JSON, so that those of a file and of the command line compare equal
+    before, after = ({key: json.dumps(value) for key, value in flat(each).items()} for each in (then, now))
     pairs = ((key, before.get(key, ABSENT), after.get(key, ABSENT)) for key in sorted(before.keys() | after.keys()))
     return [Change(key, was, is_now) for key, was, is_now in pairs if was != is_now]
 
@@ -141,8 +129,3 @@ def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in mapping.items():
         pairs |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return pairs
-
-
-def _rendered(mapping: Mapping[str, Any]) -> dict[str, str]:
-    """Values as JSON, so that values from a file and from the command line compare equal."""
-    return {key: json.dumps(value) for key, value in flat(mapping).items()}

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bllpipe.checkpoint.format import MANIFEST, DirectoryName, FileEntry, Manifest, facts_file, tensor_file
+from bllpipe.checkpoint.format import MANIFEST, DirectoryName, FileEntry, Manifest, metadata_file, tensor_file
 from bllpipe.checkpoint.reader import check_header
 from bllpipe.errors import OutputError, WireError
 from bllpipe.messages import Store
@@ -72,7 +72,7 @@ class CheckpointWriter:
         for call in self._calls.get(point, ()):
             call(step, path)
 
-    def write(self, step: int, rank: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    def write(self, step: int, rank: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
         """Writes this rank's pair. The last rank to do so makes the checkpoint valid.
 
         The tensors must not change meanwhile.
@@ -82,12 +82,15 @@ class CheckpointWriter:
         self._reach(step, "save", partial)
         try:
             partial.mkdir(parents=True, exist_ok=True)
-            entries = write_shard(partial, rank, tensors, facts, functools.partial(self._reach, step))
+            entries = write_shard(partial, rank, tensors, metadata, functools.partial(self._reach, step))
             published = {"files": {name: asdict(entry) for name, entry in entries.items()}}
         except (OSError, SafetensorError) as error:
             size = sum(tensor.nbytes for tensor in tensors.values())
             published = {"refused": self._refuse(step, rank, f"{size:,} bytes", partial, error)}
-        if self._is_last(step, rank, published):
+        self._store.set(f"checkpoint/{step}/{rank}", json.dumps(published))
+        written = self._store.add(f"checkpoint/{step}/written", 1)
+        assert written <= self._world_size, f"step {step} was written twice"
+        if written == self._world_size:
             self._finish(step, rank, partial)
 
     def wait_committed(self, step: int) -> None:
@@ -110,13 +113,6 @@ class CheckpointWriter:
             self._store.set(f"checkpoint/{step}/committed", f"rank {rank} {found}")
             raise OutputError(f"rank {rank} {found}; the checkpoints before it are untouched") from error
         return f"rank {rank} {found}"
-
-    def _is_last(self, step: int, rank: int, published: Mapping[str, Any]) -> bool:
-        """Publishes what this rank has written, or why not. Whether all other ranks have done so before."""
-        self._store.set(f"checkpoint/{step}/{rank}", json.dumps(published))
-        written = self._store.add(f"checkpoint/{step}/written", 1)
-        assert written <= self._world_size, f"step {step} was written twice"
-        return written == self._world_size
 
     def _finish(self, step: int, rank: int, partial: Path) -> None:
         """Makes the checkpoint valid, or removes its files, so that they do not fill the disk."""
@@ -143,13 +139,8 @@ class CheckpointWriter:
         _remove(*(path for path in partial.iterdir() if path.name not in {MANIFEST, *manifest.files}))
         sync(partial)
         self._reach(step, "rename", partial)
-        self._put_in_place(step, partial)
-
-    def _put_in_place(self, step: int, partial: Path) -> None:
-        """Renames ``partial``. A checkpoint of the same step is moved aside first, where readers find it if this
-        process is killed in between."""
         final = self._directory / str(DirectoryName(step))
-        if final.exists():
+        if final.exists():  # it is moved aside, where readers find it if this process is killed before the rename
             aside = self._directory / str(DirectoryName(step, "replaced", self._attempt))
             _remove(aside)
             final.rename(aside)
@@ -164,7 +155,7 @@ class CheckpointWriter:
             found = "; ".join(refusals)
             warn(f"{found}; the run goes on without (checkpoint.if_unwritable: go_on), and tries the next one")
         if in_trouble and not refusals:
-            warn(f"checkpoints can be written again: that of step {step} is whole")
+            warn(f"checkpoints can be written again: that of step {step} is complete")
         if bool(refusals) != in_trouble:
             self._store.set("checkpoint/trouble", "yes" if refusals else "no")
 
@@ -203,19 +194,19 @@ def _remove(*paths: Path) -> None:
 
 
 def write_shard(
-    directory: Path, rank: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], reach: Reach
+    directory: Path, rank: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], reach: Reach
 ) -> dict[str, FileEntry]:
     """Writes the pair of a rank durably; returns the manifest's entries for both files.
 
     Raises CheckpointError for so many tensors, or so much metadata, that they could not be read back.
     """
-    pair = (directory / tensor_file(rank), directory / facts_file(rank))
+    pair = (directory / tensor_file(rank), directory / metadata_file(rank))
     with atomic_file(pair[0]) as temporary:
         save_file(separate(tensors), temporary)
         reach("tensors", temporary)
         check_header(temporary)
     reach("facts", pair[0])
-    write_record(pair[1], facts)
+    write_record(pair[1], metadata)
     return {path.name: FileEntry.of(path) for path in pair}
 
 

@@ -229,7 +229,7 @@ class RingReceiver:
         return self.ring.take(next(self.rounds))
 
 
-class RingWires:
+class RingLinks:
     """One ring buffer an edge, as deep as the wavefront needs: one slot is read while the next one is filled, and
     statistics wait for the ``lag`` of the feedback. ``channels_last`` is the memory format of activations."""
 

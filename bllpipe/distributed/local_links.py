@@ -63,7 +63,7 @@ class LocalReceiver:
         return len(self._channel)
 
 
-class LocalWires:
+class LocalLinks:
     """One channel an edge, as deep as the edge's ring."""
 
     def __init__(self, device: torch.device, timeout: float) -> None:

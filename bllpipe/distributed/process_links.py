@@ -23,7 +23,7 @@ End = Literal["src", "dst"]
 OTHER: dict[End, End] = {"src": "dst", "dst": "src"}
 
 
-class ProcessWires:
+class ProcessLinks:
     """This rank's ends of the edges in ``groups``; ``backends`` names the backend of each kind. Call ``agree`` after
     all ends are made, and before the first message."""
 

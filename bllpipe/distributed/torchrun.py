@@ -106,7 +106,7 @@ def settings(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
     return {name: variables[name] for name in sorted(chosen)}
 
 
-def speaks_for_all(variables: Mapping[str, str] = os.environ) -> bool:
+def is_lead(variables: Mapping[str, str] = os.environ) -> bool:
     """Whether this process is the one that prints what all ranks found alike: rank 0, and every process of which it is
     not certain that it is another rank. An error that is said twice is better than one that is not said."""
     try:

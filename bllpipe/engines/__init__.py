@@ -4,42 +4,75 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from bllpipe.config import Config
 from bllpipe.config.loader import check_keys
 from bllpipe.config.schema import SYNCHRONOUS, TORCH_PIPELINES, TWO_STAGES
 from bllpipe.errors import ConfigError
 from bllpipe.topology import Placement, Topology
-from bllpipe.training.callbacks import Callback
 from bllpipe.utils.files import RunLock
+
+if TYPE_CHECKING:
+    from bllpipe.training.worker import Worker
 
 Output = Literal["auto", "live", "plain", "quiet", "json"]
 
 
+class Callback(Protocol):
+    """The events of a run in one process. A callback inherits from this class and overrides the events that it needs.
+
+    ``job`` is a Job and ``store`` a JobStore of bllpipe.engines.job, which imports this module.
+    """
+
+    wraps_steps: bool = False  # whether it wraps methods of a training step, which a CUDA graph would not call
+
+    def on_start(self, job: Any, store: Any, worker: Worker) -> None:
+        """A worker of this process is built; training has not begun."""
+        return None
+
+    def on_end(self, worker: Worker) -> None:
+        """The worker has posted its report."""
+        return None
+
+    def on_failure(self, run_directory: Path, error: BaseException) -> None:
+        """The run has failed, in this process first, and its status.json says so."""
+        return None
+
+    def on_exit(self) -> None:
+        """This process ends at once, because of a failure or a second signal."""
+        return None
+
+    def display(self, job: Any, store: Any) -> AbstractContextManager[object]:
+        """The context in which the job trains, in the one process that prints."""
+        return nullcontext()
+
+
 @dataclass(frozen=True)
 class Options:
-    """What the command line says beside the config. ``resume`` is ``auto``, ``never`` or the path of a checkpoint;
-    ``accept`` names keys, and sections of keys, that may differ from those of the checkpoint; ``output`` is what is
-    displayed while the run trains. A script gets the job through ``on_agreed``, and its process continues after the
-    run, which is the run ``number`` of that process."""
+    """The arguments of the command line other than the config. ``resume`` is ``auto``, ``never`` or the path of a
+    checkpoint; ``accept`` names keys, and sections of keys, that may differ from those of the checkpoint; ``output`` is
+    what is displayed while the run trains. A script gets the job and its store through ``on_agreed``, and its process
+    continues after the run, which is the run ``number`` of that process."""
 
     resume: str = "never"
     run_dir: str | None = None
     accept: tuple[str, ...] = ()
     output: Output = "auto"
-    on_agreed: Callable[[Any], None] | None = None  # takes a Job, whose module imports this one
+    on_agreed: Callable[[Any, Any], None] | None = None  # takes a Job and a JobStore, whose module imports this one
     number: int = 1
     callbacks: tuple[Callback, ...] = ()
     lock: RunLock = field(default_factory=RunLock, compare=False)  # of the run directory, in the rank that decides
 
     def check(self) -> None:
-        """Raises ConfigError for --accept in a run that does not go on, or of keys that do not exist."""
+        """Raises ConfigError for --accept in a run that does not resume, or of keys that do not exist."""
         check_keys(self.accept)
         if self.accept and self.resume == "never":
             raise ConfigError(
-                f"--accept {' '.join(self.accept)} is for a run that goes on; add --resume auto, or --resume with the "
+                f"--accept {' '.join(self.accept)} is for a run that resumes; add --resume auto, or --resume with the "
                 f"path of a checkpoint"
             )
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -20,9 +21,9 @@ from bllpipe.config import to_mapping
 from bllpipe.config.schema import PIPELINES
 from bllpipe.data.base import ImageSet, LabelSet, data_identity
 from bllpipe.data.loader import LabelSource, label_batches
-from bllpipe.distributed.torchrun import speaks_for_all
-from bllpipe.engines.job import Job
-from bllpipe.engines.ports import ActorPorts, NullSender, PortWrapper, Wires, identity, image_port, rounds_of
+from bllpipe.distributed.torchrun import is_lead
+from bllpipe.engines.job import Job, JobStore
+from bllpipe.engines.ports import ActorPorts, Links, NullSender, PortWrapper, identity, image_port
 from bllpipe.errors import CheckpointError, ConfigError
 from bllpipe.learn.block import Block, alpha_shape, make_block
 from bllpipe.learn.cuda_graphs import speed_up
@@ -30,12 +31,10 @@ from bllpipe.learn.distributions import FAMILIES, num_channels
 from bllpipe.learn.feedback import make_feedback
 from bllpipe.learn.feedback_alignment import propagate
 from bllpipe.learn.memory_format import place, without_cudnn
-from bllpipe.messages import Alpha, Receiver
 from bllpipe.models.checks import check_batches, check_has_values, single_value_norms, stochastic_modules
 from bllpipe.models.partition import cut
 from bllpipe.models.registry import last_width, network_units
 from bllpipe.models.units import Segment, Unit
-from bllpipe.topology import Edge
 from bllpipe.training.instrument import guard, trace
 from bllpipe.training.loops import BlockLoop, FeedbackLoop, Loop
 from bllpipe.training.metrics_logger import MetricsLogger
@@ -55,25 +54,34 @@ class JobBuilder:
     ``ahead`` prefetches images in a thread; ``beside_nccl``: NCCL kernels run on the GPUs of the blocks."""
 
     def __init__(
-        self, job: Job, wires: Wires, wrap_port: PortWrapper = identity, ahead: bool = False, beside_nccl: bool = False
+        self,
+        job: Job,
+        store: JobStore,
+        links: Links,
+        wrap_port: PortWrapper = identity,
+        ahead: bool = False,
+        beside_nccl: bool = False,
     ) -> None:
-        self.job, self.wires, self.wrap_port, self.ahead, self.beside_nccl = job, wires, wrap_port, ahead, beside_nccl
+        self.job, self.store, self.links, self.wrap_port = job, store, links, wrap_port
+        self.ahead, self.beside_nccl = ahead, beside_nccl
 
-    def block_part(self, rank: int, segment: Segment, device: torch.device, images: ImageSet | None) -> Worker:
+    def block_worker(self, rank: int, segment: Segment, device: torch.device, images: ImageSet | None) -> Worker:
         """The worker of one block; that of the first block reads the images."""
-        job, ports = self.job, self._ports()
+        layout, ports = self.job.topology, self._ports()
         loop = BlockLoop(
             self._block(rank, segment),
-            inputs=image_port(job, images, device, ahead=self.ahead) if images else self._alphas_before(rank, ports),
-            targets=self._receiver(ports, job.topology.target_edge(rank)),
-            alphas=ports.sender(job.topology.alpha_edge(rank)),
-            stats=ports.sender(job.topology.stats_edge(rank)),
+            inputs=image_port(self.job, images, device, ahead=self.ahead)
+            if images is not None
+            else ports.receiver(layout.alpha_edge(rank - 1)),
+            targets=ports.receiver(layout.target_edge(rank)),
+            alphas=ports.sender(layout.alpha_edge(rank)),
+            stats=ports.sender(layout.stats_edge(rank)),
         )
-        return make_worker(self.job, rank, [self._actor(rank, f"block {rank}", loop, ports, device)])
+        return self._worker(rank, [self._actor(rank, f"block {rank}", loop, ports, device)])
 
-    def whole_part(self, segment: Segment, device: torch.device, images: ImageSet, labels: LabelSet) -> Worker:
+    def network_worker(self, segment: Segment, device: torch.device, images: ImageSet, labels: LabelSet) -> Worker:
         """The only worker of a network that learns end to end: it reads images and labels, and sends nothing."""
-        rounds, nowhere = self.job.messages("train", "evaluate"), NullSender()
+        rounds, nowhere = self.job.rounds("train", "evaluate"), NullSender()
         loop = BlockLoop(
             self._block(0, segment),
             inputs=image_port(self.job, images, device, ahead=self.ahead),
@@ -81,31 +89,30 @@ class JobBuilder:
             alphas=nowhere,
             stats=nowhere,
         )
-        return make_worker(self.job, 0, [self._actor(0, "block 0", loop, self._ports(), device)])
+        return self._worker(0, [self._actor(0, "block 0", loop, self._ports(), device)])
 
-    def feedback_part(self, labels: LabelSet, device: torch.device) -> Worker:
+    def feedback_worker(self, labels: LabelSet, device: torch.device) -> Worker:
         """The worker of the feedback rank: a feedback loop for every block."""
-        actors = [self._feedback_actor(*block, labels, device) for block in enumerate(unit_names(self.job))]
-        return make_worker(self.job, self.job.topology.feedback_rank, actors)
-
-    def _feedback_actor(self, block: int, name: str, labels: LabelSet, device: torch.device) -> Actor:
-        job, ports, config = self.job, self._ports(), self.job.config
-        channels, family = num_channels(job.store.shape_of(block)), FAMILIES[config.objective.family]
-        loop = FeedbackLoop(
-            name,
-            make_feedback(config.feedback, job.spec.num_classes, channels, config.seed, name, device, family),
-            labels=(label_B for _, label_B in label_batches(labels, job.rounds(), config.seed, device)),
-            targets=ports.sender(job.topology.target_edge(block)),
-            stats=self._receiver(ports, job.topology.stats_edge(block)),
-            lag=config.feedback.lag,
-        )
-        return self._actor(job.topology.feedback_rank, f"lane {block}", loop, ports, device)
+        job, config, actors = self.job, self.job.config, []
+        rank, family = job.topology.feedback_rank, FAMILIES[config.objective.family]
+        for block, name in enumerate(unit_names(job)):
+            ports, channels = self._ports(), num_channels(self.store.shape_of(block))
+            loop = FeedbackLoop(
+                name,
+                make_feedback(config.feedback, job.spec.num_classes, channels, config.seed, name, device, family),
+                labels=(label_B for _, label_B in label_batches(labels, job.rounds(), config.seed, device)),
+                targets=ports.sender(job.topology.target_edge(block)),
+                stats=ports.receiver(job.topology.stats_edge(block)),
+                lag=config.feedback.lag,
+            )
+            actors.append(self._actor(rank, f"lane {block}", loop, ports, device))
+        return self._worker(rank, actors)
 
     def _block(self, rank: int, segment: Segment) -> Block:
         job = self.job
-        shapes = job.input_shape(rank), job.store.shape_of(rank)
+        shapes = self.store.input_shape(rank, job.spec.image_shape), self.store.shape_of(rank)
         is_last = rank == job.topology.num_blocks - 1
-        sizes = job.spec.num_classes, job.plan.total_steps
+        sizes = job.spec.num_classes, job.schedule.total_steps
         block = make_block(segment, *shapes, job.config, *sizes, is_last, width_for_heads(job))
         if rank == 0 and isinstance(block.objective, nn.Module):
             warn_of_draws(dict(block.objective.named_children()), "the objective")
@@ -115,71 +122,70 @@ class JobBuilder:
         return speed_up(block, job.config)
 
     def _ports(self) -> ActorPorts:
-        return ActorPorts(self.job, self.wires, self.wrap_port)
-
-    def _alphas_before(self, rank: int, ports: ActorPorts) -> Receiver[Alpha]:
-        edge = self.job.topology.alpha_edge(rank - 1)
-        assert edge is not None, "a block without images has one before it"
-        return self._receiver(ports, edge)
-
-    def _receiver(self, ports: ActorPorts, edge: Edge) -> Receiver[Any]:
-        return ports.receiver(edge, rounds_of(self.job, edge))
+        return ActorPorts(self.job, self.store, self.links, self.wrap_port)
 
     def _actor(self, rank: int, name: str, loop: Loop, ports: ActorPorts, device: torch.device) -> Actor:
-        return make_actor(self.job, rank, self.job.topology.role(rank), name, loop, ports.opened, device)
+        return make_actor(self.job, self.store, rank, self.job.topology.role(rank), name, loop, ports.opened, device)
+
+    def _worker(self, rank: int, actors: list[Actor]) -> Worker:
+        return make_worker(self.job, self.store, rank, actors)
 
 
 def make_actor(
-    job: Job, rank: int, role: str, name: str, loop: Loop, ports: list[Metered], device: torch.device
+    job: Job,
+    store: JobStore,
+    rank: int,
+    role: str,
+    name: str,
+    loop: Loop,
+    ports: list[Metered],
+    device: torch.device,
 ) -> Actor:
     """``loop`` with stopwatch, metrics logger, a check of its losses and, with ``trace.num_steps``, spans."""
-    log_every = job.config.log.every_steps
-    stopwatch = Stopwatch(ports, int(job.start + STEADY_AFTER * (job.plan.last_step - job.start)))
+    stopwatch = Stopwatch(ports, int(job.start + STEADY_AFTER * (job.schedule.last_step - job.start)))
     place = {"rank": rank, "role": role, "actor": name}
-    recorder = MetricsLogger(place, job.directory, job.store, stopwatch, log_every)
-    return with_spans(job, guard(Actor(loop, stopwatch, recorder), at_lines=device.type != "cpu"))
-
-
-def make_worker(job: Job, rank: int, actors: list[Actor]) -> Worker:
-    """A rank: its actors, restored from the checkpoint, and the writer of its shard of every checkpoint."""
-    restore_actors(job, rank, actors)
-    settings, num_ranks = job.config.checkpoint, job.topology.world_size
-    writer = CheckpointWriter(
-        job.directory.checkpoints, job.store, num_ranks, job.attempt, settings.keep, settings.if_unwritable
-    )
-    facts = {"config": to_mapping(job.config), "data": data_identity(job.spec)}
-    worker = Worker(rank, job.topology.role(rank), actors, writer, facts, span_file(job, rank, actors))
-    for callback in job.callbacks:
-        callback.on_start(job, worker)
-    return worker
-
-
-def with_spans(job: Job, actor: Actor) -> Actor:
-    """The actor; with ``trace.num_steps`` its spans are recorded."""
+    metrics = MetricsLogger(place, job.directory, store, stopwatch, job.config.log.every_steps)
+    actor = guard(Actor(loop, stopwatch, metrics), at_lines=device.type != "cpu")
     settings = job.config.trace
     window = range(settings.first_step, settings.first_step + settings.num_steps)
     return trace(actor, window) if window else actor
 
 
-def span_file(job: Job, rank: int, actors: Sequence[Actor]) -> SpanFile | None:
+def make_worker(job: Job, store: JobStore, rank: int, actors: list[Actor]) -> Worker:
+    """A rank: its actors, restored from the checkpoint, and the writer of its shard of every checkpoint."""
+    restore_actors(job, store, rank, actors)
+    settings, num_ranks = job.config.checkpoint, job.topology.world_size
+    writer = CheckpointWriter(
+        job.directory.checkpoints, store, num_ranks, job.attempt, settings.keep, settings.if_unwritable
+    )
+    metadata = {"config": to_mapping(job.config), "data": data_identity(job.spec)}
+    spans = _span_file(job, store, rank, actors)
+    worker = Worker(rank, job.topology.role(rank), actors, writer, metadata, spans)
+    for callback in job.callbacks:
+        callback.on_start(job, store, worker)
+    return worker
+
+
+def _span_file(job: Job, store: JobStore, rank: int, actors: Sequence[Actor]) -> SpanFile | None:
     """The file for the spans of a rank. Ranks in processes align their clocks: all of them must call it."""
     tracks, clock = [actor.track for actor in actors if actor.track is not None], Clock()
     if not tracks:
         return None
     if dist.is_initialized():
-        clock = align_clock(job.store, rank, job.topology.world_size, machine_id())
-    header = {"rank": rank, "role": job.topology.role(rank), **clock.to_json()}
+        clock = align_clock(store, rank, job.topology.world_size, machine_id())
+    header = {"rank": rank, "role": job.topology.role(rank), **asdict(clock)}
     return SpanFile(job.directory, header, tracks)
 
 
-def restore_actors(job: Job, rank: int, actors: Sequence[Actor]) -> None:
+def restore_actors(job: Job, store: JobStore, rank: int, actors: Sequence[Actor]) -> None:
     """Restores the actors of a rank from the checkpoint; a warning names what starts fresh."""
     if job.checkpoint is None:
         return
     found, place = job.checkpoint.mapped(), job.checkpoint.path.name
     taken, fresh = set[str](), set[str]()
-    for loop, recorder in ((actor.loop, actor.recorder) for actor in actors):
-        taken |= recorder.load(found)
+    for actor in actors:
+        loop = actor.loop
+        taken |= actor.metrics.load(found)
         check_complete_state(loop.weights(), found, place)
         fits = matching_tensors({**loop.weights(), **loop.state()}, found, place)
         loop.load(fits, job.start)
@@ -188,14 +194,14 @@ def restore_actors(job: Job, rank: int, actors: Sequence[Actor]) -> None:
     if fresh:
         role = job.topology.role(rank)
         warn(f"rank {rank} ({role}): starts fresh, as {place} holds nothing that fits: {in_groups(fresh)}")
-    job.store.post("restored", rank, sorted(taken))
+    store.post("restored", rank, sorted(taken))
 
 
-def report_unused(job: Job) -> None:
+def report_unused(job: Job, store: JobStore) -> None:
     """A warning names the tensors of the checkpoint that no rank has restored. For one rank; waits for all ranks."""
     if job.checkpoint is None:
         return
-    taken = {name for names in job.store.gather("restored", job.topology.world_size) for name in names}
+    taken = {name for names in store.gather("restored", job.topology.world_size) for name in names}
     left = [name for name in job.checkpoint.names() if name not in taken]
     if left:
         warn(f"no rank restores from {job.checkpoint.path.name}: {in_groups(left)}")
@@ -211,13 +217,14 @@ def check_complete_state(weights: Iterable[str], found: Iterable[str], place: st
 def matching_tensors(own: Mapping[str, Tensor], found: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
     """``found`` without tensors whose shape or dtype differs from ``own``; CheckpointError if one of them is a part of
     the network itself."""
-    shared = own.keys() & found.keys()
-    misfits = {name for name in shared if dtype_and_shape(own[name]) != dtype_and_shape(found[name])}
-    for name in sorted(misfits):
-        if name.startswith("model."):
-            held, needed = dtype_and_shape(found[name]), dtype_and_shape(own[name])
+    fits = dict(found)
+    for name in sorted(own.keys() & found.keys()):
+        held, needed = dtype_and_shape(found[name]), dtype_and_shape(own[name])
+        if held != needed and name.startswith("model."):
             raise CheckpointError(f"{place} holds {name} as {held}, but this run needs {needed}: {ANOTHER_NETWORK}")
-    return {name: value for name, value in found.items() if name not in misfits}
+        if held != needed:
+            del fits[name]
+    return fits
 
 
 def in_groups(names: Iterable[str]) -> str:
@@ -230,7 +237,9 @@ def in_groups(names: Iterable[str]) -> str:
     return ", ".join(shown) + (f" and {left} more" if left else "")
 
 
-def build_segment(job: Job, number: int, device: torch.device, kind: Literal["block", "stage"] = "block") -> Segment:
+def build_job_segment(
+    job: Job, store: JobStore, number: int, device: torch.device, kind: Literal["block", "stage"] = "block"
+) -> Segment:
     """The segment of block ``number``, or of that stage of a network that learns end to end, on its device; posts the
     shape of its alpha. A network that is not cut is block 0 of every replica."""
     config, num_classes = job.config, job.spec.num_classes
@@ -244,23 +253,23 @@ def build_segment(job: Job, number: int, device: torch.device, kind: Literal["bl
     propagate(segment, config.method, num_classes, config.seed)
     segment = place(segment, config, device)  # after propagate: feedback weights have the same memory format
     with single_value_norms(segment) as norms:
-        shape = _output_shape(segment, job.input_shape(number), device, name)
+        shape = _output_shape(segment, store.input_shape(number, job.spec.image_shape), device, name)
     check_batches(norms, *_smallest_batches(job), name)
     if number == len(parts) - 1 and shape != (num_classes,):
         raise ConfigError(
             f"the last {kind} gives {list(shape)} for each image; expected {num_classes} class scores: "
             f"let the network end with a layer that gives them"
         )
-    job.store.set_shape(number, shape)
+    store.set_shape(number, shape)
     return segment
 
 
 def warn_of_draws(modules: Mapping[str, nn.Module], owner: str) -> None:
     """A warning names the user-defined modules of ``owner`` in which a layer draws random numbers."""
-    if (names := stochastic_modules(modules)) and speaks_for_all():
+    if (names := stochastic_modules(modules)) and is_lead():
         warn(
             f"{', '.join(names)} of {owner} draws random numbers in training, which engines do in different orders: "
-            f"another engine, or a run that goes on from a checkpoint, ends in other bits"
+            f"another engine, or a run that resumes from a checkpoint, ends in other bits"
         )
 
 
@@ -274,14 +283,14 @@ def _smallest_batches(job: Job) -> tuple[int, int]:
     return size // parts, num_test % size or min(size, num_test)
 
 
-def _output_shape(segment: Segment, given: tuple[int, ...], device: torch.device, name: str) -> tuple[int, ...]:
+def _output_shape(segment: Segment, input_shape: tuple[int, ...], device: torch.device, name: str) -> tuple[int, ...]:
     try:
-        return alpha_shape(segment, given, device)
+        return alpha_shape(segment, input_shape, device)
     except ConfigError:
         raise
     except Exception as error:  # a user-defined module may raise anything
         raise ConfigError(
-            f"{name} ({segment.last_unit} last) cannot take {list(given)} from what is before it: {error}; "
+            f"{name} ({segment.last_unit} last) cannot take {list(input_shape)} from what is before it: {error}; "
             f"cut somewhere else, or change the network"
         ) from error
 

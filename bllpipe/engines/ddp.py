@@ -7,7 +7,7 @@ Shapes: B images of the whole batch, K classes.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,12 @@ from bllpipe.data.loader import LabelSource
 from bllpipe.data.registry import load_images, load_labels
 from bllpipe.distributed.process_group import wait_for_all
 from bllpipe.engines import Options
-from bllpipe.engines.build import build_segment
+from bllpipe.engines.build import build_job_segment
 from bllpipe.engines.ports import image_port
 from bllpipe.engines.synchronous import RankContext, StageTrainer, run_synchronous
 from bllpipe.learn.block import Outcome
 from bllpipe.messages import Alpha, Phase, Receiver, Round, Target
-from bllpipe.models.units import Segment
-from bllpipe.training.loops import Loop
+from bllpipe.training.loops import LearnerLoop, Loop
 from bllpipe.training.timing import Meter, Metered
 
 
@@ -33,7 +32,7 @@ def run(config: Config, options: Options) -> int:
     return run_synchronous(config, options, build_loop)
 
 
-class ReplicaLoop:
+class ReplicaLoop(LearnerLoop):
     """Replica ``number`` of ``num_replicas``. Replica 0 is the one that is tested and saved; all have the same
     parameters, but BatchNorm's statistics are those of a replica's own images.
 
@@ -51,25 +50,18 @@ class ReplicaLoop:
     ) -> None:
         self.trainer, self.replica, self.images, self.labels = trainer, replica, images, labels
         self.number, self.num_replicas = number, num_replicas
-        (self.segment,) = trainer.segments
+        (self.segment,), self.learner = trainer.segments, trainer.learner
 
     def run(self, entry: Round) -> Outcome | None:
-        match entry.phase:
-            case "train":
-                return self._train(entry)
-            case "evaluate" if self.number == 0:
-                return self._evaluate()
-            case "score":
-                wait_for_all()  # or the next step of the others would seem to last as long as the test
-                return None
-            case _:
-                return None
+        if entry.phase == "score":
+            wait_for_all()  # or the next step of the others would seem to last as long as the test
+        return super().run(entry)
 
-    def _train(self, entry: Round) -> Outcome:
+    def train(self, entry: Round) -> Outcome:
         image_BCHW, label_B = self._own(self.images.recv().alpha_BCHW), self._own(self.labels.recv().label_B)
         self.trainer.mode(train=True)
         self.trainer.zero_grad()
-        with self.trainer.learner.autocast():
+        with self.learner.autocast():
             scores_BK = self.replica(self.trainer.laid_out(image_BCHW))
         loss = self.trainer.loss(scores_BK, label_B)
         loss.backward()
@@ -78,10 +70,12 @@ class ReplicaLoop:
         return Outcome(outcome.terms, outcome.correct * self.num_replicas, lr)  # as if the other shares were like ours
 
     @torch.no_grad()
-    def _evaluate(self) -> Outcome:
+    def evaluate(self, entry: Round) -> Outcome | None:
+        if self.number > 0:
+            return None
         self.trainer.mode(train=False)
         label_B = self.labels.recv().label_B
-        with self.trainer.learner.autocast():
+        with self.learner.autocast():
             scores_BK = self.segment(self.trainer.laid_out(self.images.recv().alpha_BCHW))
         return self.trainer.outcome(scores_BK, label_B, self.trainer.loss(scores_BK, label_B))
 
@@ -90,28 +84,28 @@ class ReplicaLoop:
 
     def weights(self) -> dict[str, Tensor]:
         """All of replica 0; of the others the parameters alone, so that a digest shows whether they are equal."""
-        return self.trainer.learner.weights() if self.number == 0 else dict(self.trainer.learner.parameters)
+        return self.learner.weights() if self.number == 0 else dict(self.learner.parameters)
 
     def state(self) -> dict[str, Tensor]:
-        return self.trainer.learner.state() if self.number == 0 else {}
-
-    def load(self, state: Mapping[str, Tensor], step: int) -> None:
-        self.trainer.learner.load(state)
+        return self.learner.state() if self.number == 0 else {}
 
 
 def build_loop(context: RankContext) -> tuple[Loop, list[Metered]]:
     """The loop of a replica. It waits for the others in the backward pass, so that time counts as computing."""
     job, config = context.job, context.job.config
-    segment = build_segment(job, 0, context.device)
-    trainer = StageTrainer([segment], config, job.plan.total_steps, add_up=lambda square: square)
+    segment = build_job_segment(job, context.store, 0, context.device)
+    trainer = StageTrainer([segment], config, job.schedule.total_steps, add_up=lambda square: square)
     images = context.images or load_images(config.data, config.seed)
     phases: tuple[Phase, ...] = ("train", "evaluate") if context.rank == 0 else ("train",)
-    replica = MeteredReplica(averaging(segment), job.topology.num_blocks)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the new name of this option is younger than our oldest torch
+        network = DistributedDataParallel(segment, broadcast_buffers=False)  # buffers stay those of the rank
+    replica = MeteredReplica(network, job.topology.num_blocks)
     loop = ReplicaLoop(
         trainer,
         replica,
         image_port(job, images, context.device, phases),
-        LabelSource(load_labels(config.data, config.seed), job.messages(*phases), config.seed, context.device),
+        LabelSource(load_labels(config.data, config.seed), job.rounds(*phases), config.seed, context.device),
         context.rank,
         job.topology.num_blocks,
     )
@@ -140,10 +134,3 @@ def ring_bytes(num_bytes: int, num_replicas: int) -> int:
     """What each of ``num_replicas`` sends when gradients of ``num_bytes`` are averaged in a ring: two rounds of all
     shares but one."""
     return 2 * (num_replicas - 1) * num_bytes // num_replicas
-
-
-def averaging(segment: Segment) -> DistributedDataParallel:
-    """The network that averages its gradients over all ranks; buffers stay those of the rank."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # the new name of this option is younger than our oldest torch
-        return DistributedDataParallel(segment, broadcast_buffers=False)

@@ -10,6 +10,7 @@ import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from itertools import repeat
 from typing import Any
 
@@ -20,8 +21,6 @@ from bllpipe.config import Config
 from bllpipe.engines import Options
 from bllpipe.engines.pipeline_stages import Schedule, StageModule, build_stage_loop, microbatch_size
 from bllpipe.engines.synchronous import RankContext, StageTrainer, run_synchronous
-from bllpipe.training.loops import Loop
-from bllpipe.training.timing import Metered
 
 SHARED_MEMORY_OP = "deepspeed_shm_comm"
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -32,31 +31,25 @@ def run(config: Config, options: Options) -> int:
     return run_synchronous(config, options, build_loop)
 
 
-def build_loop(context: RankContext) -> tuple[Loop, list[Metered]]:
-    """The loop of a rank."""
-    return build_stage_loop(context, deepspeed_schedule)
-
-
 def deepspeed_schedule(
     context: RankContext, trainer: StageTrainer, modules: Sequence[StageModule]
 ) -> tuple[Schedule, Sequence[object]]:
     """The schedule of this rank's one stage, which is also what computes in it."""
     (module,) = modules
+    schedule = EngineSchedule(context, module, trainer.loss)
+    return schedule, [schedule]
+
+
+def pipeline_engine(context: RankContext, module: StageModule, loss: Loss) -> Any:
+    """A PipelineEngine over the process group that is open already. All ranks build theirs at the same time."""
+    num_stages = context.job.topology.num_stages
     settings = {
         "train_micro_batch_size_per_gpu": microbatch_size(context.job),
         "gradient_accumulation_steps": context.job.config.pipeline.microbatches,
     }
-    schedule = EngineSchedule(module, context.job.topology.num_stages, trainer.loss, settings, context.device)
-    return schedule, [schedule]
-
-
-def pipeline_engine(
-    module: StageModule, num_stages: int, loss: Loss, settings: dict[str, Any], device: torch.device
-) -> Any:
-    """A PipelineEngine over the process group that is open already. All ranks build theirs at the same time."""
     logging.getLogger("DeepSpeed").disabled = True  # it logs to stdout; failures raise
     with redirect_stdout(io.StringIO()):  # and it prints
-        deepspeed = _deepspeed_on(device)
+        deepspeed = _deepspeed_on(context.device)
         # A rank builds the layer at its own position only: the others in the list are not used.
         network = deepspeed.PipelineModule(
             [module] * num_stages, num_stages=num_stages, loss_fn=loss, partition_method="uniform"
@@ -92,11 +85,9 @@ class EngineSchedule:
     DeepSpeed divides the loss of a microbatch by their number, so gradients are those of the mean over the batch.
     """
 
-    def __init__(
-        self, module: StageModule, num_stages: int, loss: Loss, settings: dict[str, Any], device: torch.device
-    ) -> None:
+    def __init__(self, context: RankContext, module: StageModule, loss: Loss) -> None:
         self._loss, self._scores = loss, list[Tensor]()
-        self._engine = pipeline_engine(module, num_stages, self._remember, settings, device)
+        self._engine = pipeline_engine(context, module, self._remember)
         self._engine._INSTRUCTION_MAP = {**self._engine._INSTRUCTION_MAP, **self._instructions()}
 
     def step(self, *images: Tensor, target: Tensor | None = None, losses: list[Tensor] | None = None) -> Tensor | None:
@@ -134,3 +125,6 @@ class EngineSchedule:
         """The loss of a microbatch. Its scores are kept here: DeepSpeed hands over those of the last one only."""
         self._scores.append(scores_BK.detach())
         return self._loss(scores_BK, label_B)
+
+
+build_loop = partial(build_stage_loop, make_schedule=deepspeed_schedule)

@@ -50,6 +50,9 @@ class Machine:
         """This one."""
         return cls(torch.cuda.device_count() if torch.cuda.is_available() else 0)
 
+    def __str__(self) -> str:
+        return "1 GPU" if self.gpus == 1 else f"{self.gpus} GPUs"
+
     def gpu(self, number: int) -> torch.device:
         """A GPU for process ``number`` of the machine: the GPUs in turn."""
         return torch.device("cuda", number % self.gpus)
@@ -60,97 +63,92 @@ def one_device(config: Config, machine: Machine) -> torch.device:
     return machine.gpu(0) if _use_gpus(config, machine) else CPU
 
 
-def rank_device(config: Config, topology: Topology, environment: RankEnvironment, machine: Machine) -> torch.device:
-    """The device of this rank. Blocks use the GPUs of their machine in turn; the feedback uses one without a block if
-    there is any, else the CPU."""
-    if environment.rank == topology.feedback_rank:
-        return _feedback_device(config, topology, environment, machine)
-    return machine.gpu(environment.local_rank) if _use_gpus(config, machine) else CPU
+@dataclass(frozen=True)
+class RankDevices:
+    """The devices of a job as one rank, which has this ``environment``, knows them from the GPUs of its ``machine``."""
 
+    config: Config
+    topology: Topology
+    environment: RankEnvironment
+    machine: Machine
 
-def distinct_gpus(config: Config, topology: Topology, environment: RankEnvironment, machine: Machine) -> bool:
-    """Whether no two blocks of this machine share a GPU, so that NCCL can carry activations between them."""
-    return _use_gpus(config, machine) and machine.gpus >= _blocks_here(topology, environment)
+    def device(self) -> torch.device:
+        """The device of this rank. Blocks use the GPUs of their machine in turn; the feedback uses one without a block
+        if there is any, else the CPU."""
+        if self.environment.rank == self.topology.feedback_rank:
+            return self._feedback_device()
+        return self.machine.gpu(self.environment.local_rank) if _use_gpus(self.config, self.machine) else CPU
 
-
-def check_wires(config: Config, topology: Topology, environment: RankEnvironment, machine: Machine) -> None:
-    """Raises ConfigError for a kind of message that is set to NCCL, but has an end without a GPU of its own."""
-    blocks = _blocks_here(topology, environment)
-    if blocks and config.backend.alpha == "nccl" and not distinct_gpus(config, topology, environment, machine):
-        raise ConfigError(
-            f"backend.alpha is nccl, which takes one rank a GPU, but {blocks} blocks find {_gpus(machine)} on this "
-            f"machine; use --set backend.alpha=gloo"
-        )
-    for kind in ("target", "stats"):
-        if getattr(config.backend, kind) == "nccl" and not _feedback_has_gpu(config, topology, environment, machine):
+    def _feedback_device(self) -> torch.device:
+        choice, spare = self.config.feedback.device, self.machine.gpus > self.environment.local_rank
+        if choice == "cuda" and not self.machine.gpus:
+            raise ConfigError("feedback.device is cuda, but there is no GPU; use --set feedback.device=cpu")
+        if choice == "cuda" and not spare and self.has_distinct_gpus():
             raise ConfigError(
-                f"backend.{kind} is nccl, but the feedback rank has no GPU of its own: {blocks} blocks find "
-                f"{_gpus(machine)} on this machine; use --set backend.{kind}=gloo"
+                f"feedback.device is cuda, but the blocks take {self.machine}, all there are on this machine; "
+                f"use --set feedback.device=cpu, which costs little"
             )
+        if choice == "cuda" or (choice == "auto" and spare and self.config.device != "cpu"):
+            return self.machine.gpu(self.environment.local_rank)
+        return CPU
 
+    def has_distinct_gpus(self) -> bool:
+        """Whether no two blocks of this machine share a GPU, so that NCCL can carry activations between them."""
+        return _use_gpus(self.config, self.machine) and self.machine.gpus >= self._num_blocks_here()
 
-def sharing(config: Config, topology: Topology, environment: RankEnvironment, machine: Machine) -> str:
-    """The warning for blocks that share a GPU; empty if none do."""
-    if not _use_gpus(config, machine) or distinct_gpus(config, topology, environment, machine):
-        return ""
-    return (
-        f"{_blocks_here(topology, environment)} blocks share {_gpus(machine)}: their messages go through the memory of "
-        f"the CPU, and what they take is no measure of several GPUs; faster on one: --set engine=streams"
-    )
+    def _num_blocks_here(self) -> int:
+        first = self.environment.rank - self.environment.local_rank
+        ranks = range(first, first + self.environment.local_world_size)
+        return sum(rank in self.topology.block_ranks for rank in ranks)
 
+    def check_backends(self) -> None:
+        """Raises ConfigError for a kind of message that is set to NCCL, but has an end without a GPU of its own."""
+        blocks, backends = self._num_blocks_here(), self.config.backend
+        if blocks and backends.alpha == "nccl" and not self.has_distinct_gpus():
+            raise ConfigError(
+                f"backend.alpha is nccl, which takes one rank a GPU, but {blocks} blocks find {self.machine} on this "
+                f"machine; use --set backend.alpha=gloo"
+            )
+        for kind in ("target", "stats"):
+            if getattr(backends, kind) == "nccl" and not self._feedback_has_gpu():
+                raise ConfigError(
+                    f"backend.{kind} is nccl, but the feedback rank has no GPU of its own: {blocks} blocks find "
+                    f"{self.machine} on this machine; use --set backend.{kind}=gloo"
+                )
 
-def _blocks_here(topology: Topology, environment: RankEnvironment) -> int:
-    first = environment.rank - environment.local_rank
-    return sum(rank in topology.block_ranks for rank in range(first, first + environment.local_world_size))
+    def _feedback_has_gpu(self) -> bool:
+        """Whether the feedback rank has a GPU without a block, as far as this machine shows."""
+        on_gpu = self.config.feedback.device != "cpu" and _use_gpus(self.config, self.machine)
+        return on_gpu and (not self.environment.on_one_machine or self.machine.gpus > self.topology.num_blocks)
 
-
-def _feedback_has_gpu(config: Config, topology: Topology, environment: RankEnvironment, machine: Machine) -> bool:
-    """Whether the feedback rank has a GPU without a block, as far as this machine knows."""
-    on_gpu = config.feedback.device != "cpu" and _use_gpus(config, machine)
-    return on_gpu and machine.gpus > topology.num_blocks if environment.on_one_machine else on_gpu
-
-
-def _feedback_device(
-    config: Config, topology: Topology, environment: RankEnvironment, machine: Machine
-) -> torch.device:
-    choice, spare = config.feedback.device, machine.gpus > environment.local_rank
-    if choice == "cuda" and not machine.gpus:
-        raise ConfigError("feedback.device is cuda, but there is no GPU; use --set feedback.device=cpu")
-    if choice == "cuda" and not spare and distinct_gpus(config, topology, environment, machine):
-        raise ConfigError(
-            f"feedback.device is cuda, but the blocks take {_gpus(machine)}, all there are on this machine; "
-            f"use --set feedback.device=cpu, which costs little"
+    def sharing_warning(self) -> str:
+        """The warning for blocks that share a GPU; empty if none do."""
+        if not _use_gpus(self.config, self.machine) or self.has_distinct_gpus():
+            return ""
+        return (
+            f"{self._num_blocks_here()} blocks share {self.machine}: their messages go through the memory of the CPU, "
+            f"and what they take is no measure of several GPUs; faster on one: --set engine=streams"
         )
-    if choice == "cuda" or (choice == "auto" and spare and config.device != "cpu"):
-        return machine.gpu(environment.local_rank)
-    return CPU
 
-
-def _gpus(machine: Machine) -> str:
-    return "1 GPU" if machine.gpus == 1 else f"{machine.gpus} GPUs"
+    def agreed_backends(self, store: Store) -> dict[str, str]:
+        """The backend of every kind of message, the same in all ranks. ``auto`` means NCCL only if every block of every
+        machine has a GPU of its own. Waits for all blocks to post whether they have."""
+        rank, blocks = self.environment.rank, list(self.topology.block_ranks)
+        if rank in blocks:
+            store.set(f"own gpu/{rank}", str(int(self.has_distinct_gpus())))
+        without = [block for block in blocks if not int(store.get(f"own gpu/{block}"))]
+        if rank == 0 and self.config.backend.alpha == "auto" and 0 < len(without) < len(blocks):
+            warn(
+                f"the machines of ranks {', '.join(map(str, without))} have no GPU for each of their blocks: "
+                f"activations go over gloo between all ranks; NCCL needs a GPU for every block"
+            )
+        return chosen_backends(self.config.backend, distinct_gpus=not without)
 
 
 def _use_gpus(config: Config, machine: Machine) -> bool:
     if config.device == "cuda" and not machine.gpus:
         raise ConfigError("device is cuda, but there is no GPU; use --set device=cpu")
     return config.device != "cpu" and machine.gpus > 0
-
-
-def agreed_backends(
-    config: Config, topology: Topology, environment: RankEnvironment, machine: Machine, store: Store
-) -> dict[str, str]:
-    """The backend of every kind of message, the same in all ranks. ``auto`` means NCCL only if every block of every
-    machine has a GPU of its own. Waits for all blocks to post whether they have."""
-    rank, blocks = environment.rank, list(topology.block_ranks)
-    if rank in blocks:
-        store.set(f"own gpu/{rank}", str(int(distinct_gpus(config, topology, environment, machine))))
-    without = [block for block in blocks if not int(store.get(f"own gpu/{block}"))]
-    if rank == 0 and config.backend.alpha == "auto" and 0 < len(without) < len(blocks):
-        warn(
-            f"the machines of ranks {', '.join(map(str, without))} have no GPU for each of their blocks: activations "
-            f"go over gloo between all ranks; NCCL needs a GPU for every block"
-        )
-    return chosen_backends(config.backend, distinct_gpus=not without)
 
 
 def compare_devices(rank: int, device: str, store: Store) -> None:

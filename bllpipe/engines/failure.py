@@ -15,9 +15,9 @@ from torch.distributed import DistStoreError
 
 from bllpipe.distributed.process_group import World, open_store
 from bllpipe.distributed.torchrun import RankEnvironment, stop_torchrun
+from bllpipe.engines import Callback
 from bllpipe.errors import BllpipeError, OutputError, WireError
 from bllpipe.messages import Store
-from bllpipe.training.callbacks import Callback
 from bllpipe.training.run_directory import RunDirectory
 from bllpipe.training.watchdog import Heartbeats
 from bllpipe.training.worker import RoundError
@@ -33,7 +33,7 @@ def cause_of(error: BaseException) -> BaseException:
         return cause
     found = str(cause).splitlines()[0]
     return WireError(
-        f"another rank has not said within backend.timeout_seconds what this one waits for ({found}). "
+        f"another rank has not posted within backend.timeout_seconds what this one waits for ({found}). "
         f"It is gone, or has not come so far; if it needs longer, raise backend.timeout_seconds"
     )
 
@@ -70,7 +70,9 @@ def report_failure(
     try:
         first = store.compare_set("failure", "", own).decode()
         if first != own:
-            _wait_for_report(store)
+            deadline, pause = time.monotonic() + SILENT_SECONDS, threading.Event()
+            while not store.check(["failure/reported"]) and time.monotonic() < deadline:
+                pause.wait(0.02)
             return int(first.rpartition(" ")[2])
         directory = job_store.get("directory").decode() if job_store.check(["directory"]) else None
         _print_error(error, rank, role, store)
@@ -78,7 +80,7 @@ def report_failure(
             _write_status(error, rank, role, Path(directory))
             for callback in callbacks:
                 callback.on_failure(Path(directory), cause_of(error))
-        store.set("failure/told", "yes")
+        store.set("failure/reported", "yes")
     except RuntimeError:  # the store is gone with its launcher: better twice than not at all
         _print_error(error, rank, role, store)
     return exit_code(error)
@@ -96,12 +98,6 @@ def _write_status(error: BaseException, rank: int, role: str, directory: Path) -
         RunDirectory(directory).write_status("failed", **details)
     except OutputError as second:
         warn(f"rank {rank} ({role}): and {second.found}")
-
-
-def _wait_for_report(store: Store) -> None:
-    deadline, pause = time.monotonic() + SILENT_SECONDS, threading.Event()
-    while not store.check(["failure/told"]) and time.monotonic() < deadline:
-        pause.wait(0.02)
 
 
 def _last_heartbeats(error: BaseException, store: Store) -> str:
@@ -127,16 +123,13 @@ def fail(error: BaseException, world: World, rank: int, role: str, callbacks: Se
     """Ends this process because of an error in ``rank``, usually its own, with the exit code of the first failure in
     the job. Ends torchrun too if the failure is not retryable."""
     code = report_failure(error, world.store, world.job_store, rank, role, callbacks)
-    if _first_on_its_machine(world):
+    try:
+        is_first = world.store.add(f"failed/{world.environment.node}", 1) == 1  # on this machine
+    except RuntimeError:  # the store is gone
+        is_first = False
+    if is_first:
         stop_torchrun(world.environment, code)
     leave(code, callbacks)
-
-
-def _first_on_its_machine(world: World) -> bool:
-    try:
-        return world.store.add(f"failed/{world.environment.node}", 1) == 1
-    except RuntimeError:  # the store is gone
-        return False
 
 
 def leave(code: int, callbacks: Sequence[Callback] = ()) -> NoReturn:

@@ -17,16 +17,15 @@ import torch.distributed as dist
 
 from bllpipe.config import Config
 from bllpipe.config.schema import NEVER
-from bllpipe.data.base import ImageSet
 from bllpipe.data.registry import load_images, load_labels
 from bllpipe.distributed.cuda_streams import streams_on
-from bllpipe.distributed.local_links import LocalWires
+from bllpipe.distributed.local_links import LocalLinks
 from bllpipe.engines import Options
-from bllpipe.engines.build import JobBuilder, build_segment, report_unused
+from bllpipe.engines.build import JobBuilder, build_job_segment, report_unused
 from bllpipe.engines.devices import Machine, one_device, put_back, set_up
 from bllpipe.engines.failure import cause_of, report_failure
-from bllpipe.engines.job import Job, agree
-from bllpipe.engines.ports import PortWrapper, Wires, identity, ring_wires
+from bllpipe.engines.job import Job, JobStore, agree
+from bllpipe.engines.ports import Links, PortWrapper, identity, ring_links
 from bllpipe.engines.runner import (
     displays,
     finish,
@@ -36,113 +35,98 @@ from bllpipe.engines.runner import (
     report_complete,
     run_actors,
 )
-from bllpipe.messages import Store
-from bllpipe.training.run_schedule import StopAgreement
+from bllpipe.training.stopping import StopAgreement
 from bllpipe.training.watchdog import Watchdog
 from bllpipe.training.worker import Worker
 from bllpipe.utils.process import freeze_garbage
 
-OwnWires = TypeVar("OwnWires", bound=Wires)
-OpenWires = Callable[[Job, torch.device], OwnWires]
-Execution = Callable[[Job, list[Worker], OwnWires], None]
+OwnLinks = TypeVar("OwnLinks", bound=Links)
+OpenLinks = Callable[[Job, torch.device], OwnLinks]
+Execution = Callable[[Job, list[Worker], OwnLinks], None]
 ENDING_SECONDS = 10.0  # for threads to end once none of them waits any more: they hold the blocks
 
 
 def run_in_process(
     config: Config,
     options: Options,
-    execute: Execution[OwnWires],
-    open_wires: OpenWires[OwnWires],
+    execute: Execution[OwnLinks],
+    open_links: OpenLinks[OwnLinks],
     wrap_port: PortWrapper = identity,
 ) -> int:
-    """Builds every rank of the job in this process, with the links of ``open_wires`` between them; ``execute`` runs the
+    """Builds every rank of the job in this process, with the links of ``open_links`` between them; ``execute`` runs the
     schedule. The exit code is not 0 if a signal has ended the run early."""
+    store = JobStore(dist.HashStore())  # type: ignore[arg-type]  # satisfies the protocol
+    stop = StopAgreement(saves=config.checkpoint.every_steps != NEVER)
     try:
         with put_back(config):
-            return _run_here(config, options, execute, open_wires, wrap_port)
+            prepare_process(config, rank=0)
+            try:
+                with Watchdog(store, 0, ["the only process"], stop, inf, fail=_never, leave=_never) as watchdog:
+                    _run(config, options, store, execute, open_links, wrap_port, stop)
+                return watchdog.stop.exit_code if stop.stopped else 0
+            except BaseException as error:
+                report_failure(error, store, store, rank=0, role="the only process", callbacks=options.callbacks)
+                raise cause_of(error) from None
     finally:
         options.lock.release()
-
-
-def _run_here(
-    config: Config,
-    options: Options,
-    execute: Execution[OwnWires],
-    open_wires: OpenWires[OwnWires],
-    wrap_port: PortWrapper,
-) -> int:
-    prepare_process(config, rank=0)
-    store: Store = dist.HashStore()  # type: ignore[assignment]  # satisfies the protocol
-    try:
-        ending = StopAgreement(saves=config.checkpoint.every_steps != NEVER)
-        with Watchdog(store, 0, ["the only process"], ending, inf, fail=_never, leave=_never) as watchdog:
-            _run(config, options, store, execute, open_wires, wrap_port, watchdog.ending)
-        return watchdog.exit_code if watchdog.ending.stopped else 0
-    except BaseException as error:
-        report_failure(error, store, store, rank=0, role="the only process", callbacks=options.callbacks)
-        raise cause_of(error) from None
 
 
 def _never(*about: object) -> None:
     """Not called: a single process waits for no other, and a second signal raises KeyboardInterrupt."""
 
 
-def local_wires(job: Job, device: torch.device) -> LocalWires:
+def local_links(job: Job, device: torch.device) -> LocalLinks:
     """A channel an edge, for actors that take turns or wait for each other."""
-    return LocalWires(device, job.config.backend.timeout_seconds)
+    return LocalLinks(device, job.config.backend.timeout_seconds)
 
 
 def _run(
     config: Config,
     options: Options,
-    store: Store,
-    execute: Execution[OwnWires],
-    open_wires: OpenWires[OwnWires],
+    store: JobStore,
+    execute: Execution[OwnLinks],
+    open_links: OpenLinks[OwnLinks],
     wrap_port: PortWrapper,
-    ending: StopAgreement,
+    stop: StopAgreement,
 ) -> None:
     images = load_images(config.data, config.seed)
-    job = agree(config, options, store, store, images.spec, attempt=0, ending=ending)
+    job = agree(config, options, store, store, images.spec, attempt=0, stop=stop)
     if is_complete(job):
         return report_complete(job)
     device = one_device(config, Machine.found())
     set_up(config, device)
-    wires = open_wires(job, device)
-    workers = _make_workers(job, JobBuilder(job, wires, wrap_port), images, device)
-    report_unused(job)
+    links = open_links(job, device)
+    builder, labels = JobBuilder(job, store, links, wrap_port), load_labels(config.data, config.seed)
+    segments = [build_job_segment(job, store, rank, device) for rank in job.topology.block_ranks]
+    if job.topology.has_feedback:
+        workers = [
+            builder.block_worker(rank, segment, device, images if rank == 0 else None)
+            for rank, segment in enumerate(segments)
+        ]
+        workers.append(builder.feedback_worker(labels, device))  # the last one
+    else:
+        workers = [builder.network_worker(segments[0], device, images, labels)]
+    report_unused(job, store)
     freeze_garbage()
     started = time.perf_counter()
-    with displays(job):
-        execute(job, workers, wires)
+    with displays(job, store):
+        execute(job, workers, links)
     for worker in workers:
-        post_worker_report(job, worker)
-    finish(job, started)
-
-
-def _make_workers(job: Job, builder: JobBuilder, images: ImageSet, device: torch.device) -> list[Worker]:
-    """All ranks of the job, the feedback last if there is one."""
-    labels = load_labels(job.config.data, job.config.seed)
-    segments = [build_segment(job, rank, device) for rank in job.topology.block_ranks]
-    if not job.topology.has_feedback:
-        return [builder.whole_part(segments[0], device, images, labels)]
-    blocks = [
-        builder.block_part(rank, segment, device, images if rank == 0 else None)
-        for rank, segment in enumerate(segments)
-    ]
-    return [*blocks, builder.feedback_part(labels, device)]
+        post_worker_report(job, store, worker)
+    finish(job, store, started)
 
 
 def run_sequential(config: Config, options: Options) -> int:
     """Trains ``config`` in this thread."""
-    return run_in_process(config, options, run_in_turn, wires_in_turn)
+    return run_in_process(config, options, run_in_turn, links_in_turn)
 
 
-def wires_in_turn(job: Job, device: torch.device) -> Wires:
+def links_in_turn(job: Job, device: torch.device) -> Links:
     """On a GPU rings of static memory, in the memory format of its kernels, which captured steps read."""
-    return ring_wires(streams_on, job, device) if device.type == "cuda" else local_wires(job, device)
+    return ring_links(streams_on, job, device) if device.type == "cuda" else local_links(job, device)
 
 
-def run_in_turn(job: Job, workers: list[Worker], wires: Wires) -> None:
+def run_in_turn(job: Job, workers: list[Worker], links: Links) -> None:
     """In every round the lanes run first, as the blocks need their targets; then the blocks from first to last."""
     blocks = job.topology.num_blocks
     for entry in job.steps("all"):
@@ -153,14 +137,14 @@ def run_in_turn(job: Job, workers: list[Worker], wires: Wires) -> None:
 
 def run_threads(config: Config, options: Options, wrap_port: PortWrapper = identity) -> int:
     """Trains ``config`` in a thread for every actor."""
-    return run_in_process(config, options, run_concurrently, local_wires, wrap_port)
+    return run_in_process(config, options, run_concurrently, local_links, wrap_port)
 
 
-def run_concurrently(job: Job, workers: list[Worker], wires: LocalWires) -> None:
+def run_concurrently(job: Job, workers: list[Worker], links: LocalLinks) -> None:
     """Runs every actor in a thread and waits for all. The first error ends every wait and is raised."""
-    run_actors(job, workers, on_error=wires.close, patience=ENDING_SECONDS)
+    run_actors(job, workers, on_error=links.close, patience=ENDING_SECONDS)
 
 
 def run_single(config: Config, options: Options) -> int:
     """Trains ``config`` in this thread."""
-    return run_in_process(config, options, run_in_turn, local_wires)
+    return run_in_process(config, options, run_in_turn, local_links)

@@ -21,13 +21,13 @@ from bllpipe.config import Config, to_mapping
 from bllpipe.data.base import data_identity, describe_identity
 from bllpipe.data.catalog import DataSpec
 from bllpipe.distributed.message_format import VERSION, wire_dtype
-from bllpipe.engines import Options, Output, topology
+from bllpipe.engines import Callback, Options, Output, topology
 from bllpipe.errors import ConfigError, NoProgressError
 from bllpipe.messages import Phase, Round, Store
 from bllpipe.topology import Topology
-from bllpipe.training.callbacks import Callback
 from bllpipe.training.run_directory import RunDirectory
-from bllpipe.training.run_schedule import RunSchedule, StopAgreement
+from bllpipe.training.run_schedule import RunSchedule
+from bllpipe.training.stopping import StopAgreement
 from bllpipe.utils.console import print_line, warn
 from bllpipe.version import __version__
 
@@ -37,8 +37,8 @@ OWN_SECTIONS = ("log.",)
 
 
 class JobStore:
-    """The store of one attempt, with what the ranks of a job tell each other in it: the shapes of alpha, which only
-    the rank that builds a block knows, and records that one rank gathers from all."""
+    """The store of one attempt, through which the ranks of a job exchange shapes of alpha, which only the rank that
+    builds a block knows, and records that one rank gathers from all."""
 
     def __init__(self, store: Store) -> None:
         self.set, self.get, self.add = store.set, store.get, store.add
@@ -52,6 +52,10 @@ class JobStore:
         """The shape that ``set_shape`` posts; waits for it."""
         return tuple(json.loads(self.get(f"shape/{number}")))
 
+    def input_shape(self, number: int, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the input of block or stage ``number``, without the batch."""
+        return image_shape if number == 0 else self.shape_of(number - 1)
+
     def post(self, kind: str, rank: int, record: object) -> None:
         """Posts the record of ``kind`` of one rank, as JSON."""
         self.set(f"{kind}/{rank}", json.dumps(record))
@@ -63,18 +67,17 @@ class JobStore:
 
 @dataclass(frozen=True)
 class Job:
-    """A run, the same in all ranks."""
+    """A run, the same in all ranks: its data. The ranks exchange everything else through a JobStore."""
 
     config: Config
     topology: Topology
-    store: JobStore
     directory: RunDirectory
     attempt: str
     spec: DataSpec
-    plan: RunSchedule
+    schedule: RunSchedule
     checkpoint: Checkpoint | None
     tested: bool = True  # whether the test after the checkpoint's step is done
-    ending: StopAgreement = field(default_factory=StopAgreement)
+    stop: StopAgreement = field(default_factory=StopAgreement)
     output: Output = "auto"
     callbacks: Sequence[Callback] = ()
 
@@ -88,38 +91,33 @@ class Job:
         """How often the run was started again after a failure."""
         return int(self.attempt.partition("-")[0])
 
-    def rounds(self) -> Iterator[Round]:
-        """A new iterator over the remaining rounds."""
-        return self.plan.rounds(self.start, self.tested)
+    def rounds(self, *phases: Phase) -> Iterator[Round]:
+        """A new iterator over the remaining rounds, all of them or those of ``phases``: ``train`` and ``evaluate`` have
+        messages."""
+        rounds = self.schedule.rounds(self.start, self.tested)
+        return (entry for entry in rounds if entry.phase in phases) if phases else rounds
 
     def steps(self, actor: str) -> Iterator[Round]:
         """The remaining rounds of ``actor``, which end early where all ranks agree to stop."""
-        return self.ending.until_stop(actor, self.rounds(), saved=self.checkpoint is not None)
-
-    def messages(self, *phases: Phase) -> Iterator[Round]:
-        """The remaining rounds of these phases: those with messages are ``train`` and ``evaluate``."""
-        return (entry for entry in self.rounds() if entry.phase in phases)
-
-    def input_shape(self, number: int) -> tuple[int, ...]:
-        """The shape of the input of block or stage ``number``, without the batch."""
-        return self.spec.image_shape if number == 0 else self.store.shape_of(number - 1)
+        return self.stop.until_stop(actor, self.rounds(), saved=self.checkpoint is not None)
 
     @property
     def alpha_dtype(self) -> torch.dtype:
-        """The format of activations on the wire."""
+        """The dtype of the activations that ranks send."""
         return wire_dtype(self.config)
 
 
 def agree(
     config: Config,
     options: Options,
-    store: Store,
+    store: JobStore,
     job_store: Store,
     spec: DataSpec | None,
     attempt: int,
-    ending: StopAgreement | None = None,
+    stop: StopAgreement | None = None,
 ) -> Job:
-    """The job that all ranks agree on. The rank with a ``spec``, which reads the images, decides.
+    """The job that all ranks agree on. The rank with a ``spec``, which reads the images, decides. ``store`` is that of
+    this ``attempt``; ``job_store`` outlives restarts.
 
     Raises ConfigError or CheckpointError in the rank that decides, and ConfigError in a rank that differs from it.
     """
@@ -131,41 +129,40 @@ def agree(
     decided = json.loads(store.get("job"))
     config = replace(config, blocks=decided["blocks"])
     spec = DataSpec.from_json(decided["spec"])
-    checkpoint = open_checkpoint(Path(decided["checkpoint"])) if decided["checkpoint"] else None
-    plan = RunSchedule.of(config, spec.num_train, spec.num_test)
-    directory = RunDirectory(Path(decided["directory"]), config.log.if_unwritable)
     job = Job(
         config,
         topology(config),
-        JobStore(store),
-        directory,
+        RunDirectory(Path(decided["directory"]), config.log.if_unwritable),
         decided["attempt"],
         spec,
-        plan,
-        checkpoint,
+        RunSchedule.of(config, spec.num_train, spec.num_test),
+        open_checkpoint(Path(decided["checkpoint"])) if decided["checkpoint"] else None,
         decided["tested"],
-        ending or StopAgreement(),
+        stop or StopAgreement(),
         options.output,
         options.callbacks,
     )
     if options.on_agreed is not None:
-        options.on_agreed(job)
+        options.on_agreed(job, store)
     return job
 
 
 def _decide(config: Config, options: Options, store: Store, job_store: Store, spec: DataSpec, attempt: int) -> None:
     """Chooses directory and checkpoint, and posts them for the other ranks."""
-    plan = RunSchedule.of(config, spec.num_train, spec.num_test)
-    config = _with_cuts(config, spec)
+    schedule = RunSchedule.of(config, spec.num_train, spec.num_test)
+    if config.balanced is not None:
+        from bllpipe.learn.balanced_cut import with_balanced_cut  # imports torch's FLOP counter
+
+        config = with_balanced_cut(config, spec.image_shape, spec.num_classes)
     path, checkpoint = _place(config, options, job_store, attempt)
-    other_data = _data_change(checkpoint, spec) if checkpoint else None
-    changed = changes_since(checkpoint, config, options.accept, path, other_data) if checkpoint else []
+    data = _data_change(checkpoint, spec) if checkpoint else None
+    changed = changes_since(checkpoint, config, options.accept, path, data) if checkpoint else []
     options.lock.take(path)  # before a failure of this start could be written there
     job_store.set("directory", str(path.absolute()))
     start, directory = checkpoint.step if checkpoint else 0, RunDirectory(path)
-    tested = checkpoint is None or _is_tested(checkpoint, plan, directory)
+    tested = checkpoint is None or _is_tested(checkpoint, schedule, directory)
     check_progress(job_store, attempt, start, config.checkpoint.tries, directory)
-    if start < plan.last_step or not tested:
+    if start < schedule.last_step or not tested:
         _begin(directory, config, checkpoint, tested, changed, options.output)
     decided = {
         "directory": str(path.absolute()),
@@ -178,22 +175,6 @@ def _decide(config: Config, options: Options, store: Store, job_store: Store, sp
     store.set("job", json.dumps(decided))
 
 
-def _data_change(checkpoint: Checkpoint, spec: DataSpec) -> Change | None:
-    """What the data are instead of those that ``checkpoint`` was trained on; None also for a checkpoint that does not
-    say, as older ones do not."""
-    then, now = checkpoint.facts()[0].get("data"), data_identity(spec)
-    if not isinstance(then, dict) or all(then.get(key) in (value, None, "") or not value for key, value in now.items()):
-        return None
-    return Change("data", describe_identity(then), describe_identity(now))
-
-
-def _is_tested(checkpoint: Checkpoint, plan: RunSchedule, directory: RunDirectory) -> bool:
-    """Whether the work of the checkpoint's step is done: its test, unless a stop came first, and at the last step the
-    summary, unless the run was killed before it."""
-    summarised = checkpoint.step != plan.last_step or directory.has_ended(checkpoint.step)
-    return summarised and all(facts.get("tested", True) for facts in checkpoint.facts())
-
-
 def _place(config: Config, options: Options, job_store: Store, attempt: int) -> tuple[Path, Checkpoint | None]:
     """The run directory and the checkpoint to resume from. Restarted ranks keep the directory of the first attempt."""
     restarted = attempt > 0 and job_store.check(["directory"])
@@ -204,6 +185,22 @@ def _place(config: Config, options: Options, job_store: Store, attempt: int) -> 
     if path.is_dir():  # before the newest checkpoint is looked for
         options.lock.take(path)
     return path, checkpoint_to_resume(options.resume, path, warn, restarted)
+
+
+def _data_change(checkpoint: Checkpoint, spec: DataSpec) -> Change | None:
+    """The change from the data that ``checkpoint`` was trained on; None also for an older checkpoint, which does not
+    name its data."""
+    then, now = checkpoint.metadata()[0].get("data"), data_identity(spec)
+    if not isinstance(then, dict) or all(then.get(key) in (value, None, "") or not value for key, value in now.items()):
+        return None
+    return Change("data", describe_identity(then), describe_identity(now))
+
+
+def _is_tested(checkpoint: Checkpoint, schedule: RunSchedule, directory: RunDirectory) -> bool:
+    """Whether the work of the checkpoint's step is done: its test, unless a stop came first, and at the last step the
+    summary, unless the run was killed before it."""
+    summarised = checkpoint.step != schedule.last_step or directory.has_ended(checkpoint.step)
+    return summarised and all(metadata.get("tested", True) for metadata in checkpoint.metadata())
 
 
 def _begin(
@@ -220,82 +217,54 @@ def _begin(
     remove_unfinished(directory.checkpoints)  # they may have filled the disk
     directory.begin(config, start, tests_again=not tested)
     if checkpoint is not None:
-        if output != "quiet":
-            print_line(_goes_on(directory, start, output))
+        if output == "json":
+            print_line(json.dumps({"goes_on_from": start, "directory": str(directory.path)}))
+        elif output != "quiet":
+            print_line(f"{directory.path} resumes from step {start}")
         directory.add_resume(checkpoint.path.name, start, {change.key: [change.then, change.now] for change in changed})
     if lines := [f"\n  {change}" for change in changed if not change.is_harmless]:
-        warn(f"goes on after step {start} with other settings, as accepted:{''.join(lines)}")
+        warn(f"resumes after step {start} with other settings, as accepted:{''.join(lines)}")
     directory.write_status("running", step=start)
-
-
-def _goes_on(directory: RunDirectory, step: int, output: Output) -> str:
-    if output == "json":
-        return json.dumps({"goes_on_from": step, "directory": str(directory.path)})
-    return f"{directory.path} goes on from step {step}"
-
-
-def _with_cuts(config: Config, spec: DataSpec) -> Config:
-    """``config`` with the cuts of ``blocks: balanced`` by name."""
-    if config.balanced is None:
-        return config
-    from bllpipe.learn.balanced_cut import with_balanced_cut  # imports torch's FLOP counter
-
-    return with_balanced_cut(config, spec.image_shape, spec.num_classes)
 
 
 def introduce(config: Config, store: Store) -> None:
     """Posts version and configuration of rank 0."""
-    store.set("first", json.dumps({**_versions(), "config": to_mapping(config), "given": _given(config)}))
+    first = {"messages": VERSION, "bllpipe": __version__, "config": to_mapping(config), "given": _digests(config)}
+    store.set("first", json.dumps(first))
 
 
 def compare_with_first(config: Config, store: Store) -> None:
     """Raises ConfigError, with the values of both ranks, unless version and configuration are those of rank 0."""
     first: dict[str, Any] = json.loads(store.get("first"))
-    theirs, ours = {key: first.get(key) for key in _versions()}, _versions()
+    theirs, ours = (
+        f"version {messages} of the messages (bllpipe {version})"
+        for messages, version in ((first.get("messages"), first.get("bllpipe")), (VERSION, __version__))
+    )
     if theirs != ours:
-        raise ConfigError(
-            f"rank 0 speaks {_described(theirs)}, this rank {_described(ours)}; "
-            f"install the same bllpipe on all machines"
-        )
-    differing = [change for change in changes(first["config"], to_mapping(config)) if not _is_own(change.key)]
+        raise ConfigError(f"rank 0 has {theirs}, this rank {ours}; install the same bllpipe on all machines")
+    differing = [
+        f"\n  {change.key}: {change.then} in rank 0, {change.now} here"
+        for change in changes(first["config"], to_mapping(config))
+        if change.key not in OWN_KEYS and not change.key.startswith(OWN_SECTIONS)
+    ]
     if differing:
         raise ConfigError(
-            f"rank 0 has another configuration than this rank:{_lines(differing)}\n"
-            f"start all ranks with the same config file and the same words"
+            f"rank 0 has another configuration than this rank:{''.join(differing)}\n"
+            f"start all ranks with the same config file and the same arguments"
         )
-    _compare_given(first.get("given", {}), _given(config))
-
-
-def _given(config: Config) -> dict[str, str]:
-    """Digests of the objects that a script has passed; functions have none."""
-    given = {"model": config.model.user_model, "data": config.data.user_data}
-    return {name: thing.digest() for name, thing in given.items() if hasattr(thing, "digest")}
-
-
-def _compare_given(theirs: dict[str, str], ours: dict[str, str]) -> None:
-    differing = [name for name in ("model", "data") if theirs.get(name) != ours.get(name)]
-    if differing:
+    posted, own = first.get("given", {}), _digests(config)
+    if others := [name for name in ("model", "data") if posted.get(name) != own.get(name)]:
         raise ConfigError(
-            f"rank 0 was given another {' and other '.join(differing)} than this rank: every rank runs the script, and "
+            f"rank 0 was given another {' and other '.join(others)} than this rank: every rank runs the script, and "
             f"what it draws at random differs; begin it with torch.manual_seed(0), or pass a function that builds the "
             f"model"
         )
 
 
-def _versions() -> dict[str, Any]:
-    return {"messages": VERSION, "bllpipe": __version__}
-
-
-def _described(versions: dict[str, Any]) -> str:
-    return f"version {versions['messages']} of the messages (bllpipe {versions['bllpipe']})"
-
-
-def _lines(differing: Sequence[Change]) -> str:
-    return "".join(f"\n  {change.key}: {change.then} in rank 0, {change.now} here" for change in differing)
-
-
-def _is_own(key: str) -> bool:
-    return key in OWN_KEYS or key.startswith(OWN_SECTIONS)
+def _digests(config: Config) -> dict[str, str]:
+    """Digests of the objects that a script has passed; functions have none."""
+    passed = {"model": config.model.user_model, "data": config.data.user_data}
+    return {name: each.digest() for name, each in passed.items() if hasattr(each, "digest")}
 
 
 def check_progress(job_store: Store, attempt: int, start: int, tries: int, directory: RunDirectory) -> None:

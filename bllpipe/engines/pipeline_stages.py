@@ -7,7 +7,7 @@ Shapes: B images, K classes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from bllpipe.data.loader import LabelSource
 from bllpipe.data.registry import load_labels
 from bllpipe.distributed.process_group import add_up, receive_from, send_to
-from bllpipe.engines.build import build_segment
-from bllpipe.engines.job import Job
+from bllpipe.engines.build import build_job_segment
+from bllpipe.engines.job import Job, JobStore
 from bllpipe.engines.ports import image_port
 from bllpipe.engines.synchronous import RankContext, StageTrainer
 from bllpipe.learn.block import Outcome
@@ -29,7 +29,7 @@ from bllpipe.learn.memory_format import as_channels_last
 from bllpipe.messages import Alpha, Receiver, Round, Target
 from bllpipe.models.units import Segment
 from bllpipe.training.instrument import wrap_method
-from bllpipe.training.loops import Loop
+from bllpipe.training.loops import LearnerLoop, Loop
 from bllpipe.training.timing import Meter, Metered
 
 COMPUTE = ("forward_one_chunk", "backward_one_chunk", "backward_weight_one_chunk")
@@ -79,7 +79,7 @@ class StageLink:
     send: Callable[[Tensor], None] | None
 
 
-class StageLoop:
+class StageLoop(LearnerLoop):
     """The stages of one rank, in order. ``images`` and ``labels`` are None where another rank has them. ``stages`` are
     torch's, whose methods a trace wraps.
 
@@ -97,18 +97,9 @@ class StageLoop:
         stages: Sequence[object] = (),
     ) -> None:
         self.trainer, self.schedule, self.links, self.stages = trainer, schedule, links, list(stages)
-        self.images, self.labels = images, labels
+        self.images, self.labels, self.learner = images, labels, trainer.learner
 
-    def run(self, entry: Round) -> Outcome | None:
-        match entry.phase:
-            case "train":
-                return self._train(entry)
-            case "evaluate":
-                return self._evaluate(entry)
-            case _:
-                return None
-
-    def _train(self, entry: Round) -> Outcome | None:
+    def train(self, entry: Round) -> Outcome | None:
         self.trainer.mode(train=True)
         self.trainer.zero_grad()
         images = () if self.images is None else (self.images.recv().alpha_BCHW,)
@@ -120,7 +111,7 @@ class StageLoop:
         return self.trainer.outcome(scores_BK, label_B, torch.stack(losses).mean(), lr)
 
     @torch.no_grad()
-    def _evaluate(self, entry: Round) -> Outcome | None:
+    def evaluate(self, entry: Round) -> Outcome | None:
         self.trainer.mode(train=False)
         x = torch.empty(0) if self.images is None else self.images.recv().alpha_BCHW
         for link in self.links:
@@ -133,15 +124,6 @@ class StageLoop:
     def _next_labels(self) -> Tensor | None:
         return None if self.labels is None else self.labels.recv().label_B
 
-    def weights(self) -> dict[str, Tensor]:
-        return self.trainer.learner.weights()
-
-    def state(self) -> dict[str, Tensor]:
-        return self.trainer.learner.state()
-
-    def load(self, state: Mapping[str, Tensor], step: int) -> None:
-        self.trainer.learner.load(state)
-
 
 # The schedule for the stages of a rank, and the objects that compute in it, whose methods are timed and traced.
 MakeSchedule = Callable[[RankContext, StageTrainer, Sequence[StageModule]], tuple[Schedule, Sequence[object]]]
@@ -150,43 +132,43 @@ MakeSchedule = Callable[[RankContext, StageTrainer, Sequence[StageModule]], tupl
 def build_stage_loop(context: RankContext, make_schedule: MakeSchedule) -> tuple[Loop, list[Metered]]:
     """The loop of a rank. All ranks build theirs at the same time, as each stage gets its input shape from the one
     before."""
-    job, config, device = context.job, context.job.config, context.device
+    job, store, config, device = context.job, context.store, context.job.config, context.device
     numbers = job.topology.stages_of(context.rank)
-    segments = [build_segment(job, number, device, "stage") for number in numbers]
-    trainer = StageTrainer(segments, config, job.plan.total_steps, add_up)
+    segments = [build_job_segment(job, store, number, device, "stage") for number in numbers]
+    trainer = StageTrainer(segments, config, job.schedule.total_steps, add_up)
     modules = [
         StageModule(segment, trainer.learner.autocast(), wire_format(job, number), trainer.channels_last)
         for number, segment in zip(numbers, segments, strict=True)
     ]
     schedule, stages = make_schedule(context, trainer, modules)
-    timed = TimedSchedule(schedule, stages if device.type == "cpu" else (), sent_bytes(job, context.rank))
-    links = [make_link(job, module, number, device) for number, module in zip(numbers, modules, strict=True)]
+    timed = TimedSchedule(schedule, stages if device.type == "cpu" else (), sent_bytes(job, store, context.rank))
+    links = [make_link(job, store, module, number, device) for number, module in zip(numbers, modules, strict=True)]
     images = labels = None
     if context.images is not None:
         images = image_port(job, context.images, device)
     if context.rank == job.topology.scoring_rank:
-        rounds = job.messages("train", "evaluate")
+        rounds = job.rounds("train", "evaluate")
         labels = LabelSource(load_labels(config.data, config.seed), rounds, config.seed, device)
     return StageLoop(trainer, timed, links, images, labels, stages), [timed]
 
 
-def sent_bytes(job: Job, rank: int) -> int:
+def sent_bytes(job: Job, store: JobStore, rank: int) -> int:
     """Bytes that a rank sends in a training step: outputs to the next stages, gradients of inputs to those before."""
     rank_of, total = job.topology.rank_of, 0
     for number in range(job.topology.num_stages - 1):
         ends = {rank_of(number), rank_of(number + 1)}
         if rank in ends and len(ends) == 2:
-            total += job.config.data.batch_size * prod(job.store.shape_of(number)) * wire_format(job, number).itemsize
+            total += job.config.data.batch_size * prod(store.shape_of(number)) * wire_format(job, number).itemsize
     return total
 
 
-def make_link(job: Job, module: StageModule, number: int, device: torch.device) -> StageLink:
+def make_link(job: Job, store: JobStore, module: StageModule, number: int, device: torch.device) -> StageLink:
     """The links of a test batch into and out of stage ``number``."""
     layout = job.topology
     own, last = layout.rank_of(number), layout.num_stages - 1
     receive = send = None
     if number > 0 and (source := layout.rank_of(number - 1)) != own:
-        shape, dtype = job.store.shape_of(number - 1), wire_format(job, number - 1)
+        shape, dtype = store.shape_of(number - 1), wire_format(job, number - 1)
 
         def receive(size: int) -> Tensor:
             return receive_from(source, torch.empty(size, *shape, dtype=dtype, device=device))

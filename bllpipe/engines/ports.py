@@ -9,9 +9,9 @@ import torch
 
 from bllpipe.data.base import ImageSet
 from bllpipe.data.loader import ImageSource, Prefetcher, placed
-from bllpipe.distributed.cuda_streams import OpenStreams, RingWires
-from bllpipe.distributed.message_format import Field, Layout, alpha_fields, stats_fields, target_fields
-from bllpipe.engines.job import Job
+from bllpipe.distributed.cuda_streams import OpenStreams, RingLinks
+from bllpipe.distributed.message_format import Layout, alpha_fields, stats_fields, target_fields
+from bllpipe.engines.job import Job, JobStore
 from bllpipe.learn.distributions import num_channels
 from bllpipe.learn.memory_format import uses_channels_last
 from bllpipe.messages import Alpha, Message, Phase, Receiver, Round, Sender
@@ -19,8 +19,8 @@ from bllpipe.topology import Edge
 from bllpipe.training.timing import Metered, TimedReceiver, TimedSender
 
 
-class Wires(Protocol):
-    """Opens the two ends of an edge: LocalWires, ProcessWires or RingWires."""
+class Links(Protocol):
+    """Opens the two ends of an edge: LocalLinks, ProcessLinks or RingLinks."""
 
     def sender(self, layout: Layout) -> Sender[Any]: ...
 
@@ -38,52 +38,51 @@ def identity(port: Any, edge: Edge) -> Any:
     return port
 
 
-def layout_of(job: Job, edge: Edge) -> Layout:
+def layout_of(job: Job, store: JobStore, edge: Edge) -> Layout:
     """The layout of an edge, which both of its ends compute."""
-    block = edge.src if edge.kind in ("alpha", "stats") else edge.dst
-    ring = job.config.backend.ring
-    if edge.kind == "stats":
-        ring = max(
-            ring, job.config.feedback.lag
-        )  # feedback may be as many steps ahead of the statistics that it absorbs
+    config, num_classes = job.config, job.spec.num_classes
+    shape = store.shape_of(edge.dst if edge.kind == "target" else edge.src)
+    ring, received = config.backend.ring, torch.float32
+    match edge.kind:
+        case "alpha":
+            fields = alpha_fields(shape, job.alpha_dtype, num_classes if config.evaluate.ensemble else 0)
+            if config.precision.compute == "bf16":
+                received = job.alpha_dtype  # a block that computes in bf16 reads the message in place
+        case "target":
+            fields = target_fields(num_channels(shape))
+        case "stats":
+            fields = stats_fields(num_classes, num_channels(shape))
+            ring = max(ring, config.feedback.lag)  # a block may be so many steps ahead of what its feedback absorbs
     roles = (job.topology.role(edge.src), job.topology.role(edge.dst))
-    fields, received = _fields(job, edge, job.store.shape_of(block)), torch.float32
-    if edge.kind == "alpha" and job.config.precision.compute == "bf16":
-        received = job.alpha_dtype  # a block that computes in bf16 reads the message in place
-    return Layout(edge, roles, fields, job.config.data.batch_size, ring, received)
-
-
-def _fields(job: Job, edge: Edge, shape: tuple[int, ...]) -> tuple[Field, ...]:
-    if edge.kind == "alpha":
-        return alpha_fields(shape, job.alpha_dtype, job.spec.num_classes if job.config.evaluate.ensemble else 0)
-    channels = num_channels(shape)
-    return target_fields(channels) if edge.kind == "target" else stats_fields(job.spec.num_classes, channels)
+    return Layout(edge, roles, fields, config.data.batch_size, ring, received)
 
 
 def rounds_of(job: Job, edge: Edge) -> Iterator[Round]:
     """The remaining rounds with a message on ``edge``: tests send no statistics."""
-    return job.messages("train") if edge.kind == "stats" else job.messages("train", "evaluate")
+    return job.rounds("train") if edge.kind == "stats" else job.rounds("train", "evaluate")
 
 
 class ActorPorts:
     """Opens the timed ports of one actor; ``opened`` is for its stopwatch."""
 
-    def __init__(self, job: Job, wires: Wires, wrap_port: PortWrapper) -> None:
-        self._job, self._wires, self._wrap_port = job, wires, wrap_port
+    def __init__(self, job: Job, store: JobStore, links: Links, wrap_port: PortWrapper) -> None:
+        self._job, self._store, self._links, self._wrap_port = job, store, links, wrap_port
         self.opened: list[Metered] = []
 
     def sender(self, edge: Edge | None) -> Sender[Any]:
         """The outgoing end of ``edge``; without an edge, what is sent is dropped (the last block's class scores)."""
         if edge is None:
             return NullSender()
-        layout = layout_of(self._job, edge)
-        sender = TimedSender(self._wrap_port(self._wires.sender(layout), edge), str(edge), layout.message_bytes)
+        layout = layout_of(self._job, self._store, edge)
+        sender = TimedSender(self._wrap_port(self._links.sender(layout), edge), str(edge), layout.message_bytes)
         self.opened.append(sender)
         return sender
 
-    def receiver(self, edge: Edge, rounds: Iterator[Round]) -> Receiver[Any]:
+    def receiver(self, edge: Edge | None) -> Receiver[Any]:
         """The incoming end of ``edge``."""
-        port = self._wrap_port(self._wires.receiver(layout_of(self._job, edge), rounds), edge)
+        assert edge is not None, "the block before has an edge to this one"
+        layout = layout_of(self._job, self._store, edge)
+        port = self._wrap_port(self._links.receiver(layout, rounds_of(self._job, edge)), edge)
         receiver = TimedReceiver(port, str(edge))
         self.opened.append(receiver)
         return receiver
@@ -107,12 +106,12 @@ def image_port(
     ``ahead``; a GPU augments them itself, in the stream of the block."""
     config = job.config
     source = ImageSource(
-        placed(images, config.gpu, device), job.messages(*phases), config.seed, config.data.augment, device
+        placed(images, config.gpu, device), job.rounds(*phases), config.seed, config.data.augment, device
     )
     return Prefetcher(source.recv, config.cpu_threads) if ahead and device.type == "cpu" else source
 
 
-def ring_wires(open_streams: OpenStreams, job: Job, device: torch.device) -> RingWires:
+def ring_links(open_streams: OpenStreams, job: Job, device: torch.device) -> RingLinks:
     """A ring buffer for every edge, between the streams of ``device``."""
     channels_last = uses_channels_last(job.config, device)
-    return RingWires(open_streams(device), device, job.config.feedback.lag, channels_last)
+    return RingLinks(open_streams(device), device, job.config.feedback.lag, channels_last)

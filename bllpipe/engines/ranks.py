@@ -14,19 +14,19 @@ import torch
 
 from bllpipe.config import Config
 from bllpipe.config.schema import NEVER
+from bllpipe.data.base import ImageSet
 from bllpipe.data.registry import load_images, load_labels
 from bllpipe.distributed.process_group import World, close_group, open_edges, open_group
-from bllpipe.distributed.process_links import ProcessWires
+from bllpipe.distributed.process_links import ProcessLinks
 from bllpipe.distributed.torchrun import RankEnvironment
 from bllpipe.engines import Options, topology
-from bllpipe.engines.build import JobBuilder, build_segment
-from bllpipe.engines.devices import Machine, agreed_backends, check_wires, put_back, rank_device, set_up, sharing
+from bllpipe.engines.build import JobBuilder, build_job_segment
+from bllpipe.engines.devices import Machine, RankDevices, put_back, set_up
 from bllpipe.engines.failure import enter, fail, leave
-from bllpipe.engines.job import Job, agree
+from bllpipe.engines.job import Job, JobStore, agree
 from bllpipe.engines.ports import PortWrapper, identity, rounds_of
 from bllpipe.engines.runner import is_complete, prepare_process, report_complete, train
-from bllpipe.topology import Topology
-from bllpipe.training.run_schedule import StopAgreement
+from bllpipe.training.stopping import StopAgreement
 from bllpipe.training.watchdog import Watchdog
 from bllpipe.utils.console import warn
 
@@ -48,49 +48,58 @@ def run_in_world(
 ) -> None:
     """Runs one rank of a job from its data to its summary; opens the process group and closes it again."""
     rank, layout = world.environment.rank, topology(config)
-    device = placed(config, layout, world.environment, Machine.found())
+    device = placed(RankDevices(config, layout, world.environment, Machine.found()))
     set_up(config, device)
-    images = load_images(config.data, config.seed) if rank == 0 else None
-    spec = images.spec if images else None
-    job = agree(config, options, world.store, world.job_store, spec, world.attempt, watchdog.ending)
+    job, store, images = agree_in_world(config, options, world, watchdog)
     if is_complete(job):
         return report_complete(job) if rank == 0 else None
     # only now, as the first rank may have downloaded them
     labels = load_labels(config.data, config.seed) if rank == layout.feedback_rank else None
-    segment = None if labels else build_segment(job, rank, device)
-    wires = open_wires(job, world, device)
-    builder = JobBuilder(job, wires, wrap_port, ahead=True, beside_nccl=wires.has_nccl)
+    segment = None if labels else build_job_segment(job, store, rank, device)
+    links = open_links(job, world, device)
+    builder = JobBuilder(job, store, links, wrap_port, ahead=True, beside_nccl=links.has_nccl)
     if labels:
-        worker = builder.feedback_part(labels, device)
+        worker = builder.feedback_worker(labels, device)
     else:
         assert segment is not None
-        worker = builder.block_part(rank, segment, device, images)
+        worker = builder.block_worker(rank, segment, device, images)
     watchdog.watch([worker])
-    wires.agree()
-    train(job, worker, after_rounds=lambda: wires.end(partial(rounds_of, job)))
-    wires.finish()
+    links.agree()
+    train(job, store, worker, after_rounds=lambda: links.end(partial(rounds_of, job)))
+    links.finish()
     close_group()
 
 
-def placed(config: Config, layout: Topology, environment: RankEnvironment, machine: Machine) -> torch.device:
+def agree_in_world(
+    config: Config, options: Options, world: World, watchdog: Watchdog
+) -> tuple[Job, JobStore, ImageSet | None]:
+    """The job that this rank agrees on with the others, its store, and the images, which rank 0 reads."""
+    images = load_images(config.data, config.seed) if world.environment.rank == 0 else None
+    store = JobStore(world.store)
+    spec = images.spec if images else None
+    job = agree(config, options, store, world.job_store, spec, world.attempt, watchdog.stop.agreement)
+    return job, store, images
+
+
+def placed(devices: RankDevices) -> torch.device:
     """The device of this rank. The first rank also warns if blocks share a GPU."""
-    device = rank_device(config, layout, environment, machine)
-    check_wires(config, layout, environment, machine)
-    if environment.rank == 0 and (text := sharing(config, layout, environment, machine)):
+    device = devices.device()
+    devices.check_backends()
+    if devices.environment.rank == 0 and (text := devices.sharing_warning()):
         warn(text)
     return device
 
 
-def open_wires(job: Job, world: World, device: torch.device) -> ProcessWires:
+def open_links(job: Job, world: World, device: torch.device) -> ProcessLinks:
     """Opens the process group and all edges; all ranks wait for each other here."""
     machine = Machine.found()
-    backends = agreed_backends(job.config, job.topology, world.environment, machine, world.store)
+    backends = RankDevices(job.config, job.topology, world.environment, machine).agreed_backends(world.store)
     # the feedback may be alone on a machine without a GPU, where NCCL cannot be opened: none of its edges needs it
     open_group(world, use_nccl="nccl" in backends.values() and machine.gpus > 0)
     groups = open_edges(job.topology.edges(), lambda edge: backends[edge.kind], device)
     patience = job.config.backend.timeout_seconds + GRACE_SECONDS
     settings = replace(job.config.backend, timeout_seconds=patience)
-    return ProcessWires(groups, backends, settings, device, world.store)
+    return ProcessLinks(groups, backends, settings, device, world.store)
 
 
 def run_process(config: Config, options: Options, run_rank: RunRank) -> int:
@@ -98,21 +107,17 @@ def run_process(config: Config, options: Options, run_rank: RunRank) -> int:
     environment = RankEnvironment.read()
     assert environment is not None, "the launcher starts this engine under torchrun only"
     with put_back(config):
-        _run_process(config, options, run_rank, environment)
+        prepare_process(config, environment.rank)
+        world = enter(environment, config.backend.timeout_seconds, options.number)
+        try:
+            with watchdog(config, options, world) as watching:
+                run_rank(world, watching)
+            options.lock.release()
+        except BaseException as error:
+            fail(error, world, environment.rank, topology(config).role(environment.rank), options.callbacks)
+        if options.on_agreed is None:
+            leave(0)
     return 0
-
-
-def _run_process(config: Config, options: Options, run_rank: RunRank, environment: RankEnvironment) -> None:
-    prepare_process(config, environment.rank)
-    world = enter(environment, config.backend.timeout_seconds, options.number)
-    try:
-        with watchdog(config, options, world) as watching:
-            run_rank(world, watching)
-        options.lock.release()
-    except BaseException as error:
-        fail(error, world, environment.rank, topology(config).role(environment.rank), options.callbacks)
-    if options.on_agreed is None:
-        leave(0)
 
 
 def watchdog(config: Config, options: Options, world: World) -> Watchdog:
@@ -123,9 +128,7 @@ def watchdog(config: Config, options: Options, world: World) -> Watchdog:
     def fail_because(error: BaseException, rank: int) -> NoReturn:
         fail(error, own_world, rank, roles[rank], options.callbacks)
 
-    def leave_at_once(code: int) -> NoReturn:
-        leave(code, options.callbacks)
-
+    leave_at_once = partial(leave, callbacks=options.callbacks)
     timeout = config.backend.timeout_seconds
-    ending = StopAgreement(saves=config.checkpoint.every_steps != NEVER)
-    return Watchdog(own_world.store, world.environment.rank, roles, ending, timeout, fail_because, leave_at_once)
+    stop = StopAgreement(saves=config.checkpoint.every_steps != NEVER)
+    return Watchdog(own_world.store, world.environment.rank, roles, stop, timeout, fail_because, leave_at_once)

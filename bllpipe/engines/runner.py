@@ -8,7 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -19,7 +19,7 @@ import torch
 from bllpipe.config import Config
 from bllpipe.engines import Output
 from bllpipe.engines.build import report_unused
-from bllpipe.engines.job import Job
+from bllpipe.engines.job import Job, JobStore
 from bllpipe.training.run_directory import outcome, summarise, table
 from bllpipe.training.worker import Actor, Worker
 from bllpipe.utils.console import print_line, warn
@@ -29,11 +29,11 @@ from bllpipe.utils.tensors import derived_seed
 from bllpipe.utils.torch_state import seed_all
 
 
-def displays(job: Job) -> ExitStack:
+def displays(job: Job, store: JobStore) -> ExitStack:
     """The displays of all callbacks, for the one process that prints."""
     with ExitStack() as stack:
         for callback in job.callbacks:
-            stack.enter_context(callback.display(job))
+            stack.enter_context(callback.display(job, store))
         return stack.pop_all()
 
 
@@ -44,61 +44,50 @@ def prepare_process(config: Config, rank: int) -> None:
     keep_freed_memory()
 
 
-def train(job: Job, worker: Worker, after_rounds: Callable[[], None] = lambda: None) -> None:
+def train(job: Job, store: JobStore, worker: Worker, after_rounds: Callable[[], None] = lambda: None) -> None:
     """Runs this rank; the first rank also prints. ``after_rounds`` is called before any wait for the other ranks."""
     freeze_garbage()
     started = time.perf_counter()
     if worker.rank == 0:
-        report_unused(job)
-        with displays(job):
-            run_rounds(job, worker)
-    else:
-        run_rounds(job, worker)
+        report_unused(job, store)
+    with displays(job, store) if worker.rank == 0 else nullcontext():
+        if len(worker.actors) == 1:
+            run_actor(job, worker, worker.actors[0])
+        else:  # the lanes of the feedback
+            run_actors(job, [worker], on_error=lambda error: None)
     after_rounds()
-    post_worker_report(job, worker)
+    post_worker_report(job, store, worker)
     if worker.rank == 0:
-        finish(job, started)
+        finish(job, store, started)
 
 
-def run_rounds(job: Job, worker: Worker) -> None:
-    """Runs a single actor in the main thread, several (the lanes of the feedback) in a thread each."""
-    if len(worker.actors) == 1:
-        run_actor(job, worker, worker.actors[0])
-    else:
-        run_actors(job, [worker], on_error=lambda error: None)
-
-
-def post_worker_report(job: Job, worker: Worker) -> None:
+def post_worker_report(job: Job, store: JobStore, worker: Worker) -> None:
     """Posts a rank's report, once the last checkpoint is committed."""
     if worker.last_saved is not None:
         worker.checkpoints.wait_committed(worker.last_saved)
-    job.store.post("report", worker.rank, worker.report())
+    store.post("report", worker.rank, worker.report())
     for callback in job.callbacks:
         callback.on_end(worker)
 
 
-def finish(job: Job, started: float) -> None:
-    """Gathers all reports, prints the table, writes summary.json and status.json."""
-    reports = job.store.gather("report", job.topology.world_size)
-    seconds, stopped = time.perf_counter() - started, job.ending.stopped
-    done = stopped.step if stopped else job.plan.last_step
-    summary = summarise(job.config, job.topology.tested_ranks, reports, replace(job.plan, last_step=done), seconds)
-    try:
-        _write_end(job, summary, done)  # before anything is printed: a terminal may block
+def finish(job: Job, store: JobStore, started: float) -> None:
+    """Gathers all reports, prints the table, writes summary.json and status.json; then scripts in the other ranks may
+    read them."""
+    reports = store.gather("report", job.topology.world_size)
+    seconds, stopped = time.perf_counter() - started, job.stop.stopped
+    done = stopped.step if stopped else job.schedule.last_step
+    schedule = replace(job.schedule, last_step=done)
+    summary = summarise(job.config, job.topology.tested_ranks, reports, schedule, seconds)
+    try:  # before anything is printed: a terminal may block
+        job.directory.write_summary(summary)
+        if done == schedule.total_steps and (stopped is None or stopped.tested):
+            job.directory.write_status("completed", step=done)
+        else:
+            reason = job.stop.reason if stopped else f"stop_at={job.config.stop_at}"
+            job.directory.write_status("preempted", step=done, reason=reason)
+        store.set("concluded", "yes")
     finally:
         print_line(_summary_text(job.output, summary, job.directory.path))  # even if it cannot be written
-
-
-def _write_end(job: Job, summary: Mapping[str, Any], done: int) -> None:
-    """Writes summary.json and status.json; then scripts in the other ranks may read them."""
-    stopped = job.ending.stopped
-    job.directory.write_summary(summary)
-    if done == job.plan.total_steps and (stopped is None or stopped.tested):
-        job.directory.write_status("completed", step=done)
-    else:
-        reason = job.ending.reason if stopped else f"stop_at={job.config.stop_at}"
-        job.directory.write_status("preempted", step=done, reason=reason)
-    job.store.set("concluded", "yes")
 
 
 def _summary_text(output: Output, summary: Mapping[str, Any], directory: Path) -> str:
@@ -110,17 +99,17 @@ def _summary_text(output: Output, summary: Mapping[str, Any], directory: Path) -
 
 def is_complete(job: Job) -> bool:
     """Whether the run that is resumed has ended already; its files are not changed."""
-    return job.start >= job.plan.last_step and job.tested
+    return job.start >= job.schedule.last_step and job.tested
 
 
 def report_complete(job: Job) -> None:
     """Prints how a run that has ended can be made longer. With --output json the last line is its summary."""
     key = "epochs" if job.config.steps is None else "steps"
     longer = f"to train longer, raise {key} and add --accept {key}"
-    if job.plan.last_step < job.plan.total_steps:
+    if job.schedule.last_step < job.schedule.total_steps:
         longer = "to train on, raise stop_at or leave it out"
     text = (
-        f"{job.directory.path} is complete: step {job.start} of {job.plan.last_step}; "
+        f"{job.directory.path} is complete: step {job.start} of {job.schedule.last_step}; "
         f"for another run leave out --resume; {longer}"
     )
     if job.output == "json":

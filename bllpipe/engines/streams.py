@@ -1,9 +1,9 @@
 """Engine ``streams``: all blocks in one process on one device, a stream each and one a lane, in a wavefront.
 
-In tick w block k runs round w - k. So the blocks run concurrently, in rounds that do not depend on each other, and the
-device schedules their kernels:
+In step w of the wavefront block k runs round w - k. So the blocks run concurrently, in rounds that do not depend on
+each other, and the device schedules their kernels:
 
-  tick      0      1      2      3      4
+  step      0      1      2      3      4
   block 0   t0     t1     t2     t3     t4      block 0 sends alpha t1 while block 1 still reads t0: two slots an edge
   block 1          t0     t1     t2     t3
   block 2                 t0     t1     t2      a column is a block and its lane
@@ -15,13 +15,13 @@ The dependencies of a round on other streams, each an event (at a lag of 1):
                                                  v
   block k     ... update t-1 | forward t ------- stats t | loss, backward, update t | forward t+1 ...
                                   ^ before the loss  |
-                    target t -----+                  +--stats--> lane k: absorb t, target t+1, beside the backward of t
+                    target t -----+                  +--stats--> lane k: absorb t, target t+1, during the backward of t
 
 The lag is fixed, so there is only one more dependency: a slot is written again only after it was read. The host queues
 column by column, the last one first, so it queues every read of a slot before the next write. It waits for the device
 only where a line of metrics or a checkpoint is written.
 
-With ``gpu.capture`` most ticks are one launch: engines/streams_graph.py.
+With ``gpu.capture`` most of these steps are one launch: engines/streams_graph.py.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from typing import TypeVar
 import torch
 
 from bllpipe.config import Config
-from bllpipe.distributed.cuda_streams import OpenStreams, RingWires, Streams, streams_on
+from bllpipe.distributed.cuda_streams import OpenStreams, RingLinks, Streams, streams_on
 from bllpipe.engines import Options
 from bllpipe.engines.in_process import run_in_process
 from bllpipe.engines.job import Job
-from bllpipe.engines.ports import ring_wires
-from bllpipe.engines.streams_graph import Columns, StreamActor, Tick, WavefrontGraph
+from bllpipe.engines.ports import ring_links
+from bllpipe.engines.streams_graph import Columns, StreamActor, WavefrontGraph, WavefrontStep
 from bllpipe.learn.cuda_graphs import Graphs, wavefront_graphs
 from bllpipe.training.worker import Worker
 
@@ -51,34 +51,34 @@ def run(
     config: Config, options: Options, open_streams: OpenStreams = streams_on, open_graphs: OpenGraphs = wavefront_graphs
 ) -> int:
     """Trains ``config`` in this thread, on the streams of its device."""
-    return run_in_process(config, options, partial(in_wavefront, open_graphs), partial(ring_wires, open_streams))
+    return run_in_process(config, options, partial(in_wavefront, open_graphs), partial(ring_links, open_streams))
 
 
-def ticks(columns: Sequence[Iterator[Entry]]) -> Iterator[list[tuple[int, Entry]]]:
-    """The entries of every tick of a wavefront, each with the number of its column, in the order to queue them."""
-    for tick in count():
-        numbers = reversed(range(min(tick + 1, len(columns))))
+def wavefront(columns: Sequence[Iterator[Entry]]) -> Iterator[list[tuple[int, Entry]]]:
+    """The entries of every step of a wavefront, each with the number of its column, in the order to queue them."""
+    for step in count():
+        numbers = reversed(range(min(step + 1, len(columns))))
         found = [(number, entry) for number in numbers for entry in islice(columns[number], 1)]
         if not found:
             return
         yield found
 
 
-def in_wavefront(open_graphs: OpenGraphs, job: Job, workers: list[Worker], wires: RingWires) -> None:
-    """Queues every round of every column, tick by tick; a tick that is one graph takes one launch."""
-    columns = make_columns(job, workers, wires.streams)
-    graphs = open_graphs(job.config, wires.device)
-    graph = None if graphs is None else WavefrontGraph(job, columns, wires, graphs)
-    for tick in ticks([job.steps(block.actor.name) for block in columns.blocks]):
-        if graph is None or not graph.run_round(tick):
-            queue_rounds(columns, tick)
-    wires.streams.synchronize()
+def in_wavefront(open_graphs: OpenGraphs, job: Job, workers: list[Worker], links: RingLinks) -> None:
+    """Queues every round of every column, step by step; a step that is one graph takes one launch."""
+    columns = make_columns(job, workers, links.streams)
+    graphs = open_graphs(job.config, links.device)
+    graph = None if graphs is None else WavefrontGraph(job, columns, links, graphs)
+    for wave in wavefront([job.steps(block.actor.name) for block in columns.blocks]):
+        if graph is None or not graph.run_round(wave):
+            queue_rounds(columns, wave)
+    links.streams.synchronize()
 
 
-def queue_rounds(columns: Columns, tick: Tick) -> None:
-    """Queues the rounds of a tick. A lane goes before its block, which needs its target."""
+def queue_rounds(columns: Columns, wave: WavefrontStep) -> None:
+    """Queues the rounds of a wavefront step. A lane goes before its block, which needs its target."""
     blocks, lanes = columns
-    for number, entry in tick:
+    for number, entry in wave:
         if entry.phase == "save":  # the last lane writes the state of all lanes
             lanes[number].wait_for(lanes[:number])
         lanes[number].run_round(entry)

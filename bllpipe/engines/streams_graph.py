@@ -1,13 +1,14 @@
-"""The wavefront as one graph: a tick in which every column trains is recorded once, on all streams, and then launched.
+"""The wavefront as one graph: a wavefront step in which every column trains is recorded once, on all streams, and then
+launched.
 
-  images, labels, rates     copied to static buffers, on the stream of the ticks
+  images, labels, rates     copied to static buffers, on the stream of the graph
   one launch                fork -+- lane 3, block 3 -+- join     what each stream does, and what it waits for inside
-                                  +- ...              |           of the tick, is in the graph
+                                  +- ...              |           of the step, is in the graph
                                   +- lane 0, block 0 -+
-  metrics                   totals of the losses, rounds, rings: of all columns, on the stream of the ticks
+  metrics                   totals of the losses, rounds, rings: of all columns, on the stream of the graph
 
 A graph is right for the slots that it was recorded with, so there is one for every state of the rings that comes: two
-at a lag of 1, and two more when tests have taken an odd number of slots. All other ticks (the ramps, tests,
+at a lag of 1, and two more when tests have taken an odd number of slots. All other steps (the ramps, tests,
 checkpoints, lines of metrics, traced steps) are queued round by round, each block's pieces as graphs of their own. The
 two ways meet at events: what is queued either way is behind everything that was queued the other way. An event that is
 recorded in a graph means nothing outside of it, and no graph can wait for one outside; so rings forget theirs on the
@@ -27,17 +28,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bllpipe.distributed.cuda_streams import PLACEHOLDER, RingWires, Stream
+from bllpipe.distributed.cuda_streams import PLACEHOLDER, Event, RingLinks, Stream
 from bllpipe.engines.job import Job
 from bllpipe.errors import ConfigError
 from bllpipe.learn.block import Outcome
 from bllpipe.learn.cuda_graphs import WARMUP_STEPS, Graphs, uncaptured
-from bllpipe.messages import Alpha, Receiver, Round
+from bllpipe.messages import Alpha, Round
 from bllpipe.training.loops import BlockLoop, FeedbackLoop, Loop
 from bllpipe.training.timing import Metered
 from bllpipe.training.worker import Actor, Worker
 
-Tick = Sequence[tuple[int, Round]]
+WavefrontStep = Sequence[tuple[int, Round]]  # the rounds of its columns, the last column first
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,97 +68,98 @@ class Columns(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """The launch of a recorded tick, and its outcomes, in the order of the tick."""
+    """The launch of a recorded wavefront step, and its outcomes, in the order of its columns."""
 
     launch: Callable[[], None]
     outcomes: list[Outcome]
 
 
 class WavefrontGraph:
-    """Runs the ticks that are one graph."""
+    """Runs the wavefront steps that are one graph."""
 
-    def __init__(self, job: Job, columns: Columns, wires: RingWires, graphs: Graphs) -> None:
-        self._columns, self._wires, self._graphs = columns, wires, graphs
-        self._stream = wires.streams.open("ticks")
+    def __init__(self, job: Job, columns: Columns, links: RingLinks, graphs: Graphs) -> None:
+        self._columns, self._links, self._graphs = columns, links, graphs
+        self._stream = links.streams.open("wavefront")
         self._recorded: dict[object, Recorded] = {}
         self._has_launched = False
         self._policy = CapturePolicy(job, len(columns.blocks))
-        self._labels = [StaticLabels.of(lane.actor.loop) for lane in columns.lanes]
-        self._images = StaticImages.of(columns.blocks[0].actor.loop)
+        self._inputs = [static_images(columns.blocks[0].actor.loop)]
+        self._inputs += [static_labels(lane.actor.loop) for lane in columns.lanes]
 
-    def run_round(self, tick: Tick) -> bool:
-        """Queues the whole tick if it can be one graph. If not, it queues nothing, and work that is queued next waits
-        for all ticks before it."""
-        if not self._policy.can_capture(tick):
+    def run_round(self, wave: WavefrontStep) -> bool:
+        """Queues the whole step if it can be one graph. If not, it queues nothing, and work that is queued next waits
+        for all steps before it."""
+        if not self._policy.can_capture(wave):
             self._leave()
             return False
         self._enter()
         with self._stream.at_work():
-            rates = self._fetch(tick)
-            recorded = self._recorded.get(self._wires.positions)
+            rates = self._fetch(wave)
+            recorded = self._recorded.get(self._links.positions)
             if recorded is None:
-                self._record(tick, rates)
+                self._record(wave, rates)
             else:
                 recorded.launch()
                 self._update_metrics(
-                    tick, [replace(each, lr=lr) for each, lr in zip(recorded.outcomes, rates, strict=True)]
+                    wave, [replace(each, lr=lr) for each, lr in zip(recorded.outcomes, rates, strict=True)]
                 )
         return True
 
     def _enter(self) -> None:
         if not self._has_launched:
-            for each in self._all_actors():
-                self._stream.wait(each.stream.record())
+            self._join(self._stream)
         self._has_launched = True
 
     def _leave(self) -> None:
         if self._has_launched:
-            done = self._stream.record()
-            for each in self._all_actors():
-                each.stream.wait(done)
+            self._fork(self._stream.record())
         self._has_launched = False
 
-    def _all_actors(self) -> list[StreamActor]:
-        return [*self._columns.lanes, *self._columns.blocks]
+    def _fork(self, event: Event) -> None:
+        """The streams of all actors wait for ``event``."""
+        for each in (*self._columns.lanes, *self._columns.blocks):
+            each.stream.wait(event)
 
-    def _fetch(self, tick: Tick) -> list[float]:
+    def _join(self, stream: Stream) -> None:
+        """``stream`` waits for what is queued on the streams of all actors."""
+        for each in (*self._columns.lanes, *self._columns.blocks):
+            stream.wait(each.stream.record())
+
+    def _fetch(self, wave: WavefrontStep) -> list[float]:
         """Copies images and labels to the static buffers of the graph; returns the learning rates."""
-        self._images.fetch()
-        for labels in self._labels:
-            labels.fetch()
-        return [self._block(number).learner.set_rate(entry.step) for number, entry in tick]
+        for buffer in self._inputs:
+            buffer.fetch()
+        return [self._block(number).learner.set_rate(entry.step) for number, entry in wave]
 
     def _block(self, number: int) -> Any:
         return self._columns.blocks[number].actor.loop.block  # type: ignore[attr-defined]  # its loop is a BlockLoop
 
-    def _record(self, tick: Tick, rates: Sequence[float]) -> None:
-        """Records the tick and launches it for the first time."""
-        positions = self._wires.positions
+    def _record(self, wave: WavefrontStep, rates: Sequence[float]) -> None:
+        """Records the step and launches it for the first time."""
+        positions = self._links.positions
         try:
-            launch, outcomes = self._graphs.record(lambda: self._queue(tick, rates))
+            launch, outcomes = self._graphs.record(lambda: self._queue(wave, rates))
         except RuntimeError as error:
             raise ConfigError(
-                f"gpu.capture is true, but a tick of all {len(tick)} blocks could not be captured as one graph: "
-                f"{_first(error)}; use --set gpu.capture=blocks"
+                f"gpu.capture is true, but a wavefront step of all {len(wave)} blocks could not be captured as one "
+                f"graph: {_first(error)}; use --set gpu.capture=blocks"
             ) from error
         launch()
-        self._wires.rebase_events(self._stream.record())
+        self._links.rebase_events(self._stream.record())
         self._recorded[positions] = Recorded(launch, outcomes)
-        for (number, entry), outcome in zip(tick, outcomes, strict=True):
+        for (number, entry), outcome in zip(wave, outcomes, strict=True):
             for each, result in ((self._columns.lanes[number], None), (self._columns.blocks[number], outcome)):
                 with substituted(each.actor, "loop", ReplayedLoop.of(each.actor, result)):
                     each.worker.run_round(each.actor, entry)
 
-    def _queue(self, tick: Tick, rates: Sequence[float]) -> list[Outcome]:
-        """The tick itself: all streams wait for the recording stream at its start, which waits for all at its end."""
-        recording = self._wires.streams.current()
+    def _queue(self, wave: WavefrontStep, rates: Sequence[float]) -> list[Outcome]:
+        """The step itself: all streams wait for the recording stream at its start, which waits for all at its end."""
+        recording = self._links.streams.current()
         start = recording.record()
-        for each in self._all_actors():
-            each.stream.wait(start)
-        self._wires.rebase_events(start)
-        outcomes = [self._queue_column(number, entry, lr) for (number, entry), lr in zip(tick, rates, strict=True)]
-        for each in self._all_actors():
-            recording.wait(each.stream.record())
+        self._fork(start)
+        self._links.rebase_events(start)
+        outcomes = [self._queue_column(number, entry, lr) for (number, entry), lr in zip(wave, rates, strict=True)]
+        self._join(recording)
         return outcomes
 
     def _queue_column(self, number: int, entry: Round, lr: float) -> Outcome:
@@ -171,10 +173,10 @@ class WavefrontGraph:
         assert outcome is not None, "a block's training step has an outcome"
         return outcome
 
-    def _update_metrics(self, tick: Tick, outcomes: Sequence[Outcome]) -> None:
+    def _update_metrics(self, wave: WavefrontStep, outcomes: Sequence[Outcome]) -> None:
         """Every loop runs, with its ports and its metrics, but without its arithmetic."""
-        with self._wires.moved_by_graph(self._stream.record()):
-            for (number, entry), outcome in zip(tick, outcomes, strict=True):
+        with self._links.moved_by_graph(self._stream.record()):
+            for (number, entry), outcome in zip(wave, outcomes, strict=True):
                 lane, block = self._columns.lanes[number], self._columns.blocks[number]
                 with substituted(lane.actor.loop, "feedback", ReplayedFeedback()):
                     lane.worker.run_round(lane.actor, entry)
@@ -190,7 +192,7 @@ def _first(error: BaseException) -> BaseException:
 
 
 class CapturePolicy:
-    """Which ticks can be one graph: those in which every column trains, as in the tick before and the tick after."""
+    """Which wavefront steps can be one graph: those in which every column trains, as in the steps before and after."""
 
     def __init__(self, job: Job, num_columns: int) -> None:
         trace, self._lag = job.config.trace, job.config.feedback.lag
@@ -198,12 +200,12 @@ class CapturePolicy:
         self._wraps_steps = any(callback.wraps_steps for callback in job.callbacks)
         self._first = [job.start + max(WARMUP_STEPS, self._lag)] * num_columns
 
-    def can_capture(self, tick: Tick) -> bool:
-        """Whether the tick can be one graph. Must be called for every tick, in order."""
-        for number, entry in tick:
+    def can_capture(self, wave: WavefrontStep) -> bool:
+        """Whether the step can be one graph. Must be called for every step, in order."""
+        for number, entry in wave:
             if entry.phase == "save":  # after it a lane first absorbs the statistics that the checkpoint holds
                 self._first[number] = max(self._first[number], entry.step + self._lag)
-        return len(tick) == len(self._first) and not self._wraps_steps and all(self._trains(*each) for each in tick)
+        return len(wave) == len(self._first) and not self._wraps_steps and all(self._trains(*each) for each in wave)
 
     def _trains(self, number: int, entry: Round) -> bool:
         """Whether the round is a step that is not traced, and whose lane absorbs statistics that were just sent."""
@@ -300,53 +302,50 @@ class StaticBuffer:
         return self._buffer
 
 
-class StaticImages:
-    """The input port of the first block, with images in a static buffer."""
+def static_images(loop: Loop) -> StaticBuffer:
+    """Replaces the input port of ``loop``, the loop of the first block, by one with images in a static buffer."""
+    assert isinstance(loop, BlockLoop), "blocks have images"
+    images, rounds = loop.inputs, list[Round]()
 
-    def __init__(self, images: Receiver[Alpha]) -> None:
-        self._images, self._rounds = images, list[Round]()
-        self._static = StaticBuffer(self._drawn)
-
-    @classmethod
-    def of(cls, loop: Loop) -> StaticImages:
-        """Replaces the input port of ``loop``, the loop of the first block."""
-        assert isinstance(loop, BlockLoop), "blocks have images"
-        loop.inputs = static = cls(loop.inputs)
-        return static
-
-    def fetch(self) -> None:
-        """Queues the copy of the next batch, for the next ``recv``."""
-        self._static.fetch()
-
-    def recv(self) -> Alpha:
-        x = self._static.take()
-        return Alpha(self._rounds.pop(0), x)
-
-    def _drawn(self) -> Tensor:
-        message = self._images.recv()
-        self._rounds.append(message.round)
+    def draw() -> Tensor:
+        message = images.recv()
+        rounds.append(message.round)
         return message.alpha_BCHW
 
+    buffer = StaticBuffer(draw)
+    loop.inputs = StaticImages(buffer, rounds)
+    return buffer
 
+
+def static_labels(loop: Loop) -> StaticBuffer:
+    """Replaces the labels of ``loop``, the loop of a lane, by the same in a static buffer."""
+    assert isinstance(loop, FeedbackLoop), "lanes have labels"
+    labels = loop.labels
+    buffer = StaticBuffer(lambda: next(labels))
+    loop.labels = StaticLabels(buffer)
+    return buffer
+
+
+@dataclass(frozen=True)
+class StaticImages:
+    """A port that receives the images in ``buffer``, which are those of ``rounds``."""
+
+    buffer: StaticBuffer
+    rounds: list[Round]
+
+    def recv(self) -> Alpha:
+        x = self.buffer.take()
+        return Alpha(self.rounds.pop(0), x)
+
+
+@dataclass(frozen=True)
 class StaticLabels:
-    """The labels of a lane, in a static buffer."""
+    """The labels in ``buffer``."""
 
-    def __init__(self, labels: Iterator[Tensor]) -> None:
-        self._static = StaticBuffer(lambda: next(labels))
-
-    @classmethod
-    def of(cls, loop: Loop) -> StaticLabels:
-        """Replaces the labels of ``loop``, the loop of a lane."""
-        assert isinstance(loop, FeedbackLoop), "lanes have labels"
-        loop.labels = static = cls(loop.labels)
-        return static
-
-    def fetch(self) -> None:
-        """Queues the copy of the next labels, for the next ``next``."""
-        self._static.fetch()
+    buffer: StaticBuffer
 
     def __iter__(self) -> StaticLabels:
         return self
 
     def __next__(self) -> Tensor:
-        return self._static.take()
+        return self.buffer.take()

@@ -13,14 +13,13 @@ from torch.nn.functional import cross_entropy
 
 from bllpipe.config import Config
 from bllpipe.data.base import ImageSet
-from bllpipe.data.registry import load_images
 from bllpipe.distributed.process_group import World, close_group, open_group
 from bllpipe.distributed.torchrun import RankEnvironment
 from bllpipe.engines import NETWORK, Options, topology
 from bllpipe.engines.build import make_actor, make_worker
-from bllpipe.engines.devices import Machine, compare_devices, distinct_gpus, rank_device, set_up
-from bllpipe.engines.job import Job, agree
-from bllpipe.engines.ranks import run_process
+from bllpipe.engines.devices import Machine, RankDevices, compare_devices, set_up
+from bllpipe.engines.job import Job, JobStore
+from bllpipe.engines.ranks import agree_in_world, run_process
 from bllpipe.engines.runner import is_complete, report_complete, train
 from bllpipe.errors import ConfigError
 from bllpipe.learn.block import Outcome
@@ -36,9 +35,10 @@ from bllpipe.training.worker import Worker
 
 @dataclass(frozen=True)
 class RankContext:
-    """A rank of a job, its device, and the images if the rank has read them already."""
+    """A rank of a job, the store of the job, its device, and the images if the rank has read them already."""
 
     job: Job
+    store: JobStore
     rank: int
     device: torch.device
     images: ImageSet | None
@@ -57,37 +57,35 @@ def _run_in_world(config: Config, options: Options, world: World, watchdog: Watc
     rank, environment = world.environment.rank, world.environment
     device = own_device(config, topology(config), environment)
     set_up(config, device)
-    images = load_images(config.data, config.seed) if rank == 0 else None
-    spec = images.spec if images else None
-    job = agree(config, options, world.store, world.job_store, spec, world.attempt, watchdog.ending)
+    job, store, images = agree_in_world(config, options, world, watchdog)
     if is_complete(job):
         return report_complete(job) if rank == 0 else None
     compare_devices(rank, device.type, world.store)
     open_group(world, use_nccl=device.type == "cuda")
-    worker = make_rank(RankContext(job, rank, device, images), build)
+    worker = make_rank(RankContext(job, store, rank, device, images), build)
     watchdog.watch([worker])
-    train(job, worker)
+    train(job, store, worker)
     close_group()
 
 
 def own_device(config: Config, layout: Topology, environment: RankEnvironment) -> torch.device:
     """The device of this rank; ConfigError when ranks would have to share a GPU, which NCCL refuses."""
-    machine = Machine.found()
-    device = rank_device(config, layout, environment, machine)
-    if device.type == "cuda" and not distinct_gpus(config, layout, environment, machine):
+    devices = RankDevices(config, layout, environment, Machine.found())
+    device = devices.device()
+    if device.type == "cuda" and not devices.has_distinct_gpus():
         raise ConfigError(
             f"engine {config.engine} needs a GPU a rank, but {layout.num_blocks} ranks find "
-            f"{machine.gpus} on this machine; use --set device=cpu, or fewer blocks"
+            f"{devices.machine.gpus} on this machine; use --set device=cpu, or fewer blocks"
         )
     return device
 
 
 def make_rank(context: RankContext, build: Build) -> Worker:
     """The rank with its one actor, its metrics and its checkpoints."""
-    job, role = context.job, context.job.topology.role(context.rank)
+    job, store, rank = context.job, context.store, context.rank
     loop, waits = build(context)
-    shown = NETWORK if context.rank in job.topology.tested_ranks else role
-    return make_worker(job, context.rank, [make_actor(job, context.rank, shown, shown, loop, waits, context.device)])
+    shown = NETWORK if rank in job.topology.tested_ranks else job.topology.role(rank)
+    return make_worker(job, store, rank, [make_actor(job, store, rank, shown, shown, loop, waits, context.device)])
 
 
 class StageTrainer:

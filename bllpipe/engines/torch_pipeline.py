@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,11 +22,8 @@ from torch.distributed.pipelining import (
 
 from bllpipe.config import Config
 from bllpipe.engines import Options
-from bllpipe.engines.job import Job
 from bllpipe.engines.pipeline_stages import Schedule, StageModule, build_stage_loop, microbatch_size, wire_format
 from bllpipe.engines.synchronous import RankContext, StageTrainer, run_synchronous
-from bllpipe.training.loops import Loop
-from bllpipe.training.timing import Metered
 
 # Made from one stage a rank, or from a list of two.
 ONE_STAGE: dict[str, Callable[..., Any]] = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
@@ -38,44 +36,37 @@ TWO_STAGES: dict[str, Callable[..., Any]] = {
 
 def run(config: Config, options: Options) -> int:
     """Trains ``config`` together with the other ranks."""
-    logging.getLogger("torch.distributed.pipelining").setLevel(
-        logging.CRITICAL
-    )  # the failing rank reports the error itself
+    # the failing rank reports the error itself
+    logging.getLogger("torch.distributed.pipelining").setLevel(logging.CRITICAL)
     return run_synchronous(config, options, build_loop)
-
-
-def build_loop(context: RankContext) -> tuple[Loop, list[Metered]]:
-    """The loop of a rank."""
-    return build_stage_loop(context, torch_schedule)
 
 
 def torch_schedule(
     context: RankContext, trainer: StageTrainer, modules: Sequence[StageModule]
 ) -> tuple[Schedule, Sequence[object]]:
-    """The schedule that the config names, with the stages of this rank."""
-    numbers = context.job.topology.stages_of(context.rank)
+    """The schedule that the config names, with the stages of this rank. They get all shapes: to infer them torch would
+    pickle objects."""
+    job, store = context.job, context.store
+
+    def like_output(number: int) -> Tensor:
+        """The output of stage ``number`` for a microbatch, without values; with a gradient, which torch must know."""
+        return like_batch(store.shape_of(number), wire_format(job, number)).requires_grad_()
+
+    def like_batch(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.empty(microbatch_size(job), *shape, dtype=dtype, device="meta")
+
     stages = [
-        torch_stage(context.job, module, number, context.device)
-        for number, module in zip(numbers, modules, strict=True)
+        PipelineStage(
+            module,
+            number,
+            job.topology.num_stages,
+            context.device,
+            input_args=like_output(number - 1) if number > 0 else like_batch(job.spec.image_shape, torch.float32),
+            output_args=like_output(number),
+        )
+        for number, module in zip(job.topology.stages_of(context.rank), modules, strict=True)
     ]
-    return make_schedule(context.job.config, stages, trainer), stages
-
-
-def torch_stage(job: Job, module: StageModule, number: int, device: torch.device) -> PipelineStage:
-    """A stage for torch's schedules. It gets all shapes: to infer them it would pickle objects."""
-    inputs = _message(job, number - 1) if number > 0 else _like_batch(job, job.spec.image_shape, torch.float32)
-    return PipelineStage(
-        module, number, job.topology.num_stages, device, input_args=inputs, output_args=_message(job, number)
-    )
-
-
-def _message(job: Job, number: int) -> Tensor:
-    """The output of stage ``number`` for a microbatch, without values; with a gradient, which torch must know."""
-    return _like_batch(job, job.store.shape_of(number), wire_format(job, number)).requires_grad_()
-
-
-def _like_batch(job: Job, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.empty(microbatch_size(job), *shape, dtype=dtype, device="meta")
+    return make_schedule(job.config, stages, trainer), stages
 
 
 def make_schedule(config: Config, stages: Sequence[PipelineStage], trainer: StageTrainer) -> Schedule:
@@ -88,3 +79,6 @@ def make_schedule(config: Config, stages: Sequence[PipelineStage], trainer: Stag
     else:
         schedule = TWO_STAGES[config.engine](list(stages), microbatches, trainer.loss)
     return schedule
+
+
+build_loop = partial(build_stage_loop, make_schedule=torch_schedule)

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from bllpipe.checkpoint import writer as checkpoint
-from bllpipe.engines.job import Job
+from bllpipe.engines import Callback
+from bllpipe.engines.job import Job, JobStore
 from bllpipe.errors import ConfigError
-from bllpipe.training.callbacks import Callback
 from bllpipe.training.instrument import wrap_method
 from bllpipe.training.worker import Actor, Worker
 from bllpipe.utils.console import print_line
@@ -77,7 +77,7 @@ class FaultInjection(Callback):
     def __init__(self, faults: Sequence[Fault]) -> None:
         self._faults = faults
 
-    def on_start(self, job: Job, worker: Worker) -> None:
+    def on_start(self, job: Job, store: JobStore, worker: Worker) -> None:
         for fault in self._faults:
             if (fault.rank, fault.attempt) == (worker.rank, job.restarts):
                 inject(worker, fault)

@@ -77,7 +77,7 @@ def guard(actor: Actor, at_lines: bool) -> Actor:
     """The actor with a check of the losses of every step, or of those in a line of metrics alone (``at_lines``)."""
     block, trainer = getattr(actor.loop, "block", None), getattr(actor.loop, "trainer", None)
     if at_lines:
-        actor.recorder.look = partial(_check_line, actor, block, trainer)
+        actor.metrics.look = partial(_check_line, actor, block, trainer)
         return actor
     if block is not None:
         wrap_method(block, "losses", after=partial(_check_losses, actor, block))
@@ -113,7 +113,7 @@ def _check_line(actor: Actor, block: Any, trainer: Any, terms: Mapping[str, floa
 
 
 def _raise_for(actor: Actor, tensors: Mapping[str, Tensor]) -> None:
-    place = actor.recorder.place
+    place = actor.metrics.place
     require_finite(tensors, place["rank"], place["role"], str(actor.entry), received=[INPUT])
 
 
@@ -126,7 +126,7 @@ def trace_methods(instance: object, kinds: Mapping[str, str], track: Track, edge
 
 def trace(actor: Actor, window: range) -> Actor:
     """The actor with spans of its ports, of the computation in its loop, and of its metrics."""
-    track = actor.track = Track(actor.recorder.place["actor"], window)
+    track = actor.track = Track(actor.metrics.place["actor"], window)
     ports = actor.stopwatch.ports
     for port in ports:
         trace_methods(port, {"send": "send", "recv": "receive"}, track, port.meter.edge)
@@ -138,7 +138,7 @@ def trace(actor: Actor, window: range) -> Actor:
     labels = getattr(actor.loop, "labels", None)
     if isinstance(labels, Iterator):  # of a feedback loop; the methods of an iterator cannot be replaced
         vars(actor.loop)["labels"] = _traced(labels, track)
-    trace_methods(actor.recorder, {"record": "log"}, track)
+    trace_methods(actor.metrics, {"record": "log"}, track)
     return actor
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from itertools import count, takewhile
 from typing import Protocol
 
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from bllpipe.errors import CheckpointError
 from bllpipe.learn.block import Block, Outcome
 from bllpipe.learn.feedback import Feedback
+from bllpipe.learn.optimizer import Learner
 from bllpipe.messages import Alpha, Receiver, Round, Sender, Stats, Target
 from bllpipe.utils.tensors import restore
 
@@ -34,7 +34,37 @@ class Loop(Protocol):
         """Restores its own tensors, those after ``step`` steps; what ``state`` lacks is not changed. Before ``run``."""
 
 
-class BlockLoop:
+class LearnerLoop(Loop, Protocol):
+    """A loop that trains one learner: that of a block, of the stages of a rank, or of a replica."""
+
+    learner: Learner
+
+    def train(self, entry: Round) -> Outcome | None:
+        """One training step."""
+
+    def evaluate(self, entry: Round) -> Outcome | None:
+        """One test batch."""
+
+    def run(self, entry: Round) -> Outcome | None:
+        match entry.phase:
+            case "train":
+                return self.train(entry)
+            case "evaluate":
+                return self.evaluate(entry)
+            case _:
+                return None
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.learner.weights()
+
+    def state(self) -> dict[str, Tensor]:
+        return self.learner.state()
+
+    def load(self, state: Mapping[str, Tensor], step: int) -> None:
+        self.learner.load(state)
+
+
+class BlockLoop(LearnerLoop):
     """Block k: alpha_k = f_k(alpha_{k-1}), and one step on its local loss."""
 
     def __init__(
@@ -46,41 +76,23 @@ class BlockLoop:
         stats: Sender[Stats],
     ) -> None:
         self.block, self.inputs, self.targets, self.alphas, self.stats = block, inputs, targets, alphas, stats
+        self.learner = block.learner
 
-    def run(self, entry: Round) -> Outcome | None:
-        match entry.phase:
-            case "train":
-                return self._train(entry)
-            case "evaluate":
-                return self._evaluate(entry)
-            case _:
-                return None
-
-    def _train(self, entry: Round) -> Outcome:
+    def train(self, entry: Round) -> Outcome:
         alpha_BCHW = self.block.forward(self.inputs.recv().alpha_BCHW)
         self.alphas.send(Alpha(entry, alpha_BCHW))  # before the update: the next block never waits for our backward
         target = self.targets.recv()
-        self.stats.send(
-            Stats(entry, *self.block.stats(alpha_BCHW, target.label_B))
-        )  # before the update too: statistics do not depend on it
+        # before the update too: statistics do not depend on it
+        self.stats.send(Stats(entry, *self.block.stats(alpha_BCHW, target.label_B)))
         return self.block.update(alpha_BCHW, target, entry.step)
 
-    def _evaluate(self, entry: Round) -> Outcome:
+    def evaluate(self, entry: Round) -> Outcome:
         received = self.inputs.recv()
         alpha_BCHW = self.block.infer(received.alpha_BCHW)
         scores_BK = self.block.scores(alpha_BCHW)
         votes_BK = self.block.vote(scores_BK, received.votes_BK)  # None without evaluate.ensemble
         self.alphas.send(Alpha(entry, alpha_BCHW, votes_BK))
         return self.block.score(alpha_BCHW, scores_BK, self.targets.recv(), votes_BK)
-
-    def weights(self) -> dict[str, Tensor]:
-        return self.block.learner.weights()
-
-    def state(self) -> dict[str, Tensor]:
-        return self.block.learner.state()
-
-    def load(self, state: Mapping[str, Tensor], step: int) -> None:
-        self.block.learner.load(state)
 
 
 class FeedbackLoop:
@@ -106,43 +118,33 @@ class FeedbackLoop:
 
     def run(self, entry: Round) -> Outcome | None:
         if entry.phase == "train":
-            self._absorb_until(entry.step - self.lag)
+            while self._next <= entry.step - self.lag:
+                self.feedback.absorb(*(self._ahead.popleft() if self._ahead else self._received_stats()))
+                self._next += 1
         if entry.has_messages:
-            self.targets.send(self._target(entry))
+            label_B = next(self.labels)
+            beta_KC, known_K = self.feedback.table()
+            self.targets.send(Target(entry, beta_KC[label_B], known_K[label_B], label_B))
         if entry.phase in ("save", "end"):
-            self._catch_up(entry.step)
+            # A checkpoint holds the statistics that are not absorbed yet; at the end their sender waits until they are
+            # received.
+            while self._next + len(self._ahead) < entry.step:
+                sums_KC, counts_K = self._received_stats()
+                self._ahead.append((sums_KC.clone(), counts_K.clone()))
         return None
-
-    def _absorb_until(self, step: int) -> None:
-        """Absorbs the statistics up to those of ``step``: one message a step, and none in the first ``lag`` steps."""
-        while self._next <= step:
-            self.feedback.absorb(*(self._ahead.popleft() if self._ahead else self._received_stats()))
-            self._next += 1
-
-    def _target(self, entry: Round) -> Target:
-        label_B = next(self.labels)
-        beta_KC, known_K = self.feedback.table()
-        return Target(entry, beta_KC[label_B], known_K[label_B], label_B)
 
     def _received_stats(self) -> tuple[Tensor, Tensor]:
         stats = self.stats.recv()
         return stats.sums_KC, stats.counts_K
 
-    def _catch_up(self, done: int) -> None:
-        """Receives the statistics of all ``done`` steps: a checkpoint must hold those that are not absorbed yet, and at
-        the end their sender waits until they are received."""
-        while self._next + len(self._ahead) < done:
-            sums_KC, counts_K = self._received_stats()
-            self._ahead.append((sums_KC.clone(), counts_K.clone()))
-
     def weights(self) -> dict[str, Tensor]:
         return {f"feedback.{self.name}.{key}": value for key, value in self.feedback.state().items()}
 
     def state(self) -> dict[str, Tensor]:
-        named: dict[str, Tensor] = {}
+        named = self.weights()
         for age, statistics in enumerate(self._ahead):
-            named.update(zip(self._ahead_names(age), statistics, strict=True))
-        return {**self.weights(), **named}
+            named |= zip(self._ahead_names(age), statistics, strict=True)
+        return named
 
     def load(self, state: Mapping[str, Tensor], step: int) -> None:
         """Statistics in ``state`` that are not absorbed are those of the last steps before ``step``. They are left out
@@ -150,20 +152,19 @@ class FeedbackLoop:
         again."""
         own = self.weights()
         restore(own, state)
-        if own.keys() <= state.keys():
-            ages = takewhile(lambda age: self._ahead_names(age)[0] in state, count())
-            self._ahead.extend(self._waiting(state, age) for age in ages)
+        has_weights = own.keys() <= state.keys()
+        while has_weights:
+            sums, counts = self._ahead_names(len(self._ahead))
+            if sums not in state:
+                break
+            if counts not in state:
+                raise CheckpointError(f"the checkpoint holds {sums}, but not {counts}; name another checkpoint")
+            beta_KC, known_K = self.feedback.table()  # of the same shapes, or restore raises CheckpointError
+            ahead = {sums: beta_KC.clone(), counts: known_K.clone()}
+            restore(ahead, state)
+            self._ahead.append((ahead[sums], ahead[counts]))
         self._next = step - len(self._ahead)
 
     def _ahead_names(self, age: int) -> tuple[str, str]:
         """The names of sums and counts in a checkpoint that are not absorbed yet; age 0 is the oldest."""
         return f"ahead.{self.name}.{age}.sums", f"ahead.{self.name}.{age}.counts"
-
-    def _waiting(self, state: Mapping[str, Tensor], age: int) -> tuple[Tensor, Tensor]:
-        """Statistics that are not absorbed yet; CheckpointError if their shapes differ from those of the table."""
-        sums, counts = self._ahead_names(age)
-        if counts not in state:
-            raise CheckpointError(f"the checkpoint holds {sums}, but not {counts}; name another checkpoint")
-        beta_KC, known_K = self.feedback.table()
-        restore(own := {sums: beta_KC.clone(), counts: known_K.clone()}, state)
-        return own[sums], own[counts]

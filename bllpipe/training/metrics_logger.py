@@ -27,15 +27,16 @@ class MetricMeans:
     them, of the hits, and of the hits of the ensemble if it is evaluated; and the learning rate of the last batch."""
 
     terms: Mapping[str, float]
-    figures: Mapping[str, float]
+    diagnostics: Mapping[str, float]
     accuracy: float
     lr: float = 0.0
     ensemble_accuracy: float | None = None
 
     def to_json(self) -> dict[str, float]:
-        """Without the learning rate, which a test has not; ``loss`` is the sum of the terms."""
+        """Without the learning rate, which a test does not have; ``loss`` is the sum of the terms."""
         ensemble = {} if self.ensemble_accuracy is None else {"ensemble_accuracy": self.ensemble_accuracy}
-        return {**self.terms, "loss": sum(self.terms.values()), **self.figures, "accuracy": self.accuracy, **ensemble}
+        loss = {"loss": sum(self.terms.values())}
+        return {**self.terms, **loss, **self.diagnostics, "accuracy": self.accuracy, **ensemble}
 
 
 @dataclass
@@ -43,7 +44,7 @@ class MetricSums:
     """Sums over the batches since the last line; tensors stay on their device until they are read."""
 
     terms: dict[str, Tensor] = field(default_factory=dict)
-    figures: dict[str, Tensor] = field(default_factory=dict)
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
     correct: Tensor | None = None
     ensemble_correct: Tensor | None = None  # only in tests, so no checkpoint holds it
     images: int = 0
@@ -61,7 +62,7 @@ class MetricSums:
 
     def watch(self, outcome: Outcome, images: int) -> None:
         """Adds the diagnostics of a batch, which take longer to compute."""
-        _add(self.figures, outcome.watch(), images)
+        _add(self.diagnostics, outcome.watch(), images)
         self.watched += images
 
     def state(self) -> dict[str, Tensor]:
@@ -81,12 +82,12 @@ class MetricSums:
         """The means of all added batches, with one read of the device."""
         assert self.correct is not None, "read after at least one batch"
         ensemble = None if self.ensemble_correct is None else float(self.ensemble_correct) / self.images
-        totals = [*self.terms.values(), *self.figures.values(), self.correct]
+        totals = [*self.terms.values(), *self.diagnostics.values(), self.correct]
         *sums, correct = torch.stack([total.double() for total in totals]).tolist()  # which is exact
-        terms, figures = sums[: len(self.terms)], sums[len(self.terms) :]
+        terms, diagnostics = sums[: len(self.terms)], sums[len(self.terms) :]
         return MetricMeans(
             {name: total / self.images for name, total in zip(self.terms, terms, strict=True)},
-            {name: total / self.watched for name, total in zip(self.figures, figures, strict=True)},
+            {name: total / self.watched for name, total in zip(self.diagnostics, diagnostics, strict=True)},
             correct / self.images,
             self.lr,
             ensemble,
@@ -127,7 +128,39 @@ class MetricsLogger:
             self._test.add(outcome, entry.size)
             self._test.watch(outcome, entry.size)
         elif entry.phase == "score" and self._test.images:
-            self._record_score(entry)
+            self.tested, self._test = self._test.read(), MetricSums()
+            self.look(self.tested.terms)
+            line = {"phase": "evaluate", "step": entry.step, "epoch": entry.epoch, **self.place}
+            line["training_seconds"] = round(self.stopwatch.training.seconds, 3)
+            self.directory.add_metrics({**line, **self.tested.to_json()})
+            self._post({"step": entry.step, "test_accuracy": self.tested.accuracy})
+
+    def _record_step(self, entry: Round, outcome: Outcome | None) -> None:
+        done = entry.step + 1
+        has_line = done % self.log_every == 0
+        if outcome is not None:
+            self._train.add(outcome, entry.size)
+            if has_line:
+                self._train.watch(outcome, entry.size)
+        if has_line:
+            line: dict[str, Any] = {"phase": "train", "step": done, "epoch": entry.epoch, **self.place}
+            if self._train.images:
+                self.trained, self._train = self._train.read(), MetricSums()
+                self.look(self.trained.terms)
+                line |= {**self.trained.to_json(), "lr": self.trained.lr}
+            line["images_per_second"] = round(self.stopwatch.take_interval(), 2)
+            line["waiting"] = {edge: round(seconds, 4) for edge, seconds in self.stopwatch.waiting.items()}
+            line["resident_bytes"] = resident_bytes()
+            self.directory.add_metrics(line)
+            self._post(line)
+        elif time.monotonic() - self._posted > POST_SECONDS:
+            self._post({"step": done})
+
+    def _post(self, latest: Mapping[str, Any]) -> None:
+        """Posts the latest value of every metric, for the progress display."""
+        self._posted = time.monotonic()
+        self._latest |= latest
+        self.store.set(f"progress/{self.place['actor']}", json.dumps(self._latest))
 
     @property
     def accuracy(self) -> float | None:
@@ -152,40 +185,3 @@ class MetricsLogger:
     @property
     def _prefix(self) -> str:
         return f"books.{self.place['actor']}."
-
-    def _record_step(self, entry: Round, outcome: Outcome | None) -> None:
-        done = entry.step + 1
-        if outcome is not None:
-            self._train.add(outcome, entry.size)
-            if done % self.log_every == 0:
-                self._train.watch(outcome, entry.size)
-        if done % self.log_every == 0:
-            self._write_step(entry, done)
-        elif time.monotonic() - self._posted > POST_SECONDS:
-            self._post({"step": done})
-
-    def _write_step(self, entry: Round, done: int) -> None:
-        figures: dict[str, Any] = {"phase": "train", "step": done, "epoch": entry.epoch, **self.place}
-        if self._train.images:
-            self.trained, self._train = self._train.read(), MetricSums()
-            self.look(self.trained.terms)
-            figures |= {**self.trained.to_json(), "lr": self.trained.lr}
-        figures["images_per_second"] = round(self.stopwatch.take_interval(), 2)
-        figures["waiting"] = {edge: round(seconds, 4) for edge, seconds in self.stopwatch.waiting.items()}
-        figures["resident_bytes"] = resident_bytes()
-        self.directory.add_metrics(figures)
-        self._post(figures)
-
-    def _record_score(self, entry: Round) -> None:
-        self.tested, self._test = self._test.read(), MetricSums()
-        self.look(self.tested.terms)
-        place = {"phase": "evaluate", "step": entry.step, "epoch": entry.epoch, **self.place}
-        place["training_seconds"] = round(self.stopwatch.training.seconds, 3)
-        self.directory.add_metrics({**place, **self.tested.to_json()})
-        self._post({"step": entry.step, "test_accuracy": self.tested.accuracy})
-
-    def _post(self, figures: Mapping[str, Any]) -> None:
-        """Posts the latest value of every metric, for the progress display."""
-        self._posted = time.monotonic()
-        self._latest |= figures
-        self.store.set(f"progress/{self.place['actor']}", json.dumps(self._latest))

@@ -44,7 +44,10 @@ class RunDirectory:
             atomic_write(self.path / "config.yaml", to_yaml(config))
             atomic_write(self.path / "env.json", json.dumps(environment(), indent=1) + "\n")
             self.targets.unlink(missing_ok=True)  # of an earlier start
-            self._keep_metrics_until(first_step, tests_again)
+            if self.metrics.is_file():
+                lines = self.metrics.read_text(errors="replace").splitlines(keepends=True)
+                kept = [line for line in lines if first_step and _stays(line, first_step, tests_again)]
+                atomic_write(self.metrics, "".join(kept))
 
     def add_resume(self, checkpoint: str, step: int, changes: Mapping[str, Any]) -> None:
         """Appends to resumes.jsonl: the run resumes after ``step``, with settings that differ from the checkpoint."""
@@ -54,17 +57,34 @@ class RunDirectory:
 
     def add_metrics(self, record: Mapping[str, Any]) -> None:
         """Appends one line to metrics.jsonl."""
-        self._metrics_log.attempt(lambda: self._append_metrics(json.dumps(record)))
+
+        def append() -> None:
+            with writing("metrics", self.metrics):
+                append_line(self.metrics, json.dumps(record))
+
+        self._metrics_log.attempt(append)
 
     def write_spans(self, name: str, text: str) -> None:
         """Writes spans/NAME."""
-        self._spans_log.attempt(lambda: self._write_spans(self.path / "spans" / name, text))
+        path = self.path / "spans" / name
 
-    def write_status(self, status: str, **facts: Any) -> None:
+        def write() -> None:
+            with writing("spans", path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                atomic_write(path, text)
+
+        self._spans_log.attempt(write)
+
+    def write_status(self, status: str, **details: Any) -> None:
         """status.json: ``running``, ``completed``, ``preempted`` or ``failed``, with step, rank and reason."""
-        record = {"status": status, "time": time.time(), **facts}
-        with writing("the status", self.path / "status.json"):
-            atomic_write(self.path / "status.json", json.dumps(record, indent=1) + "\n")
+        self._write_json("the status", "status.json", {"status": status, "time": time.time(), **details})
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        self._write_json("the summary", "summary.json", summary)
+
+    def _write_json(self, what: str, name: str, record: Mapping[str, Any]) -> None:
+        with writing(what, self.path / name):
+            atomic_write(self.path / name, json.dumps(record, indent=1) + "\n")
 
     def read_status(self) -> dict[str, Any]:
         """The object in status.json; empty if it cannot be read."""
@@ -72,10 +92,6 @@ class RunDirectory:
             return json_object((self.path / "status.json").read_bytes())
         except OSError:
             return {}
-
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
-        with writing("the summary", self.path / "summary.json"):
-            atomic_write(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
 
     def write_targets(self, groups: Sequence[Mapping[str, Any]], copy: Path | None = None) -> None:
         """prometheus.json: the addresses of the ranks' metrics, for the file_sd of Prometheus. Raises OSError."""
@@ -91,15 +107,6 @@ class RunDirectory:
             return []
         return found if isinstance(found, list) else []
 
-    def _append_metrics(self, line: str) -> None:
-        with writing("metrics", self.metrics):
-            append_line(self.metrics, line)
-
-    def _write_spans(self, path: Path, text: str) -> None:
-        with writing("spans", path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(path, text)
-
     def has_ended(self, step: int) -> bool:
         """Whether summary.json and status.json are those of a run that ended without a failure after ``step`` steps."""
         try:
@@ -107,12 +114,6 @@ class RunDirectory:
         except CheckpointError:
             return False
         return summary.get("steps") == step and status.get("status") in ("completed", "preempted")
-
-    def _keep_metrics_until(self, first_step: int, tests_again: bool) -> None:
-        if self.metrics.is_file():
-            lines = self.metrics.read_text(errors="replace").splitlines(keepends=True)
-            kept = [line for line in lines if _stays(line, first_step, tests_again)]
-            atomic_write(self.metrics, "".join(kept) if first_step else "")
 
 
 def _stays(line: str, first_step: int, tests_again: bool) -> bool:
@@ -159,7 +160,11 @@ def _git_revision() -> str | None:
 
 
 def summarise(
-    config: Config, tested_ranks: Sequence[int], reports: Sequence[Mapping[str, Any]], plan: RunSchedule, seconds: float
+    config: Config,
+    tested_ranks: Sequence[int],
+    reports: Sequence[Mapping[str, Any]],
+    schedule: RunSchedule,
+    seconds: float,
 ) -> dict[str, Any]:
     """summary.json. Accuracies are fractions of the test set, ``busy`` fractions of the training time; ``waiting``
     seconds and ``sent_bytes`` bytes of the training, by edge; ``cpu_seconds`` those of all threads, tests included.
@@ -173,8 +178,8 @@ def summarise(
         "method": config.method,
         "engine": config.engine,
         "world_size": len(reports),
-        "steps": plan.last_step,
-        "epochs": plan.last_step / plan.steps_per_epoch,
+        "steps": schedule.last_step,
+        "epochs": schedule.last_step / schedule.steps_per_epoch,
         "test_accuracy": accuracies[-1],
         "block_accuracy": [] if all(accuracy is None for accuracy in accuracies) else accuracies,
         **ensemble,

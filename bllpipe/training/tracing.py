@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -122,19 +122,16 @@ class SpanFile:
                 return
             self._written = True
         header = {"version": VERSION, "unit": "ns", "pid": os.getpid(), **self._header}
-        lines = [header, *(_line(actor, span) for actor, span in sorted(spans, key=lambda pair: pair[1].start))]
+        lines = [header]
+        for actor, span in sorted(spans, key=lambda pair: pair[1].start):
+            place = {"phase": span.entry.phase, "step": step_of(span.entry), "batch": span.entry.batch}
+            times = {"start": span.start, "end": span.end, "actor": actor}
+            lines.append({"kind": span.kind, **place, **times, **({"edge": span.edge} if span.edge else {})})
         self._directory.write_spans(self._name, "".join(json.dumps(line) + "\n" for line in lines))
 
     def _track_ended(self) -> None:
         if all(track.ended for track in self._tracks):
             self.write()
-
-
-def _line(actor: str, span: Span) -> dict[str, Any]:
-    entry = span.entry
-    place = {"phase": entry.phase, "step": step_of(entry), "batch": entry.batch}
-    times = {"start": span.start, "end": span.end, "actor": actor}
-    return {"kind": span.kind, **place, **times, **({"edge": span.edge} if span.edge else {})}
 
 
 @dataclass(frozen=True)
@@ -143,9 +140,6 @@ class Clock:
 
     clock_offset_ns: int = 0
     clock_uncertainty_ns: int = 0
-
-    def to_json(self) -> dict[str, int]:
-        return asdict(self)
 
 
 def machine_id() -> str:
@@ -166,7 +160,9 @@ def align_clock(
     if rank == 0:
         for other in range(1, world_size):
             if store.get(f"clock/machine/{other}").decode() != machine:
-                _answer_time(store, other, now)
+                for trip in range(TRIPS):
+                    store.get(f"clock/request/{other}/{trip}")
+                    store.set(f"clock/answer/{other}/{trip}", str(now()))
         return Clock()
     if store.get("clock/machine/0").decode() == machine:
         return Clock()
@@ -174,15 +170,9 @@ def align_clock(
     return min(trips, key=lambda clock: clock.clock_uncertainty_ns)
 
 
-def _answer_time(store: Store, other: int, now: Callable[[], int]) -> None:
-    for trip in range(TRIPS):
-        store.get(f"clock/asked/{other}/{trip}")
-        store.set(f"clock/told/{other}/{trip}", str(now()))
-
-
 def _ask_time(store: Store, rank: int, trip: int, now: Callable[[], int]) -> Clock:
     asked = now()
-    store.set(f"clock/asked/{rank}/{trip}", "now")
-    told = int(store.get(f"clock/told/{rank}/{trip}"))
+    store.set(f"clock/request/{rank}/{trip}", "now")
+    told = int(store.get(f"clock/answer/{rank}/{trip}"))
     answered = now()
     return Clock(told - (asked + answered) // 2, (answered - asked + 1) // 2)

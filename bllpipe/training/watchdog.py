@@ -1,22 +1,16 @@
-"""A thread in every process: it receives signals, makes the ranks stop at an agreed step, posts heartbeats, and ends
-the run when a rank hangs.
+"""A thread in every process: it posts heartbeats, ends the run when a rank hangs, and stops it after a signal
+(training/stopping.py).
 
 The thread posts a heartbeat several times a second, independently of the loops. It watches its own actors, one of which
 may compute for too long, and the next rank, whose heartbeats end when its process is stopped or holds the interpreter's
 lock. An actor that waits too long for a message raises the timeout itself.
-
-Python runs signal handlers in the main thread, between two of its instructions; a receive in C++ delays them. But
-``signal.set_wakeup_fd`` sends its byte at once.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import select
 import signal
-import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,12 +18,11 @@ from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bllpipe.errors import BllpipeError, WireError
 from bllpipe.messages import Store
-from bllpipe.training.run_schedule import StopAgreement
-from bllpipe.utils.console import print_line
+from bllpipe.training.stopping import GracefulStop, StopAgreement, StopSignals
 
 if TYPE_CHECKING:
     from bllpipe.training.worker import Actor, Worker
@@ -38,8 +31,6 @@ LOOK_SECONDS = 0.2
 STOPPED_SECONDS = 2.0  # between two looks: this process was stopped, or held by its interpreter's lock
 Fail = Callable[[BllpipeError, int], None]  # and the rank that fails
 LEFT = -1  # the number of a rank's last heartbeat
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-PATIENCE_SECONDS = 3.0  # a second signal within these is the same one: terminal and launcher both send it
 
 
 class Watchdog:
@@ -53,18 +44,16 @@ class Watchdog:
         store: Store,
         rank: int,
         roles: Sequence[str],
-        ending: StopAgreement,
+        agreement: StopAgreement,
         timeout: float,
         fail: Fail,
         leave: Callable[[int], None],
     ) -> None:
-        self._store, self._rank, self._roles, self.ending = store, rank, roles, ending
-        self._timeout, self._fail, self._leave = timeout, fail, leave
+        self._store, self._rank, self._roles = store, rank, roles
+        self._timeout, self._fail = timeout, fail
         self._signals, self._heartbeats, self._staleness = StopSignals(), Heartbeats(store), Staleness()
+        self.stop = GracefulStop(store, rank, len(roles), agreement, leave)
         self._workers: Sequence[Worker] = ()
-        self._first_signal: float | None = None  # when the first signal came
-        self.exit_code = 0  # 128 and that signal, if it has ended the run
-        self._posted_stop = False
         self._continued = 0.0  # when this process was last found to have been stopped, as by Ctrl-Z
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -95,43 +84,14 @@ class Watchdog:
                     self._continued = now
                 looked = now
                 if received is not None:
-                    self._on_signal(received.name, 128 + received)
-                self._agree_stop()
+                    self.stop.on_signal(received)
+                self.stop.agree()
                 looks += 1
                 self._heartbeats.post(self._rank, Heartbeat(looks, os.getpid(), self._own()))
                 self._find_stuck()
             self._heartbeats.post(self._rank, Heartbeat(LEFT))
         except RuntimeError:  # the store is gone with its launcher, which ends this process too
             return
-
-    def _on_signal(self, name: str, code: int) -> None:
-        """The first signal asks for a stop with a checkpoint. After a failure, and at a second signal, the process ends
-        at once."""
-        now = time.monotonic()
-        if self._store.check(["failure"]) or (
-            self._first_signal is not None and now - self._first_signal > PATIENCE_SECONDS
-        ):
-            self._leave(code)
-        if self._first_signal is None:
-            self._first_signal, self.exit_code = now, code
-            self._store.compare_set("stop/asked", "", f"{name} at rank {self._rank}")
-
-    def _agree_stop(self) -> None:
-        """Freezes this rank when any rank has asked to stop, and decides the step when all ranks are frozen."""
-        if self.ending.is_decided or not self._store.check(["stop/asked"]):
-            return
-        keys = [f"stop/at/{rank}" for rank in range(len(self._roles))]
-        if not self._posted_stop:
-            begun = self.ending.freeze(self._store.get("stop/asked").decode())
-            self._store.set(keys[self._rank], str(begun))
-            self._posted_stop = True
-        if self._store.check(keys):
-            self.ending.decide(max(int(self._store.get(key)) for key in keys))
-            if self._rank == 0:
-                how = (
-                    "with a checkpoint" if self.ending.saves else "without a checkpoint (checkpoint.every_steps=never)"
-                )
-                print_line(f"\nbllpipe: {self.ending.reason}: stopping {how}", sys.stderr)
 
     def _own(self) -> list[ActorStatus]:
         return [ActorStatus.of(actor) for worker in self._workers for actor in worker.actors]
@@ -146,7 +106,7 @@ class Watchdog:
         seconds = self._staleness.look(heartbeat.number) * LOOK_SECONDS
         if other != self._rank and heartbeat.number != LEFT and seconds > self._timeout:
             end_sibling(heartbeat.pid)
-            error = self._stuck(f"not heard of for {seconds:.0f} s; last seen: {heartbeat}")
+            error = self._stuck(f"no heartbeat for {seconds:.0f} s; last seen: {heartbeat}")
             self._fail(error, other)
 
     def _stuck(self, how: str) -> WireError:
@@ -240,53 +200,3 @@ class Staleness:
         self._looks = self._looks + 1 if number == self._last else 0
         self._last = number
         return self._looks
-
-
-class StopSignals:
-    """A context in which the first of STOPPING does not end the process, but is returned by ``wait``. A second one
-    raises KeyboardInterrupt.
-
-    Only the main thread can receive signals; in another thread ``wait`` just waits.
-    """
-
-    def __init__(self) -> None:
-        self._out, self._in = socket.socketpair()
-        self._out.setblocking(False)
-        self._in.setblocking(False)
-        self._first: float | None = None
-        self._before: dict[signal.Signals, Any] = {}
-        self._fd_before = -1
-
-    def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():
-            ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # as nohup has it
-            received = [number for number in STOPPING if not (number == signal.SIGHUP and ignored)]
-            self._before = {number: signal.signal(number, self._handle) for number in received}
-            self._fd_before = signal.set_wakeup_fd(self._in.fileno(), warn_on_full_buffer=False)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._before:
-            signal.set_wakeup_fd(self._fd_before)
-            for number, handler in self._before.items():
-                signal.signal(number, handler)
-        self._out.close()
-        self._in.close()
-
-    def wait(self, seconds: float) -> signal.Signals | None:
-        """The next signal that asks to stop, or None when none came within ``seconds``."""
-        try:
-            ready, _, _ = select.select([self._out], [], [], seconds)
-            numbers = self._out.recv(64) if ready else b""
-        except (OSError, ValueError):  # the context has ended meanwhile
-            return None
-        return next((signal.Signals(number) for number in numbers if number in STOPPING), None)
-
-    def _handle(self, number: int, frame: object) -> None:
-        """Runs in the main thread. Without a handler the kernel's default would end the process."""
-        now = time.monotonic()
-        if self._first is not None and now - self._first > PATIENCE_SECONDS:
-            raise KeyboardInterrupt
-        self._first = self._first or now

@@ -39,14 +39,14 @@ class Actor:
 
     loop: Loop
     stopwatch: Stopwatch
-    recorder: MetricsLogger
+    metrics: MetricsLogger
     track: Track | None = None
     entry: Round | None = None
     entered: float = 0.0
 
     @property
     def name(self) -> str:
-        return str(self.recorder.place["actor"])
+        return str(self.metrics.place["actor"])
 
     def run_round(self, entry: Round) -> None:
         """One round, timed and recorded."""
@@ -56,7 +56,7 @@ class Actor:
         self.stopwatch.begin()
         outcome = self.loop.run(entry)
         self.stopwatch.end(entry)
-        self.recorder.record(entry, outcome)
+        self.metrics.record(entry, outcome)
 
 
 @dataclass
@@ -93,7 +93,7 @@ class Worker:
     role: str
     actors: list[Actor]
     checkpoints: CheckpointWriter
-    facts: Mapping[str, Any]
+    metadata: Mapping[str, Any]
     spans: SpanFile | None = None
     _arrived: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -109,7 +109,7 @@ class Worker:
             actor.run_round(entry)
             if entry.phase == "save":
                 with record(actor.track, "save"):
-                    self._save(entry, {**actor.loop.state(), **actor.recorder.state()})
+                    self._save(entry, {**actor.loop.state(), **actor.metrics.state()})
             if entry.phase == "end":
                 self._require_finite(actor.loop.state(), f"end of the run, after step {entry.step}")
         except Exception as error:
@@ -124,15 +124,14 @@ class Worker:
             tensors.update(state if only else {name: value.detach().clone() for name, value in state.items()})
             self._number_arrived[entry.step] = self._number_arrived.get(entry.step, 0) + 1
             complete = self._number_arrived[entry.step] == len(self.actors)
-        if complete:
-            self._write(entry, self._arrived.pop(entry.step))
-
-    def _write(self, entry: Round, tensors: Mapping[str, Tensor]) -> None:
+        if not complete:
+            return
+        tensors = self._arrived.pop(entry.step)
         place = {"rank": self.rank, "role": self.role}
-        facts = {**place, "step": entry.step, "epoch": entry.epoch, "tested": entry.tested, **self.facts}
+        metadata = {**place, "step": entry.step, "epoch": entry.epoch, "tested": entry.tested, **self.metadata}
         with self.saves.writing(entry.step):
             self._require_finite(tensors, f"checkpoint of step {entry.step}")
-            self.checkpoints.write(entry.step, self.rank, tensors, facts)
+            self.checkpoints.write(entry.step, self.rank, tensors, metadata)
         self.last_saved = entry.step
 
     def _require_finite(self, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -153,8 +152,8 @@ class Worker:
             "sent_bytes": {edge: number for watch in watches for edge, number in watch.sent.items() if number},
             "cpu_seconds": time.process_time() - self._cpu_before,
             "images_per_second": min(watch.steady.rate for watch in watches),
-            "accuracy": self.actors[0].recorder.accuracy,
-            "ensemble_accuracy": self.actors[0].recorder.ensemble_accuracy,
+            "accuracy": self.actors[0].metrics.accuracy,
+            "ensemble_accuracy": self.actors[0].metrics.ensemble_accuracy,
             "parameters": sum(value.numel() for value in weights.values() if value.is_floating_point()),
             "peak_memory_bytes": peak_memory_bytes(),
             "digest": part_digest(weights),

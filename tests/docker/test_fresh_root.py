@@ -80,7 +80,7 @@ def test_it_stops_with_a_checkpoint_and_goes_on(image: FreshRoot) -> None:
         said, _ = job.communicate(timeout=60)
     assert job.returncode == 143 and "stopping with a checkpoint" in said, said
     done = image.run([*words, "--set", "stop_at=300"])
-    assert done.returncode == 0 and "goes on from step" in done.stdout + done.stderr, done.stdout + done.stderr
+    assert done.returncode == 0 and "resumes from step" in done.stdout + done.stderr, done.stdout + done.stderr
 
 
 def test_another_config_of_the_image_is_understood(image: FreshRoot) -> None:

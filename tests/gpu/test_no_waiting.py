@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bllpipe.engines.streams_graph import Tick, WavefrontGraph
+from bllpipe.engines.streams_graph import WavefrontGraph, WavefrontStep
 from bllpipe.messages import Round
 from bllpipe.training.worker import Actor
 from tests.gpu.machines import needs_gpus
@@ -29,8 +29,8 @@ def waiting_is(mode: str) -> Iterator[None]:
 
 @pytest.fixture
 def strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """From step ``FIRST`` on waiting is an error, in steps that write no line, and in whole ticks of such steps."""
-    carry_out, whole_tick = Actor.run_round, WavefrontGraph.run_round
+    """From step ``FIRST`` on waiting is an error, in steps that write no line, and in graphs of such steps."""
+    carry_out, whole_step = Actor.run_round, WavefrontGraph.run_round
 
     def is_strict(entry: Round) -> bool:
         return entry.phase == "train" and entry.step >= FIRST and (entry.step + 1) % LINE != 0
@@ -39,12 +39,12 @@ def strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         with waiting_is("error" if is_strict(entry) else "default"):
             carry_out(actor, entry)
 
-    def watched_tick(whole: WavefrontGraph, tick: Tick) -> bool:
-        with waiting_is("error" if all(is_strict(entry) for _, entry in tick) else "default"):
-            return whole_tick(whole, tick)
+    def watched_step(whole: WavefrontGraph, wave: WavefrontStep) -> bool:
+        with waiting_is("error" if all(is_strict(entry) for _, entry in wave) else "default"):
+            return whole_step(whole, wave)
 
     monkeypatch.setattr(Actor, "run_round", watched)
-    monkeypatch.setattr(WavefrontGraph, "run_round", watched_tick)
+    monkeypatch.setattr(WavefrontGraph, "run_round", watched_step)
     yield
     torch.cuda.set_sync_debug_mode("default")
 

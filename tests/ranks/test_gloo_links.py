@@ -71,7 +71,7 @@ def deliver_target(rank: int, group: Any) -> list[list[float]]:
 
 
 class Ends:
-    """Both ends of the edge, which say over ``store`` what they mean before they send: as ProcessWires has them."""
+    """Both ends of the edge, which say over ``store`` what they mean before they send: as ProcessLinks has them."""
 
     def __init__(self, rank: int, group: Any, store: Any, ours: Layout) -> None:
         self.rank, self.group, self.ours = rank, group, ours

@@ -19,9 +19,9 @@ SETTINGS = (*jobs.SMALL, "blocks=2", f"backend.timeout_seconds={TIMEOUT}", "log.
 @pytest.mark.parametrize(
     ("rank", "role", "point", "action", "found"),
     [
-        (1, "block 1", "update", "stop", r"not heard of for \d+ s; last seen: block 1 at [\w ]*step \d+"),
+        (1, "block 1", "update", "stop", r"no heartbeat for \d+ s; last seen: block 1 at [\w ]*step \d+"),
         (0, "block 0", "forward", "sleep", r"block 0 at step 150, computing for \d+ s"),
-        (2, "feedback", "sent", "hold", r"not heard of for \d+ s; last seen: lane 0 at [\w ]*step \d+"),
+        (2, "feedback", "sent", "hold", r"no heartbeat for \d+ s; last seen: lane 0 at [\w ]*step \d+"),
     ],
     ids=["stopped", "asleep", "holds-the-lock"],
 )

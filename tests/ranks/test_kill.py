@@ -71,5 +71,5 @@ def test_several_ranks_one_after_another_under_the_launcher(tmp_path: Path, stra
     launcher = jobs.started([*jobs.words(run_dir, *SETTINGS), "--max-restarts=9"], fault=faults)
     text, _ = launcher.communicate(timeout=2 * PATIENCE)
     assert launcher.returncode == 0, text
-    assert text.count("goes on from step") == len(places), text
+    assert text.count("resumes from step") == len(places), text
     check_same(run_dir, straight)

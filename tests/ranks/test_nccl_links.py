@@ -12,7 +12,7 @@ import torch.distributed as dist
 from bllpipe.config.schema import BackendConfig
 from bllpipe.distributed.message_format import Layout
 from bllpipe.distributed.nccl import NcclReceiver, NcclSender
-from bllpipe.distributed.process_links import ProcessWires
+from bllpipe.distributed.process_links import ProcessLinks
 from tests.ranks.test_gloo_links import CPU, EDGE, ROUNDS, alpha, layout
 from tests.support.spawning import run_ranks
 
@@ -22,8 +22,8 @@ BACKENDS = {"alpha": "nccl", "target": "gloo", "stats": "gloo"}
 CASES = [(done, ring) for done in range(len(ROUNDS) + 1) for ring in (1, 2, 3)]
 
 
-def wires_of(group: Any, store: Any) -> ProcessWires:
-    return ProcessWires({EDGE: group}, BACKENDS, BackendConfig(), CPU, store)
+def wires_of(group: Any, store: Any) -> ProcessLinks:
+    return ProcessLinks({EDGE: group}, BACKENDS, BackendConfig(), CPU, store)
 
 
 def stopped_behind(done: int, ring: int, rank: int, group: Any, store: Any) -> list[list[float]]:
@@ -36,7 +36,7 @@ def stopped_behind(done: int, ring: int, rank: int, group: Any, store: Any) -> l
     return values
 
 
-def sent(wires: ProcessWires, ours: Layout, number: int) -> list[list[float]]:
+def sent(wires: ProcessLinks, ours: Layout, number: int) -> list[list[float]]:
     sender: Any = wires.sender(ours)
     assert type(sender) is NcclSender and wires.has_nccl
     wires.agree()
@@ -45,7 +45,7 @@ def sent(wires: ProcessWires, ours: Layout, number: int) -> list[list[float]]:
     return [alpha(entry).alpha_BCHW.flatten().tolist() for entry in ROUNDS[:number]]
 
 
-def received(wires: ProcessWires, ours: Layout, number: int) -> list[list[float]]:
+def received(wires: ProcessLinks, ours: Layout, number: int) -> list[list[float]]:
     receiver: Any = wires.receiver(ours, iter(ROUNDS))
     assert type(receiver).__name__ == "NcclReceiver"
     wires.agree()

@@ -30,12 +30,12 @@ def test_another_configuration(tmp_path: Path) -> None:
     words = (
         "bllpipe: rank 1 (block 1): rank 0 has another configuration than this rank:\n  data.batch_size: 32 in rank 0, "
     )
-    assert f"{words}64 here\nstart all ranks with the same config file and the same words\n" in text
+    assert f"{words}64 here\nstart all ranks with the same config file and the same arguments\n" in text
 
 
 def test_another_version(tmp_path: Path) -> None:
     text = odd_rank(tmp_path / "run", 2, ("engine=gpipe", "method=bp"), "old")
-    words = f"rank 0 speaks version {VERSION} of the messages (bllpipe {bllpipe.__version__}), this rank version "
+    words = f"rank 0 has version {VERSION} of the messages (bllpipe {bllpipe.__version__}), this rank version "
     assert (
         f"bllpipe: rank 1 (stage 1): {words}{VERSION - 1} of the messages" in text
         and "install the same bllpipe on all machines\n" in text

@@ -53,7 +53,7 @@ def test_another_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str], lag: in
     assert summary["steps"] == 9 and jobs.read_json(tmp_path / "run" / "status.json")["status"] == "completed"
     assert {name for name in before if name.startswith("model.")} <= tensors(tmp_path / "run").keys()
     text = capsys.readouterr().err
-    assert "goes on after step 4 with other settings, as accepted:\n  blocks: 4 then, " in text
+    assert "resumes after step 4 with other settings, as accepted:\n  blocks: 4 then, " in text
     assert ("holds nothing that fits: heads." + new_heads in text) is bool(new_heads)
 
 

@@ -22,7 +22,7 @@ from bllpipe.config.schema import SYNCHRONOUS, TWO_STAGES
 from bllpipe.data.loader import ImageSource, label_batches
 from bllpipe.data.registry import load_images, load_labels
 from bllpipe.engines import Options, ddp, deepspeed
-from bllpipe.engines.job import agree
+from bllpipe.engines.job import JobStore, agree
 from bllpipe.engines.runner import run_actor
 from bllpipe.engines.synchronous import Build, RankContext, make_rank
 from bllpipe.learn.memory_format import as_channels_last, place, uses_channels_last
@@ -75,18 +75,19 @@ def carry_out(rank: int, config: Config, folder: str, resume: str = "never") -> 
 
     from bllpipe.engines import torch_pipeline
 
-    store: Any = dist.FileStore(f"{folder}-{config.stop_at}-{resume}.store", 2)
+    raw: Any = dist.FileStore(f"{folder}-{config.stop_at}-{resume}.store", 2)
+    store = JobStore(raw)
     images = load_images(config.data, config.seed) if rank == 0 else None
     options = Options(resume, folder)
     job = agree(config, options, store, store, images.spec if images else None, attempt=0)
     builds: dict[str, Build] = {"ddp": ddp.build_loop, "deepspeed": deepspeed.build_loop}
     build = builds.get(config.engine, torch_pipeline.build_loop)
-    part = make_rank(RankContext(job, rank, CPU, images), build)
+    part = make_rank(RankContext(job, store, rank, CPU, images), build)
     run_actor(job, part, part.actors[0])
-    part.checkpoints.wait_committed(job.plan.last_step)
+    part.checkpoints.wait_committed(job.schedule.last_step)
     options.lock.release()
     weights = {name: value.detach().numpy() for name, value in part.actors[0].loop.weights().items()}
-    return weights, part.actors[0].recorder.accuracy
+    return weights, part.actors[0].metrics.accuracy
 
 
 def every_engine(rank: int, folder: str) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def slowly(seconds: int, every: int) -> dict[str, str]:
 def stops(text: str) -> list[int]:
     """The steps at which a job says that it stopped, after which it must go on from there."""
     stopped = re.findall(r"bllpipe: stopped at step (\d+) of ", text)
-    assert stopped == re.findall(r" goes on from step (\d+)", text)
+    assert stopped == re.findall(r" resumes from step (\d+)", text)
     return [int(step) for step in stopped]
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import bllpipe
 from bllpipe import cli, launch
-from bllpipe.distributed.torchrun import RankEnvironment, launcher_environment, rank_environments, speaks_for_all
+from bllpipe.distributed.torchrun import RankEnvironment, is_lead, launcher_environment, rank_environments
 from bllpipe.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -87,8 +87,8 @@ def test_half_an_environment_is_an_error(name: str, value: str | None) -> None:
     ],
 )
 def test_one_rank_speaks_for_all(rank: str, world_size: str, speaks: bool) -> None:
-    assert speaks_for_all({"RANK": rank, "WORLD_SIZE": world_size}) is speaks
-    assert speaks_for_all({})
+    assert is_lead({"RANK": rank, "WORLD_SIZE": world_size}) is speaks
+    assert is_lead({})
 
 
 @pytest.mark.parametrize("rank", ["5", "-1"])
@@ -111,7 +111,7 @@ def test_a_rank_outside_of_the_world_is_an_error(rank: str) -> None:
         (["--resume", "auto", "--accept", "blocks", "optimizr"], "unknown key 'optimizr'; did you mean 'optimizer"),
         (
             ["--accept", "blocks", "--accept", "seed"],
-            "--accept blocks seed is for a run that goes on; add --resume auto",
+            "--accept blocks seed is for a run that resumes; add --resume auto",
         ),
         (
             ["--set", "engine=sequential", "--max-restarts", "2"],

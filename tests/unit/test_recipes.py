@@ -45,14 +45,14 @@ HEAD = """
         return nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten(1), nn.Linear(alpha_shape[0], num_classes))
 """
 ENGINE = """
-    from bllpipe.engines.in_process import local_wires, run_in_process
+    from bllpipe.engines.in_process import local_links, run_in_process
 
 
     def run(config, options):
-        return run_in_process(config, options, in_turns, local_wires)
+        return run_in_process(config, options, in_turns, local_links)
 
 
-    def in_turns(job, workers, wires):
+    def in_turns(job, workers, links):
         *blocks, feedback = workers
         for entry in job.steps("all"):
             for worker in (feedback, *blocks):

@@ -18,7 +18,7 @@ from bllpipe.checkpoint.reader import (
     checkpoints_at,
     checkpoints_in,
     misnamed_checkpoints,
-    read_facts,
+    read_metadata,
     tensor_entries,
 )
 from bllpipe.checkpoint.resume import flat
@@ -94,7 +94,7 @@ def _problems(path: Path, manifest: Manifest, sizes_only: bool) -> Iterator[str]
     try:
         checkpoint = Checkpoint(path, manifest.step, manifest.world_size)
         checkpoint.mapped()
-        checkpoint.facts()
+        checkpoint.metadata()
     except CheckpointError as error:
         yield str(error)
 
@@ -138,7 +138,7 @@ def _as_far_as_read(lines: Iterator[str]) -> Iterator[str]:
 
 
 def _config(directory: Path) -> Iterator[str]:
-    config = read_facts(directory, 0).get("config")
+    config = read_metadata(directory, 0).get("config")
     if not isinstance(config, dict):
         yield "config: none is recorded"
         return
@@ -151,7 +151,7 @@ def _config(directory: Path) -> Iterator[str]:
 
 def _rank(directory: Path, rank: int) -> Iterator[str]:
     yield f"rank {rank}:"
-    role = read_facts(directory, rank).get("role")
+    role = read_metadata(directory, rank).get("role")
     entries = tensor_entries(directory / tensor_file(rank))
     yield f"  {_plain(str(role))}, {len(entries)} tensors, {size_text(sum(entry.bytes for entry in entries.values()))}"
     width = max((len(_plain(name)) for name in entries), default=0)

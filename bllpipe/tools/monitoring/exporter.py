@@ -32,11 +32,11 @@ from prometheus_client.exposition import ThreadingWSGIServer
 
 from bllpipe.config.loader import load_stored_config
 from bllpipe.config.schema import MetricsConfig
+from bllpipe.engines import Callback
 from bllpipe.engines.job import Job
 from bllpipe.errors import BllpipeError
 from bllpipe.messages import Store
 from bllpipe.tools.monitoring.metrics import METRICS, SETTINGS, VERSIONS, Source, file_time
-from bllpipe.training.callbacks import Callback
 from bllpipe.training.run_directory import RunDirectory
 from bllpipe.training.worker import Worker
 from bllpipe.utils.console import warn
@@ -205,9 +205,9 @@ class PrometheusExport(Callback):
     def __init__(self) -> None:
         self._exporters: dict[int, Exporter] = {}
 
-    def on_start(self, job: Job, worker: Worker) -> None:
+    def on_start(self, job: Job, store: Store, worker: Worker) -> None:
         roles = [job.topology.role(rank) for rank in range(job.topology.world_size)]
-        exporter = Exporter(job.config.metrics, source_of(job, worker), roles, job.store, job.directory)
+        exporter = Exporter(job.config.metrics, source_of(job, worker), roles, store, job.directory)
         exporter.start()
         self._exporters[worker.rank] = exporter
 
@@ -230,8 +230,8 @@ def source_of(job: Job, worker: Worker) -> Source:
         attempt=job.attempt,
         restarts=job.restarts,
         start=job.start,
-        last_step=job.plan.last_step,
-        save_every=job.plan.save_every,
+        last_step=job.schedule.last_step,
+        save_every=job.schedule.save_every,
         settings=dict(zip(SETTINGS, (config.method, config.engine, config.model.name, config.data.name), strict=True)),
         versions=dict(zip(VERSIONS, (__version__, torch.__version__, platform.python_version()), strict=True)),
         resumed_from=file_time(job.checkpoint.path / "manifest.json") if job.checkpoint else None,

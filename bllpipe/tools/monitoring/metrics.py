@@ -121,7 +121,7 @@ def of_phases(read: Callable[[MetricMeans], Mapping[tuple[str, ...], float]], *l
 
     def samples(source: Source) -> Iterator[Sample]:
         for actor in source.worker.actors:
-            phases = {"train": actor.recorder.trained, "test": actor.recorder.tested}
+            phases = {"train": actor.metrics.trained, "test": actor.metrics.tested}
             for phase, means in phases.items():
                 for values, value in (read(means) if means else {}).items():
                     yield (actor.name, phase, *values), value
@@ -131,7 +131,7 @@ def of_phases(read: Callable[[MetricMeans], Mapping[tuple[str, ...], float]], *l
 
 def of_lines(read: Callable[[MetricMeans], float | None]) -> Reading:
     """A sample of the last line of metrics.jsonl of every actor that has a loss."""
-    return of_actors(lambda source, actor: read(actor.recorder.trained) if actor.recorder.trained else None)
+    return of_actors(lambda source, actor: read(actor.metrics.trained) if actor.metrics.trained else None)
 
 
 def constant(labels: tuple[str, ...], read: Callable[[Source], Mapping[str, str]]) -> Reading:
@@ -244,12 +244,12 @@ SECTIONS = {
         MetricDef(
             "bllpipe_alignment_ratio",
             "Cosine between alpha and beta, from -1 to 1; of the last batch before a line, or over the last test.",
-            of_phases(lambda means: {(): means.figures["alignment"]} if "alignment" in means.figures else {}),
+            of_phases(lambda means: {(): means.diagnostics["alignment"]} if "alignment" in means.diagnostics else {}),
         ),
         MetricDef(
             "bllpipe_gradient_norm",
             "Norm of the block's gradients in the last step before a line, before clipping.",
-            of_lines(lambda means: means.figures.get("gradient_norm")),
+            of_lines(lambda means: means.diagnostics.get("gradient_norm")),
         ),
         MetricDef(
             "bllpipe_learning_rate", "Learning rate of the last step before a line.", of_lines(lambda means: means.lr)

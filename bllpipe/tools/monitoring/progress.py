@@ -12,11 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from bllpipe.engines import NETWORK
+from bllpipe.engines import NETWORK, Callback
 from bllpipe.messages import Store
 from bllpipe.tools.monitoring.live_table import Screen, can_draw, clock, lines, release
 from bllpipe.tools.monitoring.run_status import Follower
-from bllpipe.training.callbacks import Callback
 from bllpipe.utils.console import is_terminal, print_line, put
 from bllpipe.utils.process import around_suspension
 
@@ -32,16 +31,16 @@ Show = Callable[[Follower, Wait], None]
 class ProgressDisplay(Callback):
     """Displays the progress of a run as ``--output`` says."""
 
-    def display(self, job: Job) -> AbstractContextManager[object]:
+    def display(self, job: Job, store: Store) -> AbstractContextManager[object]:
         seconds, can_move = job.config.log.plain_seconds, can_draw(sys.stdout)
         if job.output == "quiet":
             return nullcontext()
         if job.output == "json":
-            return Live(job.directory.path, job.plan.last_step, write_json(sys.stdout, seconds))
+            return Live(job.directory.path, job.schedule.last_step, write_json(sys.stdout, seconds))
         if job.output == "live" or (job.output == "auto" and can_move):
-            return Live(job.directory.path, job.plan.last_step, draw(sys.stdout))
+            return Live(job.directory.path, job.schedule.last_step, draw(sys.stdout))
         actors = [NETWORK] if job.config.is_end_to_end else [f"block {rank}" for rank in job.topology.block_ranks]
-        return Progress(job.store, actors, job.start, job.plan.last_step, sys.stdout, seconds, can_move)
+        return Progress(store, actors, job.start, job.schedule.last_step, sys.stdout, seconds, can_move)
 
     def on_exit(self) -> None:
         release(sys.stdout)  # the rank that draws may have been killed

@@ -27,7 +27,7 @@ from bllpipe.config.schema import TWO_STAGES
 from bllpipe.data.catalog import DataSpec
 from bllpipe.distributed.message_format import LIMIT
 from bllpipe.engines import topology
-from bllpipe.engines.build import build_segment, unit_names, width_for_heads
+from bllpipe.engines.build import build_job_segment, unit_names, width_for_heads
 from bllpipe.engines.ddp import gradient_bytes, ring_bytes
 from bllpipe.engines.job import Job, JobStore
 from bllpipe.engines.pipeline_stages import microbatch_size, wire_format
@@ -39,7 +39,7 @@ from bllpipe.learn.block import Block, make_block
 from bllpipe.learn.distributions import FAMILIES, num_channels
 from bllpipe.learn.feedback import make_feedback
 from bllpipe.learn.optimizer import Learner
-from bllpipe.messages import Round, Store, Target
+from bllpipe.messages import Round, Target
 from bllpipe.models.units import Segment
 from bllpipe.tools.planning.profiler import kept_bytes, storages
 from bllpipe.topology import Topology
@@ -157,18 +157,18 @@ def count(config: Config, spec: DataSpec) -> Estimates:
     config = with_balanced_cut(config, spec.image_shape, spec.num_classes)
     config = replace(config, precision=replace(config.precision, compute="fp32"))  # autocast needs a real device
     # the job that ranks would agree on, with a store of this process and a directory that is never written
-    store: Store = dist.HashStore()  # type: ignore[assignment]  # satisfies the protocol
-    plan = RunSchedule.of(config, spec.num_train, spec.num_test)
-    job = Job(config, topology(config), JobStore(store), RunDirectory(Path()), "", spec, plan, None)
+    store = JobStore(dist.HashStore())  # type: ignore[arg-type]  # satisfies the protocol
+    schedule = RunSchedule.of(config, spec.num_train, spec.num_test)
+    job = Job(config, topology(config), RunDirectory(Path()), "", spec, schedule, None)
     with _explained(config):  # the edges need the shapes that counting the ranks leaves in the store
         match job.topology.placement:
             case "block":
-                ranks, edges = tuple(_blocks(job)), _message_edges(job)
+                ranks, edges = tuple(_blocks(job, store)), _message_edges(job, store)
             case "replica":
-                ranks, edges = tuple(_replicas(job)), _gradient_ring(job)
+                ranks, edges = tuple(_replicas(job, store)), _gradient_ring(job, store)
             case _:
-                ranks, edges = tuple(_pipeline_ranks(job)), _stage_edges(job)
-        return Estimates(plan.total_steps, plan.steps_per_epoch, ranks, tuple(edges))
+                ranks, edges = tuple(_pipeline_ranks(job, store)), _stage_edges(job, store)
+        return Estimates(schedule.total_steps, schedule.steps_per_epoch, ranks, tuple(edges))
 
 
 @contextmanager
@@ -221,19 +221,19 @@ def _tensor(dtype: torch.dtype, shape: tuple[int, ...]) -> TensorSpec:
     return TensorSpec(str(dtype).removeprefix("torch."), shape)
 
 
-def _blocks(job: Job) -> Iterator[RankEstimate]:
+def _blocks(job: Job, store: JobStore) -> Iterator[RankEstimate]:
     """The ranks of the blocks in their order in the network, as each needs the shapes before it, and the feedback."""
     for rank in job.topology.block_ranks:
-        yield _block(job, rank)
+        yield _block(job, store, rank)
     if job.topology.has_feedback:
-        yield _feedback(job)
+        yield _feedback(job, store)
 
 
-def _block(job: Job, rank: int) -> RankEstimate:
-    segment = build_segment(job, rank, SHAPES_ONLY)
-    input_shape, alpha_shape = job.input_shape(rank), job.store.shape_of(rank)
+def _block(job: Job, store: JobStore, rank: int) -> RankEstimate:
+    segment = build_job_segment(job, store, rank, SHAPES_ONLY)
+    input_shape, alpha_shape = store.input_shape(rank, job.spec.image_shape), store.shape_of(rank)
     is_last = rank == job.topology.num_blocks - 1
-    sizes = job.spec.num_classes, job.plan.total_steps
+    sizes = job.spec.num_classes, job.schedule.total_steps
     block = make_block(segment, input_shape, alpha_shape, job.config, *sizes, is_last, width_for_heads(job))
     learner, size = block.learner, job.config.data.batch_size
 
@@ -244,7 +244,7 @@ def _block(job: Job, rank: int) -> RankEstimate:
         terms, scores_BK, _ = block.losses(alpha, _target(size, num_channels(alpha_shape)))
         yield from (x, alpha, scores_BK, torch.empty_like(alpha), *terms.values())
 
-    memory = _rank_memory(learner, kept_bytes(forward, learner.weights().values()), _message_buffers(job, rank))
+    memory = _rank_memory(learner, kept_bytes(forward, learner.weights().values()), _message_buffers(job, store, rank))
     parameters, of_head = (_num_parameters(part.values()) for part in (learner.weights(), block.head.state_dict()))
     return RankEstimate(rank, job.topology.role(rank), parameters, memory, of_head, *_operations(block, input_shape))
 
@@ -261,44 +261,48 @@ def _operations(block: Block, input_shape: tuple[int, ...]) -> tuple[int, int]:
     return of_block.get_total_flops() // COUNTED + head, head
 
 
-def _feedback(job: Job) -> RankEstimate:
+def _feedback(job: Job, store: JobStore) -> RankEstimate:
     """The feedback rank: the feedback of all blocks."""
     config, family, state = job.config, FAMILIES[job.config.objective.family], list[Tensor]()
     for block, name in enumerate(unit_names(job)):
-        sizes = job.spec.num_classes, num_channels(job.store.shape_of(block))
+        sizes = job.spec.num_classes, num_channels(store.shape_of(block))
         state += make_feedback(config.feedback, *sizes, config.seed, name, SHAPES_ONLY, family).state().values()
     rank = job.topology.feedback_rank
-    memory = Memory(sum(value.nbytes for value in state), 0, 0, 0, _message_buffers(job, rank))
+    memory = Memory(sum(value.nbytes for value in state), 0, 0, 0, _message_buffers(job, store, rank))
     return RankEstimate(rank, job.topology.role(rank), _num_parameters(state), memory)
 
 
-def _message_buffers(job: Job, rank: int) -> int:
+def _message_buffers(job: Job, store: JobStore, rank: int) -> int:
     """Bytes of message buffers: a ring for every incoming edge, and messages in flight to other processes."""
     in_flight = job.config.backend.in_flight if job.config.engine == "ranks" else 0
-    layouts = [layout_of(job, edge) for edge in job.topology.edges() if rank in (edge.src, edge.dst)]
+    layouts = [layout_of(job, store, edge) for edge in job.topology.edges() if rank in (edge.src, edge.dst)]
     return sum(
         (layout.ring if layout.edge.dst == rank else in_flight) * layout.message_bytes(layout.max_batch, LIMIT)
         for layout in layouts
     )
 
 
-def _message_edges(job: Job) -> Iterator[EdgeEstimate]:
+def _message_edges(job: Job, store: JobStore) -> Iterator[EdgeEstimate]:
     """Every edge has one message a training step."""
     size = job.config.data.batch_size
     for edge in job.topology.edges():
-        layout = layout_of(job, edge)
+        layout = layout_of(job, store, edge)
         tensors = tuple(_tensor(dtype, shape) for dtype, shape in layout.shapes(size, "train"))
         num_bytes, more = layout.message_bytes(size, "train"), layout.message_bytes(size, LIMIT)
         yield EdgeEstimate(edge.kind, edge.src, edge.dst, tensors, num_bytes, 1, num_bytes, more - num_bytes)
 
 
-def _pipeline_ranks(job: Job) -> Iterator[RankEstimate]:
+def _pipeline_ranks(job: Job, store: JobStore) -> Iterator[RankEstimate]:
     """Every rank of a pipeline. The stages of a rank need not be consecutive, so all are built first."""
-    segments = [build_segment(job, number, SHAPES_ONLY, "stage") for number in range(job.topology.num_stages)]
+    segments = [
+        build_job_segment(job, store, number, SHAPES_ONLY, "stage") for number in range(job.topology.num_stages)
+    ]
     for rank in job.topology.block_ranks:
         numbers = job.topology.stages_of(rank)
         trainer = _trainer(job, [segments[number] for number in numbers])
-        kept = sum(_stage_bytes(job, trainer, segments[number], number, microbatch_size(job)) for number in numbers)
+        kept = sum(
+            _stage_bytes(job, store, trainer, segments[number], number, microbatch_size(job)) for number in numbers
+        )
         memory = _rank_memory(trainer.learner, int(kept * held_microbatches(job.config, job.topology, rank)))
         parameters = _num_parameters(trainer.learner.weights().values())
         yield RankEstimate(rank, job.topology.role(rank), parameters, memory)
@@ -317,15 +321,15 @@ def held_microbatches(config: Config, layout: Topology, rank: int) -> float:
 
 
 def _trainer(job: Job, segments: list[Segment]) -> StageTrainer:
-    return StageTrainer(segments, job.config, job.plan.total_steps, add_up=lambda square: square)
+    return StageTrainer(segments, job.config, job.schedule.total_steps, add_up=lambda square: square)
 
 
-def _stage_bytes(job: Job, trainer: StageTrainer, segment: Segment, number: int, size: int) -> int:
+def _stage_bytes(job: Job, store: JobStore, trainer: StageTrainer, segment: Segment, number: int, size: int) -> int:
     """Bytes that stage ``number`` keeps of ``size`` images."""
     trainer.mode(train=True)
 
     def forward() -> Iterator[Tensor]:
-        x = _zeros(size, job.input_shape(number), requires_grad=number > 0)
+        x = _zeros(size, store.input_shape(number, job.spec.image_shape), requires_grad=number > 0)
         with trainer.learner.autocast():
             alpha: Tensor = segment(x.view_as(x))
         yield from (x, alpha)
@@ -335,37 +339,37 @@ def _stage_bytes(job: Job, trainer: StageTrainer, segment: Segment, number: int,
     return kept_bytes(forward, trainer.learner.weights().values())
 
 
-def _stage_edges(job: Job) -> Iterator[EdgeEstimate]:
+def _stage_edges(job: Job, store: JobStore) -> Iterator[EdgeEstimate]:
     """Activations to the next stage, if it is on another rank, and their gradients back, a message for a microbatch."""
     size, microbatches = microbatch_size(job), job.config.pipeline.microbatches
     for number in range(job.topology.num_stages - 1):
         src, dst = job.topology.rank_of(number), job.topology.rank_of(number + 1)
         if src != dst:
-            shape, dtype = (size, *job.store.shape_of(number)), wire_format(job, number)
+            shape, dtype = (size, *store.shape_of(number)), wire_format(job, number)
             tensors, num_bytes = (_tensor(dtype, shape),), prod(shape) * dtype.itemsize
             sizes = num_bytes, microbatches, microbatches * num_bytes
             yield EdgeEstimate("alpha", src, dst, tensors, *sizes)
             yield EdgeEstimate("gradient", dst, src, tensors, *sizes)
 
 
-def _replicas(job: Job) -> Iterator[RankEstimate]:
+def _replicas(job: Job, store: JobStore) -> Iterator[RankEstimate]:
     """Every replica. In addition to its gradients each keeps the buckets in which they are averaged; statistics of
     normalisations count for the first one only."""
-    segment = build_segment(job, 0, SHAPES_ONLY)
+    segment = build_job_segment(job, store, 0, SHAPES_ONLY)
     trainer = _trainer(job, [segment])
     size = -(-job.config.data.batch_size // job.topology.num_blocks)
     memory = _rank_memory(
-        trainer.learner, _stage_bytes(job, trainer, segment, 0, size), messages=gradient_bytes(segment)
+        trainer.learner, _stage_bytes(job, store, trainer, segment, 0, size), messages=gradient_bytes(segment)
     )
     for rank in job.topology.block_ranks:
         weights = trainer.learner.parameters if rank else trainer.learner.weights()
         yield RankEstimate(rank, job.topology.role(rank), _num_parameters(weights.values()), memory)
 
 
-def _gradient_ring(job: Job) -> Iterator[EdgeEstimate]:
+def _gradient_ring(job: Job, store: JobStore) -> Iterator[EdgeEstimate]:
     """The gradients of replicas, averaged by a ring: each sends all shares but one to the next replica, twice."""
     num_replicas = job.topology.num_blocks
-    num_bytes = gradient_bytes(build_segment(job, 0, SHAPES_ONLY))
+    num_bytes = gradient_bytes(build_job_segment(job, store, 0, SHAPES_ONLY))
     share = -(-num_bytes // num_replicas)
     tensor = _tensor(torch.float32, (share // torch.float32.itemsize,))
     for src in job.topology.block_ranks if num_replicas > 1 else ():

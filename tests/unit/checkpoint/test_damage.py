@@ -202,7 +202,7 @@ def test_facts_that_are_not_json_are_refused(path: Path) -> None:
     (path / "rank-1.json").write_text("[1, 2]")
     reseal(path)
     with pytest.raises(CheckpointError, match="rank-1.json is damaged: it is not a JSON object"):
-        open_checkpoint(path).facts()
+        open_checkpoint(path).metadata()
 
 
 class Bomb:

@@ -83,7 +83,7 @@ def test_links_in_a_circle_are_no_checkpoint(tmp_path: Path) -> None:
 def test_json_of_some_depth_is_read(path: Path, deep: object) -> None:
     edit_json(path / "rank-0.json", deep=deep)
     reseal(path)
-    assert open_checkpoint(path).facts()[0]["deep"] == deep
+    assert open_checkpoint(path).metadata()[0]["deep"] == deep
 
 
 @pytest.mark.parametrize("opening", ["[", '{"a":'])
@@ -93,7 +93,7 @@ def test_json_in_which_one_would_get_lost_is_refused(path: Path, opening: str) -
     (path / "rank-0.json").write_text(text)
     reseal(path)
     with pytest.raises(CheckpointError, match="rank-0.json is damaged: it is nested deeper than 50 levels"):
-        open_checkpoint(path).facts()
+        open_checkpoint(path).metadata()
 
 
 @pytest.mark.parametrize("facts", [{}, {"config": 1}, {"config": [1e400]}])

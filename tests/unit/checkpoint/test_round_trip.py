@@ -79,7 +79,7 @@ def test_the_ranks_are_merged_and_a_prefix_selects(tmp_path: Path) -> None:
     assert checkpoint.tensors("block1.").keys() == sample(1, 120).keys()
     assert checkpoint.tensors("none") == {}
     assert torch.equal(checkpoint.tensors()["block1.weight"], sample(1, 120)["block1.weight"])
-    assert checkpoint.facts() == [{"rank": 0, "step": 120}, {"rank": 1, "step": 120}]
+    assert checkpoint.metadata() == [{"rank": 0, "step": 120}, {"rank": 1, "step": 120}]
 
 
 def test_what_was_read_outlives_the_files(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_a_run_that_may_go_on_leaves_out_what_one_rank_cannot_write(
     first, second = capsys.readouterr().err.splitlines()
     words = r"bllpipe: rank 1 cannot write the checkpoint of step 2 .* bytes are free there; the run goes on without "
     assert re.fullmatch(words + r"\(checkpoint.if_unwritable: go_on\), and tries the next one", first)
-    assert second == "bllpipe: checkpoints can be written again: that of step 3 is whole"
+    assert second == "bllpipe: checkpoints can be written again: that of step 3 is complete"
 
 
 def test_a_run_that_may_go_on_complains_once_and_not_at_every_step(

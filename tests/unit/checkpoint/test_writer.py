@@ -30,7 +30,7 @@ def test_the_last_rank_commits_whatever_the_order(tmp_path: Path, order: tuple[i
         assert find_checkpoint(tmp_path, print) is None
         CheckpointWriter(tmp_path, store, 3, "0", keep=1).write(5, rank, sample(rank, 5), {"rank": rank})
     assert store.check(["checkpoint/5/committed"])
-    assert open_checkpoint(tmp_path).facts() == [{"rank": rank} for rank in range(3)]
+    assert open_checkpoint(tmp_path).metadata() == [{"rank": rank} for rank in range(3)]
 
 
 def test_ranks_that_write_at_once_commit_every_step_once(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bllpipe.distributed.cuda_streams import HostStreams, RingBuffer
 from bllpipe.distributed.gloo import MessageBuffer
-from bllpipe.distributed.local_links import LocalWires
+from bllpipe.distributed.local_links import LocalLinks
 from bllpipe.distributed.message_format import (
     ALIGNMENT,
     HEADER_BYTES,
@@ -125,7 +125,7 @@ def test_votes_stay_float32_with_activations_in_bfloat16(size: int) -> None:
     """Through a buffer of gloo, which is used again for messages of other sizes and phases, and inside a process."""
     layout, test = voting_layout(), Round("evaluate", 5, size=size)
     alpha, votes = torch.randn(size, 2, 4, 4), torch.rand(size, 10)
-    buffer, wires = MessageBuffer(layout), LocalWires(CPU, timeout=1)
+    buffer, wires = MessageBuffer(layout), LocalLinks(CPU, timeout=1)
     rounds = [Round("train", 4, size=4), test, Round("train", 5, size=4)]
     sender, receiver = wires.sender(layout), wires.receiver(layout, iter(rounds))
     for entry in rounds:
@@ -189,7 +189,7 @@ def test_random_headers_never_crash_the_description() -> None:
 
 
 def test_local_links_give_what_the_wire_would() -> None:
-    wires = LocalWires(CPU, timeout=PATIENCE)
+    wires = LocalLinks(CPU, timeout=PATIENCE)
     layout = alpha_layout(torch.bfloat16)
     sender, receiver = wires.sender(layout), wires.receiver(layout, iter([STEP]))
     alpha = torch.randn(3, 2, 4, 4)
@@ -200,7 +200,7 @@ def test_local_links_give_what_the_wire_would() -> None:
 
 
 def test_local_links_check_the_round() -> None:
-    wires = LocalWires(CPU, timeout=PATIENCE)
+    wires = LocalLinks(CPU, timeout=PATIENCE)
     layout = alpha_layout()
     sender, receiver = wires.sender(layout), wires.receiver(layout, iter([Round("train", 6, size=3)]))
     sender.send(Alpha(STEP, torch.zeros(3, 2, 4, 4)))
@@ -209,7 +209,7 @@ def test_local_links_check_the_round() -> None:
 
 
 def test_local_links_time_out_in_words() -> None:
-    wires = LocalWires(CPU, timeout=0.05)
+    wires = LocalLinks(CPU, timeout=0.05)
     layout = alpha_layout()
     with pytest.raises(WireError, match="block 1 waited 0.05 s for step 5; no message arrived"):
         wires.receiver(layout, iter([STEP])).recv()
@@ -220,7 +220,7 @@ def test_local_links_time_out_in_words() -> None:
 
 
 def test_closed_wires_end_every_wait() -> None:
-    wires = LocalWires(CPU, timeout=PATIENCE)
+    wires = LocalLinks(CPU, timeout=PATIENCE)
     receiver = wires.receiver(alpha_layout(), iter([STEP]))
     wires.close(WireError("block 3 failed"))
     with pytest.raises(WireError, match="block 3 failed"):

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from bllpipe.config import load_config
 from bllpipe.distributed.torchrun import RankEnvironment
-from bllpipe.engines.devices import Machine, agreed_backends, check_wires, compare_devices
+from bllpipe.engines.devices import Machine, RankDevices, compare_devices
 from bllpipe.errors import ConfigError
 from bllpipe.topology import Topology
 
@@ -38,7 +38,7 @@ def chosen(sizes: list[int], gpus: list[int], *settings: str) -> list[str]:
     config, store, ranks = load_config(None, list(settings)), own_store(), places(*sizes)
 
     def choose(rank: RankEnvironment) -> str:
-        return agreed_backends(config, FOUR, rank, Machine(gpus[rank.node]), store)["alpha"]
+        return RankDevices(config, FOUR, rank, Machine(gpus[rank.node])).agreed_backends(store)["alpha"]
 
     with ThreadPoolExecutor(len(ranks)) as pool:
         return list(pool.map(choose, ranks))
@@ -79,7 +79,7 @@ def test_the_first_rank_says_why_it_is_gloo(
 
 def test_the_machine_of_the_feedback_alone_needs_no_gpu_for_alpha() -> None:
     *_, feedback = places(4, 1)
-    check_wires(load_config(None, ["backend.alpha=nccl"]), FOUR, feedback, Machine(0))
+    RankDevices(load_config(None, ["backend.alpha=nccl"]), FOUR, feedback, Machine(0)).check_backends()
 
 
 def test_where_all_talk_to_all_they_compute_on_the_same() -> None:

@@ -8,7 +8,7 @@ import torch
 from bllpipe.config import load_config
 from bllpipe.distributed.process_links import chosen_backends
 from bllpipe.distributed.torchrun import RankEnvironment
-from bllpipe.engines.devices import Machine, check_wires, distinct_gpus, one_device, rank_device, sharing
+from bllpipe.engines.devices import Machine, RankDevices, one_device
 from bllpipe.engines.ranks import placed
 from bllpipe.errors import ConfigError
 from bllpipe.topology import Topology
@@ -35,7 +35,7 @@ def rank(number: int, local_world_size: int = 5) -> RankEnvironment:
 )
 def test_who_computes_where(gpus: int, overrides: list[str], devices: list[str]) -> None:
     config = load_config(None, overrides)
-    assert [str(rank_device(config, FOUR, rank(number), Machine(gpus))) for number in range(5)] == devices
+    assert [str(RankDevices(config, FOUR, rank(number), Machine(gpus)).device()) for number in range(5)] == devices
 
 
 @pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (2, "cuda:0")])
@@ -53,19 +53,19 @@ def test_a_single_process_has_one_device(gpus: int, device: str) -> None:
 def test_a_gpu_that_is_not_there(override: str, message: str) -> None:
     number = 4 if override.startswith("feedback") else 0
     with pytest.raises(ConfigError, match=message):
-        rank_device(load_config(None, [override]), FOUR, rank(number), Machine(0))
+        RankDevices(load_config(None, [override]), FOUR, rank(number), Machine(0)).device()
 
 
 @pytest.mark.parametrize(
     ("gpus", "per_machine", "distinct"), [(0, 5, False), (3, 5, False), (4, 5, True), (2, 2, True), (1, 2, False)]
 )
 def test_nccl_needs_a_gpu_a_block(gpus: int, per_machine: int, distinct: bool) -> None:
-    assert distinct_gpus(load_config(None), FOUR, rank(0, per_machine), Machine(gpus)) is distinct
+    assert RankDevices(load_config(None), FOUR, rank(0, per_machine), Machine(gpus)).has_distinct_gpus() is distinct
 
 
 def test_the_feedback_has_no_gpu_of_its_own_when_the_blocks_take_all() -> None:
     with pytest.raises(ConfigError, match=r"the blocks take 4 GPUs, all there are on this machine; use --set feedback"):
-        rank_device(load_config(None, ["feedback.device=cuda"]), FOUR, rank(4), Machine(4))
+        RankDevices(load_config(None, ["feedback.device=cuda"]), FOUR, rank(4), Machine(4)).device()
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_the_feedback_has_no_gpu_of_its_own_when_the_blocks_take_all() -> None:
 )
 def test_nccl_on_too_few_gpus(gpus: int, overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_wires(load_config(None, overrides), FOUR, rank(0), Machine(gpus))
+        RankDevices(load_config(None, overrides), FOUR, rank(0), Machine(gpus)).check_backends()
 
 
 @pytest.mark.parametrize(
@@ -93,19 +93,19 @@ def test_nccl_on_too_few_gpus(gpus: int, overrides: list[str], message: str) -> 
     ],
 )
 def test_placements_that_work(gpus: int, overrides: list[str], per_machine: int) -> None:
-    check_wires(load_config(None, overrides), FOUR, rank(0, per_machine), Machine(gpus))
+    RankDevices(load_config(None, overrides), FOUR, rank(0, per_machine), Machine(gpus)).check_backends()
 
 
 @pytest.mark.parametrize(("gpus", "overrides"), [(0, []), (4, []), (1, ["device=cpu"])])
 def test_nobody_shares(gpus: int, overrides: list[str]) -> None:
-    assert sharing(load_config(None, overrides), FOUR, rank(0), Machine(gpus)) == ""
+    assert RankDevices(load_config(None, overrides), FOUR, rank(0), Machine(gpus)).sharing_warning() == ""
 
 
 @pytest.mark.parametrize(("gpus", "text"), [(1, "4 blocks share 1 GPU: their"), (2, "4 blocks share 2 GPUs: their")])
 def test_who_shares_a_gpu_is_told_what_that_is(gpus: int, text: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert str(placed(load_config(None), FOUR, rank(0), Machine(gpus))) == "cuda:0"
+    assert str(placed(RankDevices(load_config(None), FOUR, rank(0), Machine(gpus)))) == "cuda:0"
     assert text in capfd.readouterr().err
-    placed(load_config(None), FOUR, rank(1), Machine(gpus))
+    placed(RankDevices(load_config(None), FOUR, rank(1), Machine(gpus)))
     assert capfd.readouterr().err == "", "the first rank speaks for all"
 
 
@@ -117,7 +117,8 @@ def test_this_machine() -> None:
 def test_the_feedback_takes_no_gpu_from_the_last_of_several_machines(gpus: int, distinct: bool) -> None:
     """Nine ranks on two machines of four GPUs: once the second, with five, chose gloo and the first NCCL."""
     ranks = [RankEnvironment(3, 9, 3, 4, "host", 1, True), RankEnvironment(4, 9, 0, 5, "host", 1, True)]
-    assert [distinct_gpus(load_config(None), Topology(8), rank, Machine(gpus)) for rank in ranks] == [distinct] * 2
+    devices = [RankDevices(load_config(None), Topology(8), rank, Machine(gpus)) for rank in ranks]
+    assert [each.has_distinct_gpus() for each in devices] == [distinct] * 2
 
 
 @pytest.mark.parametrize(

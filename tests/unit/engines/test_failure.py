@@ -55,7 +55,7 @@ def test_a_rank_that_says_nothing_at_the_start_is_told_in_words(store: Any, tmp_
     assert exit_code(found.value) == WireError.exit_code
     report_failure(found.value, store, store, rank=1, role="block 1")
     reason = json.loads((tmp_path / "status.json").read_text())["reason"]
-    assert reason.startswith("another rank has not said within backend.timeout_seconds what this one waits for (")
+    assert reason.startswith("another rank has not posted within backend.timeout_seconds what this one waits for (")
     assert reason.endswith("if it needs longer, raise backend.timeout_seconds") and "Traceback" not in reason
 
 
@@ -153,5 +153,5 @@ def test_no_rank_leaves_before_the_first_has_spoken() -> None:
         silent = pool.submit(report_failure, WireError("block 2 is gone"), store, store, rank=1, role="block 1")
         with pytest.raises(TimeoutError):
             silent.result(0.3)
-        store.set("failure/told", "yes")
+        store.set("failure/reported", "yes")
         assert silent.result(PATIENCE) == 5

@@ -11,11 +11,11 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import BatchNorm2d
 
 from bllpipe.config import load_config
-from bllpipe.distributed.local_links import LocalWires
+from bllpipe.distributed.local_links import LocalLinks
 from bllpipe.distributed.torchrun import allow_deterministic_products
-from bllpipe.engines.build import JobBuilder, build_segment
+from bllpipe.engines.build import JobBuilder, build_job_segment
 from bllpipe.engines.devices import set_up
-from bllpipe.engines.in_process import wires_in_turn
+from bllpipe.engines.in_process import links_in_turn
 from bllpipe.learn import block
 from bllpipe.learn.cuda_graphs import compile_parts, speed_up
 from bllpipe.learn.memory_format import as_channels_last, place, uses_channels_last
@@ -61,8 +61,8 @@ def test_strides_do_not_tell_where_maps_came_from(shape: tuple[int, ...]) -> Non
 
 @pytest.mark.parametrize("method", ["fa", "usf"])
 def test_weights_for_the_way_back_lie_as_the_others_do(tmp_path: Path, method: str) -> None:
-    job = job_of(tmp_path, f"method={method}", "engine=single", "channels_last=true")
-    convolutions = [value for value in build_segment(job, 0, CPU).state_dict().values() if value.dim() == 4]
+    job, store = job_of(tmp_path, f"method={method}", "engine=single", "channels_last=true")
+    convolutions = [value for value in build_job_segment(job, store, 0, CPU).state_dict().values() if value.dim() == 4]
     assert len(convolutions) == (40 if method == "fa" else 20)
     assert all(value.is_contiguous(memory_format=torch.channels_last) for value in convolutions)
 
@@ -96,7 +96,7 @@ def test_compiled_parts_keep_their_names_and_their_steps(settings: tuple[str, ..
 
 
 def test_blocks_that_take_turns_on_a_cpu_have_channels(tmp_path: Path) -> None:
-    assert isinstance(wires_in_turn(job_of(tmp_path, "blocks=2"), CPU), LocalWires)
+    assert isinstance(links_in_turn(job_of(tmp_path, "blocks=2")[0], CPU), LocalLinks)
 
 
 def test_products_are_deterministic_unless_somebody_has_chosen() -> None:
@@ -114,8 +114,8 @@ def test_batch_norms_beside_nccl_leave_cudnn_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside_nccl: bool, compiled: str, expected: bool
 ) -> None:
     monkeypatch.setattr(block, "uses_channels_last", lambda config, device: True)  # as on a GPU
-    job = job_of(tmp_path, "blocks=2", "objective.head=conv", f"gpu.compile={compiled}")
-    assembly = JobBuilder(job, LocalWires(CPU, timeout=1), beside_nccl=beside_nccl)
-    built = assembly._block(0, build_segment(job, 0, CPU))
+    job, store = job_of(tmp_path, "blocks=2", "objective.head=conv", f"gpu.compile={compiled}")
+    assembly = JobBuilder(job, store, LocalLinks(CPU, timeout=1), beside_nccl=beside_nccl)
+    built = assembly._block(0, build_job_segment(job, store, 0, CPU))
     norms = [part for part in (*built.segment.modules(), *built.head.modules()) if isinstance(part, BatchNorm2d)]
     assert len(norms) > 2 and all(("forward" in vars(norm)) is expected for norm in norms)

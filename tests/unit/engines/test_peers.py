@@ -53,7 +53,5 @@ def test_another_version_is_named(theirs: dict[str, Any], words: str) -> None:
     config = load_config(None, [])
     store.set("first", json.dumps({**theirs, "config": to_mapping(config)}))
     ours = rf"this rank version {VERSION} of the messages \(bllpipe {bllpipe.__version__}\)"
-    with pytest.raises(
-        ConfigError, match=rf"rank 0 speaks .*{words}.*, {ours}; install the same bllpipe on all machines"
-    ):
+    with pytest.raises(ConfigError, match=rf"rank 0 has .*{words}.*, {ours}; install the same bllpipe on all machines"):
         compare_with_first(config, store)

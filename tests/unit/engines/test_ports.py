@@ -14,10 +14,10 @@ from tests.unit.engines.test_job import job_of
 @pytest.mark.parametrize("compute", ["fp32", "bf16"])
 @pytest.mark.parametrize("wire", ["fp32", "bf16"])
 def test_only_a_block_that_computes_in_bf16_reads_it(tmp_path: Path, wire: str, compute: str) -> None:
-    job = job_of(tmp_path, "blocks=2", f"precision.wire={wire}", f"precision.compute={compute}")
+    job, store = job_of(tmp_path, "blocks=2", f"precision.wire={wire}", f"precision.compute={compute}")
     for number in range(2):
-        job.store.set_shape(number, (4, 8, 8))
-    found = {edge.kind: layout_of(job, edge).received for edge in job.topology.edges()}
+        store.set_shape(number, (4, 8, 8))
+    found = {edge.kind: layout_of(job, store, edge).received for edge in job.topology.edges()}
     both = wire == compute == "bf16"
     assert found == {
         "alpha": torch.bfloat16 if both else torch.float32,

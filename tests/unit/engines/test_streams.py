@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from bllpipe.config import load_config
-from bllpipe.distributed.cuda_streams import HostStreams, RingBuffer, RingWires, streams_on
+from bllpipe.distributed.cuda_streams import HostStreams, RingBuffer, RingLinks, streams_on
 from bllpipe.engines import Options, streams
 from bllpipe.engines.in_process import run_in_process, run_in_turn
 from bllpipe.engines.job import Job
-from bllpipe.engines.ports import ring_wires
-from bllpipe.engines.streams import make_columns, ticks
+from bllpipe.engines.ports import ring_links
+from bllpipe.engines.streams import make_columns, wavefront
 from bllpipe.engines.streams_graph import StreamActor
 from bllpipe.training.worker import Worker
 from tests.support import jobs
@@ -37,7 +37,7 @@ SMALL = (
 
 
 def orders(columns: int, entries: int) -> list[list[tuple[int, int]]]:
-    return list(ticks([iter(range(entries)) for _ in range(columns)]))
+    return list(wavefront([iter(range(entries)) for _ in range(columns)]))
 
 
 def test_in_tick_w_column_k_is_at_w_minus_k_and_the_rearmost_comes_first() -> None:
@@ -46,7 +46,7 @@ def test_in_tick_w_column_k_is_at_w_minus_k_and_the_rearmost_comes_first() -> No
 
 @pytest.mark.parametrize(("columns", "entries"), [(1, 4), (4, 1), (4, 2), (4, 9), (3, 0)])
 def test_every_entry_comes_once_and_when_what_it_needs_has_come(columns: int, entries: int) -> None:
-    found = [each for tick in orders(columns, entries) for each in tick]
+    found = [each for wave in orders(columns, entries) for each in wave]
     when = {each: number for number, each in enumerate(found)}
     assert len(found) == columns * entries == len(when)
     for column, entry in found:
@@ -57,7 +57,7 @@ def test_every_entry_comes_once_and_when_what_it_needs_has_come(columns: int, en
 
 
 def test_nothing_is_taken_from_a_column_before_its_tick() -> None:
-    """A stop may come at any time: what is begun then is a tick, which is carried out whole."""
+    """A stop may come at any time: what is begun then is a wavefront step, which is carried out whole."""
     taken: list[tuple[int, int]] = []
 
     def column(number: int) -> Any:
@@ -65,7 +65,7 @@ def test_nothing_is_taken_from_a_column_before_its_tick() -> None:
             taken.append((number, entry))
             yield entry
 
-    found = ticks([column(number) for number in range(3)])
+    found = wavefront([column(number) for number in range(3)])
     assert next(found) == taken == [(0, 0)]
     assert next(found) == taken[1:] == [(1, 0), (0, 1)]
 
@@ -115,9 +115,9 @@ def test_the_lines_of_metrics_are_those_of_sequential(tmp_path: Path) -> None:
     assert lines("streams") == lines("sequential")
 
 
-def in_random_order(seed: int, job: Job, parts: list[Worker], wires: RingWires) -> None:
+def in_random_order(seed: int, job: Job, parts: list[Worker], links: RingLinks) -> None:
     """Everything as soon as what it needs is done, in an order that nobody has thought of."""
-    blocks, lanes = make_columns(job, parts, wires.streams)
+    blocks, lanes = make_columns(job, parts, links.streams)
     rounds, draw, last = list(job.rounds()), random.Random(seed), len(blocks) - 1
     done = dict.fromkeys((*blocks, *lanes), 0)
 
@@ -149,7 +149,7 @@ def test_every_admissible_order_gives_the_same_bits(tmp_path: Path, seed: int) -
         config,
         Options(run_dir=str(tmp_path / "random")),
         partial(in_random_order, seed),
-        partial(ring_wires, streams_on),
+        partial(ring_links, streams_on),
     )
     assert jobs.summary(tmp_path / "random")["state_sha256"] == expected
 
@@ -158,7 +158,7 @@ def test_blocks_that_run_in_turn_may_use_rings_too(tmp_path: Path) -> None:
     """As they do on a GPU."""
     expected = engine(tmp_path / "channels", "sequential")
     config = load_config(None, [*SMALL, "engine=sequential"])
-    run_in_process(config, Options(run_dir=str(tmp_path / "rings")), run_in_turn, partial(ring_wires, streams_on))
+    run_in_process(config, Options(run_dir=str(tmp_path / "rings")), run_in_turn, partial(ring_links, streams_on))
     assert jobs.summary(tmp_path / "rings")["state_sha256"] == expected
 
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from bllpipe.config import Config, load_config
-from bllpipe.distributed.cuda_streams import RingBuffer, RingWires
+from bllpipe.distributed.cuda_streams import RingBuffer, RingLinks
 from bllpipe.engines import Options, build, streams
-from bllpipe.engines.streams_graph import Tick, WavefrontGraph
+from bllpipe.engines.streams_graph import WavefrontGraph, WavefrontStep
 from bllpipe.errors import ConfigError, NonFiniteError
 from bllpipe.learn import optimizer as learner
 from bllpipe.learn.block import Block
@@ -95,7 +95,7 @@ def in_turn(folder: Path, *settings: str, options: tuple[str, ...] = ()) -> dict
 def test_the_bits_are_those_of_sequential(tmp_path: Path, settings: tuple[str, ...]) -> None:
     twin, told = Twin(), [tmp_path / "turns", tmp_path / "whole"]
     expected, found = in_turn(told[0], *settings), twin.train(told[1], *settings)
-    assert twin.graphs.launches, "some ticks are one graph"
+    assert twin.graphs.launches, "some steps are one graph"
     for key in ("state_sha256", "test_accuracy", "block_accuracy", "parameters"):
         assert found[key] == expected[key]
     assert lines(told[1]) == lines(told[0])
@@ -138,21 +138,21 @@ def test_a_steady_tick_is_one_launch_and_nothing_else(tmp_path: Path, monkeypatc
     with RaceDetector(twin.streams):
         twin.train(tmp_path, *QUIET)
     assert len(twin.graphs.tapes) == 2, "one for each of the two slots of an edge"
-    # the first tick in which the last of three blocks is at its fourth step, to the last one in which the first trains
+    # the first one in which the last of three blocks is at its fourth step, to the last one in which the first trains
     assert len(twin.graphs.launches) == len(range(5, STEPS))
     first, *others = before
     for clocks in others:
         moved = {name for name, number in clocks.items() if number != first[name]}
-        assert moved == {"ticks"}, "no block and no lane is told anything by itself"
+        assert moved == {"wavefront"}, "no block and no lane is told anything by itself"
 
 
 def test_a_whole_tick_asks_the_device_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither in front of the launch nor behind it; what is recorded is looked at by the tape."""
     asked, carry_out = Asked(), WavefrontGraph.run_round
 
-    def noted(whole: WavefrontGraph, tick: Tick) -> bool:
-        asked.round = tick[0][1]
-        is_whole = carry_out(whole, tick)
+    def noted(whole: WavefrontGraph, wave: WavefrontStep) -> bool:
+        asked.round = wave[0][1]
+        is_whole = carry_out(whole, wave)
         asked.round = None
         return is_whole
 
@@ -174,7 +174,7 @@ def test_a_loss_that_is_not_finite_is_found_at_the_next_line(tmp_path: Path, mon
     with pytest.raises(NonFiniteError, match=r"rank 0 \(block 0\), step 11: .* NaN") as found:
         twin.train(tmp_path / "b", *settings)
     assert str(found.value) == str(expected.value)
-    assert len(twin.graphs.launches) == len(range(5, 12)), "steps that spoil the weights are made in whole ticks"
+    assert len(twin.graphs.launches) == len(range(5, 12)), "steps that spoil the weights are made in graphs, too"
 
 
 def test_a_line_of_metrics_takes_no_tick_out_of_the_graph(tmp_path: Path) -> None:
@@ -196,7 +196,9 @@ def test_no_stream_touches_what_another_one_may_be_at(tmp_path: Path, settings: 
     assert detector.races == []
     born_inside = [memory for memory in detector.crossed() if " in graph " in memory.born]
     assert born_inside, "outcomes are read behind the launch"
-    assert all(memory.streams <= {memory.born, "ticks"} for memory in born_inside), "torch's allocator goes by streams"
+    assert all(memory.streams <= {memory.born, "wavefront"} for memory in born_inside), (
+        "torch's allocator goes by streams"
+    )
     assert len(twin.graphs.launches) > len(twin.graphs.tapes) > 1, "graphs are recorded and launched again"
 
 
@@ -252,18 +254,18 @@ def test_a_stream_that_is_not_joined_is_found(tmp_path: Path, monkeypatch: pytes
 
 def test_events_do_not_pass_between_inside_and_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rings must forget those of the other side: on the way in, and on the way out."""
-    settle = RingWires.rebase_events
+    settle = RingLinks.rebase_events
     for number, told in (
         (1, "lane 2 in graph 0 waits inside of a graph for an event from outside"),
         (2, "waits for an event of a graph, outside of it"),
     ):
         calls = count(1)
 
-        def forgotten(wires: RingWires, event: Any, calls: Any = calls, number: int = number) -> None:
+        def forgotten(wires: RingLinks, event: Any, calls: Any = calls, number: int = number) -> None:
             if next(calls) != number:
                 settle(wires, event)
 
-        monkeypatch.setattr(RingWires, "rebase_events", forgotten)
+        monkeypatch.setattr(RingLinks, "rebase_events", forgotten)
         with pytest.raises(AssertionError, match=told):  # a step is traced right behind the first graph
             Twin().train(tmp_path / str(number), "trace.first_step=6", "trace.num_steps=1")
 
@@ -276,7 +278,7 @@ def test_what_cannot_be_captured_says_what_to_type(tmp_path: Path, monkeypatch: 
             raise RuntimeError("capturing stream has unjoined work")  # as torch says on the way out
 
     monkeypatch.setattr(WatchedGraphs, "record", refuse)
-    told = "a tick of all 3 blocks could not be captured as one graph: operation not .*; use --set gpu.capture=blocks"
+    told = "step of all 3 blocks could not be captured as one graph: operation not .*; use --set gpu.capture=blocks"
     with pytest.raises(ConfigError, match=told):
         Twin().train(tmp_path)
 
@@ -284,7 +286,7 @@ def test_what_cannot_be_captured_says_what_to_type(tmp_path: Path, monkeypatch: 
 def test_traced_steps_are_queued_one_by_one(tmp_path: Path) -> None:
     twin = Twin()
     twin.train(tmp_path, *QUIET, "trace.first_step=10", "trace.num_steps=4")
-    apart = len(range(10, 14 + 2))  # ticks in which one of three columns is at a traced step
+    apart = len(range(10, 14 + 2))  # steps in which one of three columns is at a traced step
     assert len(twin.graphs.launches) == len(range(5, STEPS)) - apart
     assert any((tmp_path / "spans").iterdir())
 

@@ -14,7 +14,7 @@ from bllpipe import launch
 from bllpipe.config import Config, load_config
 from bllpipe.data.catalog import PUBLISHED
 from bllpipe.engines import Options, topology
-from bllpipe.engines.job import agree
+from bllpipe.engines.job import JobStore, agree
 from bllpipe.errors import ConfigError
 from bllpipe.launch import check_plan
 from bllpipe.learn.balanced_cut import count_operations, with_balanced_cut
@@ -149,7 +149,7 @@ def test_too_many_blocks_are_refused_before_the_start() -> None:
 def test_the_deciding_rank_tells_the_others(tmp_path: Path) -> None:
     config, store = load_config(None, ["blocks=balanced 2", "model.width=4"]), dist.HashStore()
     options = Options(run_dir=str(tmp_path / "run"))
-    jobs = [agree(config, options, store, store, spec, attempt=0) for spec in (PUBLISHED["digits"], None)]
+    jobs = [agree(config, options, JobStore(store), store, spec, attempt=0) for spec in (PUBLISHED["digits"], None)]
     assert jobs[0].config == jobs[1].config == with_balanced_cut(config, DIGITS, 10)
     assert jobs[0].topology == jobs[1].topology == topology(config)
 

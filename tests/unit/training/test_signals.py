@@ -10,14 +10,14 @@ import threading
 
 import pytest
 
-from bllpipe.training import watchdog
-from bllpipe.training.watchdog import STOPPING, StopSignals
+from bllpipe.training import stopping
+from bllpipe.training.stopping import STOPPING, StopSignals
 from tests.support.waiting import PATIENCE, default_action
 
 # The main thread sits in C and does not come back to Python; the other one hears the signal all the same.
 DEAF = """
 import ctypes, os, threading
-from bllpipe.training.watchdog import StopSignals
+from bllpipe.training.stopping import StopSignals
 def hear():
     print(heard.wait(120).name, flush=True)
     os._exit(0)
@@ -50,7 +50,7 @@ def test_handlers_are_put_back(number: signal.Signals) -> None:
 
 
 def test_who_repeats_a_signal_does_not_want_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watchdog, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(stopping, "PATIENCE_SECONDS", 0.0)
     with StopSignals(), pytest.raises(KeyboardInterrupt):
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGINT)

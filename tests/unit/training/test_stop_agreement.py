@@ -11,7 +11,8 @@ import pytest
 from bllpipe.config import load_config
 from bllpipe.errors import WireError
 from bllpipe.messages import Round
-from bllpipe.training.run_schedule import RunSchedule, StopAgreement
+from bllpipe.training.run_schedule import RunSchedule
+from bllpipe.training.stopping import StopAgreement
 from tests.support.waiting import PATIENCE
 
 # 7 training images in batches of 3 (2 steps an epoch), 4 test images
@@ -24,21 +25,21 @@ def taken(actor: Iterator[Round], number: int) -> list[Round]:
 
 
 def test_without_a_stop_all_rounds_follow() -> None:
-    ending = StopAgreement()
-    assert list(ending.until_stop("block 0", ROUNDS, saved=False)) == ROUNDS
-    assert ending.stopped is None
+    stop = StopAgreement()
+    assert list(stop.until_stop("block 0", ROUNDS, saved=False)) == ROUNDS
+    assert stop.stopped is None
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_all_stop_where_the_furthest_is(seed: int) -> None:
     draws = random.Random(seed)
-    endings = [StopAgreement() for _ in range(4)]
-    actors = [ending.until_stop("block", ROUNDS, saved=False) for ending in endings]
+    stops = [StopAgreement() for _ in range(4)]
+    actors = [stop.until_stop("block", ROUNDS, saved=False) for stop in stops]
     done = [taken(actor, draws.randrange(len(ROUNDS))) for actor in actors]
-    begun = [ending.freeze("SIGTERM at rank 1") for ending in endings]
+    begun = [stop.freeze("SIGTERM at rank 1") for stop in stops]
     assert begun == [len(rounds) for rounds in done]
-    for ending in endings:
-        ending.decide(max(begun))
+    for stop in stops:
+        stop.decide(max(begun))
     runs = [rounds + list(actor) for rounds, actor in zip(done, actors, strict=True)]
     assert all(run == runs[0] for run in runs)
     if max(begun) and ROUNDS[max(begun) - 1].phase != "save":
@@ -46,7 +47,7 @@ def test_all_stop_where_the_furthest_is(seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rounds", "stop"),
+    ("rounds", "last"),
     [
         (0, Round("save", 0)),
         (1, Round("save", 1)),
@@ -56,23 +57,23 @@ def test_all_stop_where_the_furthest_is(seed: int) -> None:
         (11, Round("save", 4, epoch=1)),
     ],
 )
-def test_the_checkpoint_says_what_is_left_of_its_step(rounds: int, stop: Round) -> None:
-    ending = StopAgreement()
-    actor = ending.until_stop("block", ROUNDS, saved=False)
+def test_the_checkpoint_says_what_is_left_of_its_step(rounds: int, last: Round) -> None:
+    stop = StopAgreement()
+    actor = stop.until_stop("block", ROUNDS, saved=False)
     taken(actor, rounds)
-    ending.decide(ending.freeze("SIGINT at rank 0"))
-    assert list(actor) == [stop]
-    assert ending.stopped == stop
+    stop.decide(stop.freeze("SIGINT at rank 0"))
+    assert list(actor) == [last]
+    assert stop.stopped == last
 
 
 def test_a_stop_behind_a_checkpoint_writes_no_second_one() -> None:
-    ending = StopAgreement()
-    actor = ending.until_stop("block", ROUNDS, saved=False)
+    stop = StopAgreement()
+    actor = stop.until_stop("block", ROUNDS, saved=False)
     number = next(place for place, entry in enumerate(ROUNDS) if entry.phase == "save") + 1
     taken(actor, number)
-    ending.decide(ending.freeze(""))
+    stop.decide(stop.freeze(""))
     assert list(actor) == []
-    assert ending.stopped == Round("save", 3, epoch=1)
+    assert stop.stopped == Round("save", 3, epoch=1)
     resumed = StopAgreement()
     resumed.decide(resumed.freeze(""))
     assert list(resumed.until_stop("block", PLAN.rounds(3), saved=True)) == []
@@ -81,12 +82,12 @@ def test_a_stop_behind_a_checkpoint_writes_no_second_one() -> None:
 def test_a_run_without_checkpoints_stops_without_one() -> None:
     """All stop at the same place all the same, and a last round takes what is on its way."""
     plan = RunSchedule.of(load_config(None, ["data.batch_size=3", "epochs=3", "checkpoint.every_steps=never"]), 7, 4)
-    ending = StopAgreement(saves=False)
-    actor = ending.until_stop("block", plan.rounds(), saved=False)
+    stop = StopAgreement(saves=False)
+    actor = stop.until_stop("block", plan.rounds(), saved=False)
     taken(actor, 2)
-    ending.decide(ending.freeze("SIGTERM at rank 0"))
+    stop.decide(stop.freeze("SIGTERM at rank 0"))
     assert list(actor) == [Round("end", 2, tested=False)]
-    assert ending.stopped == Round("end", 2, tested=False)
+    assert stop.stopped == Round("end", 2, tested=False)
 
 
 def test_what_was_left_of_a_step_is_done_first() -> None:
@@ -95,22 +96,22 @@ def test_what_was_left_of_a_step_is_done_first() -> None:
 
 
 def test_nobody_begins_a_round_before_all_agree() -> None:
-    ending = StopAgreement()
-    actor = ending.until_stop("block", ROUNDS, saved=False)
+    stop = StopAgreement()
+    actor = stop.until_stop("block", ROUNDS, saved=False)
     taken(actor, 2)
-    ending.freeze("SIGTERM at rank 0")
+    stop.freeze("SIGTERM at rank 0")
     rest: list[Round] = []
     thread = threading.Thread(target=lambda: rest.extend(actor))
     thread.start()
     thread.join(0.1)
     assert thread.is_alive() and rest == []
-    ending.decide(4)
+    stop.decide(4)
     thread.join(PATIENCE)
     assert rest == [*ROUNDS[2:4], Round("save", 2, tested=False)]
 
 
 def test_ranks_that_do_not_answer_are_not_waited_for_for_ever() -> None:
-    ending = StopAgreement(agreement_seconds=0.01)
-    ending.freeze("SIGTERM at rank 0")
-    with pytest.raises(WireError, match=r"asked to stop \(SIGTERM at rank 0\), but not all ranks said how far"):
-        list(ending.until_stop("block", ROUNDS, saved=False))
+    stop = StopAgreement(agreement_seconds=0.01)
+    stop.freeze("SIGTERM at rank 0")
+    with pytest.raises(WireError, match=r"a stop was requested \(SIGTERM at rank 0\), but not all ranks posted"):
+        list(stop.until_stop("block", ROUNDS, saved=False))

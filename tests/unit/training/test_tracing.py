@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ def test_without_a_track_nothing_is_recorded() -> None:
 def test_a_file_is_written_when_the_last_actor_is_behind_the_window(tmp_path: Path) -> None:
     tracks = [Track(f"lane {index}", range(2)) for index in range(2)]
     path = tmp_path / "spans" / "rank-4.jsonl"
-    SpanFile(RunDirectory(tmp_path), {"rank": 4, "role": "feedback", **Clock(7, 2).to_json()}, tracks)
+    SpanFile(RunDirectory(tmp_path), {"rank": 4, "role": "feedback", **asdict(Clock(7, 2))}, tracks)
     for track in tracks:
         track.enter(Round("evaluate", 2, batch=1))
         with record(track, "load"):

@@ -131,7 +131,7 @@ def test_a_share_of_a_checkpoint_that_cannot_be_written_is_a_failure_and_no_chec
 def test_no_tensor_is_read(tmp_path: Path) -> None:
     """Tensors on the meta device cannot be: whoever tried would get an error."""
     source = make_source(tmp_path)
-    recorder = source.worker.actors[0].recorder
+    recorder = source.worker.actors[0].metrics
     recorder._train.terms = {"kl": torch.empty((), device="meta")}
     recorder._train.correct = torch.empty((), device="meta")
     recorder._train.images = 10

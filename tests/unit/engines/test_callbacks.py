@@ -12,11 +12,10 @@ import pytest
 import torch.distributed as dist
 
 from bllpipe.config import load_config
-from bllpipe.engines import Options, in_process
+from bllpipe.engines import Callback, Options, in_process
 from bllpipe.engines.failure import report_failure
 from bllpipe.errors import ConfigError, NonFiniteError, WireError
 from bllpipe.launch import choose_callbacks
-from bllpipe.training.callbacks import Callback
 from bllpipe.training.worker import Worker
 
 SMALL = ("engine=sequential", "blocks=2", "model.width=2", "steps=4", "data.batch_size=16", "evaluate.every_epochs=0")
@@ -28,7 +27,7 @@ class Events(Callback):
     def __init__(self) -> None:
         self.events: list[str] = []
 
-    def on_start(self, job: Any, worker: Worker) -> None:
+    def on_start(self, job: Any, store: Any, worker: Worker) -> None:
         self.events.append(f"start {worker.rank} of {job.topology.world_size}")
 
     def on_end(self, worker: Worker) -> None:
@@ -37,7 +36,7 @@ class Events(Callback):
     def on_failure(self, run_directory: Path, error: BaseException) -> None:
         self.events.append(f"failure {run_directory.name}: {error}")
 
-    def display(self, job: Any) -> AbstractContextManager[object]:
+    def display(self, job: Any, store: Any) -> AbstractContextManager[object]:
         self.events.append(f"display {job.directory.path.name}")
         return nullcontext()
 
@@ -63,7 +62,7 @@ def test_only_the_rank_that_fails_first_calls_them(tmp_path: Path, capsys: pytes
     store.set("directory", str(tmp_path))
     first, second = Events(), Events()
     report_failure(NonFiniteError("the loss is nan"), store, store, 1, "block 1", [first])
-    store.set("failure/told", "yes")
+    store.set("failure/reported", "yes")
     report_failure(WireError("block 1 is gone"), store, store, 0, "block 0", [second])
     assert first.events == [f"failure {tmp_path.name}: the loss is nan"] and second.events == []
 
@@ -72,7 +71,7 @@ def test_only_the_rank_that_fails_first_calls_them(tmp_path: Path, capsys: pytes
 def test_a_process_that_ends_with_an_error_calls_them_at_its_exit(code: int, printed: str) -> None:
     program = f"""
 from bllpipe.engines.failure import leave
-from bllpipe.training.callbacks import Callback
+from bllpipe.engines import Callback
 
 class Exit(Callback):
     def on_exit(self):
