@@ -15,6 +15,7 @@ from bllpipe.config.schema import PIPELINES, SYNCHRONOUS, residual_units, unit_n
 from bllpipe.data.catalog import DEFAULT_PATH, DOWNLOADS, PUBLISHED, check_given, check_obtainable, split_folders
 from bllpipe.distributed.torchrun import (
     RankEnvironment,
+    check_interfaces,
     die_with_agent,
     fault_text,
     has_agent,
@@ -30,6 +31,8 @@ from bllpipe.tools.monitoring.progress import ProgressDisplay
 from bllpipe.training.callbacks import Callback
 from bllpipe.training.run_schedule import RunSchedule
 from bllpipe.utils.console import drop_unwritten, repair_standard_streams, warn
+from bllpipe.utils.files import RunLock
+from bllpipe.utils.paths import refused_paths
 
 # Before there is a store, rank 0 alone prints an error that all ranks have. The others wait until it has.
 SILENT_SECONDS = 5.0
@@ -122,9 +125,11 @@ def _launch(options: argparse.Namespace, argv: Sequence[str]) -> int:
             die_with_agent(environment)
         config = load_config(options.config, options.overrides)
         accept, callbacks = tuple(options.accept), choose_callbacks(config)
-        chosen = Options(options.resume, options.run_dir, accept, options.output, callbacks=callbacks)
+        lock = RunLock(environment.restarter if environment else None)
+        chosen = Options(options.resume, options.run_dir, accept, options.output, callbacks=callbacks, lock=lock)
         chosen.check()
-        check_start(config, environment)
+        with refused_paths():
+            check_start(config, environment)
         _check_restarts(options.max_restarts, config, environment)
     except BllpipeError as error:
         return fail_before_the_store(error, environment)
@@ -163,6 +168,8 @@ def check_start(config: Config, environment: RankEnvironment | None) -> None:
     check_plan(config)
     if environment is None or environment.rank == 0:
         check_data(config)
+    if environment is None and config.engine in SPREAD:
+        check_interfaces(use_nccl=False)  # every rank checks again, on its own machine
     if environment is None:
         return
     if config.engine in SPREAD:

@@ -30,7 +30,8 @@ from bllpipe.errors import BllpipeError, CheckpointError, ConfigError
 from bllpipe.launch import SPREAD, check_start, choose_callbacks, fail_before_the_store
 from bllpipe.tools.analysis.network_file import fill, network_weights
 from bllpipe.utils.console import warn
-from bllpipe.utils.files import read_record
+from bllpipe.utils.files import RunLock, read_record
+from bllpipe.utils.paths import refused_paths
 from bllpipe.utils.torch_state import torch_defaults
 
 STARTED = count(1)  # runs of this process, the same number in every rank of a script
@@ -86,10 +87,12 @@ def train(
         keys = (accept,) if isinstance(accept, str) else tuple(accept)
         made = build_config(model, data, said, environment is not None)
         callbacks = choose_callbacks(made)
-        options = Options(start, place, keys, on_agreed=jobs.append, number=number, callbacks=callbacks)
+        lock = RunLock(environment.restarter if environment else None)
+        options = Options(start, place, keys, on_agreed=jobs.append, number=number, callbacks=callbacks, lock=lock)
         options.check()
         _check_ranks(made, environment)
-        check_start(made, environment)
+        with refused_paths():
+            check_start(made, environment)
     except BllpipeError as error:
         if environment is None:
             raise

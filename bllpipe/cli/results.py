@@ -13,6 +13,7 @@ from bllpipe.errors import ConfigError
 from bllpipe.tools.analysis.timeline import Timeline, chrome_trace, figures, parse_steps, read_timeline
 from bllpipe.utils.console import percent, show, warn
 from bllpipe.utils.files import output_file, run_directory
+from bllpipe.utils.paths import write_result
 
 if TYPE_CHECKING:
     from bllpipe.tools.analysis.evaluation import EarlyExit, Evaluation, Exit
@@ -96,7 +97,7 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     timelines = _timelines(paths, options.steps)
     show(figures(timelines))
     if trace is not None:
-        trace.write_text(json.dumps(chrome_trace(timelines)) + "\n")
+        write_result(trace, json.dumps(chrome_trace(timelines)) + "\n")
         show(f"wrote {trace}")
     _write(out, options.title or _title(timelines), timelines)
     show(f"wrote {out}")
@@ -126,9 +127,9 @@ def _write(out: Path, title: str, timelines: Sequence[Timeline]) -> None:
         write_png(title, timelines, out)
     elif out.suffix == ".html":
         drawing = WideDrawing(picture(title, timelines, heading=False))
-        out.write_text(render_page(title, [Section("timeline", "", [drawing])]), encoding="utf-8")
+        write_result(out, render_page(title, [Section("timeline", "", [drawing])]))
     else:
-        out.write_text(picture(title, timelines), encoding="utf-8")
+        write_result(out, picture(title, timelines))
 
 
 def _require_report_extra() -> None:
@@ -197,7 +198,6 @@ def _report(options: argparse.Namespace, words: Sequence[str]) -> int:
 def _evaluate(options: argparse.Namespace, words: Sequence[str]) -> int:
     from bllpipe.tools.analysis.evaluation import THRESHOLDS, evaluate_run
     from bllpipe.tools.analysis.finished_run import open_run
-    from bllpipe.utils.files import output_file, run_directory
 
     file = output_file(options.json) if options.json else None
     evaluation = evaluate_run(
@@ -205,7 +205,7 @@ def _evaluate(options: argparse.Namespace, words: Sequence[str]) -> int:
     )
     show(evaluation_table(evaluation))
     if file is not None:
-        file.write_text(json.dumps(evaluation.to_json(), indent=1) + "\n")
+        write_result(file, json.dumps(evaluation.to_json(), indent=1) + "\n")
         show(f"wrote {file}")
     return 0
 
@@ -213,7 +213,6 @@ def _evaluate(options: argparse.Namespace, words: Sequence[str]) -> int:
 def _export(options: argparse.Namespace, words: Sequence[str]) -> int:
     from bllpipe.tools.analysis.export import export_run
     from bllpipe.tools.analysis.finished_run import open_run
-    from bllpipe.utils.files import output_file, run_directory
 
     file, heads = output_file(options.file), output_file(options.heads) if options.heads else None
     run = open_run(run_directory(options.directory), warn, options.data_path)

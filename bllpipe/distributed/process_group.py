@@ -16,9 +16,7 @@ torch's own store listens on every interface; the one here is reachable from thi
 from __future__ import annotations
 
 import ipaddress
-import os
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -31,7 +29,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from bllpipe.distributed.torchrun import RankEnvironment
+from bllpipe.distributed.torchrun import RankEnvironment, check_interfaces, choose_interface, refused_by_gloo
 from bllpipe.errors import WireError
 from bllpipe.messages import Store
 from bllpipe.topology import Edge
@@ -100,17 +98,22 @@ def _connect(environment: RankEnvironment, timeout: float, hosts: bool) -> dist.
 
 
 def open_group(world: World, use_nccl: bool) -> None:
-    """Opens the default process group; all ranks wait for each other here."""
+    """Opens the default process group; all ranks wait for each other here. ConfigError if the environment names an
+    interface that this machine does not have, one without an address, or another transport than gloo has."""
     environment = world.environment
     if environment.on_one_machine:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if use_nccl else "gloo",
-        store=dist.PrefixStore("group", world.raw_store),
-        rank=environment.rank,
-        world_size=environment.world_size,
-        timeout=FOR_EVER,
-    )
+        choose_interface()
+    check_interfaces(use_nccl)
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if use_nccl else "gloo",
+            store=dist.PrefixStore("group", world.raw_store),
+            rank=environment.rank,
+            world_size=environment.world_size,
+            timeout=FOR_EVER,
+        )
+    except RuntimeError as error:
+        raise refused_by_gloo(str(error)) or error from error
 
 
 def open_edges(edges: Iterable[Edge], backend: Callable[[Edge], str], device: torch.device) -> dict[Edge, Any]:

@@ -8,7 +8,6 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from torch.distributed import PrefixStore, TCPStore
 from torch.distributed.elastic.agent.server.api import WorkerSpec
@@ -18,7 +17,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousHandler, Rendezvo
 
 from bllpipe.distributed.process_group import LOOPBACK, loopback_store
 from bllpipe.distributed.torchrun import launcher_environment
-from bllpipe.training.run_directory import RunDirectory
+from bllpipe.training.run_directory import RunDirectory, posted_directory
 
 STORE_SECONDS = 60.0  # the agent's own waits, on this machine
 
@@ -91,8 +90,6 @@ class RankProcesses:
 
     def status(self) -> str | None:
         """The status in the run directory on which the ranks have agreed."""
-        job = PrefixStore("bllpipe", self._store)
-        if not job.check(["directory"]):
-            return None
-        status: str | None = RunDirectory(Path(job.get("directory").decode())).read_status().get("status")
+        directory = posted_directory(PrefixStore("bllpipe", self._store))
+        status: str | None = RunDirectory(directory).read_status().get("status") if directory else None
         return status

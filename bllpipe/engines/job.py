@@ -26,7 +26,7 @@ from bllpipe.errors import ConfigError, NoProgressError
 from bllpipe.messages import Phase, Round, Store
 from bllpipe.topology import Topology
 from bllpipe.training.callbacks import Callback
-from bllpipe.training.run_directory import RunDirectory
+from bllpipe.training.run_directory import RunDirectory, post_directory, posted_directory
 from bllpipe.training.run_schedule import RunSchedule, StopAgreement
 from bllpipe.utils.console import say, warn
 from bllpipe.version import __version__
@@ -161,7 +161,7 @@ def _decide(config: Config, options: Options, store: Store, job_store: Store, sp
     other_data = _data_change(checkpoint, spec) if checkpoint else None
     changed = changes_since(checkpoint, config, options.accept, path, other_data) if checkpoint else []
     options.lock.take(path)  # before a failure of this start could be written there
-    job_store.set("directory", str(path.absolute()))
+    post_directory(job_store, path)
     start, directory = checkpoint.step if checkpoint else 0, RunDirectory(path)
     tested = checkpoint is None or _is_tested(checkpoint, plan, directory)
     check_progress(job_store, attempt, start, config.checkpoint.tries, directory)
@@ -196,14 +196,11 @@ def _is_tested(checkpoint: Checkpoint, plan: RunSchedule, directory: RunDirector
 
 def _place(config: Config, options: Options, job_store: Store, attempt: int) -> tuple[Path, Checkpoint | None]:
     """The run directory and the checkpoint to resume from. Restarted ranks keep the directory of the first attempt."""
-    restarted = attempt > 0 and job_store.check(["directory"])
-    if restarted:
-        path = Path(job_store.get("directory").decode())
-    else:
-        path = choose_directory(config, options.resume, options.run_dir)
+    posted = posted_directory(job_store) if attempt > 0 else None
+    path = posted or choose_directory(config, options.resume, options.run_dir)
     if path.is_dir():  # before the newest checkpoint is looked for
         options.lock.take(path)
-    return path, checkpoint_to_resume(options.resume, path, warn, restarted)
+    return path, checkpoint_to_resume(options.resume, path, warn, restarted=posted is not None)
 
 
 def _begin(

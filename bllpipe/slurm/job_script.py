@@ -17,6 +17,7 @@ from bllpipe.errors import ConfigError
 from bllpipe.launch import SPREAD, check_plan
 from bllpipe.utils.console import show
 from bllpipe.utils.files import output_file
+from bllpipe.utils.paths import write_result
 
 LEAD_SECONDS = 300  # from the signal to the time limit: enough for a step and a checkpoint
 DEFAULT_TIME = "04:00:00"
@@ -157,7 +158,7 @@ def _run(options: argparse.Namespace, argv: Sequence[str]) -> int:
         show(text, end="")
         return 0
     file = output_file(options.out)
-    file.write_text(text)
+    write_result(file, text)
     show(f"wrote {file} for {num_ranks(config)} ranks; submit it with: sbatch {Path(file)}")
     return 0
 
@@ -199,7 +200,11 @@ def _name(option: str, name: str | None) -> str | None:
 
 
 def _arguments(options: argparse.Namespace) -> list[str]:
-    """The arguments of bllpipe.launch."""
+    """The arguments of bllpipe.launch; ConfigError for what a text file cannot hold."""
     config = ["--config", options.config] if options.config else []
     overrides = [text for override in options.overrides for text in ("--set", override)]
-    return [*config, *overrides, *(["--run-dir", options.run_dir] if options.run_dir else [])]
+    found = [*config, *overrides, *(["--run-dir", options.run_dir] if options.run_dir else [])]
+    for text in found:
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ConfigError(f"{text} holds bytes that are not UTF-8, which a job script does not; use another name")
+    return found

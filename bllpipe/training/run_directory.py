@@ -16,6 +16,7 @@ import torch
 
 from bllpipe.config import Config, to_yaml
 from bllpipe.errors import CheckpointError
+from bllpipe.messages import Store
 from bllpipe.training.run_schedule import RunSchedule
 from bllpipe.utils.console import percent, warn
 from bllpipe.utils.files import IfUnwritable, WritePolicy, append_line, json_object, read_record, write_whole, writing
@@ -86,7 +87,7 @@ class RunDirectory:
     def read_targets(self) -> list[dict[str, Any]]:
         """The groups that ``write_targets`` wrote; empty for anything else."""
         try:
-            found = json.loads(self.targets.read_text())
+            found = json.loads(self.targets.read_bytes())
         except (OSError, ValueError):
             return []
         return found if isinstance(found, list) else []
@@ -110,9 +111,19 @@ class RunDirectory:
 
     def _keep_metrics_until(self, first_step: int, tests_again: bool) -> None:
         if self.metrics.is_file():
-            lines = self.metrics.read_text(errors="replace").splitlines(keepends=True)
+            lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
             kept = [line for line in lines if _stays(line, first_step, tests_again)]
             write_whole(self.metrics, "".join(kept) if first_step else "")
+
+
+def post_directory(job_store: Store, path: Path) -> None:
+    """Posts the run directory of the job in the store; its name may hold bytes that are not UTF-8."""
+    job_store.set("directory", os.fsencode(path.absolute()))  # type: ignore[arg-type]  # torch's stores take bytes too
+
+
+def posted_directory(job_store: Store) -> Path | None:
+    """The directory that ``post_directory`` posted; None before that."""
+    return Path(os.fsdecode(job_store.get("directory"))) if job_store.check(["directory"]) else None
 
 
 def _stays(line: str, first_step: int, tests_again: bool) -> bool:
@@ -142,7 +153,7 @@ def environment() -> dict[str, Any]:
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
 

@@ -92,6 +92,16 @@ def end_with_parent(parent: int | None = None) -> None:
         os._exit(1)
 
 
+def start_time(pid: int) -> int | None:
+    """When the process was started, in ticks since the boot, so that another one with its number is told apart; None if
+    it has ended, or on systems without /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in ("Z", "X") else int(fields[19])
+
+
 @contextmanager
 def around_suspension(before: Callable[[], None], after: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Meanwhile SIGTSTP calls ``before``, stops this process as it would without us, and calls ``after`` when it goes
