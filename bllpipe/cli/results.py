@@ -161,7 +161,7 @@ def add_results(commands: Any) -> None:
         metavar="P",
         help="confidences at which images leave early (default: 0.5 0.7 0.8 0.9 0.95 0.99)",
     )
-    evaluate.add_argument("--data-path", metavar="PATH", help="where the data are, if they have moved since the run")
+    _add_data_options(evaluate)
     evaluate.set_defaults(run=_evaluate)
 
     export = commands.add_parser("export", help="write a run's network to one safetensors file, and check it")
@@ -175,8 +175,15 @@ def add_results(commands: Any) -> None:
     )
     export.add_argument("--heads", metavar="FILE", help="write the local heads too, for the ensemble of all exits")
     export.add_argument("--no-check", dest="check", action="store_false", help="do not compare FILE with the run")
-    export.add_argument("--data-path", metavar="PATH", help="where the data are, if they have moved since the run")
+    _add_data_options(export)
     export.set_defaults(run=_export)
+
+
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data-path", metavar="PATH", help="where the data are, if they have moved since the run")
+    parser.add_argument(
+        "--accept", choices=("data",), help="go on although the data are not those of the checkpoint (sizes, labels)"
+    )
 
 
 def _report(options: argparse.Namespace, words: Sequence[str]) -> int:
@@ -200,9 +207,8 @@ def _evaluate(options: argparse.Namespace, words: Sequence[str]) -> int:
     from bllpipe.tools.analysis.finished_run import open_run
 
     file = output_file(options.json) if options.json else None
-    evaluation = evaluate_run(
-        open_run(run_directory(options.directory), warn, options.data_path), options.thresholds or THRESHOLDS
-    )
+    run = open_run(run_directory(options.directory), warn, options.data_path, options.accept == "data")
+    evaluation = evaluate_run(run, options.thresholds or THRESHOLDS)
     show(evaluation_table(evaluation))
     if file is not None:
         write_result(file, json.dumps(evaluation.to_json(), indent=1) + "\n")
@@ -215,6 +221,6 @@ def _export(options: argparse.Namespace, words: Sequence[str]) -> int:
     from bllpipe.tools.analysis.finished_run import open_run
 
     file, heads = output_file(options.file), output_file(options.heads) if options.heads else None
-    run = open_run(run_directory(options.directory), warn, options.data_path)
+    run = open_run(run_directory(options.directory), warn, options.data_path, options.accept == "data")
     export_run(run, options.to, file, options.check, show, heads)
     return 0

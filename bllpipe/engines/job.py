@@ -158,7 +158,7 @@ def _decide(config: Config, options: Options, store: Store, job_store: Store, sp
     plan = RunSchedule.of(config, spec.num_train, spec.num_test)
     config = _with_cuts(config, spec)
     path, checkpoint = _place(config, options, job_store, attempt)
-    other_data = _data_change(checkpoint, spec) if checkpoint else None
+    other_data = data_change(checkpoint, spec) if checkpoint else None
     changed = changes_since(checkpoint, config, options.accept, path, other_data) if checkpoint else []
     options.lock.take(path)  # before a failure of this start could be written there
     post_directory(job_store, path)
@@ -178,7 +178,7 @@ def _decide(config: Config, options: Options, store: Store, job_store: Store, sp
     store.set("job", json.dumps(decided))
 
 
-def _data_change(checkpoint: Checkpoint, spec: DataSpec) -> Change | None:
+def data_change(checkpoint: Checkpoint, spec: DataSpec) -> Change | None:
     """What the data are instead of those that ``checkpoint`` was trained on; None also for a checkpoint that does not
     say, as older ones do not."""
     then, now = checkpoint.facts()[0].get("data"), data_identity(spec)
