@@ -125,7 +125,7 @@ def _launch(options: argparse.Namespace, argv: Sequence[str]) -> int:
             die_with_agent(environment)
         config = load_config(options.config, options.overrides)
         accept, callbacks = tuple(options.accept), choose_callbacks(config)
-        lock = RunLock(environment.restarter if environment else None)
+        lock = environment.lock() if environment else RunLock()
         chosen = Options(options.resume, options.run_dir, accept, options.output, callbacks=callbacks, lock=lock)
         chosen.check()
         with refused_paths():

@@ -87,7 +87,7 @@ def train(
         keys = (accept,) if isinstance(accept, str) else tuple(accept)
         made = build_config(model, data, said, environment is not None)
         callbacks = choose_callbacks(made)
-        lock = RunLock(environment.restarter if environment else None)
+        lock = environment.lock() if environment else RunLock()
         options = Options(start, place, keys, on_agreed=jobs.append, number=number, callbacks=callbacks, lock=lock)
         options.check()
         _check_ranks(made, environment)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import ipaddress
 import socket
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from bllpipe.distributed.torchrun import RankEnvironment, check_interfaces, choo
 from bllpipe.errors import WireError
 from bllpipe.messages import Store
 from bllpipe.topology import Edge
+from bllpipe.utils.process import Patience
 
 # Receiver threads wait in gloo as long as a slow block computes; the loops have their own, shorter timeouts.
 FOR_EVER = timedelta(days=30)
@@ -41,7 +41,7 @@ CONNECT_SECONDS = 30.0
 NAME = "bllpipe"  # in front of all keys
 MAX_CTAS = 4  # multiprocessors of a GPU for one edge
 LOOPBACK = "127.0.0.1"
-POLL_SECONDS = 0.02  # a blocking read of the store would hold up signals
+FIRST_POLL_SECONDS, POLL_SECONDS = 0.0005, 0.02  # a blocking read of the store would hold up signals
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,25 @@ class World:
         """The same stores for another thread: a connection is blocked while one thread waits in it."""
         tcp = _connect(self.environment, self.timeout, hosts=False)
         return _world(self.environment, tcp, self.attempt, self.timeout, self.name)
+
+
+class PatientStore:
+    """A store whose waits look for the key again and again, so that a time in which this process was stopped, as by
+    Ctrl-Z, does not count. Torch's own timeout is a time on the clock, and a wait in C++ holds up signals."""
+
+    def __init__(self, store: dist.Store, timeout: float) -> None:
+        self._store, self._timeout = store, timeout
+        self.set, self.add, self.check, self.compare_set = store.set, store.add, store.check, store.compare_set
+
+    def get(self, key: str) -> bytes:
+        """Waits for the key to appear. Raises DistStoreError after the timeout."""
+        patience, pause, seconds = Patience(self._timeout), threading.Event(), FIRST_POLL_SECONDS
+        while not self._store.check([key]):
+            if patience.is_over():
+                raise dist.DistStoreError(f"wait timeout after {self._timeout:g} s, key: {key}")
+            pause.wait(seconds)
+            seconds = min(2 * seconds, POLL_SECONDS)
+        return self._store.get(key)
 
 
 def open_store(environment: RankEnvironment, timeout: float, number: int = 1) -> World:
@@ -82,7 +101,7 @@ def _world(environment: RankEnvironment, tcp: dist.TCPStore, attempt: int, timeo
     """A restarted group must not read the keys of the attempt before it, so each attempt has its own prefix."""
     job = dist.PrefixStore(name, tcp)
     store = dist.PrefixStore(f"attempt_{attempt}", job)
-    return World(environment, store, job, store, attempt, timeout, name)
+    return World(environment, PatientStore(store, timeout), PatientStore(job, timeout), store, attempt, timeout, name)
 
 
 def _connect(environment: RankEnvironment, timeout: float, hosts: bool) -> dist.TCPStore:
@@ -208,10 +227,10 @@ def agree_attempt(rank: int, world_size: int, job_store: Store, timeout: float) 
 def _start_attempt(world_size: int, store: Store, timeout: float) -> int:
     attempt = store.add("attempts", 1) - 1
     store.set("attempt", str(attempt))
-    deadline = time.monotonic() + timeout
+    patience = Patience(timeout)
     for rank in range(1, world_size):
         hello = f"hello/{attempt}/{rank}"
-        _wait_until(partial(store.check, [hello]), deadline, f"rank 0 waited {timeout:g} s for rank {rank}")
+        _wait_until(partial(store.check, [hello]), patience, f"rank 0 waited {timeout:g} s for rank {rank}")
         store.set(f"welcome/{attempt}/{rank}", store.get(hello).decode())
     return attempt
 
@@ -229,13 +248,13 @@ def _join_attempt(rank: int, store: Store, timeout: float) -> int:
         key = f"welcome/{attempt}/{rank}"
         return store.check([key]) and store.get(key).decode() == token
 
-    _wait_until(is_welcome, time.monotonic() + timeout, f"rank {rank} waited {timeout:g} s for rank 0")
+    _wait_until(is_welcome, Patience(timeout), f"rank {rank} waited {timeout:g} s for rank 0")
     return max(map(int, attempts))
 
 
-def _wait_until(condition: Callable[[], bool], deadline: float, problem: str) -> None:
+def _wait_until(condition: Callable[[], bool], patience: Patience, problem: str) -> None:
     pause = threading.Event()
     while not condition():
-        if time.monotonic() > deadline:
+        if patience.is_over():
             raise WireError(f"{problem} to start; see its output, or raise backend.timeout_seconds")
         pause.wait(POLL_SECONDS)

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from bllpipe.errors import NOT_RETRYABLE, ConfigError
+from bllpipe.utils.files import RunLock
 from bllpipe.utils.process import end_with_parent
 
 LAUNCHER = "BLLPIPE_LAUNCHER"  # set by bllpipe's launcher
@@ -56,12 +57,11 @@ class RankEnvironment:
     def on_one_machine(self) -> bool:
         return self.local_world_size == self.world_size
 
-    @property
-    def restarter(self) -> int | None:
-        """The process that starts this one again after a failure; None if there is none."""
-        if self.launcher is not None:
-            return self.launcher
-        return os.getppid() if self.has_agent and self.restarts_left > 0 else None
+    def lock(self) -> RunLock:
+        """A lock that outlives the attempts which the agent of this process starts; bllpipe's own launcher may always
+        start another one."""
+        agent = os.getppid() if self.has_agent and self.launcher is None else self.launcher
+        return RunLock(agent, restarts=self.launcher is not None or self.restarts_left > 0)
 
     @classmethod
     def read(cls, variables: Mapping[str, str] = os.environ) -> RankEnvironment | None:

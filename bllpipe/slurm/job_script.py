@@ -41,7 +41,7 @@ class Request:
 def job_script(request: Request, arguments: Sequence[str]) -> str:
     """A script for sbatch that runs bllpipe.launch with ``arguments``. It contains job.sh, and needs no other file."""
     directives = "".join(f"#SBATCH --{directive}\n" for directive in _directives(request))
-    common = files("bllpipe.slurm").joinpath("job.sh").read_text()
+    common = files("bllpipe.slurm").joinpath("job.sh").read_text(encoding="utf-8")
     return (
         "#!/usr/bin/env bash\n"
         "# Written by bllpipe slurm. Submit it with sbatch in the directory that it was written in.\n"

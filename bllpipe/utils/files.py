@@ -252,12 +252,12 @@ def _is_deep(record: object) -> bool:
 
 
 class RunLock:
-    """Holds at most one run directory. ``restarter`` is the process that starts this one again after a failure: while
-    it lives, no other run of this machine gets the directory, also between two attempts."""
+    """Holds at most one run directory. ``agent`` is the process that started this one. If it ``restarts`` it after a
+    failure, no other run of this machine gets the directory while the agent lives, also between two attempts."""
 
-    def __init__(self, restarter: int | None = None) -> None:
+    def __init__(self, agent: int | None = None, restarts: bool = False) -> None:
         self._descriptor: int | None = None
-        self._restarter = restarter
+        self._agent, self._restarts = agent, restarts
 
     def take(self, directory: Path) -> None:
         """Returns when this process has the directory, which is made if it is not there; ConfigError when a live run
@@ -270,15 +270,14 @@ class RunLock:
         except OSError:
             return
         holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": datetime.now().isoformat(" ", "seconds")}
-        if self._restarter is not None:
-            holder |= {"restarter": self._restarter, "restarter_started": start_time(self._restarter)}
+        agent = {} if self._agent is None else {"restarter": self._agent, "started": start_time(self._agent)}
         try:
-            _wait_for_lock(descriptor, directory, holder)
+            _wait_for_lock(descriptor, directory, {**holder, **agent})
         except BaseException:
             os.close(descriptor)
             raise
         self._descriptor = descriptor
-        _write_holder(descriptor, json.dumps(holder).encode())
+        _write_holder(descriptor, json.dumps({**holder, **(agent if self._restarts else {})}).encode())
 
     def release(self) -> None:
         """Leaves the directory to others; the file stays, as another process may be waiting for it already."""
@@ -327,10 +326,10 @@ def _lock_record(descriptor: int) -> dict[str, Any]:
 
 def _is_restarting(other: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
     """Whether the last holder is dead, but will be started again by a live process of this machine that is not ours."""
-    keys = ("host", "restarter", "restarter_started")
+    keys = ("host", "restarter", "started")
     if other.get("host") != own["host"] or all(other.get(key) == own.get(key) for key in keys):
         return False
-    restarter, started = other.get("restarter"), other.get("restarter_started")
+    restarter, started = other.get("restarter"), other.get("started")
     return isinstance(restarter, int) and started is not None and start_time(restarter) == started
 
 

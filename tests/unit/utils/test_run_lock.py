@@ -23,7 +23,7 @@ HOLDS = """
 import os, signal, sys
 from pathlib import Path
 from bllpipe.utils.files import RunLock
-lock = RunLock(int(sys.argv[3]) if len(sys.argv) > 3 else None)
+lock = RunLock(int(sys.argv[3]), restarts=True) if len(sys.argv) > 3 else RunLock()
 lock.take(Path(sys.argv[1]))
 if "forks" in sys.argv and os.fork() == 0:
     signal.pause()
@@ -135,7 +135,7 @@ class TestRestarts:
         words = (
             f"alive: host .*, process {rank}, since 2.*, which process {launcher.pid} starts again after a failure; w"
         )
-        for second in (RunLock(), RunLock(os.getpid())):
+        for second in (RunLock(), RunLock(os.getpid(), restarts=True)):
             with pytest.raises(ConfigError, match=words):
                 second.take(tmp_path)
 
@@ -155,7 +155,7 @@ class TestRestarts:
         others = [threading.Thread(target=try_second) for _ in range(3)]
         for other in others:
             other.start()
-        RunLock(launcher.pid).take(tmp_path)
+        RunLock(launcher.pid).take(tmp_path)  # the last attempt: its agent has no restart left
         for other in others:
             other.join()
         assert len(refused) == 3
@@ -168,7 +168,7 @@ class TestRestarts:
     def test_another_process_with_its_number_is_not_it(self, tmp_path: Path, launcher: subprocess.Popen[bytes]) -> None:
         kill_rank(tmp_path, launcher)
         record = json.loads((tmp_path / files.LOCK_NAME).read_text())
-        (tmp_path / files.LOCK_NAME).write_text(json.dumps({**record, "restarter_started": 1}))
+        (tmp_path / files.LOCK_NAME).write_text(json.dumps({**record, "started": 1}))
         RunLock().take(tmp_path)
 
     def test_processes_of_another_machine_are_not_looked_for_here(
@@ -180,7 +180,7 @@ class TestRestarts:
         RunLock().take(tmp_path)
 
     def test_a_run_that_has_ended_leaves_it(self, tmp_path: Path, launcher: subprocess.Popen[bytes]) -> None:
-        first = RunLock(launcher.pid)
+        first = RunLock(launcher.pid, restarts=True)
         first.take(tmp_path)
         first.release()
         RunLock().take(tmp_path)
