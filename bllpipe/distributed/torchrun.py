@@ -39,7 +39,7 @@ PROBE_SECONDS = 1.0
 class RankEnvironment:
     """One process of a job. ``restarts_left`` is the number of restarts that torchrun has left, ``node`` the number of
     its machine. ``has_agent``: torchrun or bllpipe's launcher is its parent; ``launcher`` is the process id of that
-    launcher, and None under torchrun."""
+    launcher, and None under torchrun. ``job`` is the id of torchrun's rendezvous, unless it is that of all."""
 
     rank: int
     world_size: int
@@ -52,6 +52,7 @@ class RankEnvironment:
     node: int = 0
     has_agent: bool = False
     launcher: int | None = None
+    job: str | None = None
 
     @property
     def on_one_machine(self) -> bool:
@@ -60,8 +61,9 @@ class RankEnvironment:
     def lock(self) -> RunLock:
         """A lock that outlives the attempts which the agent of this process starts; bllpipe's own launcher may always
         start another one."""
-        agent = os.getppid() if self.has_agent and self.launcher is None else self.launcher
-        return RunLock(agent, restarts=self.launcher is not None or self.restarts_left > 0)
+        if self.launcher is not None or not self.has_agent:
+            return RunLock(self.launcher, restarts=self.launcher is not None)
+        return RunLock(os.getppid(), restarts=self.restarts_left > 0, job=self.job)
 
     @classmethod
     def read(cls, variables: Mapping[str, str] = os.environ) -> RankEnvironment | None:
@@ -97,6 +99,7 @@ class RankEnvironment:
             node=int(variables.get("GROUP_RANK", "0")),
             has_agent=has_agent(variables),
             launcher=int(variables[LAUNCHER]) if LAUNCHER in variables else None,
+            job=run_id if (run_id := variables.get("TORCHELASTIC_RUN_ID")) != "none" else None,
         )
 
 

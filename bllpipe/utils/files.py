@@ -253,11 +253,12 @@ def _is_deep(record: object) -> bool:
 
 class RunLock:
     """Holds at most one run directory. ``agent`` is the process that started this one. If it ``restarts`` it after a
-    failure, no other run of this machine gets the directory while the agent lives, also between two attempts."""
+    failure, no other run of this machine gets the directory while the agent lives, also between two attempts; but other
+    agents of the same ``job`` do, which may start rank 0 the next time."""
 
-    def __init__(self, agent: int | None = None, restarts: bool = False) -> None:
+    def __init__(self, agent: int | None = None, restarts: bool = False, job: str | None = None) -> None:
         self._descriptor: int | None = None
-        self._agent, self._restarts = agent, restarts
+        self._agent, self._restarts, self._job = agent, restarts, job
 
     def take(self, directory: Path) -> None:
         """Returns when this process has the directory, which is made if it is not there; ConfigError when a live run
@@ -270,7 +271,9 @@ class RunLock:
         except OSError:
             return
         holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": datetime.now().isoformat(" ", "seconds")}
-        agent = {} if self._agent is None else {"restarter": self._agent, "started": start_time(self._agent)}
+        agent: dict[str, Any] = {"job": self._job} if self._job else {}
+        if self._agent is not None:
+            agent |= {"restarter": self._agent, "started": start_time(self._agent)}
         try:
             _wait_for_lock(descriptor, directory, {**holder, **agent})
         except BaseException:
@@ -326,8 +329,9 @@ def _lock_record(descriptor: int) -> dict[str, Any]:
 
 def _is_restarting(other: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
     """Whether the last holder is dead, but will be started again by a live process of this machine that is not ours."""
-    keys = ("host", "restarter", "started")
-    if other.get("host") != own["host"] or all(other.get(key) == own.get(key) for key in keys):
+    is_own = other.get("job") == own["job"] if "job" in own else False
+    is_own |= all(other.get(key) == own.get(key) for key in ("restarter", "started"))
+    if other.get("host") != own["host"] or is_own:
         return False
     restarter, started = other.get("restarter"), other.get("started")
     return isinstance(restarter, int) and started is not None and start_time(restarter) == started

@@ -70,6 +70,7 @@ def test_a_run_and_all_that_is_made_of_it_may_have_any_name(
         ("ckpt", "ls", name),
         ("ckpt", "verify", name),
         ("ckpt", "show", name),
+        ("train", "--quiet", *jobs.words(None, *SETTINGS, *TRACED), "--resume", name, "--run-dir", f"{name}-2"),
         ("watch", name, "--once"),
         ("health", name),
     ):
@@ -92,6 +93,15 @@ def test_data_and_config_may_have_any_name(kind: str, here: Path) -> None:
     assert cli.main(["train", "--run-dir", "run", *small, *words]) == 0
     assert load_stored_config("run/config.yaml").data.path == name
     assert cli.main(["eval", "run", "--data-path", name]) == 0
+
+
+def test_a_plan_may_have_any_name(here: Path) -> None:
+    small = jobs.words(None, "engine=sequential", "model.width=4", "data.batch_size=8")
+    files = ["--profile", LATIN, "--json", f"{LATIN}.json", "--write", f"{LATIN}.yaml"]
+    words = ["plan", *small, "--repetitions", "2", "--blocks", "2", "--microbatches", "4", *files]
+    assert cli.main(words) == 0
+    assert cli.main(words) == 0  # with the profile that is there now
+    assert load_stored_config(f"{LATIN}.yaml").num_blocks == 2
 
 
 @pytest.mark.ranks

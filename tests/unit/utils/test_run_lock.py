@@ -179,6 +179,19 @@ class TestRestarts:
         (tmp_path / files.LOCK_NAME).write_text(json.dumps({**record, "host": "another"}))
         RunLock().take(tmp_path)
 
+    def test_another_agent_of_the_same_job_gets_it(
+        self, tmp_path: Path, launcher: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """After a restart torchrun may have given rank 0 to another of its agents on this machine."""
+        kill_rank(tmp_path, launcher)
+        record = json.loads((tmp_path / files.LOCK_NAME).read_text())
+        (tmp_path / files.LOCK_NAME).write_text(json.dumps({**record, "job": "a"}))
+        monkeypatch.setattr(files, "LOCK_PATIENCE_SECONDS", 0.0)
+        for job in ("b", None):
+            with pytest.raises(ConfigError, match="is in use by a run that is alive"):
+                RunLock(os.getpid(), restarts=True, job=job).take(tmp_path)
+        RunLock(os.getpid(), restarts=True, job="a").take(tmp_path)
+
     def test_a_run_that_has_ended_leaves_it(self, tmp_path: Path, launcher: subprocess.Popen[bytes]) -> None:
         first = RunLock(launcher.pid, restarts=True)
         first.take(tmp_path)
