@@ -23,6 +23,7 @@ from bllpipe.data.catalog import (
 )
 from bllpipe.distributed.torchrun import (
     RankEnvironment,
+    check_interfaces,
     die_with_agent,
     fault_text,
     has_agent,
@@ -37,6 +38,8 @@ from bllpipe.tools.monitoring.live_table import release
 from bllpipe.tools.monitoring.progress import ProgressDisplay
 from bllpipe.training.run_schedule import RunSchedule
 from bllpipe.utils.console import drop_unwritten, repair_standard_streams, warn
+from bllpipe.utils.files import RunLock
+from bllpipe.utils.paths import refused_paths
 from bllpipe.utils.process import name_process
 
 # Before there is a store, rank 0 alone prints an error that all ranks have. The others wait until it has.
@@ -120,9 +123,11 @@ def launch(options: argparse.Namespace, argv: Sequence[str]) -> int:
             name_process(f"bllpipe rank {environment.rank}")
         config = config_from_options(options)
         accept, callbacks = tuple(options.accept), choose_callbacks(config)
-        chosen = Options(options.resume, options.run_dir, accept, options.output, callbacks=callbacks)
+        lock = environment.lock() if environment else RunLock()
+        chosen = Options(options.resume, options.run_dir, accept, options.output, callbacks=callbacks, lock=lock)
         chosen.check()
-        check_start(config, environment)
+        with refused_paths():
+            check_start(config, environment)
         _check_restarts(options.max_restarts, config, environment)
     except BllpipeError as error:
         return fail_before_the_store(error, environment)
@@ -161,6 +166,8 @@ def check_start(config: Config, environment: RankEnvironment | None) -> None:
     check_plan(config)
     if environment is None or environment.rank == 0:
         check_data(config)
+    if environment is None and config.engine in SPREAD:
+        check_interfaces(use_nccl=False)  # every rank checks again, on its own machine
     if environment is None:
         return
     if config.engine in SPREAD:

@@ -46,7 +46,9 @@ def path_text(name: str, value: Any, hint: str) -> str:
     """The text of a path; ConfigError, which ends with ``hint``, for anything else."""
     if not isinstance(value, (str, PathLike)) or isinstance(fspath(value), bytes):
         raise ConfigError(f"{name} is a {type(value).__name__}; expected text or a path; {hint}")
-    return fspath(value)
+    if "\0" in (text := fspath(value)):
+        raise ConfigError(f"{name} is {text!r:.200}; expected a path without null characters; {hint}")
+    return text
 
 
 Modules = nn.Sequential | nn.ModuleList | Sequence[nn.Module]

@@ -30,7 +30,8 @@ from bllpipe.errors import BllpipeError, CheckpointError, ConfigError
 from bllpipe.launch import SPREAD, check_start, choose_callbacks, fail_before_the_store
 from bllpipe.tools.analysis.network_file import fill, network_weights
 from bllpipe.utils.console import warn
-from bllpipe.utils.files import read_record
+from bllpipe.utils.files import RunLock, read_record
+from bllpipe.utils.paths import refused_paths
 from bllpipe.utils.torch_state import torch_defaults
 
 STARTED = count(1)  # runs of this process, the same number in every rank of a script
@@ -87,8 +88,15 @@ def train(
         keys = (accept,) if isinstance(accept, str) else tuple(accept)
         made = build_config(model, data, arguments, environment is not None)
         callbacks = choose_callbacks(made)
+        lock = environment.lock() if environment else RunLock()
         options = Options(
-            start, directory, keys, on_agreed=lambda *job: jobs.append(job), number=number, callbacks=callbacks
+            start,
+            directory,
+            keys,
+            on_agreed=lambda *job: jobs.append(job),
+            number=number,
+            callbacks=callbacks,
+            lock=lock,
         )
         options.check()
         if made.engine in SPREAD and environment is None:
@@ -97,7 +105,8 @@ def train(
                 f"engine {made.engine} needs {size} processes that all run this script, but it was started as one; use "
                 f"torchrun --nproc_per_node={size} {script}, or engine='threads'"
             )
-        check_start(made, environment)
+        with refused_paths():
+            check_start(made, environment)
     except BllpipeError as error:
         if environment is None:
             raise

@@ -222,10 +222,23 @@ def check_header(path: Path) -> None:
 def _opened(path: Path) -> Iterator[Any]:
     check_header(path)
     try:
-        with safe_open(path, framework="pt") as file:
+        with _named_in_utf8(path) as name, safe_open(name, framework="pt") as file:
             yield file
     except Exception as error:  # a hostile header can provoke nearly any of them
         raise CheckpointError(f"{path} is not a safetensors file that can be read: {error!s:.300}") from error
+
+
+@contextmanager
+def _named_in_utf8(path: Path) -> Iterator[str]:
+    """A name of the file that safetensors takes: that of its descriptor if ``path`` is not UTF-8."""
+    try:
+        name = str(path)
+        name.encode()
+    except UnicodeEncodeError:
+        with path.open("rb") as file:
+            yield f"/dev/fd/{file.fileno()}"
+    else:
+        yield name
 
 
 def _names(file: Any, prefix: str = "") -> list[str]:

@@ -14,16 +14,26 @@ from bllpipe.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
 from bllpipe.config import Config, to_mapping
 from bllpipe.config.loader import with_defaults
 from bllpipe.errors import ConfigError
+from bllpipe.utils.paths import check_length, refused_paths
 
 # Keys that do not change the results.
 HARMLESS = ("name", "stop_at", "device", "data.path", "data.workers", "feedback.device", "evaluate.ensemble")
 HARMLESS_SECTIONS = ("backend.", "gpu.", "log.", "metrics.", "trace.", "checkpoint.")
 SAME_BITS = ("ranks", "threads", "sequential", "streams")  # engines with the same results
 ABSENT = "nothing"
+LONGEST_FILE = ("checkpoints", f"step-{'0' * 18}.replaced-{'0' * 20}", ".rank-00000.safetensors")  # of a run
 
 
 def choose_directory(config: Config, resume: str, run_dir: str | None, root: Path = Path("runs")) -> Path:
-    """The run directory: ``run_dir``, that of the run to resume, or a new one under ``root``."""
+    """The run directory: ``run_dir``, that of the run to resume, or a new one under ``root``. ConfigError for one that
+    cannot hold the files of a run, as their paths would be too long."""
+    with refused_paths():
+        path = _choose_directory(config, resume, run_dir, root)
+        check_length(path.absolute().joinpath(*LONGEST_FILE))
+    return path
+
+
+def _choose_directory(config: Config, resume: str, run_dir: str | None, root: Path) -> Path:
     if run_dir is not None:
         path = Path(run_dir)
         if resume == "never" and (path / "config.yaml").exists():

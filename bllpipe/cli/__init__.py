@@ -18,6 +18,7 @@ from bllpipe.cli.watch import add_health, add_watch
 from bllpipe.errors import BllpipeError
 from bllpipe.slurm.job_script import add_slurm
 from bllpipe.utils.console import drop_unwritten, repair_standard_streams, warn
+from bllpipe.utils.paths import refused_paths
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     repair_standard_streams()
     options = _parser().parse_args(argv)
     try:
-        return int(options.run(options, argv[1:]))
+        with refused_paths():
+            return int(options.run(options, argv[1:]))
     except BllpipeError as error:
         warn(str(error))
         return error.exit_code

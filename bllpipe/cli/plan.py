@@ -19,6 +19,7 @@ from bllpipe.tools.planning.profile import Profile, load_profile, save_profile
 from bllpipe.tools.planning.tables import cut_table, rate_text, unit_table
 from bllpipe.utils.console import Bar, show, table
 from bllpipe.utils.files import output_file
+from bllpipe.utils.paths import write_result
 
 BLOCKS = (2, 4, 8, 16, 32, 64)
 LINKS = (1.0, 10.0, 50.0)  # GB/s: a fast network, PCIe, NVLink
@@ -217,7 +218,7 @@ def _write_json(
         for of_number in of_link
         for prediction in of_number
     ]
-    file.write_text(json.dumps({"profile": profile.to_json(), "predictions": found}, indent=1) + "\n")
+    write_result(file, json.dumps({"profile": profile.to_json(), "predictions": found}, indent=1) + "\n")
     show(f"wrote {file}")
 
 
@@ -232,7 +233,7 @@ def _write_config(
         cut = list(_best(profile, inputs, number, limit).cut)
     blocks: list[int | str] = [profile.names[position - 1] for position in cut]
     head = f"# Cut by bllpipe plan on {profile.environment['processor']} ({profile.device}).\n"
-    file.write_text(head + to_yaml(replace(config, blocks=blocks or 1)))
+    write_result(file, head + to_yaml(replace(config, blocks=blocks or 1)))
     show(f"wrote {file} with blocks: {blocks or 1}")
 
 

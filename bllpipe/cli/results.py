@@ -14,6 +14,7 @@ from bllpipe.errors import ConfigError
 from bllpipe.tools.analysis.timeline import Timeline, busy, chrome_trace, parse_steps, read_timeline, summary
 from bllpipe.utils.console import percent, show, table, warn
 from bllpipe.utils.files import output_file, run_directory
+from bllpipe.utils.paths import write_result
 
 if TYPE_CHECKING:
     from bllpipe.tools.analysis.evaluation import Evaluation
@@ -92,7 +93,7 @@ def _timeline(options: argparse.Namespace, words: Sequence[str]) -> int:
     for timeline in timelines:
         show(f"{timeline.name}: {summary(timeline)}\n{busy(timeline)}")
     if trace is not None:
-        trace.write_text(json.dumps(chrome_trace(timelines)) + "\n")
+        write_result(trace, json.dumps(chrome_trace(timelines)) + "\n")
         show(f"wrote {trace}")
     title = options.title or "Timeline of " + ", ".join(timeline.name for timeline in timelines)
     _write(out, title, timelines)
@@ -109,9 +110,9 @@ def _write(out: Path, title: str, timelines: Sequence[Timeline]) -> None:
         write_png(title, timelines, out)
     elif out.suffix == ".html":
         drawing = PARTS.wide_drawing(picture(title, timelines, heading=False))
-        out.write_text(render_page(title, [("timeline", "", [drawing])]), encoding="utf-8")
+        write_result(out, render_page(title, [("timeline", "", [drawing])]))
     else:
-        out.write_text(picture(title, timelines), encoding="utf-8")
+        write_result(out, picture(title, timelines))
 
 
 def _require_report_extra() -> None:
@@ -143,7 +144,7 @@ def add_results(commands: Any) -> None:
         metavar="P",
         help="confidences at which images leave early (default: 0.5 0.7 0.8 0.9 0.95 0.99)",
     )
-    evaluate.add_argument("--data-path", metavar="PATH", help="where the data are, if they have moved since the run")
+    _add_data_options(evaluate)
     evaluate.set_defaults(run=_evaluate)
 
     export = commands.add_parser("export", help="write a run's network to one safetensors file, and check it")
@@ -157,8 +158,15 @@ def add_results(commands: Any) -> None:
     )
     export.add_argument("--heads", metavar="FILE", help="write the local heads too, for the ensemble of all exits")
     export.add_argument("--no-check", dest="check", action="store_false", help="do not compare FILE with the run")
-    export.add_argument("--data-path", metavar="PATH", help="where the data are, if they have moved since the run")
+    _add_data_options(export)
     export.set_defaults(run=_export)
+
+
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data-path", metavar="PATH", help="where the data are, if they have moved since the run")
+    parser.add_argument(
+        "--accept", choices=("data",), help="go on although the data are not those of the checkpoint (sizes, labels)"
+    )
 
 
 def _report(options: argparse.Namespace, words: Sequence[str]) -> int:
@@ -182,12 +190,11 @@ def _evaluate(options: argparse.Namespace, words: Sequence[str]) -> int:
     from bllpipe.tools.analysis.finished_run import open_run
 
     file = output_file(options.json) if options.json else None
-    evaluation = evaluate_run(
-        open_run(run_directory(options.directory), warn, options.data_path), options.thresholds or THRESHOLDS
-    )
+    run = open_run(run_directory(options.directory), warn, options.data_path, options.accept == "data")
+    evaluation = evaluate_run(run, options.thresholds or THRESHOLDS)
     show(evaluation_table(evaluation))
     if file is not None:
-        file.write_text(json.dumps(asdict(evaluation), indent=1) + "\n")
+        write_result(file, json.dumps(asdict(evaluation), indent=1) + "\n")
         show(f"wrote {file}")
     return 0
 
@@ -197,6 +204,6 @@ def _export(options: argparse.Namespace, words: Sequence[str]) -> int:
     from bllpipe.tools.analysis.finished_run import open_run
 
     file, heads = output_file(options.file), output_file(options.heads) if options.heads else None
-    run = open_run(run_directory(options.directory), warn, options.data_path)
+    run = open_run(run_directory(options.directory), warn, options.data_path, options.accept == "data")
     export_run(run, options.to, file, options.check, show, heads)
     return 0

@@ -212,6 +212,8 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader with the scalars above and without aliases, tags and duplicate keys."""
 
     yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}  # type: ignore[misc]  # the stubs call it an instance variable
+    # PyYAML's, without what Python makes of bytes that are not UTF-8, as in ``--set data.path=...``
+    NON_PRINTABLE = re.compile("[^\t\n\r -~\x85\xa0-\ud7ff\udc80-\udcff\ue000-\ufffd\U00010000-\U0010ffff]")  # type: ignore[misc]  # the stubs call it final
     _depth = 0
     _nodes = 0
 

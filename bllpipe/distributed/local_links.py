@@ -15,8 +15,8 @@ from bllpipe.distributed.message_format import Layout, message_of, tensors_of
 from bllpipe.errors import WireError
 from bllpipe.messages import Message, Round
 from bllpipe.topology import Edge
+from bllpipe.utils.process import SLICE_SECONDS
 
-SLICE_SECONDS = 1.0  # of a longer wait
 Packet = tuple[bytes, list[Tensor]]
 Item = TypeVar("Item")
 

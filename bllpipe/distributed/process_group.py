@@ -16,11 +16,8 @@ torch's own store listens on every interface; the one here is reachable from thi
 from __future__ import annotations
 
 import ipaddress
-import os
 import socket
-import sys
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -31,10 +28,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from bllpipe.distributed.torchrun import LOOPBACK, RankEnvironment
+from bllpipe.distributed.torchrun import (
+    LOOPBACK,
+    RankEnvironment,
+    check_interfaces,
+    choose_interface,
+    refused_by_gloo,
+)
 from bllpipe.errors import WireError
 from bllpipe.messages import Store
 from bllpipe.topology import Edge
+from bllpipe.utils.process import Patience
 
 # Receiver threads wait in gloo as long as a slow block computes; the loops have their own, shorter timeouts.
 GROUP_TIMEOUT = timedelta(days=30)
@@ -42,16 +46,18 @@ GROUP_TIMEOUT = timedelta(days=30)
 CONNECT_SECONDS = 30.0
 NAME = "bllpipe"  # in front of all keys
 MAX_CTAS = 4  # multiprocessors of a GPU for one edge
-POLL_SECONDS = 0.02  # a blocking read of the store would hold up signals
+FIRST_POLL_SECONDS, POLL_SECONDS = 0.0005, 0.02  # a blocking read of the store would hold up signals
 
 
 @dataclass(frozen=True)
 class World:
-    """``store`` belongs to attempt number ``attempt`` alone; ``job_store`` outlives restarts of the group."""
+    """``store`` belongs to attempt number ``attempt`` alone; ``job_store`` outlives restarts of the group.
+    ``raw_store`` is torch's own of the attempt, for its process groups."""
 
     environment: RankEnvironment
     store: Store
     job_store: Store
+    raw_store: dist.Store
     attempt: int
     timeout: float
     name: str = NAME
@@ -60,6 +66,25 @@ class World:
         """The same stores for another thread: a connection is blocked while one thread waits in it."""
         tcp = _connect(self.environment, self.timeout, hosts=False)
         return _world(self.environment, tcp, self.attempt, self.timeout, self.name)
+
+
+class PatientStore:
+    """A store whose waits look for the key again and again, so that a time in which this process was stopped, as by
+    Ctrl-Z, does not count. Torch's own timeout is a time on the clock, and a wait in C++ holds up signals."""
+
+    def __init__(self, store: dist.Store, timeout: float) -> None:
+        self._store, self._timeout = store, timeout
+        self.set, self.add, self.check, self.compare_set = store.set, store.add, store.check, store.compare_set
+
+    def get(self, key: str) -> bytes:
+        """Waits for the key to appear. Raises DistStoreError after the timeout."""
+        patience, pause, seconds = Patience(self._timeout), threading.Event(), FIRST_POLL_SECONDS
+        while not self._store.check([key]):
+            if patience.is_over():
+                raise dist.DistStoreError(f"wait timeout after {self._timeout:g} s, key: {key}")
+            pause.wait(seconds)
+            seconds = min(2 * seconds, POLL_SECONDS)
+        return self._store.get(key)
 
 
 def open_store(environment: RankEnvironment, timeout: float, number: int = 1) -> World:
@@ -81,7 +106,8 @@ def open_store(environment: RankEnvironment, timeout: float, number: int = 1) ->
 def _world(environment: RankEnvironment, tcp: dist.TCPStore, attempt: int, timeout: float, name: str) -> World:
     """A restarted group must not read the keys of the attempt before it, so each attempt has its own prefix."""
     job = dist.PrefixStore(name, tcp)
-    return World(environment, dist.PrefixStore(f"attempt_{attempt}", job), job, attempt, timeout, name)
+    store = dist.PrefixStore(f"attempt_{attempt}", job)
+    return World(environment, PatientStore(store, timeout), PatientStore(job, timeout), store, attempt, timeout, name)
 
 
 def _connect(environment: RankEnvironment, timeout: float, hosts: bool) -> dist.TCPStore:
@@ -97,17 +123,22 @@ def _connect(environment: RankEnvironment, timeout: float, hosts: bool) -> dist.
 
 
 def open_group(world: World, use_nccl: bool) -> None:
-    """Opens the default process group; all ranks wait for each other here."""
-    environment, store = world.environment, dist.PrefixStore("group", world.store)  # type: ignore[arg-type]  # torch's own
+    """Opens the default process group; all ranks wait for each other here. ConfigError if the environment names an
+    interface that this machine does not have, one without an address, or another transport than gloo has."""
+    environment = world.environment
     if environment.on_one_machine:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if use_nccl else "gloo",
-        store=store,
-        rank=environment.rank,
-        world_size=environment.world_size,
-        timeout=GROUP_TIMEOUT,
-    )
+        choose_interface()
+    check_interfaces(use_nccl)
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if use_nccl else "gloo",
+            store=dist.PrefixStore("group", world.raw_store),
+            rank=environment.rank,
+            world_size=environment.world_size,
+            timeout=GROUP_TIMEOUT,
+        )
+    except RuntimeError as error:
+        raise refused_by_gloo(str(error)) or error from error
 
 
 def open_edges(edges: Iterable[Edge], backend: Callable[[Edge], str], device: torch.device) -> dict[Edge, Any]:
@@ -198,10 +229,10 @@ def agree_attempt(rank: int, world_size: int, job_store: Store, timeout: float) 
 def _start_attempt(world_size: int, store: Store, timeout: float) -> int:
     attempt = store.add("attempts", 1) - 1
     store.set("attempt", str(attempt))
-    deadline = time.monotonic() + timeout
+    patience = Patience(timeout)
     for rank in range(1, world_size):
         hello = f"hello/{attempt}/{rank}"
-        _wait_until(partial(store.check, [hello]), deadline, f"rank 0 waited {timeout:g} s for rank {rank}")
+        _wait_until(partial(store.check, [hello]), patience, f"rank 0 waited {timeout:g} s for rank {rank}")
         store.set(f"welcome/{attempt}/{rank}", store.get(hello).decode())
     return attempt
 
@@ -219,13 +250,13 @@ def _join_attempt(rank: int, store: Store, timeout: float) -> int:
         key = f"welcome/{attempt}/{rank}"
         return store.check([key]) and store.get(key).decode() == token
 
-    _wait_until(is_welcome, time.monotonic() + timeout, f"rank {rank} waited {timeout:g} s for rank 0")
+    _wait_until(is_welcome, Patience(timeout), f"rank {rank} waited {timeout:g} s for rank 0")
     return max(map(int, attempts))
 
 
-def _wait_until(condition: Callable[[], bool], deadline: float, problem: str) -> None:
+def _wait_until(condition: Callable[[], bool], patience: Patience, problem: str) -> None:
     pause = threading.Event()
     while not condition():
-        if time.monotonic() > deadline:
+        if patience.is_over():
             raise WireError(f"{problem} to start; see its output, or raise backend.timeout_seconds")
         pause.wait(POLL_SECONDS)

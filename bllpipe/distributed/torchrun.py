@@ -6,13 +6,17 @@ Only this file reads these environment variables.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
+import re
 import signal
 import socket
-from collections.abc import Mapping, MutableMapping
+import sys
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 
 from bllpipe.errors import NOT_RETRYABLE, ConfigError
+from bllpipe.utils.files import RunLock
 from bllpipe.utils.process import end_with_parent
 
 LAUNCHER = "BLLPIPE_LAUNCHER"  # set by the process that bllpipe's launcher starts ranks from
@@ -27,6 +31,7 @@ SETTINGS = {
     "SLURM_CPUS_PER_TASK",
     "SLURM_GPUS_ON_NODE",
 }
+GLOO_INTERFACE, NCCL_INTERFACE = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
 PROBE_SECONDS = 1.0
 
 
@@ -34,7 +39,8 @@ PROBE_SECONDS = 1.0
 class RankEnvironment:
     """One process of a job. ``restarts_left`` is the number of restarts that torchrun has left, ``node`` the number of
     its machine. ``has_agent``: torchrun or bllpipe's launcher is its parent; ``launcher`` is the id of the
-    process that bllpipe's launcher starts ranks from, and None under torchrun."""
+    process that bllpipe's launcher starts ranks from, and None under torchrun. ``job`` is the id of torchrun's
+    rendezvous, unless it is that of all."""
 
     rank: int
     world_size: int
@@ -47,10 +53,18 @@ class RankEnvironment:
     node: int = 0
     has_agent: bool = False
     launcher: int | None = None
+    job: str | None = None
 
     @property
     def on_one_machine(self) -> bool:
         return self.local_world_size == self.world_size
+
+    def lock(self) -> RunLock:
+        """A lock that outlives the attempts which the agent of this process starts; bllpipe's own launcher may always
+        start another one."""
+        if self.launcher is not None or not self.has_agent:
+            return RunLock(self.launcher, restarts=self.launcher is not None)
+        return RunLock(os.getppid(), restarts=self.restarts_left > 0, job=self.job)
 
     @classmethod
     def read(cls, variables: Mapping[str, str] = os.environ) -> RankEnvironment | None:
@@ -86,6 +100,7 @@ class RankEnvironment:
             node=int(variables.get("GROUP_RANK", "0")),
             has_agent=has_agent(variables),
             launcher=int(variables[LAUNCHER]) if LAUNCHER in variables else None,
+            job=run_id if (run_id := variables.get("TORCHELASTIC_RUN_ID")) != "none" else None,
         )
 
 
@@ -152,6 +167,57 @@ def allow_deterministic_products(variables: MutableMapping[str, str] = os.enviro
     """Gives cuBLAS workspaces of a fixed size, without which its products may differ between runs; called before the
     first one. A value that is already set is kept."""
     variables.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def choose_interface(variables: MutableMapping[str, str] = os.environ) -> None:
+    """Makes gloo connect the ranks of one machine over its loopback interface, unless a variable names another."""
+    if not variables.get(GLOO_INTERFACE):  # with an empty one gloo would listen at the address of the host's name
+        variables[GLOO_INTERFACE] = "lo0" if sys.platform == "darwin" else "lo"
+
+
+def check_interfaces(use_nccl: bool, variables: Mapping[str, str] = os.environ) -> None:
+    """Raises ConfigError for a variable of gloo, or of NCCL, that names an interface which this machine does not have.
+
+    Gloo takes whole names, and NCCL their beginnings, or whole names after ``=``; after ``^`` those not to use.
+    """
+    present = [name for _, name in socket.if_nameindex()]
+    for name in variables.get(GLOO_INTERFACE, "").split(","):
+        if name and name not in present:
+            raise _no_interface(GLOO_INTERFACE, name, present, variables)
+    wanted = variables.get(NCCL_INTERFACE, "")
+    if not use_nccl or not wanted or wanted.startswith("^"):
+        return
+    names = [name.partition(":")[0] for name in wanted.removeprefix("=").split(",")]
+    matches = str.__eq__ if wanted.startswith("=") else str.startswith
+    if not any(matches(found, name) for found in present for name in names):
+        raise _no_interface(NCCL_INTERFACE, " or ".join(names), present, variables)
+
+
+def refused_by_gloo(message: str, variables: Mapping[str, str] = os.environ) -> ConfigError | None:
+    """The error for a ``message`` of gloo about a variable that it has read; None for any other message."""
+    if found := re.search(r"Unable to find address for: (\S+)", message):
+        present = [name for _, name in socket.if_nameindex()]
+        return _no_interface(GLOO_INTERFACE, found[1], present, variables, has_no="address")
+    if "unsupported gloo device" in message:
+        return ConfigError(
+            f"GLOO_DEVICE_TRANSPORT is {variables.get('GLOO_DEVICE_TRANSPORT')!r}, which this torch does not have; "
+            f"use TCP, or unset GLOO_DEVICE_TRANSPORT"
+        )
+    return None
+
+
+def _no_interface(
+    variable: str, name: str, present: Sequence[str], variables: Mapping[str, str], has_no: str = ""
+) -> ConfigError:
+    """The error for an interface that is not there, or ``has_no`` address."""
+    others = [each for each in present if not each.startswith("lo") and each != name]
+    usable = (difflib.get_close_matches(name, others, n=1) or others or present or ["NAME"])[0]
+    found = f"whose interface {name} has no {has_no}" if has_no else f"which has no interface {name}"
+    return ConfigError(
+        f"{variable} is {variables.get(variable)!r} on {socket.gethostname()}, {found}; its interfaces are "
+        f"{', '.join(present) or 'not known'}; use one that the other ranks reach, such as {variable}={usable}, or "
+        f"unset {variable}"
+    )
 
 
 def die_with_agent(environment: RankEnvironment) -> None:

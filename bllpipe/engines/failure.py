@@ -18,7 +18,7 @@ from bllpipe.distributed.torchrun import RankEnvironment, stop_torchrun
 from bllpipe.engines import Callback
 from bllpipe.errors import BllpipeError, OutputError, WireError
 from bllpipe.messages import Store
-from bllpipe.training.run_directory import RunDirectory
+from bllpipe.training.run_directory import RunDirectory, posted_directory
 from bllpipe.training.watchdog import Heartbeats
 from bllpipe.training.worker import RoundError
 from bllpipe.utils.console import drop_unwritten, warn
@@ -74,12 +74,12 @@ def report_failure(
             while not store.check(["failure/reported"]) and time.monotonic() < deadline:
                 pause.wait(0.02)
             return int(first.rpartition(" ")[2])
-        directory = job_store.get("directory").decode() if job_store.check(["directory"]) else None
+        directory = posted_directory(job_store)
         _print_error(error, rank, role, store)
         if directory is not None:
-            _write_status(error, rank, role, Path(directory))
+            _write_status(error, rank, role, directory)
             for callback in callbacks:
-                callback.on_failure(Path(directory), cause_of(error))
+                callback.on_failure(directory, cause_of(error))
         store.set("failure/reported", "yes")
     except RuntimeError:  # the store is gone with its launcher: better twice than not at all
         _print_error(error, rank, role, store)

@@ -25,7 +25,7 @@ from bllpipe.engines import Callback, Options, Output, topology
 from bllpipe.errors import ConfigError, NoProgressError
 from bllpipe.messages import Phase, Round, Store
 from bllpipe.topology import Topology
-from bllpipe.training.run_directory import RunDirectory
+from bllpipe.training.run_directory import RunDirectory, post_directory, posted_directory
 from bllpipe.training.run_schedule import RunSchedule
 from bllpipe.training.stopping import StopAgreement
 from bllpipe.utils.console import print_line, warn
@@ -155,10 +155,10 @@ def _decide(config: Config, options: Options, store: Store, job_store: Store, sp
 
         config = with_balanced_cut(config, spec.image_shape, spec.num_classes)
     path, checkpoint = _place(config, options, job_store, attempt)
-    data = _data_change(checkpoint, spec) if checkpoint else None
-    changed = changes_since(checkpoint, config, options.accept, path, data) if checkpoint else []
+    other_data = data_change(checkpoint, spec) if checkpoint else None
+    changed = changes_since(checkpoint, config, options.accept, path, other_data) if checkpoint else []
     options.lock.take(path)  # before a failure of this start could be written there
-    job_store.set("directory", str(path.absolute()))
+    post_directory(job_store, path)
     start, directory = checkpoint.step if checkpoint else 0, RunDirectory(path)
     tested = checkpoint is None or _is_tested(checkpoint, schedule, directory)
     check_progress(job_store, attempt, start, config.checkpoint.tries, directory)
@@ -177,17 +177,14 @@ def _decide(config: Config, options: Options, store: Store, job_store: Store, sp
 
 def _place(config: Config, options: Options, job_store: Store, attempt: int) -> tuple[Path, Checkpoint | None]:
     """The run directory and the checkpoint to resume from. Restarted ranks keep the directory of the first attempt."""
-    restarted = attempt > 0 and job_store.check(["directory"])
-    if restarted:
-        path = Path(job_store.get("directory").decode())
-    else:
-        path = choose_directory(config, options.resume, options.run_dir)
+    posted = posted_directory(job_store) if attempt > 0 else None
+    path = posted or choose_directory(config, options.resume, options.run_dir)
     if path.is_dir():  # before the newest checkpoint is looked for
         options.lock.take(path)
-    return path, checkpoint_to_resume(options.resume, path, warn, restarted)
+    return path, checkpoint_to_resume(options.resume, path, warn, restarted=posted is not None)
 
 
-def _data_change(checkpoint: Checkpoint, spec: DataSpec) -> Change | None:
+def data_change(checkpoint: Checkpoint, spec: DataSpec) -> Change | None:
     """The change from the data that ``checkpoint`` was trained on; None also for an older checkpoint, which does not
     name its data."""
     then, now = checkpoint.metadata()[0].get("data"), data_identity(spec)

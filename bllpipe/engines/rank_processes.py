@@ -24,7 +24,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection, Pipe
-from pathlib import Path
 
 from bllpipe.distributed.torchrun import become_rank, launcher_environment, rank_environments
 from bllpipe.engines import engine
@@ -119,12 +118,10 @@ class RankProcesses:
         """The status in the run directory on which the ranks have agreed."""
         from torch.distributed import PrefixStore
 
-        from bllpipe.training.run_directory import RunDirectory
+        from bllpipe.training.run_directory import RunDirectory, posted_directory
 
-        job = PrefixStore("bllpipe", self._store)
-        if not job.check(["directory"]):
-            return None
-        status: str | None = RunDirectory(Path(job.get("directory").decode())).read_status().get("status")
+        directory = posted_directory(PrefixStore("bllpipe", self._store))
+        status: str | None = RunDirectory(directory).read_status().get("status") if directory else None
         return status
 
 

@@ -16,6 +16,7 @@ from bllpipe.errors import ConfigError
 from bllpipe.launch import SPREAD, check_plan
 from bllpipe.utils.console import show
 from bllpipe.utils.files import output_file
+from bllpipe.utils.paths import write_result
 
 LEAD_SECONDS = 300  # from the signal to the time limit: enough for a step and a checkpoint
 DEFAULT_TIME = "04:00:00"
@@ -29,7 +30,7 @@ def job_script(sbatch_options: Sequence[str], arguments: Sequence[str]) -> str:
     return (
         "#!/usr/bin/env bash\n"
         "# Written by bllpipe slurm. Submit it with sbatch in the directory that it was written in.\n"
-        f"{directives}\n{files('bllpipe.slurm').joinpath('job.sh').read_text()}\n"
+        f"{directives}\n{files('bllpipe.slurm').joinpath('job.sh').read_text(encoding='utf-8')}\n"
         f'run_bllpipe {shlex.join(arguments)} "$@"\n'
     )
 
@@ -107,12 +108,17 @@ def _run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     arguments = ["--config", options.config] if options.config else []
     arguments += [text for override in options.overrides for text in ("--set", override)]
     arguments += ["--run-dir", options.run_dir] if options.run_dir else []
+    for argument in arguments:
+        if any("\ud800" <= letter <= "\udfff" for letter in argument):
+            raise ConfigError(
+                f"{argument} holds bytes that are not UTF-8, which a job script does not; use another name"
+            )
     text = job_script(_sbatch_options(config, options), arguments)
     if options.out is None:
         show(text, end="")
         return 0
     file = output_file(options.out)
-    file.write_text(text)
+    write_result(file, text)
     show(f"wrote {file} for {num_ranks(config)} ranks; submit it with: sbatch {file}")
     return 0
 

@@ -16,6 +16,7 @@ import torch
 
 from bllpipe.config import Config, to_yaml
 from bllpipe.errors import CheckpointError
+from bllpipe.messages import Store
 from bllpipe.training.run_schedule import RunSchedule
 from bllpipe.utils.console import percent, warn
 from bllpipe.utils.files import IfUnwritable, WritePolicy, append_line, atomic_write, json_object, read_record, writing
@@ -102,7 +103,7 @@ class RunDirectory:
     def read_targets(self) -> list[dict[str, Any]]:
         """The groups that ``write_targets`` wrote; empty for anything else."""
         try:
-            found = json.loads(self.targets.read_text())
+            found = json.loads(self.targets.read_bytes())
         except (OSError, ValueError):
             return []
         return found if isinstance(found, list) else []
@@ -114,6 +115,16 @@ class RunDirectory:
         except CheckpointError:
             return False
         return summary.get("steps") == step and status.get("status") in ("completed", "preempted")
+
+
+def post_directory(job_store: Store, path: Path) -> None:
+    """Posts the run directory of the job in the store; its name may hold bytes that are not UTF-8."""
+    job_store.set("directory", os.fsencode(path.absolute()))  # type: ignore[arg-type]  # torch's stores take bytes too
+
+
+def posted_directory(job_store: Store) -> Path | None:
+    """The directory that ``post_directory`` posted; None before that."""
+    return Path(os.fsdecode(job_store.get("directory"))) if job_store.check(["directory"]) else None
 
 
 def _stays(line: str, first_step: int, tests_again: bool) -> bool:
@@ -143,7 +154,7 @@ def environment() -> dict[str, Any]:
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
 

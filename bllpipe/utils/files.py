@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 from bllpipe.errors import CheckpointError, ConfigError, OutputError
 from bllpipe.utils.console import warn
+from bllpipe.utils.process import start_time
 
 IfUnwritable = Literal["fail", "go_on"]
 KINDS = {
@@ -55,14 +56,14 @@ def writing(what: str, path: Path) -> Iterator[None]:
 def refusal(what: str, path: Path, error: Exception) -> str:
     """The message of a failed write, with its reason and the free space."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return f"cannot write {what} to {path}: {reason}; {_room(path)}"
+    return f"cannot write {what} to {path}: {reason}; {free_room(path)}"
 
 
 def atomic_write(path: Path, text: str) -> None:
     """Replaces the file in one rename, so readers see the old or the new one; a failed write leaves no partial file."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
         partial.replace(path)
     except OSError:
         with suppress(OSError):
@@ -112,7 +113,8 @@ class WritePolicy:
             self._missing = 0
 
 
-def _room(path: Path) -> str:
+def free_room(path: Path) -> str:
+    """The free space of the file system of ``path``."""
     for place in (path, *path.parents):
         with suppress(OSError):
             return f"{shutil.disk_usage(place).free:,} bytes are free there"
@@ -236,10 +238,13 @@ def _is_deep(record: object) -> bool:
 
 
 class RunLock:
-    """Holds at most one run directory."""
+    """Holds at most one run directory. ``agent`` is the process that started this one. If it ``restarts`` it after a
+    failure, no other run of this machine gets the directory while the agent lives, also between two attempts; but other
+    agents of the same ``job`` do, which may start rank 0 the next time."""
 
-    def __init__(self) -> None:
+    def __init__(self, agent: int | None = None, restarts: bool = False, job: str | None = None) -> None:
         self._descriptor: int | None = None
+        self._agent, self._restarts, self._job = agent, restarts, job
 
     def take(self, directory: Path) -> None:
         """Returns when this process has the directory, which is made if it is not there; ConfigError when a live run
@@ -251,47 +256,76 @@ class RunLock:
             descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError:
             return
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": datetime.now().isoformat(" ", "seconds")}
+        agent: dict[str, Any] = {"job": self._job} if self._job else {}
+        if self._agent is not None:
+            agent |= {"restarter": self._agent, "started": start_time(self._agent)}
         try:
-            _wait_for_lock(descriptor, directory)
+            _wait_for_lock(descriptor, directory, {**holder, **agent})
         except BaseException:
             os.close(descriptor)
             raise
         self._descriptor = descriptor
-        holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": datetime.now().isoformat(" ", "seconds")}
-        with suppress(OSError):  # a full disk: the lock holds without a name
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+        _write_holder(descriptor, json.dumps({**holder, **(agent if self._restarts else {})}).encode())
 
     def release(self) -> None:
         """Leaves the directory to others; the file stays, as another process may be waiting for it already."""
         if self._descriptor is not None:
+            _write_holder(self._descriptor, b"")
             os.close(self._descriptor)
             self._descriptor = None
 
 
-def _wait_for_lock(descriptor: int, directory: Path) -> None:
+def _write_holder(descriptor: int, content: bytes) -> None:
+    with suppress(OSError):  # a full disk: the lock holds without a name
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, content, 0)
+
+
+def _wait_for_lock(descriptor: int, directory: Path, holder: Mapping[str, Any]) -> None:
     deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
     while True:
         try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_restarting(_lock_record(descriptor), holder):
+                return
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # for the next attempt of the other run
         except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise ConfigError(
-                    f"{directory} is in use by a run that is alive: {_lock_holder(descriptor)}; wait for it or stop "
-                    f"it, or name another --run-dir"
-                ) from None
+            pass
         except OSError as error:
             if error.errno not in WITHOUT_LOCKS:
                 raise
             warn(f"{directory} cannot be locked ({error.strerror}): do not start a second run in it")
             return
+        if time.monotonic() > deadline:
+            raise ConfigError(
+                f"{directory} is in use by a run that is alive: {_described(_lock_record(descriptor))}; wait for it or "
+                f"stop it, or name another --run-dir"
+            )
         threading.Event().wait(LOCK_POLL_SECONDS)
 
 
-def _lock_holder(descriptor: int) -> str:
-    """``host a, process 12, since 2026-01-02 03:04:05``, as far as it is known."""
+def _lock_record(descriptor: int) -> dict[str, Any]:
+    """What the holder of the lock, or the last one, has written; empty if it cannot be read."""
     try:
-        record = json.loads(os.pread(descriptor, 4096, 0))
-        return f"host {record['host']}, process {record['pid']}, since {record['since']}"
-    except (OSError, ValueError, LookupError, TypeError):
+        return json_object(os.pread(descriptor, 4096, 0))
+    except OSError:
+        return {}
+
+
+def _is_restarting(other: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    """Whether the last holder is dead, but will be started again by a live process of this machine that is not ours."""
+    is_own = other.get("job") == own["job"] if "job" in own else False
+    is_own |= all(other.get(key) == own.get(key) for key in ("restarter", "started"))
+    if other.get("host") != own["host"] or is_own:
+        return False
+    restarter, started = other.get("restarter"), other.get("started")
+    return isinstance(restarter, int) and started is not None and start_time(restarter) == started
+
+
+def _described(record: Mapping[str, Any]) -> str:
+    """``host a, process 12, since 2026-01-02 03:04:05``, as far as it is known."""
+    if not {"host", "pid", "since"} <= record.keys():
         return "its process is unknown"
+    again = f", which process {record['restarter']} starts again after a failure" if record.get("restarter") else ""
+    return f"host {record['host']}, process {record['pid']}, since {record['since']}{again}"

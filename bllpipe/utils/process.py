@@ -10,6 +10,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ STATM = Path("/proc/self/statm")
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
 MAX_MMAP_THRESHOLD = 32 * 2**20
 NEVER_TRIM = 2**31 - 1
+SLICE_SECONDS = 1.0  # of a longer wait
 SET_PARENT_DEATH_SIGNAL, SET_NAME = 1, 15  # PR_SET_PDEATHSIG and PR_SET_NAME of prctl(2)
 
 
@@ -87,6 +89,31 @@ def name_process(name: str) -> None:
     """What ps, top and pgrep call this process, at most 15 characters; on Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(SET_NAME, name.encode())
+
+
+class Patience:
+    """The rest of a timeout, for waits that look often: of a time in which this process was stopped, as by Ctrl-Z, at
+    most ``SLICE_SECONDS`` count."""
+
+    def __init__(self, seconds: float) -> None:
+        self._left, self._looked = seconds, time.monotonic()
+
+    def is_over(self) -> bool:
+        """Whether nothing is left; called at least once per ``SLICE_SECONDS``."""
+        now = time.monotonic()
+        self._left -= min(now - self._looked, SLICE_SECONDS)
+        self._looked = now
+        return self._left < 0
+
+
+def start_time(pid: int) -> int | None:
+    """When the process was started, in ticks since the boot, so that another one with its number is told apart; None if
+    it has ended, or on systems without /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in ("Z", "X") else int(fields[19])
 
 
 @contextmanager

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from bllpipe.errors import ConfigError
+from bllpipe.utils import files
+from bllpipe.utils.files import RunLock, json_object
 from tests.support import jobs
 from tests.support.running import OWN, running, torchrun
 
@@ -53,6 +56,33 @@ def test_a_run_outlives_several_kills(name: str, tmp_path: Path) -> None:
     assert [message.partition("; ")[2] for message in restarts] == (
         ["restart 1 of 2", "restart 2 of 2"] if name == "own" else []
     )
+
+
+@pytest.mark.parametrize("name", ["own", "torchrun"])
+def test_a_second_run_is_refused_while_the_first_one_restarts(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 has the lock of the directory, and is the one that is killed: for seconds no process held it."""
+    monkeypatch.setattr(files, "LOCK_PATIENCE_SECONDS", 0.0)
+    settings = (*jobs.SMALL, "blocks=1", "log.every_steps=1", "checkpoint.every_steps=5", "steps=120")
+    run_dir = tmp_path / "run"
+
+    def holder() -> object:
+        return json_object((run_dir / files.LOCK_NAME).read_bytes()).get("pid")
+
+    with running(launcher(name, 2, 1), run_dir, *jobs.words(None, *settings)) as job:
+        job.wait_for_step(12)
+        first = job.ranks[0]
+        assert holder() == first
+        os.kill(first, signal.SIGKILL)
+        refused = 0
+        while holder() in (first, None) or refused == 0:
+            with pytest.raises(ConfigError, match="run is in use by a run that is alive: "):
+                RunLock().take(run_dir)
+            refused += 1
+        code, said = job.end()
+    assert code == 0, said
+    RunLock().take(run_dir)
 
 
 def test_a_run_on_two_machines_outlives_a_kill(tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ WITHOUT_TORCH = [
     "bllpipe.training.watchdog",
     "bllpipe.utils.console",
     "bllpipe.utils.files",
+    "bllpipe.utils.paths",
     "bllpipe.utils.process",
     "bllpipe.version",
 ]
@@ -175,6 +176,56 @@ def wrong_statements(source: str) -> list[str]:
     return found
 
 
+def own_output(source: str) -> list[str]:
+    """Every use of a standard stream that a closed or odd one would end in an exception: ``print``, and methods that
+    write, of ``sys.stdout`` and ``sys.stderr`` under any name that is theirs."""
+    found, streams = [], {"sys.stdout", "sys.stderr", "sys.__stdout__", "sys.__stderr__"}
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "sys":
+            streams |= {alias.asname or alias.name for alias in node.names if f"sys.{alias.name}" in streams}
+        if isinstance(node, ast.Assign) and ast.unparse(node.value) in streams:
+            streams |= {ast.unparse(target) for target in node.targets}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        stream, _, method = name.rpartition(".")
+        if name in ("print", "builtins.print", "pprint.pprint", "traceback.print_exc", "traceback.print_exception"):
+            found.append(f"line {node.lineno}: {name}")
+        if stream.removesuffix(".buffer") in streams and method in ("write", "writelines"):
+            found.append(f"line {node.lineno}: {name}")
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_output_goes_through_the_console(path: Path) -> None:
+    """One ``print`` to a closed pipe once changed the exit code of a run that had succeeded."""
+    if path != PACKAGE / "utils" / "console.py":
+        assert own_output(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "print('x')",
+        "def f():\n    sys.stdout.write('x')",
+        "sys.stderr.writelines(['x'])",
+        "sys.stdout.buffer.write(b'x')",
+        "from sys import stderr as err\nerr.write('x')",
+        "out = sys.stdout\nout.write('x')",
+        "traceback.print_exc()",
+        "sys.__stderr__.write('x')",
+    ],
+)
+def test_output_past_the_console_is_found(source: str) -> None:
+    assert len(own_output(source)) == 1
+
+
+def test_other_writers_are_not_output() -> None:
+    assert own_output("file.write('x')\nconsole.print('x')\nsay('x', sys.stdout)\nsys.stdout.flush()") == []
+
+
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_go_down(path: Path) -> None:
     assert wrong_imports(str(path.relative_to(PACKAGE)), path.read_text()) == []
@@ -261,7 +312,7 @@ def test_commands_start_without_torch() -> None:
 def test_only_one_place_reads_what_torchrun_says() -> None:
     """No environment reads outside the one place that opens the world."""
     readers = {str(path.relative_to(PACKAGE)) for path in modules() if "os.environ" in path.read_text()}
-    assert readers == {"distributed/torchrun.py", "distributed/process_group.py"}
+    assert readers == {"distributed/torchrun.py"}
 
 
 @pytest.mark.parametrize("folder", ["bllpipe", "benchmarks", "scripts", "tests"])

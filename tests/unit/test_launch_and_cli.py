@@ -37,8 +37,10 @@ def test_what_torchrun_says() -> None:
     assert RankEnvironment.read(without) == RankEnvironment(3, 5, 1, 2, "host", 29500, False, 0, 1)
     started = {"TORCHELASTIC_RUN_ID": "x", "BLLPIPE_LAUNCHER": "17"}
     assert RankEnvironment.read({**TORCHRUN, **started}) == RankEnvironment(
-        3, 5, 1, 2, "host", 29500, True, 3, 1, True, 17
+        3, 5, 1, 2, "host", 29500, True, 3, 1, True, 17, "x"
     )
+    without_name = RankEnvironment.read({**TORCHRUN, "TORCHELASTIC_RUN_ID": "none"})
+    assert without_name is not None and without_name.job is None, "torchrun's default, which is that of all jobs"
 
 
 def test_what_our_launcher_adds_is_for_its_ranks_alone(monkeypatch: pytest.MonkeyPatch) -> None:

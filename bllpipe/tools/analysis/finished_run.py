@@ -18,11 +18,13 @@ from bllpipe.checkpoint import Checkpoint, find_checkpoint
 from bllpipe.config import Config
 from bllpipe.config.loader import load_stored_config
 from bllpipe.config.schema import NEVER
+from bllpipe.config.validation import WITHOUT_PATH
 from bllpipe.data.base import ImageSet
 from bllpipe.data.loader import ImageSource, label_batches
 from bllpipe.data.registry import load_images, load_labels
 from bllpipe.distributed.message_format import wire_dtype
-from bllpipe.errors import CheckpointError
+from bllpipe.engines.job import data_change
+from bllpipe.errors import CheckpointError, ConfigError
 from bllpipe.learn.block import Block, build_segments, make_block
 from bllpipe.learn.memory_format import autocast
 from bllpipe.messages import Round
@@ -74,14 +76,22 @@ class FinishedRun:
         return autocast(self.config, self.device)
 
 
-def open_run(path: Path, warn: Callable[[str], None], data_path: str | None = None) -> FinishedRun:
+def open_run(
+    path: Path, warn: Callable[[str], None], data_path: str | None = None, accept_data: bool = False
+) -> FinishedRun:
     """The run in ``path``, with its data, which are at ``data_path`` if they have moved since. Sets the number of
     threads of this process to that of a rank, because results depend on it.
 
-    Raises ConfigError, DataError, or CheckpointError when there is no checkpoint; ``warn`` is called for damaged ones.
+    Raises ConfigError, also for other data than the checkpoint's unless ``accept_data``, DataError, or CheckpointError
+    when there is no checkpoint; ``warn`` is called for damaged ones, and for other data that are accepted.
     """
     config = load_stored_config(str(path / "config.yaml"))
     if data_path is not None:
+        if config.data.name in WITHOUT_PATH:
+            raise ConfigError(
+                f"--data-path is {data_path}, but {path} was trained on {config.data.name}, which reads no files; "
+                f"leave it out"
+            )
         config = replace(config, data=replace(config.data, path=data_path))
     checkpoint = find_checkpoint(path / "checkpoints", warn)
     if checkpoint is None and config.checkpoint.every_steps == NEVER:
@@ -93,7 +103,15 @@ def open_run(path: Path, warn: Callable[[str], None], data_path: str | None = No
         raise CheckpointError(f"{path} holds no checkpoint yet; resume the run: --run-dir {path} --resume auto")
     summary = read_record(path / "summary.json")[0] if (path / "summary.json").exists() else None
     torch.set_num_threads(config.cpu_threads)
-    return FinishedRun(path, config, checkpoint, load_images(config.data, config.seed), summary)
+    images = load_images(config.data, config.seed)
+    if change := data_change(checkpoint, images.spec):
+        if not accept_data:
+            raise ConfigError(
+                f"{checkpoint.path} was trained on other data:\n  {change}\n"
+                f"name the old data with --data-path PATH, or add --accept data to go on with these"
+            )
+        warn(f"goes on with other data than those of {checkpoint.path.name}, as accepted:\n  {change}")
+    return FinishedRun(path, config, checkpoint, images, summary)
 
 
 def load_blocks(run: FinishedRun) -> list[Block]:

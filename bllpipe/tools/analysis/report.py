@@ -44,7 +44,7 @@ def write_report(runs: Sequence[Path], out: Path) -> None:
     text = _report(read_runs(runs))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
+        out.write_text(text, encoding="utf-8", errors="backslashreplace")  # a run's name may be no UTF-8
     except OSError as error:
         raise ConfigError(
             f"{out} cannot be written ({error.strerror}); expected the name of a file, such as report.html"

@@ -46,7 +46,13 @@ def write_events(paths: Sequence[Path], folder: Path) -> None:
         )
     for path, run in zip(paths, read_runs(paths), strict=False):
         try:
+            str(folder / path.resolve().name).encode()
             _write(run, scalars(path / "metrics.jsonl"), folder / path.resolve().name)
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"--tensorboard {folder} and the run {path} make a path that is not UTF-8, which TensorBoard does not "
+                f"take; rename the run or name another --tensorboard"
+            ) from error
         except OSError as error:
             raise ConfigError(f"{folder} cannot be written ({error.strerror}); name another --tensorboard") from error
 

@@ -17,6 +17,7 @@ from bllpipe.errors import ConfigError
 from bllpipe.models.partition import Link, UnitCost
 from bllpipe.tools.planning.predict import PredictionInputs
 from bllpipe.training.run_schedule import RunSchedule
+from bllpipe.utils.paths import write_result
 
 FORMAT = "bllpipe-profile-1"
 LATENCY = 10e-6  # seconds per message
@@ -141,13 +142,13 @@ def settings_of(config: Config) -> dict[str, Any]:
 
 
 def save_profile(profile: Profile, file: Path) -> None:
-    file.write_text(json.dumps(profile.to_json(), indent=1) + "\n")
+    write_result(file, json.dumps(profile.to_json(), indent=1) + "\n")
 
 
 def load_profile(file: Path, config: Config) -> Profile:
     """The profile in ``file``; ConfigError when it is none, or one of another config."""
     try:
-        record = json.loads(file.read_text())
+        record = json.loads(file.read_bytes())
         if record["format"] != FORMAT:
             raise ValueError(f"its format is {record['format']!r}, not {FORMAT!r}")
         profile = Profile.from_json(record)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import signal
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,8 @@ from tests.support.terminals import Terminal, training
 from tests.support.waiting import PATIENCE, wait_until
 
 LONG = "steps=100000"
+REPOSITORY = Path(__file__).parents[3]
+TIMEOUT, STOPPED_SECONDS = 15, 17.0
 
 
 @pytest.fixture
@@ -50,6 +56,70 @@ def in_order(terminal: Terminal) -> bool:
     """All rows scroll, the cursor is there, and nothing is left of the view."""
     screen = terminal.screen
     return screen.margins is None and not screen.cursor.hidden and "waits for" not in "\n".join(terminal.shown())
+
+
+def states(folder: Path) -> set[str]:
+    """The states of the processes of a run, T for stopped: its launcher and its ranks, which have its folder in their
+    command lines."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if f"{folder}\0".encode() in (process / "cmdline").read_bytes():
+                found.add((process / "stat").read_text().rpartition(")")[2].split()[0])
+    return found
+
+
+@pytest.mark.ranks
+@pytest.mark.skipif(sys.platform != "linux" or shutil.which("bash") is None, reason="needs /proc and bash")
+def test_ctrl_z_at_a_shell_stops_all_and_fg_goes_on(terminal: Terminal, tmp_path: Path) -> None:
+    """With a shell that has job control. Ranks once went on, drew over the shell, and had failed after ``fg``: the time
+    in which they are stopped is longer than any of them may wait or compute."""
+    run, settings = tmp_path / "run", (LONG, f"backend.timeout_seconds={TIMEOUT}")
+    shell = terminal.start(["bash", "--norc", "--noprofile", "-i"], PS1="shell> ", PYTHONPATH=str(REPOSITORY))
+    try:
+        terminal.look_until(lambda shown: "shell>" in "\n".join(shown))
+        command = shlex.join(training(run, *settings, engine="ranks"))
+        os.write(terminal.ours, f"clear; {command}\n".encode())
+        terminal.look_until(is_drawn)
+        os.write(terminal.ours, b"\x1a")
+        terminal.look_until(lambda shown: "Stopped" in "\n".join(shown))
+        wait_until(lambda: states(run) == {"T"})
+        assert in_order(terminal), terminal.shown()
+        written = len(terminal.written), (run / "metrics.jsonl").read_bytes()
+        threading.Event().wait(STOPPED_SECONDS)
+        terminal.look(0.5)
+        assert (len(terminal.written), (run / "metrics.jsonl").read_bytes()) == written
+        os.write(terminal.ours, b"fg\n")
+        terminal.look_until(is_drawn)
+        assert "\n".join(terminal.shown()).count("waits for") == 1
+        wait_until(lambda: len((run / "metrics.jsonl").read_bytes()) > len(written[1]) + 20_000)  # dozens of lines
+        assert status(run) == "running", (run / "status.json").read_text()
+        os.write(terminal.ours, b"\x1a")
+        wait_until(lambda: states(run) == {"T"})
+        os.write(terminal.ours, b"bg\n")
+        wait_until(lambda: "T" not in states(run))
+        os.write(terminal.ours, b"fg\n")
+        terminal.look_until(is_drawn)
+        os.write(terminal.ours, b"\x03")
+        terminal.look_until(lambda shown: "run directory" in "\n".join(shown))
+        os.write(terminal.ours, b"echo code $?\n")
+        terminal.look_until(lambda shown: "code 130" in shown)
+    finally:
+        for group in {shell.pid, *groups(run)}:
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+    assert status(run) == "preempted"
+    assert in_order(terminal)
+
+
+def groups(folder: Path) -> set[int]:
+    """The process groups of the processes that ``states`` looks at."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if f"{folder}\0".encode() in (process / "cmdline").read_bytes():
+                found.add(os.getpgid(int(process.name)))
+    return found
 
 
 @pytest.mark.ranks

@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
-from bllpipe.utils.process import around_suspension
-from tests.support.waiting import wait_until
+from bllpipe.distributed.process_group import PatientStore, agree_attempt
+from bllpipe.utils.process import Patience, around_suspension
+from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 REPOSITORY = Path(__file__).parents[3]
@@ -43,10 +45,30 @@ print(channel.get(8.0), flush=True)
 """
 
 
-def started(code: str) -> subprocess.Popen[str]:
+STORE_WAITS = """
+import sys
+from datetime import timedelta
+import torch.distributed as dist
+from bllpipe.distributed.process_group import PatientStore
+store = dist.TCPStore("127.0.0.1", int(sys.argv[1]), timeout=timedelta(seconds=60), wait_for_workers=False)
+print("waits", flush=True)
+print(PatientStore(store, 8.0).get("key").decode(), flush=True)
+"""
+MEETS = """
+import sys
+from datetime import timedelta
+import torch.distributed as dist
+from bllpipe.distributed.process_group import agree_attempt
+store = dist.TCPStore("127.0.0.1", int(sys.argv[1]), timeout=timedelta(seconds=60), wait_for_workers=False)
+print("waits", flush=True)
+print(agree_attempt(1, 2, store, 8.0), flush=True)
+"""
+
+
+def started(code: str, *words: str) -> subprocess.Popen[str]:
     """In a process group of its own, as a shell starts a job."""
     return subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, *words],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -92,6 +114,42 @@ def test_a_wait_does_not_count_what_the_process_was_stopped_for() -> None:
         process.send_signal(signal.SIGCONT)
         said, _ = process.communicate("\n")
         assert (said, process.returncode) == ("came\n", 0)
+
+
+@pytest.mark.parametrize("waits", [STORE_WAITS, MEETS], ids=["key", "start"])
+def test_a_wait_in_the_store_does_not_count_it_either(waits: str) -> None:
+    """Torch's own timeouts go on while a process is stopped: after ``fg`` the run once failed."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    with started(waits, str(store.port)) as process, killed(process):
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waits\n"
+        process.send_signal(signal.SIGSTOP)
+        threading.Event().wait(STOPPED_SECONDS)
+        process.send_signal(signal.SIGCONT)
+        threading.Event().wait(0.5)  # what would expire does so now
+        if waits == MEETS:
+            assert agree_attempt(0, 2, store, PATIENCE) == 0  # type: ignore[arg-type]  # a Store by its methods
+        store.set("key", "came")
+        said, _ = process.communicate()
+        assert (said, process.returncode) == ("0\n" if waits == MEETS else "came\n", 0)
+
+
+def test_a_wait_in_the_store_ends() -> None:
+    store = PatientStore(dist.HashStore(), 0.1)
+    with pytest.raises(dist.DistStoreError, match="wait timeout after 0.1 s, key: key"):
+        store.get("key")
+
+
+def test_patience_is_over_when_its_time_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("bllpipe.utils.process.time.monotonic", lambda: now)
+    patience = Patience(2.0)
+    now = 100.0  # stopped
+    assert not patience.is_over()
+    now = 100.9
+    assert not patience.is_over()
+    now = 101.1
+    assert patience.is_over()
 
 
 def test_only_who_would_be_stopped_is() -> None:

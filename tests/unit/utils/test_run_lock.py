@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,9 +23,9 @@ HOLDS = """
 import os, signal, sys
 from pathlib import Path
 from bllpipe.utils.files import RunLock
-lock = RunLock()
+lock = RunLock(int(sys.argv[3]), restarts=True) if len(sys.argv) > 3 else RunLock()
 lock.take(Path(sys.argv[1]))
-if len(sys.argv) > 2 and os.fork() == 0:
+if "forks" in sys.argv and os.fork() == 0:
     signal.pause()
 print("held", flush=True)
 signal.pause()
@@ -104,3 +107,93 @@ def test_what_stands_in_the_file_is_not_trusted(tmp_path: Path, monkeypatch: pyt
 def test_a_directory_that_cannot_be_made_is_left_to_those_who_write_there(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     RunLock().take(tmp_path / "file" / "run")
+
+
+@pytest.fixture
+def launcher() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that would start ranks again."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        yield process
+        process.kill()
+
+
+def kill_rank(directory: Path, launcher: subprocess.Popen[bytes]) -> int:
+    with holder(directory, "rank", str(launcher.pid)) as rank:
+        rank.kill()
+        return rank.pid
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+class TestRestarts:
+    """Between two attempts no process holds the kernel's lock; a second run once got the directory then."""
+
+    def test_a_second_run_is_refused_between_two_attempts(
+        self, tmp_path: Path, launcher: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rank = kill_rank(tmp_path, launcher)
+        monkeypatch.setattr(files, "LOCK_PATIENCE_SECONDS", 0.0)
+        words = (
+            f"alive: host .*, process {rank}, since 2.*, which process {launcher.pid} starts again after a failure; w"
+        )
+        for second in (RunLock(), RunLock(os.getpid(), restarts=True)):
+            with pytest.raises(ConfigError, match=words):
+                second.take(tmp_path)
+
+    def test_the_next_attempt_gets_it_while_others_try(
+        self, tmp_path: Path, launcher: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        kill_rank(tmp_path, launcher)
+        refused: list[ConfigError] = []
+
+        def try_second() -> None:
+            with pytest.raises(ConfigError, match="is in use by a run that is alive") as caught:
+                RunLock().take(tmp_path)
+            refused.append(caught.value)
+
+        monkeypatch.setattr(files, "LOCK_POLL_SECONDS", 0.001)
+        monkeypatch.setattr(files, "LOCK_PATIENCE_SECONDS", 2.0)
+        others = [threading.Thread(target=try_second) for _ in range(3)]
+        for other in others:
+            other.start()
+        RunLock(launcher.pid).take(tmp_path)  # the last attempt: its agent has no restart left
+        for other in others:
+            other.join()
+        assert len(refused) == 3
+
+    def test_a_launcher_that_has_ended_keeps_nothing(self, tmp_path: Path, launcher: subprocess.Popen[bytes]) -> None:
+        kill_rank(tmp_path, launcher)
+        launcher.kill()  # a zombie until the end of the test: it starts nothing again
+        RunLock().take(tmp_path)
+
+    def test_another_process_with_its_number_is_not_it(self, tmp_path: Path, launcher: subprocess.Popen[bytes]) -> None:
+        kill_rank(tmp_path, launcher)
+        record = json.loads((tmp_path / files.LOCK_NAME).read_text())
+        (tmp_path / files.LOCK_NAME).write_text(json.dumps({**record, "started": 1}))
+        RunLock().take(tmp_path)
+
+    def test_processes_of_another_machine_are_not_looked_for_here(
+        self, tmp_path: Path, launcher: subprocess.Popen[bytes]
+    ) -> None:
+        kill_rank(tmp_path, launcher)
+        record = json.loads((tmp_path / files.LOCK_NAME).read_text())
+        (tmp_path / files.LOCK_NAME).write_text(json.dumps({**record, "host": "another"}))
+        RunLock().take(tmp_path)
+
+    def test_another_agent_of_the_same_job_gets_it(
+        self, tmp_path: Path, launcher: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """After a restart torchrun may have given rank 0 to another of its agents on this machine."""
+        kill_rank(tmp_path, launcher)
+        record = json.loads((tmp_path / files.LOCK_NAME).read_text())
+        (tmp_path / files.LOCK_NAME).write_text(json.dumps({**record, "job": "a"}))
+        monkeypatch.setattr(files, "LOCK_PATIENCE_SECONDS", 0.0)
+        for job in ("b", None):
+            with pytest.raises(ConfigError, match="is in use by a run that is alive"):
+                RunLock(os.getpid(), restarts=True, job=job).take(tmp_path)
+        RunLock(os.getpid(), restarts=True, job="a").take(tmp_path)
+
+    def test_a_run_that_has_ended_leaves_it(self, tmp_path: Path, launcher: subprocess.Popen[bytes]) -> None:
+        first = RunLock(launcher.pid, restarts=True)
+        first.take(tmp_path)
+        first.release()
+        RunLock().take(tmp_path)
