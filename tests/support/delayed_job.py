@@ -54,8 +54,8 @@ def main(folder: str, seeds: str, *settings: str) -> None:
         def delayed(port: Any, edge: Edge, seed: str = seed) -> Any:
             return Delayed(port, random.Random(f"{seed} {edge} {environment.rank}"))
 
-        store = dist.PrefixStore(f"job-{seed}", world.store)  # type: ignore[arg-type]  # torch's own
-        here: Any = replace(world, store=store, job_store=store)
+        store = dist.PrefixStore(f"job-{seed}", world.raw_store)
+        here: Any = replace(world, store=store, job_store=store, raw_store=store)
         config, options = load_config(None, settings), Options(run_dir=str(Path(folder) / seed))
         run_in_world(config, options, here, watchdog(config, options, here), delayed)
 

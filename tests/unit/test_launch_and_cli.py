@@ -52,13 +52,12 @@ def test_what_our_launcher_adds_is_for_its_ranks_alone(monkeypatch: pytest.Monke
 
 
 def test_ranks_of_our_launcher_are_told_what_torchrun_would_tell_them() -> None:
-    first, second = rank_environments(2, port=4321, attempt=1, parent=17)
-    assert RankEnvironment.read(first) == RankEnvironment(
-        0, 2, 0, 2, "127.0.0.1", 4321, True, has_agent=True, launcher=17
-    )
-    assert RankEnvironment.read(second) == RankEnvironment(
-        1, 2, 1, 2, "127.0.0.1", 4321, True, has_agent=True, launcher=17
-    )
+    ranks = rank_environments(2, port=4321, attempt=1, parent=17)
+    for rank, variables in enumerate(ranks):
+        found = RankEnvironment.read(variables)
+        assert found == RankEnvironment(
+            rank, 2, rank, 2, "127.0.0.1", 4321, True, has_agent=True, launcher=17, job="attempt_1"
+        )
 
 
 def test_outside_of_torchrun_there_is_no_rank() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -100,6 +101,9 @@ STRINGS = np.array(["a", "b"])[B]
 RAGGED = [*A[:7].tolist(), A[0, :2].tolist()]
 SPOILED = X.clone()
 SPOILED[5, 0, 0] = torch.nan
+with warnings.catch_warnings(action="ignore"):  # torch calls one kind deprecated and the other a prototype
+    QUANTIZED = torch.quantize_per_tensor(X, 0.1, 0, torch.qint8)
+    NESTED = torch.nested.nested_tensor(list(X))
 
 
 @pytest.mark.parametrize(
@@ -124,8 +128,8 @@ SPOILED[5, 0, 0] = torch.nan
         ([None] * 8, B, "the train images: expected numbers, got Python objects, the first NoneType None"),
         (X.to_sparse(), B, "the train images: expected a dense tensor, got a torch.sparse_coo tensor"),
         (X.to("meta"), B, r"the train images: expected a dense tensor, got a tensor without values \(meta\)"),
-        (torch.quantize_per_tensor(X, 0.1, 0, torch.qint8), B, "the train images: .* got a quantized tensor"),
-        (torch.nested.nested_tensor(list(X)), B, "the train images: .* got a nested tensor"),
+        (QUANTIZED, B, "the train images: .* got a quantized tensor"),
+        (NESTED, B, "the train images: .* got a nested tensor"),
         (A.astype(int), B, r"the train images are int64 \[8, 3, 4\]; expected floats"),
         (SPOILED, B, "the train images holds 1 values that are NaN or Inf, the first in image 5"),
         (A.astype("f8") * 1e300, B, "the train images holds 96 values that are NaN or Inf"),

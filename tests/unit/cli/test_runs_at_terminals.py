@@ -60,11 +60,12 @@ def in_order(terminal: Terminal) -> bool:
 
 def states(folder: Path) -> set[str]:
     """The states of the processes of a run, T for stopped: its launcher and its ranks, which have its folder in their
-    command lines."""
+    command lines. The server that ranks are forked from has it too, but does nothing that could be stopped."""
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if f"{folder}\0".encode() in (process / "cmdline").read_bytes():
+            words, name = (process / "cmdline").read_bytes(), (process / "comm").read_text()
+            if f"{folder}\0".encode() in words and (b"rank_processes" not in words or "rank" in name):
                 found.add((process / "stat").read_text().rpartition(")")[2].split()[0])
     return found
 
