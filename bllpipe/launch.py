@@ -38,8 +38,7 @@ from bllpipe.tools.monitoring.live_table import release
 from bllpipe.tools.monitoring.progress import ProgressDisplay
 from bllpipe.training.run_schedule import RunSchedule
 from bllpipe.utils.console import drop_unwritten, repair_standard_streams, warn
-from bllpipe.utils.files import RunLock
-from bllpipe.utils.paths import refused_paths
+from bllpipe.utils.files import RunLock, refused_paths
 from bllpipe.utils.process import name_process
 
 # Before there is a store, rank 0 alone prints an error that all ranks have. The others wait until it has.

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from bllpipe.errors import ConfigError
 from bllpipe.learn.losses import Objective
-from bllpipe.models.checks import check_has_values, check_network
 from bllpipe.models.partition import bounds
-from bllpipe.models.registry import USER_OBJECTS, in_order
+from bllpipe.models.registry import USER_OBJECTS, check_has_values, check_network, in_order
 from bllpipe.utils.tensors import part_digest
 
 

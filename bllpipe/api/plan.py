@@ -16,10 +16,9 @@ from bllpipe.errors import ConfigError
 from bllpipe.models.partition import bounds
 from bllpipe.models.registry import network_units
 from bllpipe.tools.planning.predict import Prediction, PredictionInputs, predict_local
-from bllpipe.tools.planning.profile import Profile
+from bllpipe.tools.planning.profile import Profile, cut_table, unit_table
 from bllpipe.tools.planning.profiler import data_spec, measure, no_progress
-from bllpipe.tools.planning.tables import cut_table, unit_table
-from bllpipe.utils.torch_state import torch_defaults
+from bllpipe.utils.tensors import torch_defaults
 
 REPETITIONS = 7
 

@@ -30,9 +30,8 @@ from bllpipe.errors import BllpipeError, CheckpointError, ConfigError
 from bllpipe.launch import SPREAD, check_start, choose_callbacks, fail_before_the_store
 from bllpipe.tools.analysis.network_file import fill, network_weights
 from bllpipe.utils.console import warn
-from bllpipe.utils.files import RunLock, read_record
-from bllpipe.utils.paths import refused_paths
-from bllpipe.utils.torch_state import torch_defaults
+from bllpipe.utils.files import RunLock, read_record, refused_paths
+from bllpipe.utils.tensors import torch_defaults
 
 STARTED = count(1)  # runs of this process, the same number in every rank of a script
 PLAIN = {"crop_padding": 0, "flip": False, "rotation": 0.0}  # by default a script's own images are not augmented

@@ -14,7 +14,7 @@ from bllpipe.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
 from bllpipe.config import Config, to_mapping
 from bllpipe.config.loader import with_defaults
 from bllpipe.errors import ConfigError
-from bllpipe.utils.paths import check_length, refused_paths
+from bllpipe.utils.files import check_length, refused_paths
 
 # Keys that do not change the results.
 HARMLESS = ("name", "stop_at", "device", "data.path", "data.workers", "feedback.device", "evaluate.ensemble")

@@ -18,7 +18,7 @@ from bllpipe.cli.watch import add_health, add_watch
 from bllpipe.errors import BllpipeError
 from bllpipe.slurm.job_script import add_slurm
 from bllpipe.utils.console import drop_unwritten, repair_standard_streams, warn
-from bllpipe.utils.paths import refused_paths
+from bllpipe.utils.files import refused_paths
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,11 +15,9 @@ from bllpipe.config.loader import add_config_options, config_from_options
 from bllpipe.errors import ConfigError
 from bllpipe.models.partition import Link, UnitCost, best_cut, largest, local_cost, memory_bytes, part_size, stage_cost
 from bllpipe.tools.planning.predict import Prediction, PredictionInputs, predict_all, predict_local
-from bllpipe.tools.planning.profile import Profile, load_profile, save_profile
-from bllpipe.tools.planning.tables import cut_table, rate_text, unit_table
+from bllpipe.tools.planning.profile import Profile, cut_table, load_profile, rate_text, save_profile, unit_table
 from bllpipe.utils.console import Bar, show, table
-from bllpipe.utils.files import output_file
-from bllpipe.utils.paths import write_result
+from bllpipe.utils.files import output_file, write_result
 
 BLOCKS = (2, 4, 8, 16, 32, 64)
 LINKS = (1.0, 10.0, 50.0)  # GB/s: a fast network, PCIe, NVLink

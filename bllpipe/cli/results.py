@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bllpipe.errors import ConfigError
 from bllpipe.tools.analysis.timeline import Timeline, busy, chrome_trace, parse_steps, read_timeline, summary
 from bllpipe.utils.console import percent, show, table, warn
-from bllpipe.utils.files import output_file, run_directory
-from bllpipe.utils.paths import write_result
+from bllpipe.utils.files import output_file, run_directory, write_result
 
 if TYPE_CHECKING:
     from bllpipe.tools.analysis.evaluation import Evaluation

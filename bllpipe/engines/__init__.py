@@ -111,7 +111,7 @@ def engine(name: str) -> Engine:
     """The engine called ``name``. Its module, and torch with it, is imported only now. The engine computes with torch's
     defaults, whatever settings the process has changed."""
     assert name in NAMES, "the config admits no other"
-    from bllpipe.utils.torch_state import torch_defaults
+    from bllpipe.utils.tensors import torch_defaults
 
     module, function = MODULES.get(name, (name, "run"))
     run: Engine = getattr(importlib.import_module(f"bllpipe.engines.{module}"), function)

@@ -31,9 +31,15 @@ from bllpipe.learn.distributions import FAMILIES, num_channels
 from bllpipe.learn.feedback import make_feedback
 from bllpipe.learn.feedback_alignment import propagate
 from bllpipe.learn.memory_format import place, without_cudnn
-from bllpipe.models.checks import check_batches, check_has_values, single_value_norms, stochastic_modules
 from bllpipe.models.partition import cut
-from bllpipe.models.registry import last_width, network_units
+from bllpipe.models.registry import (
+    check_batches,
+    check_has_values,
+    last_width,
+    network_units,
+    single_value_norms,
+    stochastic_modules,
+)
 from bllpipe.models.units import Segment, Unit
 from bllpipe.training.instrument import guard, trace
 from bllpipe.training.loops import BlockLoop, FeedbackLoop, Loop

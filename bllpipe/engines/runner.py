@@ -25,15 +25,15 @@ from bllpipe.training.worker import Actor, Worker
 from bllpipe.utils.console import print_line, warn
 from bllpipe.utils.files import read_record
 from bllpipe.utils.process import freeze_garbage, keep_freed_memory
-from bllpipe.utils.tensors import derived_seed
-from bllpipe.utils.torch_state import seed_all
+from bllpipe.utils.tensors import derived_seed, random_states_restored, seed_all
 
 
 def displays(job: Job, store: JobStore) -> ExitStack:
     """The displays of all callbacks, for the one process that prints."""
     with ExitStack() as stack:
-        for callback in job.callbacks:
-            stack.enter_context(callback.display(job, store))
+        with random_states_restored():  # rich draws from Python's random numbers when it is imported
+            for callback in job.callbacks:
+                stack.enter_context(callback.display(job, store))
         return stack.pop_all()
 
 

@@ -20,7 +20,7 @@ from bllpipe.learn.losses import Objective, last_block, loss_terms, make_objecti
 from bllpipe.learn.memory_format import as_channels_last, place, uses_channels_last
 from bllpipe.learn.optimizer import Learner
 from bllpipe.messages import Target
-from bllpipe.models.checks import check_complete, trial_size
+from bllpipe.models.registry import check_complete, trial_size
 from bllpipe.models.units import Segment, Unit
 from bllpipe.utils.tensors import derived_seed
 

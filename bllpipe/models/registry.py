@@ -1,21 +1,176 @@
-"""From a config to units: a ResNet by name, a function by its import path, or modules passed as an object."""
+"""From a config to units: a ResNet by name, a function by its import path, or modules passed as an object; and the
+checks of a user-defined network that is cut into blocks.
+
+Shapes: B images, C channels.
+"""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import is_lazy
 
 from bllpipe.config.schema import LAST_STAGE, Config, ModelConfig
 from bllpipe.errors import ConfigError
-from bllpipe.models.checks import check_network
 from bllpipe.models.resnet import resnet_units
 from bllpipe.models.units import Unit, units_from_modules
-from bllpipe.utils.tensors import derived_seed
-from bllpipe.utils.torch_state import torch_defaults
+from bllpipe.utils.tensors import derived_seed, torch_defaults
+
+# Attributes of modules (torch, torchvision, timm and others) that hold a dropout rate.
+DROPOUT_RATES = {"dropout", "dropout_p", "dropout_rate", "dropout_prob", "drop_prob", "drop_rate"}
+ATTENTION_DROPOUT_RATES = {"attention_dropout", "attn_dropout"}
+
+
+def check_network(modules: Mapping[str, nn.Module], source: str) -> None:
+    """Raises ConfigError, which begins with ``source`` or names the module, for modules that cannot be in a block."""
+    for name, module in modules.items():
+        check_complete(module, name)
+        _check_tensors(module, name)
+        _check_state(module, name)
+    check_nothing_shared(list(modules.values()), source)
+
+
+def check_complete(module: nn.Module, name: str) -> None:
+    """Raises ConfigError for a lazy layer without an input so far: its weights would not depend on the seed."""
+    if any(is_lazy(parameter) for parameter in module.parameters()):
+        raise ConfigError(
+            f"module {name} of the model: expected parameters with a shape, got a lazy layer, whose weights would not "
+            f"depend on the seed; use explicit sizes, or run one batch through the model first"
+        )
+
+
+def _check_tensors(module: nn.Module, name: str) -> None:
+    for path, parameter in module.named_parameters():
+        if parameter.is_complex():
+            raise ConfigError(
+                f"module {name} of the model: expected real parameters, got {path} of "
+                f"{str(parameter.dtype).removeprefix('torch.')}; use torch.view_as_real"
+            )
+    for path, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_inference():
+            raise ConfigError(
+                f"module {name} of the model: {path} was made inside torch.inference_mode(), so it cannot be trained; "
+                f"build the model outside of it"
+            )
+
+
+def _check_state(module: nn.Module, name: str) -> None:
+    """Checkpoints hold parameters and buffers by name only, so another kind of state would be lost."""
+    for key, value in module.state_dict().items():
+        if not isinstance(value, Tensor) or key.rpartition(".")[2] == "_extra_state":  # of get_extra_state
+            raise ConfigError(
+                f"module {name} of the model: expected a state of parameters and buffers alone, which checkpoints "
+                f"hold, got {key}, a {type(value).__name__} (of get_extra_state or a hook); use a tensor and "
+                f"register_buffer"
+            )
+
+
+def check_has_values(module: nn.Module, name: str) -> None:
+    """Raises ConfigError for parameters and buffers on the meta device, which have no values."""
+    for path, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_meta:
+            raise ConfigError(
+                f"{name}: {path} of the model has no values (device meta); build the model on the CPU, or load its "
+                f"weights with load_state_dict(..., assign=True) first"
+            )
+
+
+def check_nothing_shared(modules: Sequence[nn.Module], source: str) -> None:
+    """Raises ConfigError when two units share a parameter, a buffer or a random layer: blocks learn independently and
+    concurrently."""
+    owners: dict[Any, int] = {}
+    for number, module in enumerate(modules):
+        for kind, name, keys in _identities(module):
+            others = {owners.setdefault(key, number) for key in keys} - {number}
+            if others:
+                raise ConfigError(
+                    f"{source}: expected modules that share nothing, as blocks learn independently, got modules "
+                    f"{min(others)} and {number} with the same {kind} {name}; use one nn.Sequential for both, which no "
+                    f"cut divides, or a copy.deepcopy for one of them"
+                )
+
+
+def _identities(module: nn.Module) -> Iterator[tuple[str, str, list[Any]]]:
+    """Kind, name and identifying keys of everything that changes in training. Two parameters may be the same memory;
+    different parts of one storage are not shared."""
+    for kind, named in (("parameter", module.named_parameters()), ("buffer", module.named_buffers())):
+        for name, tensor in named:
+            keys: list[Any] = [id(tensor)]
+            if tensor.numel() and not tensor.is_sparse:
+                keys.append((tensor.untyped_storage()._cdata, tensor.storage_offset()))
+            yield kind, name, keys
+    for name, part in module.named_modules():
+        if is_stochastic(part):  # its training mode would be that of the last block to set it
+            yield f"layer {type(part).__name__}", name, [id(part)]
+
+
+def stochastic_modules(modules: Mapping[str, nn.Module]) -> list[str]:
+    """The names of the modules in which a layer draws random numbers."""
+    return [name for name, module in modules.items() if any(map(is_stochastic, module.modules()))]
+
+
+def is_stochastic(module: nn.Module) -> bool:
+    """Whether this layer itself draws random numbers in training, judged by its class and attributes."""
+    if isinstance(module, _DropoutNd) or type(module).__name__ in ("StochasticDepth", "DropBlock2d", "DropBlock3d"):
+        return float(module.p) > 0  # type: ignore[arg-type]  # a number in all of these
+    if isinstance(module, nn.RReLU):
+        return module.lower < module.upper
+    if isinstance(module, nn.RNNBase):
+        return module.num_layers > 1 and float(module.dropout) > 0
+    rates = (getattr(module, name, 0.0) for name in DROPOUT_RATES | ATTENTION_DROPOUT_RATES)
+    always = isinstance(module, nn.FractionalMaxPool2d | nn.FractionalMaxPool3d)
+    return always or any(isinstance(rate, (int, float)) and rate > 0 for rate in rates)
+
+
+@contextmanager
+def single_value_norms(module: nn.Module) -> Iterator[dict[str, bool]]:
+    """The batch norms that get one value a channel of every image, filled while a batch runs through ``module``: by
+    path, whether they keep running statistics. A batch of one image has no variance there."""
+    found: dict[str, bool] = {}
+
+    def check(path: str, norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0].numel() == trial_size(module) * inputs[0].shape[1]:
+            found[path] = norm.running_mean is not None
+
+    hooks = [
+        norm.register_forward_pre_hook(lambda norm, inputs, path=path: check(path, norm, inputs))
+        for path, norm in module.named_modules()
+        if isinstance(norm, _BatchNorm)
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def trial_size(module: nn.Module) -> int:
+    """Images of a batch for shape inference: two if a batch norm without running statistics needs a variance."""
+    norms = (part for part in module.modules() if isinstance(part, _BatchNorm))
+    return 2 if any(norm.running_mean is None for norm in norms) else 1
+
+
+def check_batches(norms: Mapping[str, bool], smallest_train: int, smallest_test: int, name: str) -> None:
+    """Raises ConfigError for one of ``single_value_norms`` that has no variance in some batch."""
+    for path, keeps_statistics in norms.items():
+        if smallest_train == 1:
+            raise ConfigError(
+                f"{name}: the batch norm {path} sees one value a channel of an image, and training batches have "
+                f"1 image; expected at least 2 for a variance; use a larger data.batch_size, or fewer parts of it"
+            )
+        if smallest_test == 1 and not keeps_statistics:
+            raise ConfigError(
+                f"{name}: the batch norm {path} keeps no running statistics, and the last test batch has 1 image; "
+                f"expected at least 2 for a variance; use another data.batch_size, or track_running_stats=True"
+            )
+
 
 USER_OBJECTS = "given"  # in place of a package, in the names of objects that a script passes
 

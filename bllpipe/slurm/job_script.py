@@ -15,8 +15,7 @@ from bllpipe.engines import topology
 from bllpipe.errors import ConfigError
 from bllpipe.launch import SPREAD, check_plan
 from bllpipe.utils.console import show
-from bllpipe.utils.files import output_file
-from bllpipe.utils.paths import write_result
+from bllpipe.utils.files import output_file, write_result
 
 LEAD_SECONDS = 300  # from the signal to the time limit: enough for a step and a checkpoint
 DEFAULT_TIME = "04:00:00"

@@ -1,14 +1,28 @@
-"""Tensors: named random streams, digests, strict copies from checkpoints, and a check for NaN and Inf."""
+"""Tensors: named random streams, digests, strict copies from checkpoints, a check for NaN and Inf. And torch's global
+state, which a script may have changed before a run: autocast, gradient and inference mode, default dtype and device,
+precision and kernels, threads, random streams.
+
+The result of a run depends on its configuration alone. ``torch_defaults`` therefore sets all state that can change its
+bits to the value of a fresh process, and restores it after the run. ``torch.autograd.set_detect_anomaly`` is left as it
+is, as it changes no bit.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import random
+import sys
 import threading
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from bllpipe.errors import CheckpointError, NonFiniteError
 
@@ -108,3 +122,160 @@ def describe(name: str, tensor: Tensor) -> str:
         return f"{name} is {float(tensor.detach()):g}"
     nan, inf = int(tensor.isnan().sum()), int(tensor.isinf().sum())
     return f"{name} has {nan:,} NaN and {inf:,} Inf among its {tensor.numel():,} values"
+
+
+DEVICE_TYPES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A setting of this thread or process; ``default`` is its value in a fresh process."""
+
+    read: Callable[[], Any]
+    write: Callable[[Any], Any]
+    default: Any
+
+
+def _attribute(owner: Any, name: str, default: Any) -> Switch:
+    return Switch(lambda: getattr(owner, name), lambda value: setattr(owner, name, value), default)
+
+
+def _autocast(device_type: str) -> Switch:
+    return Switch(
+        lambda: torch.is_autocast_enabled(device_type),
+        lambda value: torch.set_autocast_enabled(device_type, value),
+        False,
+    )
+
+
+def _flushes_denormals() -> bool:
+    """torch has no function for it: half of the smallest normal number is 0 if denormals are flushed."""
+    return sys.float_info.min / 2 == 0
+
+
+def _matmul_precision() -> str:
+    """``mixed`` if a script has set ``fp32_precision``, torch's newer interface, which has its own switches below."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return "mixed"
+
+
+def _set_matmul_precision(precision: str) -> None:
+    if "mixed" not in (precision, _matmul_precision()):
+        torch.set_float32_matmul_precision(precision)
+
+
+def _switches() -> list[Switch]:
+    """Ordered so that general switches come before those that inherit from them."""
+    backends: Any = torch.backends  # whose attributes torch does not declare
+    precisions = [
+        (backends, "none"),
+        (backends.cudnn, "none"),
+        (backends.cuda.matmul, "none"),
+        (backends.cudnn.conv, "tf32"),
+        (backends.cudnn.rnn, "tf32"),
+        (backends.mkldnn, "none"),
+        (backends.mkldnn.matmul, "none"),
+        (backends.mkldnn.conv, "none"),
+        (backends.mkldnn.rnn, "none"),
+    ]
+    return [
+        *map(_autocast, DEVICE_TYPES),
+        Switch(torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled, True),
+        Switch(torch.is_grad_enabled, torch.set_grad_enabled, True),
+        Switch(torch.get_default_dtype, torch.set_default_dtype, torch.float32),
+        Switch(torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode, 0),
+        Switch(_matmul_precision, _set_matmul_precision, "highest"),
+        *(_attribute(owner, "fp32_precision", default) for owner, default in precisions),
+        Switch(_flushes_denormals, torch.set_flush_denormal, False),
+        _attribute(backends.mkldnn, "enabled", backends.mkldnn.is_available()),
+        _attribute(backends.mkldnn, "deterministic", False),
+        _attribute(backends.cudnn, "enabled", True),
+        _attribute(backends.cudnn, "benchmark", False),
+        _attribute(backends.cudnn, "deterministic", False),
+        Switch(backends.mha.get_fastpath_enabled, backends.mha.set_fastpath_enabled, True),
+        Switch(backends.cuda.flash_sdp_enabled, backends.cuda.enable_flash_sdp, True),
+        Switch(backends.cuda.mem_efficient_sdp_enabled, backends.cuda.enable_mem_efficient_sdp, True),
+        Switch(backends.cuda.math_sdp_enabled, backends.cuda.enable_math_sdp, True),
+        Switch(backends.cuda.cudnn_sdp_enabled, backends.cuda.enable_cudnn_sdp, True),
+    ]
+
+
+@contextmanager
+def torch_defaults() -> Iterator[None]:
+    """A context in which torch's state is that of a fresh process; restores the previous state at its end."""
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(mode=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        stack.enter_context(_outside_autocast())
+        stack.enter_context(_outside_parametrize_cache())
+        stack.enter_context(random_states_restored())
+        stack.enter_context(_switched(Switch(torch.get_num_threads, torch.set_num_threads, torch.get_num_threads())))
+        for switch in _switches():
+            stack.enter_context(_switched(switch))
+        yield
+
+
+@contextmanager
+def _switched(switch: Switch) -> Iterator[None]:
+    """Writes a switch only if its value differs: some switches, once written, no longer inherit from others."""
+    before = switch.read()
+    if before != switch.default:
+        switch.write(switch.default)
+    try:
+        yield
+    finally:
+        if switch.read() != before:
+            switch.write(before)
+
+
+@contextmanager
+def _outside_autocast() -> Iterator[None]:
+    """Sets the nesting depth of autocast to 0: torch caches casts of weights until the outermost region ends, so a
+    run's autocast inside a script's would compute every step with the weights of the first one."""
+    depth = torch.autocast_increment_nesting() - 1  # type: ignore[no-untyped-call]
+    for _ in range(depth + 1):
+        torch.autocast_decrement_nesting()  # type: ignore[no-untyped-call]
+    torch.clear_autocast_cache()
+    try:
+        yield
+    finally:
+        torch.clear_autocast_cache()  # the run has changed weights that the cache may hold
+        for _ in range(depth):
+            torch.autocast_increment_nesting()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _outside_parametrize_cache() -> Iterator[None]:
+    """``torch.nn.utils.parametrize.cached`` caches computed weights until its context ends."""
+    cache: Any = parametrize  # its state has no public name
+    depth, cache._cache_enabled, cache._cache = cache._cache_enabled, 0, {}
+    try:
+        yield
+    finally:
+        cache._cache_enabled, cache._cache = depth, {}
+
+
+@contextmanager
+def random_states_restored() -> Iterator[None]:
+    """Restores the states of the global random generators at its end."""
+    plain, arrays, tensors = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        yield
+    finally:
+        random.setstate(plain)
+        np.random.set_state(arrays)
+        torch.set_rng_state(tensors)
+        if on_gpus is not None:
+            torch.cuda.set_rng_state_all(on_gpus)
+
+
+def seed_all(seed: int) -> None:
+    """Seeds the global random generators, from which dropout and the transforms of a data set draw."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

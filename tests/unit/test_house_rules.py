@@ -73,7 +73,7 @@ WITHOUT_TORCH = [
     "bllpipe.tools.monitoring.run_status",
     "bllpipe.tools.planning.predict",
     "bllpipe.tools.planning.profile",
-    "bllpipe.tools.planning.tables",
+    "bllpipe.tools.planning.profile",
     "bllpipe.topology",
     "bllpipe.training.run_schedule",
     "bllpipe.training.stopping",
@@ -81,7 +81,7 @@ WITHOUT_TORCH = [
     "bllpipe.training.watchdog",
     "bllpipe.utils.console",
     "bllpipe.utils.files",
-    "bllpipe.utils.paths",
+    "bllpipe.utils.files",
     "bllpipe.utils.process",
     "bllpipe.version",
 ]

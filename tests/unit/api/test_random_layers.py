@@ -12,7 +12,7 @@ from torchvision.ops import DropBlock2d, StochasticDepth
 
 import bllpipe
 from bllpipe import cli, launch
-from bllpipe.models.checks import is_stochastic
+from bllpipe.models.registry import is_stochastic
 from tests.support.networks.api import DATA
 
 SMALL = {"data.batch_size": 32}

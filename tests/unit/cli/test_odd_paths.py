@@ -24,7 +24,7 @@ from bllpipe import cli, launch
 from bllpipe.config.loader import load_stored_config
 from bllpipe.errors import BllpipeError, ConfigError
 from bllpipe.training.run_directory import post_directory, posted_directory
-from bllpipe.utils.paths import refused_paths, write_result
+from bllpipe.utils.files import refused_paths, write_result
 from tests.support import jobs
 
 REPOSITORY = Path(__file__).parents[3]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
 
 from bllpipe.config import load_config
 from bllpipe.engines import Callback, Options, in_process
 from bllpipe.engines.failure import report_failure
+from bllpipe.engines.runner import displays
 from bllpipe.errors import ConfigError, NonFiniteError, WireError
 from bllpipe.launch import choose_callbacks
 from bllpipe.training.worker import Worker
@@ -46,6 +51,24 @@ def test_an_engine_calls_them_around_the_run_of_every_worker(tmp_path: Path) -> 
     in_process.run_sequential(load_config(None, SMALL), Options(run_dir=str(tmp_path / "run"), callbacks=(seen,)))
     starts, ends = [f"start {rank} of 3" for rank in range(3)], [f"end {rank}" for rank in range(3)]
     assert seen.events == [*starts, "display run", *ends]
+
+
+def test_a_display_draws_no_random_numbers_of_the_run() -> None:
+    """The import of rich, which comes with the first display, once drew from those of Python."""
+
+    class Drawing(Events):
+        def display(self, job: Any, store: Any) -> AbstractContextManager[object]:
+            random.random(), np.random.rand(), torch.rand(1)
+            return nullcontext()
+
+    job: Any = SimpleNamespace(callbacks=(Drawing(),))
+    before = random_states()
+    with displays(job, store=job):
+        assert random_states() == before
+
+
+def random_states() -> list[str]:
+    return [str(random.getstate()), str(np.random.get_state()), str(torch.get_rng_state().tolist())]
 
 
 def test_a_run_that_fails_calls_them_with_its_cause(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ from bllpipe.learn import block as block_module
 from bllpipe.learn.block import Block
 from bllpipe.learn.cuda_graphs import CapturedStep
 from bllpipe.utils.process import freeze_garbage
-from bllpipe.utils.torch_state import torch_defaults
+from bllpipe.utils.tensors import torch_defaults
 from tests.support import jobs
 from tests.support.tape import TapeGraphs
 from tests.unit.learn.test_cuda_graphs import images, make, step_of

@@ -20,7 +20,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import bllpipe
 from bllpipe import launch
-from bllpipe.utils.torch_state import torch_defaults
+from bllpipe.utils.tensors import torch_defaults
 from tests.support.networks.api import DATA
 
 BACKENDS: Any = torch.backends
@@ -206,7 +206,7 @@ def test_every_switch_is_put_back_behind_an_error() -> None:
 
 def test_a_default_is_that_of_a_fresh_process() -> None:
     code = """
-from bllpipe.utils.torch_state import _switches
+from bllpipe.utils.tensors import _switches
 for number, switch in enumerate(_switches()):
     assert switch.read() == switch.default, (number, switch.read(), switch.default)
 """
