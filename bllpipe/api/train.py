@@ -78,7 +78,6 @@ def train(
     environment = RankEnvironment.read()
     if environment is not None:
         die_with_agent(environment)
-    jobs: list[tuple[Job, JobStore]] = []
     number = next(STARTED)
     try:
         hint = "use a directory, such as run_dir='runs/a'"
@@ -88,36 +87,31 @@ def train(
         made = build_config(model, data, arguments, environment is not None)
         callbacks = choose_callbacks(made)
         lock = environment.lock() if environment else RunLock()
-        options = Options(
-            start,
-            directory,
-            keys,
-            on_agreed=lambda *job: jobs.append(job),
-            number=number,
-            callbacks=callbacks,
-            lock=lock,
-        )
-        options.check()
-        if made.engine in SPREAD and environment is None:
-            size, script = topology(made).world_size, sys.argv[0] or "SCRIPT.py"
-            raise ConfigError(
-                f"engine {made.engine} needs {size} processes that all run this script, but it was started as one; use "
-                f"torchrun --nproc_per_node={size} {script}, or engine='threads'"
-            )
-        with refused_paths():
-            check_start(made, environment)
+        options = Options(start, directory, keys, number=number, callbacks=callbacks, lock=lock)
+        _check_start(made, options, environment)
     except BllpipeError as error:
         if environment is None:
             raise
         raise SystemExit(fail_before_the_store(error, environment)) from error
-    return _run(made, options, jobs, environment)
+    return _run(made, options, environment)
 
 
-def _run(
-    config: Config, options: Options, jobs: list[tuple[Job, JobStore]], environment: RankEnvironment | None
-) -> Run:
+def _check_start(config: Config, options: Options, environment: RankEnvironment | None) -> None:
+    options.check()
+    if config.engine in SPREAD and environment is None:
+        size, script = topology(config).world_size, sys.argv[0] or "SCRIPT.py"
+        raise ConfigError(
+            f"engine {config.engine} needs {size} processes that all run this script, but it was started as one; use "
+            f"torchrun --nproc_per_node={size} {script}, or engine='threads'"
+        )
+    with refused_paths():
+        check_start(config, environment)
+
+
+def _run(config: Config, options: Options, environment: RankEnvironment | None) -> Run:
+    jobs: list[tuple[Job, JobStore]] = []
     start: Callable[[Config, Options], int] = engine(config.engine)
-    code = start(config, options)
+    code = start(config, replace(options, on_agreed=lambda *job: jobs.append(job)))
     job, store = jobs[-1]
     if job.stop.stopped is not None:
         raise SystemExit(code)
