@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -15,7 +16,7 @@ import pytest
 from bllpipe.engines.rank_processes import RankProcesses
 from tests.support import jobs
 from tests.support.running import OWN, Running, running
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.ranks, pytest.mark.skipif(sys.platform != "linux", reason="needs prctl and /proc")]
 SETTINGS = (*jobs.SMALL, "blocks=1", "steps=6")
@@ -31,6 +32,25 @@ def ready(words: list[str], engine: str = "ranks", can_fork: bool = True) -> Ite
     with closing(RankProcesses(2, words, engine, cpu_threads=1, can_fork=can_fork)) as processes:
         wait_until(lambda: processes.is_ready(0.1))
         yield processes
+
+
+IMPORTS = """
+import os, torch
+
+def refuse(*arguments):
+    raise AssertionError("a process that has asked for GPUs cannot be forked by those who use them")
+
+torch.cuda.is_available = torch.cuda.device_count = torch.cuda.init = refuse
+from bllpipe import launch
+for name in launch.SPREAD:
+    launch.engine(name)
+assert not torch.cuda.is_initialized() and len(os.listdir("/proc/self/task")) == 1
+"""
+
+
+def test_what_the_server_imports_starts_no_thread_and_asks_for_no_gpu() -> None:
+    variables = {**os.environ, "OMP_NUM_THREADS": "1"}
+    assert subprocess.run([sys.executable, "-c", IMPORTS], env=variables, timeout=PATIENCE).returncode == 0
 
 
 @pytest.mark.parametrize("can_fork", [True, False], ids=["fork", "spawn"])
