@@ -2,7 +2,7 @@
 
             launcher            handles signals, hosts the store
                |  environments of ranks -->   <-- process ids, exit codes
-           rank server          imports what ranks need, starts no thread, uses no GPU; then it forks and waits
+           rank server          imports what ranks need, uses no GPU; then it forks and waits
           /    |    \\
     rank 0   rank 1   ...       each leads a session of its own
 
@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -145,7 +146,10 @@ def _fork(
     channel: Connection, argv: Sequence[str], signals: set[int | signal.Signals], environment: Mapping[str, str]
 ) -> int:
     """A rank in a fork of this process. In the fork, this function does not return."""
-    if process := os.fork():
+    with warnings.catch_warnings():  # Python 3.12 warns of threads: NumPy's OpenBLAS ends its own before a fork
+        warnings.simplefilter("ignore", DeprecationWarning)
+        process = os.fork()
+    if process:
         return process
     channel.close()
     os.setsid()
