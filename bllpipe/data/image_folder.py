@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -47,13 +48,20 @@ class FolderImages:
             collate_fn=torch.stack,
             worker_init_fn=_end_with_rank,
         )
-        return iter(loader)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # also in the processes that start here
+        try:
+            return iter(loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with_rank(number: int) -> None:
     """In a decoding process: it ends with its rank, even if the rank is killed, and not before. torchrun signals the
     process group, which this process leaves: the rank still needs images until it stops."""
     os.setpgid(0, 0)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # discards one that the group got before
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     end_with_parent()
 
 

@@ -30,6 +30,15 @@ for batch in images.batches(("train", torch.tensor([0, 1])) for _ in itertools.c
 """
 
 
+# A signal to the group just after torch's workers have their handlers, and before they have left the group.
+SIGNALLED_AT_START = """
+import os, signal
+from torch.utils.data._utils import signal_handling
+handlers = signal_handling._set_worker_signal_handlers
+signal_handling._set_worker_signal_handlers = lambda: (handlers(), os.kill(os.getpid(), signal.SIGTERM))
+"""
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for split in ("train", "test"):
@@ -39,9 +48,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_they_end_with_the_rank_and_not_before(folder: Path) -> None:
+@pytest.mark.parametrize("before", ["", SIGNALLED_AT_START], ids=["", "signalled at start"])
+def test_they_end_with_the_rank_and_not_before(folder: Path, before: str) -> None:
     variables = {**os.environ, "PYTHONPATH": str(REPOSITORY), "WORKERS_TEST": str(os.getpid())}
-    command = [sys.executable, "-c", READS, str(folder)]
+    command = [sys.executable, "-c", before + READS, str(folder)]
     with subprocess.Popen(
         command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as rank:
