@@ -109,11 +109,30 @@ class Patience:
 def start_time(pid: int) -> int | None:
     """When the process was started, in ticks since the boot, so that another one with its number is told apart; None if
     it has ended, or on systems without /proc."""
+    fields = _stat(pid)
+    return None if fields is None or fields[0] in ("Z", "X") else int(fields[19])
+
+
+def is_in_background(terminal: int) -> bool:
+    """Whether a shell at the terminal, an open descriptor, runs this process, or the one that started it, in the
+    background, as after ``bg``. Ranks are in sessions of their own, without a terminal; their launcher has it. False on
+    systems without /proc."""
+    fields = _stat(os.getpid())
+    while fields is not None:
+        parent, group, device, foreground = (int(fields[place]) for place in (1, 2, 4, 5))
+        if device:  # as the kernel packs it
+            own = os.makedev(device >> 8 & 0xFFF, device & 0xFF | device >> 12 & 0xFFF00)
+            return own == os.fstat(terminal).st_rdev and foreground not in (-1, group)
+        fields = _stat(parent) if parent else None
+    return False
+
+
+def _stat(pid: int) -> list[str] | None:
+    """What /proc says of a process, from its state on; None without such a process."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
-    return None if fields[0] in ("Z", "X") else int(fields[19])
 
 
 @contextmanager

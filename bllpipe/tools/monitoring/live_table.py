@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Literal, TextIO
 
 from bllpipe.tools.monitoring.run_status import Follower, Row, first_reason
 from bllpipe.utils.console import encoded, has_descriptor, is_terminal, write_bytes
+from bllpipe.utils.process import is_in_background
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -192,7 +193,10 @@ class Screen:
         return self._measure()[0]
 
     def draw(self, lines: Sequence[str]) -> None:
-        """Draws as many of ``lines`` as fit."""
+        """Draws as many of ``lines`` as fit; none in the background, where a shell has the terminal."""
+        if has_descriptor(self._out) and is_in_background(self._out.fileno()):
+            self._reserved = 0
+            return
         size = self._measure()
         shown = list(lines)[: max(0, size[1] - MIN_ROWS_ABOVE)]
         was_suspended = time.monotonic() - self._drawn > SUSPENDED_SECONDS  # and the shell has written on our rows
