@@ -47,13 +47,6 @@ def run_ranks(task: Task, world_size: int, *arguments: Any, timeout: float = PAT
                 process.join()
 
 
-def launch_in_a_process(
-    words: list[str], variables: dict[str, str], timeout: float = PATIENCE
-) -> subprocess.CompletedProcess[str]:
-    """``python -m bllpipe.launch words`` with ``variables`` in its environment."""
-    return _launch("bllpipe.launch", words, [variables], timeout)
-
-
 def launch_ranks(
     num_ranks: int, words: list[str], variables: dict[str, str], module: str, timeout: float
 ) -> subprocess.CompletedProcess[str]:

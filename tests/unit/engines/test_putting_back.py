@@ -46,6 +46,12 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Block]]:
     return found
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_frozen() -> None:
+    """As in a script; tests/conftest.py freezes what there is before each of the others."""
+    gc.unfreeze()
+
+
 def words(run_dir: Path, engine: str, *settings: str) -> list[str]:
     return jobs.words(run_dir, *SETTINGS, f"engine={engine}", *(["method=bp"] if engine == "single" else []), *settings)
 
