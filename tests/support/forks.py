@@ -22,7 +22,7 @@ from functools import partial
 from multiprocessing import connection
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from bllpipe.engines.rank_processes import RankProcesses, serve
@@ -161,7 +161,8 @@ def _run(words: Sequence[str], variables: Mapping[str, str]) -> None:
     elif kind == "script":
         runpy.run_path(name, run_name="__main__")
     else:
-        exec(compile(name, "<string>", "exec"), vars(sys.modules["__main__"]) | {"__name__": "__main__"})  # noqa: S102
+        sys.modules["__main__"] = ModuleType("__main__")
+        exec(compile(name, "<string>", "exec"), vars(sys.modules["__main__"]))  # noqa: S102
 
 
 class _Fork:

@@ -25,7 +25,10 @@ from tests.support.waiting import PATIENCE
 Task = Callable[..., Any]
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(
-    ["bllpipe.launch", "bllpipe.engines.in_process", "bllpipe.engines.ranks", "torchvision"]
+    [
+        *("bllpipe.launch", "bllpipe.engines.in_process", "bllpipe.engines.ranks", "torchvision"),
+        *("torch.distributed.run", "tests.support.forks", "tests.support.frozen"),  # the last one is the last
+    ]
 )
 
 

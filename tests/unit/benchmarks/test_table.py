@@ -225,7 +225,8 @@ def test_the_budget_interrupts_and_the_run_goes_on_to_the_same_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, runs = tmp_path / "out.jsonl", tmp_path / "runs"
-    settings = {"steps": 200, "checkpoint.every_steps": 5, "evaluate.every_epochs": 0}
+    settings = {"steps": 60, "checkpoint.every_steps": 5, "evaluate.every_epochs": 0}
+    pause = jobs.fault_variables("rank=0,step=8,point=update,action=sleep,seconds=3")  # or it might end before
     trial, next_ended = tiny("long", **settings), Processes.next_ended
 
     def spent_with_the_first_checkpoint(self: Processes, timeout: float) -> tuple[str, int] | None:
@@ -234,9 +235,12 @@ def test_the_budget_interrupts_and_the_run_goes_on_to_the_same_state(
 
     with monkeypatch.context() as patch:
         patch.setattr(Processes, "next_ended", spent_with_the_first_checkpoint)
+        for name, value in pause.items():
+            patch.setenv(name, value)
         assert run_trials([trial], out, runs, 3600.0).left == ["long"], "it ended before it was interrupted"
     left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert str(runs) not in left and not out.exists()
+    monkeypatch.setattr(processes, "subprocess", forks.SUBPROCESS)
     outcome = run_trials([trial], out, runs, keep_runs=True)
     assert outcome.finished == ["long"] and any(runs.glob("long/checkpoints/step-*"))
     (found,) = read(out)
