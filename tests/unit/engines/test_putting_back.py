@@ -47,9 +47,12 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Block]]:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_frozen() -> None:
-    """As in a script; tests/conftest.py freezes what there is before each of the others."""
+def _nothing_is_frozen() -> Iterator[None]:
+    """As in a script; for other tests tests/conftest.py has frozen what there is."""
     gc.unfreeze()
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 def words(run_dir: Path, engine: str, *settings: str) -> list[str]:
