@@ -8,7 +8,7 @@ import pytest
 
 from tests.support import jobs
 
-STEPS = 60  # more than one epoch: evaluations and a checkpoint lie in between
+STEPS = 30  # more than one epoch of batches of 64: evaluations and a checkpoint lie in between
 
 
 LAST = "channels_last=true"
@@ -20,7 +20,8 @@ def digests(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """state_sha256 of every engine for the same job."""
     blocks, *more = request.param
     folder = tmp_path_factory.mktemp(f"blocks-{blocks}")
-    settings = (*jobs.SMALL, f"steps={STEPS}", f"blocks={blocks}", "evaluate.every_epochs=1", *more)
+    length = ("data.batch_size=64", f"steps={STEPS}", "evaluate.every_epochs=1")
+    settings = (*jobs.SMALL, *length, f"blocks={blocks}", *more)
     found = {
         engine: jobs.in_this_process(folder / engine, f"engine={engine}", *settings)["state_sha256"]
         for engine in ("sequential", "threads", "streams")
