@@ -33,8 +33,8 @@ from tests.support.waiting import PATIENCE
 
 class ForkedPython:
     """``python WORDS`` under way in a session of its own, with what is used of a ``subprocess.Popen`` whose output is
-    text. ``variables`` are its whole environment. What it prints on stderr is in its stdout unless it is kept ``apart``,
-    and what it prints is in ``log`` if that is given."""
+    text. ``variables`` are its whole environment. What it prints on stderr is in its stdout, unless it is kept
+    ``apart``; what it prints is in ``log`` if that is given."""
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ def _run(words: Sequence[str], variables: Mapping[str, str]) -> None:
         runpy.run_path(name, run_name="__main__")
     else:
         sys.modules["__main__"] = ModuleType("__main__")
-        exec(compile(name, "<string>", "exec"), vars(sys.modules["__main__"]))  # noqa: S102
+        exec(compile(name, "<string>", "exec"), vars(sys.modules["__main__"]))
 
 
 class _Fork:
