@@ -33,7 +33,7 @@ from bllpipe.models.units import Segment
 from tests.support import jobs
 from tests.support.spawning import run_ranks
 
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.ranks, pytest.mark.timeout(600)]  # one start for all engines
 
 ONE_STEP = ("steps=1", "optimizer.lr=0.2", "schedule.name=constant")
 # Images that are not changed at random are learned in two epochs.
@@ -113,7 +113,7 @@ def every_engine(rank: int, folder: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of the two ranks found."""
-    return run_ranks(every_engine, 2, str(tmp_path_factory.mktemp("ranks")), timeout=280)
+    return run_ranks(every_engine, 2, str(tmp_path_factory.mktemp("ranks")), timeout=560)
 
 
 def first_batch(config: Config) -> tuple[Tensor, Tensor]:
