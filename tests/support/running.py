@@ -73,7 +73,7 @@ class Running:
     def end(self) -> tuple[int, str]:
         """Waits for the launcher: its exit code and what was said on stderr."""
         _, errors = self.process.communicate(timeout=PATIENCE)
-        return self.process.returncode, errors
+        return self.process.wait(), errors
 
     def _metrics(self) -> list[dict[str, int]]:
         path = self.run_dir / "metrics.jsonl"
