@@ -16,14 +16,6 @@ SYNCHRONOUS = (*PIPELINES, "ddp")
 DEFAULT_BALANCED = 4  # blocks for ``balanced`` without a number
 NEVER = "never"  # a value of keys for intervals
 USER_OBJECT = "user_object"  # in the metadata of a field that is not a key
-DEPTHS: dict[str, tuple[int, int, int, int]] = {
-    "resnet18": (2, 2, 2, 2),
-    "resnet34": (3, 4, 6, 3),
-    "resnet50": (3, 4, 6, 3),
-    "resnet101": (3, 4, 23, 3),
-    "resnet152": (3, 8, 36, 3),
-}
-LAST_STAGE = 8  # its width divided by that of the first: each of four stages doubles it
 
 
 def user_object() -> Any:
@@ -144,10 +136,16 @@ class ObjectiveConfig:
         least=1,
     )
     head_reduce: int | None = key(None, "strided: channels of a 1x1 convolution that comes first; null: none", least=1)
-    head_scale: bool = key(False, "multiply the F features of the head's linear layer by sqrt(128 / F)")
+    head_scale: bool | Literal["auto"] = key(
+        "auto", "multiply the F features that the head reads by sqrt(128 / F); auto: for head linear only"
+    )
     head_lr: float = key(1.0, "factor on the learning rate of the heads' parameters", least=0)
     label_smoothing: float = key(0.0, "label smoothing of every cross-entropy", least=0, most=1)
     user_loss: Any = user_object()  # what ``function`` names
+
+    @property
+    def is_head_scaled(self) -> bool:
+        return self.head == "linear" if self.head_scale == "auto" else self.head_scale
 
 
 @dataclass(frozen=True)
@@ -362,13 +360,3 @@ class Config:
     @property
     def num_blocks(self) -> int:
         return 1 if self.is_end_to_end else self.num_parts
-
-
-def residual_units(name: str) -> list[tuple[int, int]]:
-    """(stage, index in the stage) of every residual unit, both from 0; a cut never divides a unit."""
-    return [(stage, index) for stage, depth in enumerate(DEPTHS[name]) for index in range(depth)]
-
-
-def unit_name(stage: int, index: int) -> str:
-    """The name of a residual unit in torchvision, and in cuts."""
-    return f"layer{stage + 1}.{index}"

@@ -46,7 +46,7 @@ class ScaledLinear(nn.Linear):
 
 
 def _feature_layer(features: int, outputs: int, config: ObjectiveConfig) -> nn.Linear:
-    return (ScaledLinear if config.head_scale else nn.Linear)(features, outputs)
+    return (ScaledLinear if config.is_head_scaled else nn.Linear)(features, outputs)
 
 
 def pooled_shape(alpha_shape: Sequence[int], max_features: int) -> tuple[int, int]:

@@ -17,7 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
-from bllpipe.config.schema import LAST_STAGE, Config, ModelConfig
+from bllpipe.config.networks import LAST_STAGE
+from bllpipe.config.schema import Config, ModelConfig
 from bllpipe.errors import ConfigError
 from bllpipe.models.resnet import resnet_units
 from bllpipe.models.units import Unit, units_from_modules

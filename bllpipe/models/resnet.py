@@ -10,7 +10,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from bllpipe.config.schema import residual_units, unit_name
+from bllpipe.config.networks import residual_units, unit_name
 from bllpipe.models.units import Layer, Unit
 
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from bllpipe.checkpoint import Checkpoint
 from bllpipe.checkpoint.reader import file_metadata, mapped_tensors
 from bllpipe.config import parse_config, to_mapping
-from bllpipe.config.schema import DEPTHS, ModelConfig, ObjectiveConfig
+from bllpipe.config.networks import DEPTHS
+from bllpipe.config.schema import ModelConfig, ObjectiveConfig
 from bllpipe.errors import CheckpointError, ConfigError
 from bllpipe.learn.block import Block, add_votes, alpha_shape
 from bllpipe.learn.heads import make_head

@@ -131,8 +131,9 @@ def test_a_strided_head_learns_with_its_block_and_from_nothing_else() -> None:
 
 @pytest.mark.parametrize("head", ["linear", "mlp", "conv", "narrow", "gap"])
 def test_heads_of_before_keep_their_bits(head: str) -> None:
-    """What the new keys do by default is nothing, whatever width the network has."""
-    config = ObjectiveConfig(head=head, head_features=64)  # type: ignore[arg-type]
+    """What the new keys do is nothing, whatever width the network has; by default a linear head is scaled."""
+    config = ObjectiveConfig(head=head, head_features=64, head_scale=False)  # type: ignore[arg-type]
+    assert ObjectiveConfig(head=head).is_head_scaled == (head == "linear")  # type: ignore[arg-type]
     made = []
     for last in (None, 128):
         torch.manual_seed(5)
