@@ -29,7 +29,8 @@ RENAMED = {
 MOVED: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "gpu.channels_last": ("channels_last", lambda value: "auto" if value is True else value),
 }
-# Keys whose default is not what earlier versions did, which had no such key: the value that a stored section had in effect.
+# Keys whose default is not what earlier versions did, which had no such key: the value that a stored section had in
+# effect.
 BEFORE: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "objective.head_scale": lambda objective: False if objective.get("head", "linear") == "linear" else "auto",
 }

@@ -17,7 +17,12 @@ from tests.unit.config.test_stored import old_form
 UNSCALED = "objective.head_scale=false"  # what the heads of that version were
 SHORT = (*jobs.SMALL, "engine=sequential", "steps=8", UNSCALED)
 # Keys that came later, which no file of that version has.
-LATER = {"objective": ("head_width", "head_reduce", "head_scale", "head_lr")}
+LATER = {
+    "objective": (
+        *("head_width", "head_reduce", "head_scale", "head_lr", "head_units", "message", "contrast_weight"),
+        *("kl_scale", "kl_block_factor", "kl_final_fraction"),
+    )
+}
 
 
 def made_old(run: Path) -> None:
