@@ -13,7 +13,6 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import sqrt
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from bllpipe.config import Config, load_config
 from bllpipe.data.registry import load_images
 from bllpipe.learn.balanced_cut import with_balanced_cut
 from bllpipe.learn.block import build_segments, make_block
-from bllpipe.learn.heads import FEATURES_OF_SCALE_1, ScaledLinear
+from bllpipe.learn.heads import ScaledLinear
 from bllpipe.models.partition import cut
 from bllpipe.models.registry import last_width, network_units
 
@@ -99,7 +98,7 @@ def head_rates(config: Config, x: Tensor, num_classes: int) -> Iterator[HeadRate
         with layer.register_forward_pre_hook(lambda layer, inputs, found=found: found.append(inputs[0])):
             x = block.forward(x)
             block.head(x)
-        scale = sqrt(FEATURES_OF_SCALE_1 / layer.in_features) if isinstance(layer, ScaledLinear) else 1.0
+        scale = layer.scale if isinstance(layer, ScaledLinear) else 1.0
         name = "the network" if is_last else f"block {number}"
         yield _rate(name, scale * found[0], config.optimizer.momentum, num_classes)
 

@@ -155,7 +155,7 @@ class ObjectiveConfig:
         2, "auglocal: residual units, evenly spaced among those of the network after the block", least=1
     )
     head_scale: bool | Literal["auto"] = key(
-        "auto", "multiply the F features that the head reads by sqrt(128 / F); auto: for head linear only"
+        "auto", "multiply the F features that the head reads, if more than 128, by sqrt(128 / F); auto: for linear only"
     )
     head_lr: float = key(1.0, "factor on the learning rate of the heads' parameters", least=0)
     label_smoothing: float = key(0.0, "label smoothing of every cross-entropy", least=0, most=1)

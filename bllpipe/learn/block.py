@@ -272,8 +272,10 @@ def make_local_loss(
     settings = config.objective
     head = make_head(alpha_shape, num_classes, settings, last_width, units_after(config, unit))
     size = message_size(settings, alpha_shape, head)
-    embedding_size = message_size(replace(settings, message="embedding"), alpha_shape, head)
     context = LossContext(size, number, total_steps)
+    embedding_size = 0
+    if settings.contrast_weight:
+        embedding_size = message_size(replace(settings, message="embedding"), alpha_shape, head)
     objective = make_objective(config, input_shape, alpha_shape, num_classes, context, embedding_size)
     return LocalLoss(head, objective, settings.message), size
 

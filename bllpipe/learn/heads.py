@@ -40,14 +40,20 @@ def make_head(
         return nn.Sequential(_TokenMean(), _feature_layer(alpha_shape[-1], num_classes, config))
     if config.head_width is None:
         config = replace(config, head_width=last_width)
-    return HEADS[config.head](alpha_shape, num_classes, config, later)
+    if config.head in HEADS_OF_UNITS:
+        return HEADS_OF_UNITS[config.head](alpha_shape, num_classes, config, later)
+    return HEADS[config.head](alpha_shape, num_classes, config)
 
 
 def message_size(config: ObjectiveConfig, alpha_shape: Sequence[int], head: nn.Module) -> int:
     """The numbers of the message of one image: what ``config.message`` reads from alpha, or from the ``head``'s."""
     if config.message == "embedding" and len(alpha_shape) == 3:
         *_, last = layers_of(head)
-        assert isinstance(last, nn.Linear), "every head ends with a linear layer"
+        if not isinstance(last, nn.Linear):
+            raise ConfigError(
+                f"objective.message=embedding and objective.contrast_weight: expected a head that ends with a linear "
+                f"layer, got a {type(last).__name__} at the end of {config.head}; use an nn.Sequential that does"
+            )
         return last.in_features
     num_cells = prod(min(CELLS, side) for side in alpha_shape[1:]) if len(alpha_shape) == 3 else 1
     return num_channels(alpha_shape) * (num_cells if config.message == "cells" else 1)
@@ -73,14 +79,18 @@ def layers_of(head: nn.Module) -> list[nn.Module]:
 
 
 class ScaledLinear(nn.Linear):
-    """A linear layer on F features f * sqrt(128 / F).
+    """A linear layer on F features f * sqrt(128 / F); up to 128 are read as they are.
 
     With the scale s its gradients are s times those of a plain layer and enter its scores s times: a step with rate lr
     is one with rate lr * s^2 there, for any F. Names and initial values are those of the plain layer.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x * sqrt(FEATURES_OF_SCALE_1 / self.in_features))
+        return super().forward(x * self.scale)
+
+    @property
+    def scale(self) -> float:
+        return min(1.0, sqrt(FEATURES_OF_SCALE_1 / self.in_features))
 
 
 def _feature_layer(features: int, outputs: int, config: ObjectiveConfig) -> nn.Linear:
@@ -100,18 +110,18 @@ def _pool(alpha_shape: Sequence[int], max_features: int) -> tuple[nn.Module, int
     return pool, alpha_shape[0] * prod(shape)
 
 
-def _linear(alpha_shape: Sequence[int], num_classes: int, config: ObjectiveConfig, later: Later = ()) -> nn.Module:
+def _linear(alpha_shape: Sequence[int], num_classes: int, config: ObjectiveConfig) -> nn.Module:
     pool, features = _pool(alpha_shape, config.head_features)
     return nn.Sequential(pool, nn.Flatten(1), _feature_layer(features, num_classes, config))
 
 
-def _mlp(alpha_shape: Sequence[int], num_classes: int, config: ObjectiveConfig, later: Later = ()) -> nn.Module:
+def _mlp(alpha_shape: Sequence[int], num_classes: int, config: ObjectiveConfig) -> nn.Module:
     pool, features = _pool(alpha_shape, config.head_features)
     hidden = _feature_layer(features, config.head_hidden, config)
     return nn.Sequential(pool, nn.Flatten(1), hidden, nn.ReLU(), nn.Linear(config.head_hidden, num_classes))
 
 
-def _conv(alpha_shape: Sequence[int], num_classes: int, config: ObjectiveConfig, later: Later = ()) -> nn.Module:
+def _conv(alpha_shape: Sequence[int], num_classes: int, config: ObjectiveConfig) -> nn.Module:
     channels, height, width = alpha_shape
     layers: list[nn.Module] = []
     for index in range(config.head_layers):
@@ -121,7 +131,7 @@ def _conv(alpha_shape: Sequence[int], num_classes: int, config: ObjectiveConfig,
     return nn.Sequential(*layers, _linear((channels, height, width), num_classes, config))
 
 
-def _narrow(alpha_shape: Sequence[int], num_classes: int, config: ObjectiveConfig, later: Later = ()) -> nn.Module:
+def _narrow(alpha_shape: Sequence[int], num_classes: int, config: ObjectiveConfig) -> nn.Module:
     """A convolutional head of little cost for any width of the block: a 1x1 convolution reduces the channels first."""
     channels, height, width = alpha_shape
     reduced = min(channels, config.head_hidden)
@@ -129,11 +139,11 @@ def _narrow(alpha_shape: Sequence[int], num_classes: int, config: ObjectiveConfi
     return nn.Sequential(*reduce, _conv((reduced, height, width), num_classes, config))
 
 
-def _gap(alpha_shape: Sequence[int], num_classes: int, config: ObjectiveConfig, later: Later = ()) -> nn.Module:
+def _gap(alpha_shape: Sequence[int], num_classes: int, config: ObjectiveConfig) -> nn.Module:
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1), _feature_layer(alpha_shape[0], num_classes, config))
 
 
-def _strided(alpha_shape: Sequence[int], num_classes: int, config: ObjectiveConfig, later: Later = ()) -> nn.Module:
+def _strided(alpha_shape: Sequence[int], num_classes: int, config: ObjectiveConfig) -> nn.Module:
     """A short version of the rest of the network: every 3x3 convolution halves the positions and doubles the channels,
     up to the last width of the network. One position takes a 1x1 convolution."""
     if config.head_width is None:
@@ -153,7 +163,7 @@ def _strided(alpha_shape: Sequence[int], num_classes: int, config: ObjectiveConf
     return nn.Sequential(*layers, *_gap((channels, *positions), num_classes, config).children())
 
 
-def _auglocal(alpha_shape: Sequence[int], num_classes: int, config: ObjectiveConfig, later: Later = ()) -> nn.Module:
+def _auglocal(alpha_shape: Sequence[int], num_classes: int, config: ObjectiveConfig, later: Later) -> nn.Module:
     """Residual units like some of those after the block, evenly spaced up to the last, each with the strides of all
     that it stands for (Ma et al. 2024)."""
     if not later:
@@ -176,15 +186,16 @@ def _convolution(inputs: int, outputs: int, kernel: int, stride: int) -> tuple[n
     return convolution, nn.BatchNorm2d(outputs), nn.ReLU()
 
 
-HEADS: dict[str, Callable[[Sequence[int], int, ObjectiveConfig, Later], nn.Module]] = {
+HEADS: dict[str, Callable[[Sequence[int], int, ObjectiveConfig], nn.Module]] = {
     "linear": _linear,
     "mlp": _mlp,
     "conv": _conv,
     "narrow": _narrow,
     "gap": _gap,
     "strided": _strided,
-    "auglocal": _auglocal,
 }
+# Heads that are made of units like those after the block.
+HEADS_OF_UNITS: dict[str, Callable[[Sequence[int], int, ObjectiveConfig, Later], nn.Module]] = {"auglocal": _auglocal}
 
 
 class _TokenMean(nn.Module):

@@ -220,6 +220,13 @@ def test_a_scaled_head_is_a_plain_one_whose_weights_learn_more_slowly() -> None:
         assert torch.equal(scaled.bias.detach(), bias_K), f"step {step}"
 
 
+@pytest.mark.parametrize(("features", "scale"), [(5, 1.0), (128, 1.0), (512, 0.5), (2048, 0.25)])
+def test_features_are_never_enlarged(features: int, scale: float) -> None:
+    """Few of them bear large rates; enlarged, they would not."""
+    layer, x = ScaledLinear(features, 3), torch.randn(4, features)
+    assert torch.equal(layer(x), nn.functional.linear(scale * x, layer.weight, layer.bias))
+
+
 @pytest.mark.parametrize("head", ["linear", "mlp", "conv", "narrow", "gap", "strided"])
 def test_a_scale_changes_neither_names_nor_initial_values(head: str) -> None:
     made = []

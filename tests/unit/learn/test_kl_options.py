@@ -64,6 +64,11 @@ def test_an_embedding_is_what_the_last_layer_reads(head: Any) -> None:
     assert torch.equal(classify(made, embedding_BF), made(alpha))
 
 
+def test_a_head_without_a_linear_layer_at_its_end_has_no_embedding() -> None:
+    with pytest.raises(ConfigError, match="ends with a linear layer, got a ReLU at the end of linear; use an nn.Seq"):
+        message_size(ObjectiveConfig(message="embedding"), (8, 8, 8), torch.nn.Sequential(torch.nn.ReLU()))
+
+
 def message_of(block: Block, alpha: Tensor) -> Tensor:
     """By another way than the block's own, in evaluation mode so that nothing changes."""
     message = block.config.objective.message
