@@ -88,7 +88,7 @@ def _choose(
 
 
 def _mean(own: BySeed) -> float:
-    return mean(record["test_accuracy"] for record in own.values())
+    return float(mean(record["test_accuracy"] for record in own.values()))
 
 
 def _cells(chosen: Chosen, other: Chosen) -> list[str]:

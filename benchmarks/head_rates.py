@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -88,11 +88,12 @@ def head_rates(config: Config, x: Tensor, num_classes: int) -> Iterator[HeadRate
     """The last layer of every block in turn, for the features that the images ``x`` [N, C, H, W] have there."""
     shape = tuple(x.shape[1:])
     config = with_balanced_cut(config, shape, num_classes)
+    config = replace(config, precision=replace(config.precision, compute="fp32"))
     units = network_units(config.model, shape[0], num_classes, config.seed)
     parts, width = cut(units, config.blocks), last_width(config, units)
-    for number, (segment, *shapes) in enumerate(build_segments(parts, config, shape, CPU)):
+    for number, (segment, before, after) in enumerate(build_segments(parts, config, shape, CPU)):
         is_last = number == len(parts) - 1
-        block = make_block(segment, *shapes, config, num_classes, 1, is_last, width, number)
+        block = make_block(segment, before, after, config, num_classes, 1, is_last, width, number)
         found = list[Tensor]()
         layer = [each for part in (segment, block.head) for each in part.modules() if isinstance(each, nn.Linear)][-1]
         with layer.register_forward_pre_hook(lambda layer, inputs, found=found: found.append(inputs[0])):

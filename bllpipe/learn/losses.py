@@ -190,7 +190,7 @@ def loss_terms(
 ) -> dict[str, Tensor]:
     """The terms of ``objective``. An objective with ``takes_means`` gets the message of alpha, if it was computed
     before: channel means without their graph. One with ``takes_embedding`` gets the embedding of the head."""
-    more = {}
+    more: dict[str, Tensor | None] = {}
     if means_BC is not None and getattr(objective, "takes_means", False):
         more["means_BC"] = means_BC
     if getattr(objective, "takes_embedding", False):

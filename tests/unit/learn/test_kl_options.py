@@ -74,7 +74,8 @@ def message_of(block: Block, alpha: Tensor) -> Tensor:
     message = block.config.objective.message
     if message == "embedding":
         return embed(block.head, alpha)
-    return alpha.unflatten(2, (2, 4)).unflatten(4, (2, 4)).mean(dim=(3, 5)).permute(0, 2, 3, 1).flatten(1)
+    cells_BC22: Tensor = alpha.unflatten(2, (2, 4)).unflatten(4, (2, 4)).mean(dim=(3, 5))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return cells_BC22.permute(0, 2, 3, 1).flatten(1)
 
 
 @pytest.mark.parametrize("message", ["cells", "embedding"])
