@@ -37,6 +37,7 @@ FROM_SUMMARY = (
     "parameters",
     "state_sha256",
 )
+OF_ENSEMBLES = {"ensemble_accuracy"}  # with evaluate.ensemble
 LOG_LINES = 12
 
 
@@ -199,7 +200,7 @@ class _Session:
             **trial.labels,
             "seed": trial.seed,
             "overrides": without_folders(trial.overrides),
-            **{name: summary[name] for name in FROM_SUMMARY},
+            **{name: summary[name] for name in (*FROM_SUMMARY, *(OF_ENSEMBLES & summary.keys()))},
             "resumed": self.resumed[trial.key],
             "workers": self.workers,
             "environment": _json(run_dir / "env.json"),

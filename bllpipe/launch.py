@@ -12,7 +12,8 @@ from typing import get_args
 
 from bllpipe.config import Config
 from bllpipe.config.loader import add_config_options, config_from_options
-from bllpipe.config.schema import PIPELINES, SYNCHRONOUS, residual_units, unit_name
+from bllpipe.config.networks import residual_units, unit_name
+from bllpipe.config.schema import PIPELINES, SYNCHRONOUS
 from bllpipe.data.catalog import (
     DEFAULT_PATH,
     DOWNLOADS,

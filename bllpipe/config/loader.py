@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from bllpipe.config.schema import Config
+from bllpipe.config.schema import END_TO_END, Config
 from bllpipe.config.validation import check, convert, field_types, shown
 from bllpipe.errors import ConfigError
 
@@ -28,6 +28,11 @@ RENAMED = {
 # The new place of a key, and its value there. ``gpu.channels_last: true`` had no effect on a CPU.
 MOVED: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "gpu.channels_last": ("channels_last", lambda value: "auto" if value is True else value),
+}
+# Keys whose default is not what earlier versions did, which had no such key: the value that a stored section had in
+# effect.
+BEFORE: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "objective.head_scale": lambda objective: False if objective.get("head", "linear") == "linear" else "auto",
 }
 MAX_BYTES = 1 << 18  # the parser takes a second for this size
 MAX_DEPTH = 20
@@ -182,19 +187,25 @@ def stored_mapping(path: str) -> dict[str, Any]:
 
 
 def with_moved_keys(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """``mapping`` with every moved key in its new place, unless that has a value already."""
+    """``mapping``, which a run has stored, with every moved key in its new place, unless that has a value already, and
+    with the values of missing keys that were not the default of today."""
     result = deepcopy(dict(mapping))
     for old, (new, value_of) in MOVED.items():
         section, _, leaf = old.rpartition(".")
         keys = result.get(section)
         if isinstance(keys, dict) and leaf in keys:
             result.setdefault(new, value_of(keys.pop(leaf)))
+    for key, value_then in BEFORE.items():
+        section, _, leaf = key.rpartition(".")
+        keys = result.get(section)
+        if isinstance(keys, dict) and leaf not in keys and result.get("method") not in END_TO_END:
+            keys[leaf] = value_then(keys)
     return result
 
 
 def with_defaults(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """``mapping`` with moved keys in their new places, and with defaults for missing keys: the default of a new key
-    never changes the results of earlier runs."""
+    """``mapping`` of a stored config with current keys, and with defaults for missing ones: these never change the
+    results of earlier runs."""
     return _filled(with_moved_keys(mapping), to_mapping(Config()))
 
 

@@ -12,7 +12,8 @@ from functools import cache
 from itertools import pairwise
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from bllpipe.config.schema import DEPTHS, END_TO_END, NEVER, PIPELINES, SYNCHRONOUS, TWO_STAGES, USER_OBJECT, Config
+from bllpipe.config.networks import DEPTHS
+from bllpipe.config.schema import END_TO_END, NEVER, PIPELINES, SYNCHRONOUS, TWO_STAGES, USER_OBJECT, Config
 from bllpipe.errors import ConfigError
 
 WITHOUT_PATH = ("digits", "synthetic", "given")
@@ -38,6 +39,7 @@ def check(config: Config) -> None:
         _check_replicas,
         _check_model,
         _check_objective,
+        _check_message,
         _check_data,
         _check_optimizer,
         _check_feedback,
@@ -191,6 +193,20 @@ def _check_objective(config: Config) -> None:
         )
     if function is not None and not re.fullmatch(FUNCTION, function):
         raise ConfigError(f"objective.function is {shown(function)}; expected package.module:function")
+
+
+def _check_message(config: Config) -> None:
+    message = config.objective.message
+    if message != "means" and config.method != "bll":
+        raise ConfigError(
+            f"objective.message is {message}, but method {config.method} compares no message with beta; leave it out, "
+            f"or use --set method=bll"
+        )
+    if config.objective.head == "auglocal" and ":" in config.model.name:
+        raise ConfigError(
+            f"objective.head is auglocal, which takes residual units of {', '.join(DEPTHS)}, but model.name is "
+            f"{shown(config.model.name)}; use --set objective.head=strided"
+        )
 
 
 def _check_data(config: Config) -> None:
