@@ -17,10 +17,11 @@ def test_a_tracker_follows_all_ranks_and_continues_after_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracker, run = RecordingTracker(tmp_path, monkeypatch), tmp_path / "tracked"
-    words, path = jobs.words(run, *SETTINGS, "log.to=[wandb]"), {"PYTHONPATH": tracker.path}
-    fault = jobs.fault_variables("rank=1,step=12,point=update,action=kill")
-    assert jobs.ranks(3, words, **fault, **path).returncode != 0
-    jobs.succeed(jobs.ranks(3, [*words, "--resume", "auto"], **path))
+    words, path = jobs.words(run, *SETTINGS, "log.to=[wandb]"), tracker.path
+    fault = "rank=1,step=12,point=update,action=kill"
+    killed_run = jobs.ranks(3, words, PYTHONPATH=path, BLLPIPE_FAULT=fault, BLLPIPE_ALLOW_FAULTS="1")
+    assert killed_run.returncode != 0
+    jobs.succeed(jobs.ranks(3, [*words, "--resume", "auto"], PYTHONPATH=path))
     (first,), (second,) = tracker.calls("init")
     assert first["id"] == second["id"]
     for name in ("block 0/train/loss", "block 1/train/loss", "lane 1/train/images_per_second"):

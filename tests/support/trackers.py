@@ -68,6 +68,7 @@ class RecordingTracker:
         self._calls = folder / "calls.jsonl"
         (folder / "wandb.py").write_text(SOURCE.format(calls=str(self._calls), conduct=conduct))
         monkeypatch.setattr(tracking, "LAST_SECONDS", PATIENCE)
+        monkeypatch.setattr(tracking, "STOP_SECONDS", PATIENCE)
         monkeypatch.syspath_prepend(str(folder))
         self.path = os.pathsep.join([str(folder), str(REPOSITORY)])
         monkeypatch.setenv("PYTHONPATH", self.path)

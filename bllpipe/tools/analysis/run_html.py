@@ -22,8 +22,14 @@ MOST_STEPS = 4  # of a timeline; more of them make small boxes
 
 def run_html(directory: Path, summary: Mapping[str, Any]) -> str:
     """The run in ``directory``, with its ``summary``. Without matplotlib there is no picture, but what to install."""
-    text = f"<p>{html.escape(outcome(summary))}<br><code>{html.escape(str(directory))}</code></p>"
+    text = f"<p>{html.escape(outcome(summary))}<br><code>{html.escape(str(short_path(directory)))}</code></p>"
     return f"<div>{_table(summary)}{text}{''.join(_pictures(directory))}</div>"
+
+
+def short_path(directory: Path) -> Path:
+    """The directory as seen from the working directory, if it lies in there."""
+    here = Path.cwd()
+    return directory.relative_to(here) if directory.is_relative_to(here) else directory
 
 
 def _table(summary: Mapping[str, Any]) -> str:
@@ -54,17 +60,17 @@ def _pictures(directory: Path) -> Sequence[str]:
     from bllpipe.tools.analysis.timeline_picture import picture
 
     run = read_run(directory, directory.name)
-    drawings = [accuracy_picture(run)]
+    drawings = {"accuracy of every block": accuracy_picture(run)}
     if run.timeline is not None and run.timeline.steps:
         first = run.timeline.steps[0]
-        drawings.append(picture("Timeline", [run.timeline.cut(first, first + MOST_STEPS)]))
-    return [_image(svg) for svg in drawings if svg]
+        drawings["timeline"] = picture("Timeline", [run.timeline.cut(first, first + MOST_STEPS)])
+    return [_image(name, svg) for name, svg in drawings.items() if svg]
 
 
-def _image(svg: str) -> str:
+def _image(name: str, svg: str) -> str:
     """The drawing in a frame of its own: its styles change nothing else on the page."""
     data = base64.b64encode(svg.encode()).decode()
-    return f'<img style="max-width: 100%" alt="" src="data:image/svg+xml;base64,{data}">'
+    return f'<img style="max-width: 100%" alt="{name}" src="data:image/svg+xml;base64,{data}">'
 
 
 def accuracy_picture(run: ReportRun) -> str:

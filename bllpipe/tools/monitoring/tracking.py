@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 FOLDER = "trackers"  # in the run directory
 LAST_SECONDS = 30.0  # after the end of the run, for all trackers together
+STOP_SECONDS = 10.0  # the same after a stop: a cluster may kill what has not ended soon after its signal
 SPARE_SECONDS = 5.0  # of a tracker whose rank 0 is gone; while it lives, it ends the tracker
 PROGRAM = "bllpipe.tools.monitoring.tracker_process"
 
@@ -36,7 +37,8 @@ PROGRAM = "bllpipe.tools.monitoring.tracker_process"
 def check_trackers(names: Sequence[str]) -> None:
     """Raises ConfigError for a tracker whose package is not installed. Only for the machine of rank 0."""
     for name in names:
-        if find_spec(name) is None:
+        spec = find_spec(name)
+        if spec is None or spec.origin is None:  # a folder ./wandb, which W&B itself makes, can be imported too
             raise ConfigError(
                 f"log.to names {name}, but the package {name} is not installed; use pip install 'bllpipe[{name}]', or "
                 f"leave it out of log.to"
@@ -63,16 +65,23 @@ class Tracking(Callback):
         try:
             yield
         except BaseException:
-            for tracker in self._trackers:
-                tracker.end_of_run()  # it waits for nobody, and reads status.json for the rest
+            self._end()
             raise
 
-    def on_summary(self, run_directory: Path) -> None:
+    def on_failure(self, run_directory: Path, error: BaseException) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        """Closes the input of all trackers, which then read from status.json how the run has ended."""
         for tracker in self._trackers:
             tracker.end_of_run()
-        deadline = time.monotonic() + LAST_SECONDS
+
+    def on_summary(self, run_directory: Path) -> None:
+        self._end()
+        seconds = STOP_SECONDS if _is_stopped(run_directory) else LAST_SECONDS
+        deadline = time.monotonic() + seconds
         for tracker in self._trackers:
-            tracker.finish(deadline)
+            tracker.finish(deadline, seconds)
         self._trackers.clear()
 
 
@@ -104,15 +113,16 @@ class TrackerProcess:
         with suppress(OSError):
             self._process.stdin.close()
 
-    def finish(self, deadline: float) -> None:
-        """Waits until the tracker has taken everything, or else stops it; warns of what it has not taken."""
+    def finish(self, deadline: float, seconds: float) -> None:
+        """Waits until the tracker has taken everything, or else, at the ``deadline``, which is ``seconds`` after the
+        run, stops it; warns of what it has not taken."""
         self._waiting.join(max(0.0, deadline - time.monotonic()))
         if self._waiting.is_alive():
             self._stopped = True
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             warn(
-                f"log.to {self._name}: it did not end within {LAST_SECONDS:g} s after the run and was stopped; "
+                f"log.to {self._name}: it did not end within {seconds:g} s after the run and was stopped; "
                 f"{undelivered(self._directory, self._name)}"
             )
 
@@ -126,6 +136,13 @@ class TrackerProcess:
                 f"log.to {self._name}: the tracker has ended ({how}), and the run continues without it; "
                 f"{undelivered(self._directory, self._name)}; see {self._log}"
             )
+
+
+def _is_stopped(directory: Path) -> bool:
+    try:
+        return json_object((directory / "status.json").read_bytes()).get("status") == "preempted"
+    except OSError:
+        return False
 
 
 def state_file(directory: Path, name: str) -> Path:

@@ -41,6 +41,13 @@ def test_a_run_is_a_table_of_its_ranks_and_a_picture(run: bllpipe.Run) -> None:
     assert "Timeline" in timeline
 
 
+def test_a_run_in_the_working_directory_has_a_short_path(run: bllpipe.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert repr(run) == f"Run({str(run.directory)!r}, rank=0)"
+    monkeypatch.chdir(run.directory.parent)
+    assert repr(run) == "Run('a<b', rank=0)"
+    assert "<code>a&lt;b</code>" in run._repr_html_()
+
+
 def test_a_run_with_one_test_shows_its_training(tmp_path: Path) -> None:
     in_this_process(tmp_path / "short", *SETTINGS, "log.every_steps=1", "steps=3")
     (accuracy,) = pictures(bllpipe.Run(tmp_path / "short")._repr_html_())

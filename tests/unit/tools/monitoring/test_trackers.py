@@ -20,6 +20,7 @@ SETTINGS = ("engine=sequential", *SMALL, "steps=10", "blocks=2", "checkpoint.eve
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Libraries take their time on a busy machine."""
     monkeypatch.setattr(tracking, "LAST_SECONDS", PATIENCE)
+    monkeypatch.setattr(tracking, "STOP_SECONDS", PATIENCE)
 
 
 def interrupted_and_resumed(run: Path, tracker: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,15 @@ def test_no_tracker_stops_a_run_or_changes_it(
     assert said in said_so_far(capfd, run)
 
 
+def test_a_run_that_is_stopped_waits_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    RecordingTracker(tmp_path, monkeypatch, "finish blocks")
+    monkeypatch.setattr(tracking, "STOP_SECONDS", 0.5)
+    in_this_process(tmp_path / "small", *TRACKED, "stop_at=5")
+    assert "log.to wandb: it did not end within 0.5 s after the run and was stopped" in capfd.readouterr().err
+
+
 def said_so_far(capfd: pytest.CaptureFixture[str], run: Path) -> str:
     """Everything that was printed to stderr since the start of the test."""
     path = run / "said.txt"
@@ -150,6 +160,18 @@ def test_a_tracker_ends_when_the_run_fails(tmp_path: Path, monkeypatch: pytest.M
     assert tracker.calls("finish") == [[1, {"status": "failed"}]]
 
 
+def test_a_tracker_ends_when_the_end_of_the_run_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script may catch the error and go on, so that its process does not end."""
+    tracker, run = RecordingTracker(tmp_path, monkeypatch), directory_of_a_run(tmp_path / "small")
+    callback = Tracking(["wandb"])
+    with callback._following(run, 0):
+        pass
+    (run / "status.json").write_text('{"status": "failed"}')
+    callback.on_failure(run, OSError("the summary could not be written"))
+    wait_until(lambda: tracker.calls("finish"))
+    assert tracker.calls("finish") == [[1, {"status": "failed"}]]
+
+
 def test_a_tracker_that_cannot_be_started_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -198,9 +220,12 @@ def test_a_tracker_that_does_not_exist_is_refused(value: str, said: str) -> None
         load_config(None, [f"log.to={value}"])
 
 
+@pytest.mark.parametrize("found", [None, ModuleSpec("wandb", None)], ids=["nothing", "a folder of this name"])
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
-def test_without_its_package_one_is_told_what_to_type(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "find_spec", lambda package: None)
+def test_without_its_package_one_is_told_what_to_type(
+    name: str, found: ModuleSpec | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "find_spec", lambda package: found)
     config = load_config(None, [*SETTINGS, f"log.to=[{name}]"])
     with pytest.raises(ConfigError, match=rf"package {name} is not installed; use pip install 'bllpipe\[{name}\]'"):
         check_start(config, None)
