@@ -15,8 +15,7 @@ from benchmarks.comparison import compare, name_of
 from benchmarks.records import Record, Sample, alike, merge, read
 from benchmarks.trial_options import add_run_options, finish, run
 from benchmarks.trials import Trial
-from bllpipe.checkpoint.resume import flat
-from bllpipe.config.loader import read_yaml
+from bllpipe.config.loader import flat, read_yaml
 from bllpipe.errors import ConfigError
 
 SECTIONS = ("config", "common", "variants")

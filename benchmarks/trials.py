@@ -21,9 +21,8 @@ from typing import Any
 
 from benchmarks.processes import Processes
 from benchmarks.records import append, differences, read
-from bllpipe.checkpoint.resume import flat
 from bllpipe.config import load_config, to_mapping
-from bllpipe.config.loader import stored_mapping
+from bllpipe.config.loader import flat, stored_mapping
 from bllpipe.errors import ConfigError
 from bllpipe.utils.console import Bar
 

@@ -34,6 +34,7 @@ MOVED: dict[str, tuple[str, Callable[[Any], Any]]] = {
 BEFORE: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "objective.head_scale": lambda objective: False if objective.get("head", "linear") == "linear" else "auto",
 }
+EXAMPLES = Path("configs")  # in a checkout; bllpipe/configs, which a wheel holds too, is the same folder
 MAX_BYTES = 1 << 18  # the parser takes a second for this size
 MAX_DEPTH = 20
 MAX_NODES = 10_000  # keys and values
@@ -105,6 +106,14 @@ def to_mapping(config: Any) -> dict[str, Any]:
 def to_yaml(config: Config) -> str:
     """The config as a YAML file that ``load_config`` reads."""
     return dump_yaml(to_mapping(config))
+
+
+def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    pairs: dict[str, Any] = {}
+    for key, value in mapping.items():
+        pairs |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return pairs
 
 
 def known_keys(section: Any = Config, prefix: str = "") -> list[str]:
@@ -289,8 +298,12 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def read_yaml(path: str) -> dict[str, Any]:
-    """The mapping in a YAML file of at most ``MAX_BYTES``; an empty file is an empty mapping."""
+    """The mapping in a YAML file of at most ``MAX_BYTES``; an empty file is an empty mapping. configs/NAME.yaml is the
+    installed example wherever there is no such file."""
     file = Path(path)
+    if file.parent == EXAMPLES and not file.exists():
+        installed = Path(__file__).parents[1] / file
+        file = installed if installed.is_file() else file
     try:
         if file.exists() and not file.is_file():  # every rank reads it; a pipe would block
             raise ConfigError(f"{file} cannot be read: it is a directory, a pipe or a device; expected a YAML file")

@@ -14,6 +14,7 @@ TORCH_PIPELINES = ("gpipe", "1f1b", *TWO_STAGES)
 PIPELINES = (*TORCH_PIPELINES, "deepspeed")
 SYNCHRONOUS = (*PIPELINES, "ddp")
 DEFAULT_BALANCED = 4  # blocks for ``balanced`` without a number
+TRACKERS = ("tensorboard", "wandb", "mlflow")  # packages, and extras, of the same names
 NEVER = "never"  # a value of keys for intervals
 USER_OBJECT = "user_object"  # in the metadata of a field that is not a key
 
@@ -263,6 +264,7 @@ class LogConfig:
     """metrics.jsonl and progress."""
 
     every_steps: int = key(20, "steps between two lines of metrics.jsonl a rank", least=1)
+    to: list[str] = key([], "trackers that show the run while it trains: tensorboard, wandb, mlflow")
     plain_seconds: float = key(10.0, "seconds between progress lines when the output is not a terminal", least=0.1)
     if_unwritable: Literal["fail", "go_on"] = key(
         "go_on", "if metrics or spans cannot be written: go_on without them and warn, or fail"

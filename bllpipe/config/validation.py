@@ -13,7 +13,16 @@ from itertools import pairwise
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from bllpipe.config.networks import DEPTHS
-from bllpipe.config.schema import END_TO_END, NEVER, PIPELINES, SYNCHRONOUS, TWO_STAGES, USER_OBJECT, Config
+from bllpipe.config.schema import (
+    END_TO_END,
+    NEVER,
+    PIPELINES,
+    SYNCHRONOUS,
+    TRACKERS,
+    TWO_STAGES,
+    USER_OBJECT,
+    Config,
+)
 from bllpipe.errors import ConfigError
 
 WITHOUT_PATH = ("digits", "synthetic", "given")
@@ -47,6 +56,7 @@ def check(config: Config) -> None:
         _check_backends,
         _check_gpu,
         _check_metrics,
+        _check_trackers,
     ):
         check_section(config)
 
@@ -288,6 +298,17 @@ def _check_metrics(config: Config) -> None:
         )
 
 
+def _check_trackers(config: Config) -> None:
+    names = config.log.to
+    for name in names:
+        if name not in TRACKERS:
+            close = difflib.get_close_matches(name, TRACKERS, n=1, cutoff=0.5)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"log.to names the tracker {shown(name)}; expected {', '.join(TRACKERS)}{hint}")
+        if names.count(name) > 1:
+            raise ConfigError(f"log.to names {name} twice; use it once")
+
+
 def shown(value: Any) -> str:
     """``value`` in a message, cut to ``MAX_SHOWN`` characters."""
     try:
@@ -312,6 +333,7 @@ def convert(value: Any, kind: Any, key: str, limits: Mapping[str, Any]) -> Any:
         raise ConfigError(f"{key} is {shown(value)}; expected {describe(kind)}{hint}")
     if not _fits(value, kind):
         hint = f"; for a text use quotes inside quotes: --set '{key}=\"...\"'" if _fits("", kind) else ""
+        hint = f"; use --set '{key}=[{value}]'" if isinstance(value, str) and kind == list[str] else hint
         raise ConfigError(f"{key} is {shown(value)} ({_kind_of(value)}); expected {describe(kind)}{hint}")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         _check_limits(value, key, limits)
