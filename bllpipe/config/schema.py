@@ -67,8 +67,11 @@ class AugmentConfig:
 class DataConfig:
     """Where images and labels come from."""
 
-    name: Literal["digits", "cifar10", "cifar100", "fashion_mnist", "imagefolder", "npz", "synthetic", "given"] = key(
-        "digits", "digits, cifar10, cifar100, fashion_mnist, imagefolder, npz, synthetic; given: passed by a script"
+    name: Literal[
+        "digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "imagefolder", "npz", "synthetic", "given"
+    ] = key(
+        "digits",
+        "digits, cifar10, cifar100, mnist, fashion_mnist, imagefolder, npz, synthetic; given: passed by a script",
     )
     path: str | None = key(None, "folder or file of the data; digits and synthetic need none")
     batch_size: int = key(64, "images in a global mini-batch", least=1)

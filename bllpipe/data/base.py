@@ -23,6 +23,7 @@ Split = Literal["train", "test"]
 # Over the training pixels in 0..1, by channel.
 MEAN_AND_STD: dict[str, tuple[list[float], list[float]]] = {
     "digits": ([0.3050], [0.3763]),
+    "mnist": ([0.1307], [0.3081]),
     "fashion_mnist": ([0.2860], [0.3530]),
     "cifar10": ([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]),
     "cifar100": ([0.5071, 0.4865, 0.4409], [0.2673, 0.2564, 0.2762]),

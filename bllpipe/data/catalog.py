@@ -18,6 +18,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from bllpipe.config.schema import DataConfig
+from bllpipe.data.original_files import is_there
 from bllpipe.errors import DataError
 
 MAX_CLASSES = 100_000  # then a last layer of 512 channels has 200 MB
@@ -104,6 +105,7 @@ class DataSpec:
 
 PUBLISHED = {
     "digits": DataSpec(1442, 355, (1, 8, 8), 10),
+    "mnist": DataSpec(60_000, 10_000, (1, 28, 28), 10),
     "fashion_mnist": DataSpec(60_000, 10_000, (1, 28, 28), 10),
     "cifar10": DataSpec(50_000, 10_000, (3, 32, 32), 10),
     "cifar100": DataSpec(50_000, 10_000, (3, 32, 32), 100),
@@ -155,35 +157,25 @@ def check_labels(train_N: Any, test_N: Any, source: str) -> int:
 
 @dataclass(frozen=True)
 class Download:
-    """``kind`` is torchvision's class; one of ``traces`` is in the folder once the set has been downloaded."""
+    """``kind`` is torchvision's class, ``url`` a file of the set."""
 
     kind: str
-    traces: tuple[str, ...]
     url: str
 
 
 DOWNLOADS = {
-    "cifar10": Download(
-        "CIFAR10",
-        ("cifar-10-batches-py", "cifar-10-python.tar.gz"),
-        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-    ),
-    "cifar100": Download(
-        "CIFAR100",
-        ("cifar-100-python", "cifar-100-python.tar.gz"),
-        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-    ),
+    "cifar10": Download("CIFAR10", "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"),
+    "cifar100": Download("CIFAR100", "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"),
+    "mnist": Download("MNIST", "https://ossci-datasets.s3.amazonaws.com/mnist/train-labels-idx1-ubyte.gz"),
     "fashion_mnist": Download(
-        "FashionMNIST",
-        ("FashionMNIST",),
-        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/train-labels-idx1-ubyte.gz",
+        "FashionMNIST", "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/train-labels-idx1-ubyte.gz"
     ),
 }
 
 
 def check_obtainable(name: str, path: str) -> None:
-    """Raises DataError when ``name`` is not in the folder ``path`` and its server does not answer."""
-    if any((Path(path) / trace).exists() for trace in DOWNLOADS[name].traces):
+    """Raises DataError when the files of ``name`` are not under ``path`` and its server does not answer."""
+    if is_there(name, path):
         return
     try:
         urlopen(Request(DOWNLOADS[name].url, method="HEAD"), timeout=SERVER_TIMEOUT_SECONDS).close()  # noqa: S310  # one of the above
@@ -198,7 +190,7 @@ def missing(name: str, path: str, error: Exception) -> DataError:
     return DataError(
         f"{name} is not in {path} and could not be downloaded ({error}); on a machine with a network type\n"
         f"  bllpipe data fetch {name} --path {path}\n"
-        f"and copy that folder here, or name its place with --set data.path=FOLDER; delete it first if it is damaged"
+        f"and copy that folder here, or name the place of the original files with --set data.path=FOLDER"
     )
 
 
