@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from bllpipe.config.schema import DataConfig
-from bllpipe.data.base import Arrays, LabelSet, MemoryImages, Split, UserData, labels_sha256
+from bllpipe.data.base import Arrays, ImageSet, LabelSet, Split, UserData, labels_sha256
 from bllpipe.data.catalog import DataSpec, check_labels
 from bllpipe.data.npz import check_finite, check_label_form, label_array, plain_array
+from bllpipe.data.registry import array_images
 from bllpipe.errors import DataError
 from bllpipe.utils.tensors import part_digest
 
@@ -59,8 +60,8 @@ class TensorData:
     def is_float(self) -> bool:
         return self.arrays.train_NCHW.dtype != torch.uint8
 
-    def images(self, data: DataConfig) -> MemoryImages:
-        return MemoryImages(self.arrays, data)
+    def images(self, data: DataConfig, seed: int = 0) -> ImageSet:
+        return array_images(self.arrays, data, seed)
 
     def labels(self) -> LabelSet:
         return LabelSet(self.arrays.train_N, self.arrays.test_N, self.arrays.num_classes)
@@ -78,7 +79,7 @@ class ItemData:
     def __init__(self, train: Any, test: Any) -> None:
         self._sets: dict[Split, Any] = {"train": train, "test": test}
 
-    def images(self, data: DataConfig) -> ItemImages:
+    def images(self, data: DataConfig, seed: int = 0) -> ItemImages:
         return ItemImages(self._sets, self._labels)  # these before the first image is read: a set may be empty
 
     def labels(self) -> LabelSet:

@@ -183,7 +183,8 @@ def _mapping(arguments: TrainArguments, keys: Mapping[str, Any]) -> dict[str, An
 def _check_floats(config: Config) -> None:
     """Raises ConfigError for settings that have no effect on float images."""
     data, changes = config.data, config.data.augment
-    idle = {"data.augment": changes.crop_padding or changes.flip or changes.rotation}
+    is_augmented = changes.crop_padding or changes.flip or changes.rotation or changes.recipe != "none"
+    idle = {"data.augment": is_augmented}
     idle |= {"data.mean": data.mean is not None, "data.std": data.std is not None}
     asked = [key for key, is_set in idle.items() if is_set]
     if data.user_data is not None and data.user_data.is_float and asked:

@@ -56,11 +56,17 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes of the training images; a pure function of seed, epoch and step."""
+    """Random changes of the training images; a pure function of seed, epoch and step, or with a recipe of seed, epoch
+    and image."""
 
     crop_padding: int = key(1, "pad by this many zero pixels on each side and crop at random; 0: off", least=0)
     flip: bool = key(False, "mirror left and right at random")
     rotation: float = key(10.0, "rotate by at most this many degrees either way; 0: off", least=0, most=180)
+    recipe: Literal["none", "cifar", "imagenet", "trivial"] = key(
+        "none",
+        "torchvision's transforms in place of these three, one image at a time, in processes: cifar (crop, flip), "
+        "imagenet (random resized crop, flip), trivial (the same, TrivialAugment, random erasing)",
+    )
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,12 @@ class DataConfig:
     path: str | None = key(None, "folder or file of the data; digits and synthetic need none")
     batch_size: int = key(64, "images in a global mini-batch", least=1)
     image_size: int = key(32, "imagefolder and synthetic: height and width of images", least=1)
-    workers: int = key(0, "imagefolder: processes that decode images; 0: the rank itself decodes", least=0)
+    workers: int = key(
+        0,
+        "processes that decode images of a folder, or augment by a recipe; 0: the rank itself decodes, "
+        "for a recipe one process",
+        least=0,
+    )
     mean: list[float] | None = key(None, "subtracted from every channel (pixels in 0..1); null: known or measured")
     std: list[float] | None = key(None, "divides every channel; null: known or measured")
     synthetic_images: int = key(1024, "synthetic: training images; the test set has a quarter as many", least=1)

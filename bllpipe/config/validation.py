@@ -12,7 +12,17 @@ from functools import cache
 from itertools import pairwise
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from bllpipe.config.schema import DEPTHS, END_TO_END, NEVER, PIPELINES, SYNCHRONOUS, TWO_STAGES, USER_OBJECT, Config
+from bllpipe.config.schema import (
+    DEPTHS,
+    END_TO_END,
+    NEVER,
+    PIPELINES,
+    SYNCHRONOUS,
+    TWO_STAGES,
+    USER_OBJECT,
+    AugmentConfig,
+    Config,
+)
 from bllpipe.errors import ConfigError
 
 WITHOUT_PATH = ("digits", "synthetic", "given")
@@ -199,6 +209,14 @@ def _check_data(config: Config) -> None:
         raise ConfigError(f"data.name {data.name} expected data.path, got null; use --set data.path=PATH")
     if data.name in WITHOUT_PATH and data.path is not None:
         raise ConfigError(f"data.path is {shown(data.path)}, but {data.name} reads no files; leave it out")
+    recipe, plain = data.augment.recipe, AugmentConfig()
+    for name in ("crop_padding", "flip", "rotation") if recipe != "none" else ():
+        value = getattr(data.augment, name)
+        if value and value != getattr(plain, name):
+            raise ConfigError(
+                f"data.augment.{name} is {shown(value)}, but data.augment.recipe is {recipe}, which takes its place; "
+                f"leave one of them out"
+            )
 
 
 def _check_optimizer(config: Config) -> None:

@@ -20,7 +20,7 @@ from typing import IO, Any
 from bllpipe.errors import DataError
 
 MAX_DEPTH, MAX_FOLDERS = 6, 10_000  # of the search
-MAX_BYTES = 64 << 20  # of one file, unfolded; the largest has 47 MB
+MAX_BYTES = 256 << 20  # of one file, uncompressed; the largest, of CIFAR-100, has 154 MB
 MAX_MEMBERS = 1_000  # of an archive; those of CIFAR have ten
 IDX_PARTS = ("train-images", "train-labels", "t10k-images", "t10k-labels")
 IDX_NAME = re.compile(r"(train|t10k)-(images|labels)[-.]idx[13]-ubyte(?:\.\w+)?")
@@ -91,7 +91,7 @@ class CifarFiles:
 
 def find_idx(path: str) -> list[IdxFiles]:
     """Every folder under ``path`` that holds the four files, each uncompressed if there are both."""
-    folders = []
+    folders: list[IdxFiles] = []
     for folder, names in _walk(Path(path)):
         files: dict[str, Path] = {}
         for name in sorted(names, key=len):

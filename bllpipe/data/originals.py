@@ -138,7 +138,7 @@ def _is_class(label: Any) -> bool:
 
 def records_sha256(images_NCHW: Any, labels_N: Any) -> str:
     """The digest of a split, whatever the order of its images."""
-    records = np.concatenate([labels_N.astype(np.uint8)[:, None], images_NCHW.reshape(len(labels_N), -1)], axis=1)
+    records: Any = np.concatenate([labels_N.astype(np.uint8)[:, None], images_NCHW.reshape(len(labels_N), -1)], axis=1)
     content, size = memoryview(records).cast("B"), records.shape[1]  # rows of an array would cost more than their hash
     each = sorted(hashlib.sha256(content[start : start + size]).digest() for start in range(0, len(content), size))
     return hashlib.sha256(b"".join(each)).hexdigest()

@@ -165,7 +165,7 @@ def _made(kind: str, arguments: tuple[Any, ...]) -> Any:
 
 def _build(target: Any, state: tuple[Any, ...]) -> None:
     if isinstance(target, _Dtype):
-        target.value = target.value.newbyteorder(_text(state[1]))
+        target.value = target.value.newbyteorder(_text(state[1]))  # type: ignore[arg-type]  # NumPy checks the text
     else:
         _, shape, dtype, is_fortran, content = state
         dtype = _expect(dtype, _Dtype).value

@@ -158,13 +158,22 @@ LOADERS: dict[str, Callable[[DataConfig, int], Arrays]] = {
 def load_images(data: DataConfig, seed: int) -> ImageSet:
     """The images of ``data.name``; DataError if they are missing or invalid."""
     if data.user_data is not None:
-        images: ImageSet = data.user_data.images(data)
+        images: ImageSet = data.user_data.images(data, seed)
         return images
     if data.name == "imagefolder":
         from bllpipe.data.image_folder import FolderImages
 
-        return FolderImages(data)
-    return MemoryImages(load_arrays(data, seed), data)
+        return FolderImages(data, seed)
+    return array_images(load_arrays(data, seed), data, seed)
+
+
+def array_images(arrays: Arrays, data: DataConfig, seed: int) -> ImageSet:
+    """Images in memory, or those of a recipe."""
+    if data.augment.recipe == "none":
+        return MemoryImages(arrays, data)
+    from bllpipe.data.decoded_images import ArrayImages
+
+    return ArrayImages(arrays, data, seed)
 
 
 def load_labels(data: DataConfig, seed: int) -> LabelSet:

@@ -38,7 +38,7 @@ def few(seed: int, count: int, *shape: int, classes: int = 10) -> tuple[Pixels, 
 
 def binary_batch(images_NP: Pixels, *labels_N: Pixels) -> bytes:
     """CIFAR's binary form: the labels of an image, then its pixels."""
-    return np.concatenate([*(each[:, None] for each in labels_N), images_NP], axis=1).tobytes()
+    return bytes(np.concatenate([*(each[:, None] for each in labels_N), images_NP], axis=1).tobytes())
 
 
 def python_batch(images_NP: Pixels, **labels: Sequence[int]) -> bytes:
@@ -49,7 +49,7 @@ def python_batch(images_NP: Pixels, **labels: Sequence[int]) -> bytes:
 
 def python2_array(array: Any) -> bytes:
     shape = b"".join(b"J" + struct.pack("<i", side) for side in array.shape)
-    return (
+    return bytes(
         b"cnumpy.core.multiarray\n_reconstruct\nq\x0ccnumpy\nndarray\nq\x0dK\x00\x85U\x01b\x87Rq\x0e(K\x01("
         + shape
         + b"tq\x0fcnumpy\ndtype\nq\x10U\x02u1K\x00K\x01\x87Rq\x11"

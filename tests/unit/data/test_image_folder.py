@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms import CenterCrop, Compose, Resize
 
 from bllpipe.config.schema import DataConfig
-from bllpipe.data import image_folder
+from bllpipe.data import decoding
 from bllpipe.data.base import Split
 from bllpipe.data.image_folder import FolderImages, folder_labels
 from bllpipe.errors import DataError
@@ -194,7 +194,7 @@ def test_a_file_that_is_no_image(root: Path, damage: str) -> None:
 
 
 def test_a_file_with_too_many_pixels(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_folder, "MAX_PIXELS", SIZE * SIZE)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", SIZE * SIZE)
     save(noise(SIZE, SIZE + 1), root / "train" / "cat" / "0.png")
     assert len(decoded(root, "train", 1)) == 1
     with pytest.raises(DataError, match=r"cat/0\.png has 16 x 17 pixels; at most 256 are decoded"):
