@@ -56,16 +56,15 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes of the training images; a pure function of seed, epoch and step, or with a recipe of seed, epoch
-    and image."""
+    """Random changes of the training images; a pure function of seed, epoch and step, for a recipe of the image."""
 
     crop_padding: int = key(1, "pad by this many zero pixels on each side and crop at random; 0: off", least=0)
     flip: bool = key(False, "mirror left and right at random")
     rotation: float = key(10.0, "rotate by at most this many degrees either way; 0: off", least=0, most=180)
     recipe: Literal["none", "cifar", "imagenet", "trivial"] = key(
         "none",
-        "torchvision's transforms in place of these three, one image at a time, in processes: cifar (crop, flip), "
-        "imagenet (random resized crop, flip), trivial (the same, TrivialAugment, random erasing)",
+        "in place of the keys above: cifar (crop, flip), imagenet (random resized crop, flip), trivial (the same, "
+        "TrivialAugment, random erasing)",
     )
 
 
@@ -84,8 +83,7 @@ class DataConfig:
     image_size: int = key(32, "imagefolder and synthetic: height and width of images", least=1)
     workers: int = key(
         0,
-        "processes that decode images of a folder, or augment by a recipe; 0: the rank itself decodes, "
-        "for a recipe one process",
+        "processes that decode images, or run a recipe; 0: the rank itself decodes, and a recipe has one process",
         least=0,
     )
     mean: list[float] | None = key(None, "subtracted from every channel (pixels in 0..1); null: known or measured")
