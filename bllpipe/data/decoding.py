@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from io import BytesIO
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -118,12 +118,12 @@ class Decoder(Dataset[Tensor]):
         if content is not None:
             size = len(content)
         else:
-            file = Path(name)
-            if file.exists() and not file.is_file():  # a read of a pipe would wait
+            found = os.stat(name)
+            if not stat.S_ISREG(found.st_mode):  # a read of a pipe would wait
                 raise DataError(
                     f"{name} cannot be read as an image: it is a folder, a pipe or a device; remove or replace it"
                 )
-            size = file.stat().st_size
+            size = found.st_size
         if size > MAX_BYTES:
             raise DataError(f"{name} has {size:,} bytes; at most {MAX_BYTES:,} are read; make it smaller")
         return nullcontext(name) if content is None else BytesIO(content)
