@@ -1,4 +1,5 @@
-"""Data of a script: tensors, which stay in memory, or torch Datasets, whose items are read on request.
+"""Data of a script: tensors, which stay in memory, torch Datasets, whose items are read on request, and data sets of
+Hugging Face.
 
 Shapes: N images of a split, B of a batch, C channels, H x W positions.
 """
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from bllpipe.api.hugging_face import hub_data
 from bllpipe.config.schema import DataConfig
 from bllpipe.data.base import Arrays, ImageSet, LabelSet, Split, UserData, labels_sha256
 from bllpipe.data.catalog import DataSpec, check_labels
@@ -28,7 +30,7 @@ from bllpipe.utils.tensors import part_digest
 
 Array = Tensor | np.ndarray[Any, Any] | Sequence[Any]
 UserSplit = Dataset[Any] | tuple[Array, Array] | Sequence[tuple[Any, int]]  # one split
-Data = tuple[UserSplit, UserSplit] | str
+Data = tuple[UserSplit, UserSplit] | Mapping[str, Any] | str  # the mapping: a DatasetDict
 SPLITS: tuple[Split, Split] = ("train", "test")
 MOST_COMPARED = 64  # items of a split whose labels are compared between ranks
 EXPECTED = "expected (train, test), each a pair (images, labels) of tensors or a torch Dataset of (image, label)"
@@ -39,6 +41,8 @@ def user_data(data: Data) -> tuple[str, UserData | None]:
     """``data.name``, and the data passed as objects; DataError for data that cannot be trained on."""
     if isinstance(data, str):
         return data, None
+    if (found := hub_data(data)) is not None:
+        return "given", found
     if not isinstance(data, (tuple, list)) or len(data) != 2:
         raise DataError(f"the data are {_kind(data)}; {EXPECTED}")
     pairs = [_pair(split, name) for split, name in zip(data, SPLITS, strict=True)]

@@ -58,9 +58,9 @@ def train(
     Args:
         model: an nn.Sequential, a list of modules, a function (in_channels, num_classes) that returns one, built under
             the run's seed, or a name such as ``resnet18``; None: that of the config.
-        data: (train, test), each (images, labels) as tensors or a torch Dataset of (image, label); or a name such as
-            ``digits``. Floats [N, ...] are taken as they are; uint8 [N, C, H, W] are normalised, and augmented as
-            ``data.augment`` says. None: those of the config.
+        data: (train, test), each (images, labels) as tensors or a torch Dataset of (image, label); a DatasetDict of
+            Hugging Face; or a name such as ``digits``. Floats [N, ...] are taken as they are; uint8 [N, C, H, W] are
+            normalised, and augmented as ``data.augment`` says. None: those of the config.
         blocks: how many, or the cuts: after how many modules, or after the one of which name; or ``balanced 4``.
         objective: a function (alpha, scores, target, x) -> dict of terms, a class of modules with that forward, or
             ``bll``, ``dgl``, ``predsim``, and ``bp`` for the whole network.

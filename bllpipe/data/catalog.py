@@ -1,8 +1,8 @@
 """What is known of a data set without loading it: its sizes, its download address, and the files of a folder, with a
 count of those that are left out.
 
-A folder holds PATH/train/CLASS/* and PATH/test/CLASS/* (or PATH/val). The two may be links to anywhere; links inside
-them must not leave the data set.
+A folder holds PATH/train/CLASS/* and PATH/test/CLASS/*, or the images of a split as its metadata file says. The two may
+be links to anywhere; links inside them must not leave the data set.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from bllpipe.config.schema import DataConfig
+from bllpipe.data.metadata import Sample, metadata_samples
 from bllpipe.data.original_files import is_there
 from bllpipe.errors import DataError
 
 MAX_CLASSES = 100_000  # then a last layer of 512 channels has 200 MB
 DEFAULT_PATH = "data"
 SERVER_TIMEOUT_SECONDS = 4.0
+TEST_FOLDERS = ("test", "val", "validation", "valid")  # the first that is there
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff")
-Sample = tuple[str, Path]  # class and file
 
 
 @dataclass
@@ -204,7 +205,8 @@ def listing(path: str, warn: Callable[[str], None] = lambda text: None) -> dict[
 def split_folders(path: str) -> dict[str, Path]:
     """The folders of both splits; DataError when there is none."""
     root = Path(path)
-    folders = {"train": root / "train", "test": root / "test" if (root / "test").is_dir() else root / "val"}
+    found = [root / name for name in TEST_FOLDERS if (root / name).is_dir()]
+    folders = {"train": root / "train", "test": found[0] if found else root / "val"}
     for folder in folders.values():
         if not folder.is_dir():
             raise DataError(f"{folder} does not exist; expected {root}/train/CLASS/*.png and {root}/test/CLASS/*.png")
@@ -212,6 +214,10 @@ def split_folders(path: str) -> dict[str, Path]:
 
 
 def _samples(folder: Path, root: Path, warn: Callable[[str], None]) -> list[Sample]:
+    if (listed := metadata_samples(folder, SUFFIXES)) is not None:
+        for _, file in listed:
+            _check_inside(file, root)
+        return listed
     samples, left_out = [], LeftOut()
     for group in _entries(folder):
         if is_hidden(group):

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
+import bllpipe
 from bllpipe.api.datasets import TensorData
 from bllpipe.config import parse_config
 from bllpipe.config.schema import AugmentConfig, Config, DataConfig, GpuConfig
@@ -225,3 +226,10 @@ def test_torchvision_is_imported_for_a_recipe_alone(root: Path) -> None:
         "assert 'torchvision' not in sys.modules\nimport bllpipe.data.recipes\nassert 'torchvision' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
+
+
+def test_float_images_refuse_a_recipe() -> None:
+    points = (torch.zeros(8, 3), torch.arange(8) % 2)
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    with pytest.raises(ConfigError, match=r"data\.augment would change nothing, as float images are taken as they are"):
+        bllpipe.train(model, (points, points), blocks=2, settings={"data.augment.recipe": "cifar"})
