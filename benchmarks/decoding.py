@@ -1,6 +1,6 @@
-"""Images/s of one decoding process: bllpipe's recipes beside torch's DataLoader with torchvision's ImageFolder and the
-same transforms, on photographs of ImageNet's and of a phone's size.
+"""Images/s of one decoding process: bllpipe's recipes beside a torch DataLoader with the same transforms of torchvision.
 
+The photographs have the size of ImageNet's and of a phone's; the DataLoader reads them with torchvision's ImageFolder.
 Both read the same JPEG files with one worker process. All cases run once as warm-up, and then in turn, ``--repeats``
 times. A rate is images by second of CPU time of that process, so other processes on the machine disturb it little; the
 costs of a process that decodes one batch are taken off. The photographs are parts of the two that come with
@@ -13,7 +13,7 @@ import argparse
 import resource
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -95,16 +95,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     found = rate_of(make, roots[case.photographs], SIZES[case.photographs][2])
                     if repeat > 0:  # the first one is warm-up
                         rates.setdefault((case, name), []).append(found)
-    results = [{**asdict(case), **{name: Spread.of(rates[case, name]) for name in NAMES}} for case in cases]
+    results = [
+        {**asdict(case), **{name: Spread.of(rates[case, name]) for name in NAMES}, "ratio": _ratio(case, rates)}
+        for case in cases
+    ]
     rows = [
-        [*astuple(case), each[NAMES[0]], each[NAMES[1]], f"{each[NAMES[0]].median / each[NAMES[1]].median:.2f}"]
+        [*astuple(case), *(each[name] for name in NAMES), f"{ratio.median:.2f} ({ratio.least:.2f} to {ratio.most:.2f})"]
         for case, each in zip(cases, results, strict=True)
+        for ratio in [each["ratio"]]
     ]
     print(table(["photographs", "recipe", "crop", "bllpipe, images/s", "DataLoader, images/s", "ratio"], rows))
-    print(f"median (smallest to largest) of {options.repeats}, by CPU second of one process; ratio of the medians")
+    print(
+        f"median (smallest to largest) of {options.repeats}, by CPU second of one process; ratio of two that follow each other"
+    )
     versions = {"torchvision": torchvision.__version__, "pillow": PIL.__version__}
     write(options.json, str(__doc__).splitlines()[0], {"repeats": options.repeats, **versions}, results)
     return 0
+
+
+def _ratio(case: Case, rates: Mapping[tuple[Case, str], Sequence[float]]) -> Spread:
+    """Of the two rates of every repetition, which were measured one after the other."""
+    pairs = zip(*(rates[case, name] for name in NAMES), strict=True)
+    return Spread.of([ours / plain for ours, plain in pairs])
 
 
 def photographs(root: Path, width: int, height: int, count: int) -> Path:
