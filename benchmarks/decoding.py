@@ -1,4 +1,4 @@
-"""Images/s of one decoding process: bllpipe's recipes beside a torch DataLoader with the same transforms of torchvision.
+"""Images/s of one decoding process: bllpipe's recipes beside a torch DataLoader with the same transforms.
 
 The photographs have the size of ImageNet's and of a phone's; the DataLoader reads them with torchvision's ImageFolder.
 Both read the same JPEG files with one worker process. All cases run once as warm-up, and then in turn, ``--repeats``
@@ -105,9 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for ratio in [each["ratio"]]
     ]
     print(table(["photographs", "recipe", "crop", "bllpipe, images/s", "DataLoader, images/s", "ratio"], rows))
-    print(
-        f"median (smallest to largest) of {options.repeats}, by CPU second of one process; ratio of two that follow each other"
-    )
+    print(f"median (smallest to largest) of {options.repeats}, by CPU second of one process; ratio of two in a row")
     versions = {"torchvision": torchvision.__version__, "pillow": PIL.__version__}
     write(options.json, str(__doc__).splitlines()[0], {"repeats": options.repeats, **versions}, results)
     return 0

@@ -100,9 +100,11 @@ class HubFiles:
         dataset, column = self._sets[split]
         found = dataset[number][column] or {}
         content, path = found.get("bytes"), found.get("path")
-        if content is None and path is None:
+        if content is not None:
+            return f"{split} image {number}", bytes(content)
+        if path is None:
             raise DataError(f"{split} image {number} is missing; remove the row, for example with filter")
-        return (path, None) if content is None else (f"{split} image {number}", content)
+        return str(path), None
 
     def __len__(self) -> int:
         return len(self._sets["train"][0])

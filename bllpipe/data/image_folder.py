@@ -10,9 +10,10 @@ from torch import Tensor
 
 from bllpipe.config.schema import DataConfig
 from bllpipe.data.base import LabelSet, Split, labels_sha256
-from bllpipe.data.catalog import Sample, check_labels, listing
+from bllpipe.data.catalog import check_labels, listing
 from bllpipe.data.decoded_images import DecodedImages
 from bllpipe.data.decoding import Decoder
+from bllpipe.data.metadata import Sample
 from bllpipe.errors import DataError
 from bllpipe.utils.console import warn
 

@@ -77,10 +77,9 @@ class _Machine:
 
     def run(self, content: bytes) -> Any:
         for opcode, argument, _ in pickletools.genops(content):
-            if opcode.name == "STOP":
-                return self._stack.pop()
-            self._do(opcode.name, argument)
-        raise ValueError("it has no end")
+            if opcode.name != "STOP":  # which is the last one, or genops raises
+                self._do(opcode.name, argument)
+        return self._stack.pop()
 
     def _do(self, name: str, argument: Any) -> None:
         stack = self._stack
