@@ -19,7 +19,6 @@ from urllib.request import Request, urlopen
 
 from bllpipe.config.schema import DataConfig
 from bllpipe.data.metadata import Sample, metadata_samples
-from bllpipe.data.original_files import is_there
 from bllpipe.errors import DataError
 
 MAX_CLASSES = 100_000  # then a last layer of 512 channels has 200 MB
@@ -176,6 +175,8 @@ DOWNLOADS = {
 
 def check_obtainable(name: str, path: str) -> None:
     """Raises DataError when the files of ``name`` are not under ``path`` and its server does not answer."""
+    from bllpipe.data.original_files import is_there  # and readers of archives, which few commands need
+
     if is_there(name, path):
         return
     try:

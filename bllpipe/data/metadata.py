@@ -4,7 +4,6 @@ with its ``file_name`` below the folder, and here its ``label``, the name or the
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from io import StringIO
@@ -32,6 +31,8 @@ def metadata_samples(folder: Path, suffixes: Sequence[str]) -> list[Sample] | No
 
 
 def _lines(path: Path) -> list[Mapping[str, Any]]:
+    import csv  # which takes milliseconds of every command's start
+
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
