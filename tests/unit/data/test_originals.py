@@ -251,13 +251,18 @@ def test_debians_fashion_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(not (GRIDS / "cifar10").is_dir(), reason="needs the lossless grids of CIFAR next to the repository")
-@pytest.mark.parametrize("name", CIFAR_FORMS)
-def test_the_real_test_images_have_the_published_digest(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "form"), [("cifar10", "binary"), ("cifar100", "python")])
+def test_the_whole_real_set(name: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import Image
 
     monkeypatch.undo()
-    with Image.open(GRIDS / name / "test_0.webp") as grid:
-        pixels = np.array(grid.convert("RGB"))
-    images = pixels.reshape(100, 32, 100, 32, 3).transpose(0, 2, 4, 1, 3).reshape(10_000, 3, 32, 32)
-    labels = np.load(GRIDS / name / "labels.npz")["test"]
-    assert records_sha256(images, labels) == originals.CIFAR_SHA256[name]["test"]
+    for split, count in (("train", 5), ("test", 1)):
+        parts = []
+        for number in range(count):
+            with Image.open(GRIDS / name / f"{split}_{number}.webp") as grid:
+                pixels = np.array(grid.convert("RGB"))
+            parts.append(pixels.reshape(100, 32, 100, 32, 3).transpose(0, 2, 4, 1, 3).reshape(10_000, 3072))
+        labels = np.load(GRIDS / name / "labels.npz")[split].astype(np.uint8)
+        monkeypatch.setitem(COLOURED, split, (np.concatenate(parts), labels))
+    write_folder(tmp_path / "cifar", cifar(name, form))
+    assert stored(name, str(tmp_path)) == PUBLISHED[name]
