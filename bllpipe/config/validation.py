@@ -12,6 +12,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from bllpipe.config.data_checks import check_data
 from bllpipe.config.networks import DEPTHS
 from bllpipe.config.schema import (
     END_TO_END,
@@ -21,17 +22,14 @@ from bllpipe.config.schema import (
     TRACKERS,
     TWO_STAGES,
     USER_OBJECT,
-    AugmentConfig,
     Config,
 )
 from bllpipe.errors import ConfigError
 
-WITHOUT_PATH = ("digits", "synthetic", "given")
 NAME = r"[^/\0\ud800-\udfff]{0,100}"  # of a folder
 FUNCTION = r"[\w.]+:\w+"
 STREAMS = 32  # in torch's pool of a GPU; the next one is the first again
 MAX_CAPTURED_BLOCKS = STREAMS // 3
-NEED_PATH = ("imagefolder", "npz")
 LAST_PORT = 65535
 NAMES = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", type(None): "null"}
 MAX_SHOWN = 200  # characters of a value in a message
@@ -50,7 +48,7 @@ def check(config: Config) -> None:
         _check_model,
         _check_objective,
         _check_message,
-        _check_data,
+        check_data,
         _check_optimizer,
         _check_feedback,
         _check_evaluate,
@@ -218,22 +216,6 @@ def _check_message(config: Config) -> None:
             f"objective.head is auglocal, which takes residual units of {', '.join(DEPTHS)}, but model.name is "
             f"{shown(config.model.name)}; use --set objective.head=strided"
         )
-
-
-def _check_data(config: Config) -> None:
-    data = config.data
-    if data.name in NEED_PATH and data.path is None:
-        raise ConfigError(f"data.name {data.name} expected data.path, got null; use --set data.path=PATH")
-    if data.name in WITHOUT_PATH and data.path is not None:
-        raise ConfigError(f"data.path is {shown(data.path)}, but {data.name} reads no files; leave it out")
-    recipe, plain = data.augment.recipe, AugmentConfig()
-    for name in ("crop_padding", "flip", "rotation") if recipe != "none" else ():
-        value = getattr(data.augment, name)
-        if value and value != getattr(plain, name):
-            raise ConfigError(
-                f"data.augment.{name} is {shown(value)}, but data.augment.recipe is {recipe}, which takes its place; "
-                f"leave one of them out"
-            )
 
 
 def _check_optimizer(config: Config) -> None:
