@@ -25,6 +25,7 @@ from torch.nn.functional import cosine_similarity, layer_norm, softplus
 
 MIN_PROBABILITY = 1e-6  # of beta
 MIN_DEVIATION = 1e-3  # of a channel over the batch
+CELLS = 2  # rows, and columns, of cells
 
 
 class Family(Protocol):
@@ -165,6 +166,20 @@ def channel_means(alpha: Tensor) -> Tensor:
     if alpha.dim() == 4:  # accumulated in float32 without a float32 copy of alpha
         return alpha.mean(dim=(2, 3), dtype=torch.float32)
     return alpha.mean(dim=1, dtype=torch.float32) if alpha.dim() == 3 else alpha.float()
+
+
+def cell_means(alpha: Tensor) -> Tensor:
+    """The channel means of each of at most 2x2 cells of maps [B, C, H, W], float32 [B, cells * C]; of tokens and
+    vectors, which have no rows, ``channel_means``."""
+    if alpha.dim() != 4:
+        return channel_means(alpha)
+    height, width = (min(CELLS, side) for side in alpha.shape[2:])
+    cells = [cell for rows in alpha.tensor_split(height, 2) for cell in rows.tensor_split(width, 3)]
+    return torch.cat([channel_means(cell) for cell in cells], dim=1)
+
+
+# What beta is about, by ``objective.message``; the head's embedding is the third (learn/heads.py).
+MESSAGES: dict[str, Callable[[Tensor], Tensor]] = {"means": channel_means, "cells": cell_means}
 
 
 def known_means(alpha: Tensor, means_BC: Tensor) -> Tensor:

@@ -91,6 +91,7 @@ def _shortened(words: Sequence[str]) -> list[str] | None:
     if (
         any(map(PLACEHOLDER.fullmatch, _values(words)))
         or config.metrics.port is not None
+        or config.log.to  # their packages are extras, and their servers others'
         or any(map(OWN.search, words))
     ):
         return None
