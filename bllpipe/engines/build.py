@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Literal
 
 import torch
@@ -254,6 +254,7 @@ def build_job_segment(
     segment = Segment(parts[number], config.seed)
     if number == 0:  # units that come with bllpipe draw nothing
         warn_of_draws({unit.name: unit.layers[0].make() for unit in units if unit.is_built}, "the model")
+        _report_classifier(job, units)
     if device.type != "meta":
         check_has_values(segment, name)
     propagate(segment, config.method, num_classes, config.seed)
@@ -277,6 +278,17 @@ def warn_of_draws(modules: Mapping[str, nn.Module], owner: str) -> None:
             f"{', '.join(names)} of {owner} draws random numbers in training, which engines do in different orders: "
             f"another engine, or a run that resumes from a checkpoint, ends in other bits"
         )
+
+
+def _report_classifier(job: Job, units: Sequence[Unit]) -> None:
+    """A warning says which weights are not those of the file ``model.weights``."""
+    path = job.config.model.weights
+    if path is None or job.checkpoint is not None or not is_lead():
+        return
+    from bllpipe.models.pretrained import left_out, note  # safetensors, which others do not need here
+
+    if names := left_out(units, path):
+        warn(note(names, path, job.spec.num_classes))
 
 
 def _smallest_batches(job: Job) -> tuple[int, int]:
@@ -312,4 +324,7 @@ def width_for_heads(job: Job) -> int | None:
 
 
 def _units(job: Job) -> list[Unit]:
-    return network_units(job.config.model, job.spec.image_shape[0], job.spec.num_classes, job.config.seed)
+    model = job.config.model
+    if job.checkpoint is not None:  # which has the weights
+        model = replace(model, weights=None)
+    return network_units(model, job.spec.image_shape, job.spec.num_classes, job.config.seed)

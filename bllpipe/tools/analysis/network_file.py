@@ -82,14 +82,16 @@ def network_units_of(metadata: Mapping[str, str], args: Mapping[str, Any] | None
     """The same network as units; arguments and errors as in ``whole_network``."""
     model = _model(metadata, args)
     try:
-        channels, num_classes = json.loads(metadata["image_shape"])[0], _number(metadata["num_classes"])
-        if type(channels) is not int or not 1 <= channels <= LARGEST:
-            raise ValueError(f"{channels!r:.80} channels")
+        shape, num_classes = json.loads(metadata["image_shape"]), _number(metadata["num_classes"])
+        if type(shape[0]) is not int or not 1 <= shape[0] <= LARGEST:
+            raise ValueError(f"{shape[0]!r:.80} channels")
+        if not all(type(size) is int and 1 <= size <= LARGEST for size in shape):
+            raise ValueError(f"images of {shape!r:.80}")
     except (KeyError, ValueError, TypeError, IndexError, RecursionError) as error:
         raise CheckpointError(
             f"the metadata do not say what images and how many classes ({error!r:.200}); {FROM}"
         ) from error
-    return network_units(model, channels, num_classes, seed=0)
+    return network_units(model, shape, num_classes, seed=0)
 
 
 def _number(text: str) -> int:
