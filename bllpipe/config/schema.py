@@ -141,6 +141,11 @@ class ObjectiveConfig:
         "linear (on a pool), mlp (hidden layer on it), conv (3x3, then linear), narrow (1x1, then conv), gap, strided "
         "(3x3 with stride 2 to the network's last width, then gap)",
     )
+    tokens: Literal["auto", "class", "mean"] = key(
+        "auto",
+        "alpha [B, T, C]: head and message read the class token (the first one), or the mean of all tokens; auto: "
+        "class, if tracing shows that the network itself reads the first token alone in the end",
+    )
     head_features: int = key(4096, "all but gap and strided: pool alpha to at most this many features", least=1)
     head_hidden: int = key(256, "mlp: width of the hidden layer; narrow: most channels of its convolutions", least=1)
     head_layers: int = key(1, "conv, narrow: 3x3 convolutions; all but the first have stride 2", least=1)

@@ -249,7 +249,7 @@ def build_job_segment(
     """The segment of block ``number``, or of that stage of a network that learns end to end, on its device; posts the
     shape of its alpha. A network that is not cut is block 0 of every replica."""
     config, num_classes = job.config, job.spec.num_classes
-    units, name = _units(job), f"{kind} {number}"
+    units, name = units_of(job), f"{kind} {number}"
     parts = cut(units, config.cuts if kind == "block" else config.blocks)
     segment = Segment(parts[number], config.seed)
     if number == 0:  # units that come with bllpipe draw nothing
@@ -315,15 +315,16 @@ def _output_shape(segment: Segment, input_shape: tuple[int, ...], device: torch.
 
 def unit_names(job: Job) -> list[str]:
     """The last unit of every block, whose name heads and feedback loops have."""
-    return [block[-1].name for block in cut(_units(job), job.config.cuts)]
+    return [block[-1].name for block in cut(units_of(job), job.config.cuts)]
 
 
 def width_for_heads(job: Job) -> int | None:
     """The number of channels at the end of the network, for local heads that need it; None for the others."""
-    return last_width(job.config, _units(job)) if job.config.objective.head == "strided" else None
+    return last_width(job.config, units_of(job)) if job.config.objective.head == "strided" else None
 
 
-def _units(job: Job) -> list[Unit]:
+def units_of(job: Job) -> list[Unit]:
+    """The whole network, as units."""
     model = job.config.model
     if job.checkpoint is not None:  # which has the weights
         model = replace(model, weights=None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -191,7 +192,9 @@ class Block:
         norm = {"gradient_norm": self.learner.gradient_norm()} if learned and not self.is_captured else {}
         if self.config.is_end_to_end:
             return norm
-        message_BC = NORMALIZATIONS[self.config.objective.normalize](kept if is_means else channel_means(kept))
+        message_BC = NORMALIZATIONS[self.config.objective.normalize](
+            kept if is_means else channel_means(kept, self.config.objective.tokens)
+        )
         return {"alignment": alignment(message_BC, target.beta_BC, target.known_B), **norm}
 
 
@@ -217,6 +220,9 @@ def make_block(
 
     The alpha of the last block are class scores: it has no head, and its loss is the cross-entropy alone.
     """
+    if config.objective.tokens == "auto":  # a user-defined loss compares the means over tokens with beta
+        chosen: Literal["class", "mean"] = "class" if segment.has_class_token and config.method != "own" else "mean"
+        config = replace(config, objective=replace(config.objective, tokens=chosen))
     if is_last:
         return Block(segment, nn.Identity(), last_block(config.objective), config, num_classes, total_steps, is_last)
     with torch.random.fork_rng(devices=[]):
@@ -276,7 +282,7 @@ class Statistics(nn.Module):
 
     def forward(self, alpha: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The sums, the counts, and the channel means [B, C] of alpha."""
-        means_BC = channel_means(alpha.detach())
+        means_BC = channel_means(alpha.detach(), self.config.tokens)
         message_BC = NORMALIZATIONS[self.config.normalize](means_BC)
         statistic_BC = FAMILIES[self.config.family].statistic(message_BC)
         return (*class_statistics(statistic_BC, label_B, self.num_classes), means_BC)

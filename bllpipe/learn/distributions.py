@@ -160,17 +160,20 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def channel_means(alpha: Tensor) -> Tensor:
-    """The parameters a of the forward message, float32 [B, C]: [B, C, H, W] over positions, [B, T, C] over tokens."""
+def channel_means(alpha: Tensor, tokens: str = "mean") -> Tensor:
+    """The parameters a of the forward message, float32 [B, C]: [B, C, H, W] over positions, [B, T, C] over tokens, or
+    with ``tokens`` "class" those of the first token."""
     if alpha.dim() == 4:  # accumulated in float32 without a float32 copy of alpha
         return alpha.mean(dim=(2, 3), dtype=torch.float32)
+    if alpha.dim() == 3 and tokens == "class":
+        return alpha[:, 0].float()
     return alpha.mean(dim=1, dtype=torch.float32) if alpha.dim() == 3 else alpha.float()
 
 
-def known_means(alpha: Tensor, means_BC: Tensor) -> Tensor:
+def known_means(alpha: Tensor, means_BC: Tensor, tokens: str = "mean") -> Tensor:
     """``channel_means(alpha)`` with their gradients, where ``means_BC`` are their values: alpha is not read."""
-    if alpha.dim() < 3:
-        return alpha.float()
+    if alpha.dim() < 3 or (alpha.dim() == 3 and tokens == "class"):
+        return channel_means(alpha, tokens)
     return _KnownMeans.apply(alpha, means_BC)  # type: ignore[no-any-return,no-untyped-call]  # torch leaves it untyped
 
 

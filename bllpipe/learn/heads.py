@@ -28,7 +28,8 @@ def make_head(
     ``last_width`` is the number of channels at the end of the network, for ``strided`` (models/registry.py).
     """
     if len(alpha_shape) != 3:  # tokens [T, C] and vectors [C] have no positions to pool
-        return nn.Sequential(_TokenMean(), _feature_layer(alpha_shape[-1], num_classes, config))
+        read = _ClassToken() if len(alpha_shape) == 2 and config.tokens == "class" else _TokenMean()
+        return nn.Sequential(read, _feature_layer(alpha_shape[-1], num_classes, config))
     if config.head_width is None:
         config = replace(config, head_width=last_width)
     return HEADS[config.head](alpha_shape, num_classes, config)
@@ -128,6 +129,13 @@ HEADS: dict[str, Callable[[Sequence[int], int, ObjectiveConfig], nn.Module]] = {
     "gap": _gap,
     "strided": _strided,
 }
+
+
+class _ClassToken(nn.Module):
+    """[B, T, C] to the first token, [B, C]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, 0]
 
 
 class _TokenMean(nn.Module):

@@ -86,7 +86,8 @@ class BlockLocal(nn.Module):
     def forward(
         self, alpha: Tensor, scores_BK: Tensor, target: Target, x: Tensor, means_BC: Tensor | None = None
     ) -> dict[str, Tensor]:
-        means_BC = channel_means(alpha) if means_BC is None else known_means(alpha, means_BC)
+        tokens = self.config.tokens
+        means_BC = channel_means(alpha, tokens) if means_BC is None else known_means(alpha, means_BC, tokens)
         alpha_BC = NORMALIZATIONS[self.config.normalize](means_BC)
         kl = posterior_kl(self._family(alpha_BC, target), alpha_BC, target.beta_BC, target.known_B)
         pred = predictive(self.config, scores_BK, target)

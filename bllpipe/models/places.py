@@ -156,6 +156,21 @@ def result(analysis: Analysis) -> Any:
     return value[0] if alone else value  # type: ignore[index]  # a sequence of one, then
 
 
+def class_token_lengths(analysis: Analysis) -> set[int]:
+    """The numbers of tokens of which the network reads the first alone: x[:, 0]."""
+    found, index = set[int](), (slice(None, None, None), 0)
+    for node in analysis.nodes:
+        source = next(iter(node.all_input_nodes), None)
+        if source is None or not analysis.is_tensor(source) or analysis.values[source][0].dim() != 3:
+            continue
+        name, rest = function_name(node), node.args[1:]
+        if (name == "getitem" and rest[0] in (index, (*index, slice(None, None, None)))) or (
+            name == "select" and rest == (1, 0)
+        ):
+            found.add(int(analysis.values[source][0].shape[1]))
+    return found
+
+
 def _is_result(analysis: Analysis, node: fx.Node) -> bool:
     return all(user.op == "output" for user in node.users)
 

@@ -22,7 +22,17 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from bllpipe.errors import ConfigError
-from bllpipe.models.places import Analysis, Place, analyse, function_name, places, result, shared, state_keys
+from bllpipe.models.places import (
+    Analysis,
+    Place,
+    analyse,
+    class_token_lengths,
+    function_name,
+    places,
+    result,
+    shared,
+    state_keys,
+)
 from bllpipe.models.tracing import BY_HAND, SHOWN, NotTraced, Traced, check_signature, export, trace
 from bllpipe.models.units import Layer, Segment, Stretch, Unit
 
@@ -39,7 +49,8 @@ class _NoPlace(ConfigError):
 @dataclass(frozen=True)
 class StretchPlan:
     """One unit: its code in training and in evaluation mode, and what it needs of the network, by name. ``shape`` is
-    that of its output, without the batch; ``is_random`` if it draws random numbers in training."""
+    that of its output, without the batch; ``is_random`` if it draws random numbers in training; ``has_class_token`` if
+    the output are tokens of which the network reads the first alone in the end."""
 
     name: str
     training: Code
@@ -50,6 +61,7 @@ class StretchPlan:
     unsaved: frozenset[str]
     shape: tuple[int, ...]
     is_random: bool
+    has_class_token: bool
 
 
 @dataclass(frozen=True)
@@ -63,7 +75,8 @@ class Plan:
     def units(self, model: nn.Module) -> list[Unit]:
         """The units of ``model``, a network of the form that was traced. They share its modules."""
         return [
-            Unit(each.name, (Layer(each.name, self._maker(model, each)),), is_built=True) for each in self.stretches
+            Unit(each.name, (Layer(each.name, self._maker(model, each)),), True, each.shape, each.has_class_token)
+            for each in self.stretches
         ]
 
     def _maker(self, model: nn.Module, plan: StretchPlan) -> Callable[[], nn.Module]:
@@ -76,7 +89,8 @@ class Plan:
             for path in plan.tensors:
                 owner, _, name = path.rpartition(".")
                 parts[path] = getattr(model.get_submodule(owner), name)
-            return Stretch({**parts, **plan.constants}, plan.training, plan.evaluation, plan.unsaved, plan.is_random)
+            codes = plan.training, plan.evaluation
+            return Stretch({**parts, **plan.constants}, *codes, plan.unsaved, plan.is_random, self.has_modules)
 
         return make
 
@@ -220,6 +234,7 @@ def _plan(
     ]
     parts[-1] |= _unread(model, parts)
     constants = {**analyses[1].traced.constants, **analyses[0].traced.constants}
+    with_class_token = class_token_lengths(analyses[0])
     modules, saved = {name for name, _ in model.named_modules()}, model.state_dict().keys()
     stretches = tuple(
         StretchPlan(
@@ -232,6 +247,7 @@ def _plan(
             frozenset(parts[number] - modules - saved),
             shapes[number],
             any(_is_random(node) for node in divided[0][number]),
+            len(shapes[number]) == 2 and shapes[number][0] in with_class_token,
         )
         for number, name in enumerate(all_names)
     )

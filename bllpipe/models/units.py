@@ -36,6 +36,8 @@ class Unit:
     name: str
     layers: tuple[Layer, ...]
     is_built: bool = False
+    shape: tuple[int, ...] | None = None  # of its output, without the batch, if the network was traced
+    has_class_token: bool = False  # its output are tokens, and the network's scores depend on the first alone
 
 
 class Stretch(nn.Module):
@@ -47,12 +49,13 @@ class Stretch(nn.Module):
         parts: Mapping[str, nn.Module | Tensor],
         training: Code,
         evaluation: Code,
-        unsaved: frozenset[str] = frozenset(),
-        is_random: bool = False,
+        unsaved: frozenset[str] = frozenset(),  # tensors that no state_dict has
+        is_random: bool = False,  # draws random numbers in training
+        has_layers: bool = True,  # not of torch.export, which has functions alone
     ) -> None:
         super().__init__()
         self.parts, self.codes = dict(parts), {True: training, False: evaluation}
-        self.unsaved, self.is_random = unsaved, is_random  # tensors that no state_dict has; draws random numbers
+        self.unsaved, self.is_random, self.has_layers = unsaved, is_random, has_layers
         attach(self, parts, unsaved)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,12 +68,13 @@ class Segment(nn.Module):
 
     def __init__(self, units: Sequence[Unit], seed: int) -> None:
         super().__init__()
-        self.last_unit = units[-1].name
+        self.last_unit, self.has_class_token = units[-1].name, units[-1].has_class_token
         self.unit_ends = [unit.layers[-1].path for unit in units]
         self.output_hooks: dict[str, Callable[[Tensor], Tensor]] = {}
         self._codes: dict[str, dict[bool, Code]] = {}  # of stretches, by training mode
         self._paths = [layer.path for unit in units for layer in unit.layers]
         self._user_paths: list[str] = []
+        self.has_layers = True  # modules for convolutions and products
         for unit in units:
             for layer in unit.layers:
                 self._add(layer, seed, unit.is_built)
@@ -92,6 +96,7 @@ class Segment(nn.Module):
         parts: Mapping[str, nn.Module | Tensor] = {layer.path: module}
         if isinstance(module, Stretch):
             parts, self._codes[layer.path] = module.parts, module.codes
+            self.has_layers &= module.has_layers
         if is_built:
             self._user_paths += [path for path, part in parts.items() if isinstance(part, nn.Module)]
         attach(self, parts, module.unsaved if isinstance(module, Stretch) else frozenset())

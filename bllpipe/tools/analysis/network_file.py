@@ -205,9 +205,11 @@ def heads_of(run: FinishedRun, blocks: Sequence[Block]) -> tuple[dict[str, str],
         shape = shapes[block.segment.last_unit] = alpha_shape(block.segment, shape, run.device)
     objective = {key: value for key, value in to_mapping(run.config.objective).items() if key.startswith("head")}
     network = {name: value for block in blocks for name, value in block.segment.state_dict().items()}
+    tokens = {block.segment.last_unit: block.config.objective.tokens for block in blocks[:-1]}
     metadata = {
         **describe(run),
         "heads": json.dumps(shapes),
+        "tokens": json.dumps(tokens),
         "objective": json.dumps(objective),
         "network_sha256": part_digest(network),
     }
@@ -227,12 +229,12 @@ def load_ensemble(file: Path, heads: Path, args: Mapping[str, Any] | None = None
             f"{heads} does not hold the heads of the network in {file}; expected two files of one export: "
             f"bllpipe export RUN FILE --heads HEADS"
         )
-    shapes, objective = _described(metadata, heads)
+    shapes, objectives = _described(metadata, heads)
     described = read_network(file)[0]
     num_classes = int(described["num_classes"])
     with torch.device("meta"):  # a file of a few bytes may describe heads of terabytes
-        check_weights(_named(_built(shapes, num_classes, objective)), weights, str(heads))
-    made = _built(shapes, num_classes, objective)
+        check_weights(_named(_built(shapes, num_classes, objectives)), weights, str(heads))
+    made = _built(shapes, num_classes, objectives)
     fill(_named(made), weights, str(heads))
     try:
         parts = cut(network_units_of(described, args), list(shapes))
@@ -244,8 +246,8 @@ def load_ensemble(file: Path, heads: Path, args: Mapping[str, Any] | None = None
     return Ensemble(blocks, [*made.values(), nn.Identity()]).eval()
 
 
-def _built(shapes: Shapes, num_classes: int, objective: ObjectiveConfig) -> dict[str, nn.Module]:
-    return {unit: make_head(shape, num_classes, objective) for unit, shape in shapes.items()}
+def _built(shapes: Shapes, num_classes: int, objectives: Mapping[str, ObjectiveConfig]) -> dict[str, nn.Module]:
+    return {unit: make_head(shape, num_classes, objectives[unit]) for unit, shape in shapes.items()}
 
 
 def _named(heads: Mapping[str, nn.Module]) -> nn.Module:
@@ -253,11 +255,15 @@ def _named(heads: Mapping[str, nn.Module]) -> nn.Module:
     return Segment(units_from_modules(heads), seed=0)
 
 
-def _described(metadata: Mapping[str, str], file: Path) -> tuple[Shapes, ObjectiveConfig]:
+def _described(metadata: Mapping[str, str], file: Path) -> tuple[Shapes, dict[str, ObjectiveConfig]]:
     """What the heads read, and the keys that say how they are built; CheckpointError when there is nothing of it."""
     try:
         shapes = {str(unit): tuple(shape) for unit, shape in json.loads(metadata["heads"]).items()}
-        objective = parse_config({"objective": json.loads(metadata["objective"])}).objective
+        keys, tokens = json.loads(metadata["objective"]), json.loads(metadata.get("tokens", "{}"))
+        objective = parse_config({"objective": keys}).objective
+        objectives = {
+            unit: parse_config({"objective": {**keys, "tokens": tokens.get(unit, "mean")}}).objective for unit in shapes
+        }
         numbers = [number for shape in shapes.values() for number in shape]
         if not shapes or not all(type(number) is int and 1 <= number <= LARGEST for number in numbers):
             raise ValueError(f"alpha of shapes {shapes!r:.80}")
@@ -265,4 +271,4 @@ def _described(metadata: Mapping[str, str], file: Path) -> tuple[Shapes, Objecti
             raise ValueError(f"alpha of shapes {shapes!r:.80}, {objective.head_layers} layers")
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError, ConfigError) as error:
         raise CheckpointError(f"the metadata of {file} describe no heads ({error!r:.200}); {FROM}") from error
-    return shapes, objective
+    return shapes, objectives

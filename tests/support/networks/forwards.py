@@ -205,4 +205,4 @@ class SharedDropout(nn.Module):
 
 
 def tokens(in_channels: int, num_classes: int) -> nn.Module:
-    return Tokens(num_classes)
+    return Tokens(num_classes, rate=0.0)

@@ -68,30 +68,30 @@ def check_same(network: nn.Module, shape: Sequence[int], least: int) -> list[Seg
     return row
 
 
-def _vgg() -> nn.Module:
+def _vgg() -> Any:
     network = models.VGG(models.vgg.make_layers([8, "M", 16], batch_norm=True), CLASSES, init_weights=False)
     network.classifier = nn.Sequential(nn.Linear(16 * 49, 8), nn.ReLU(True), nn.Dropout(), nn.Linear(8, CLASSES))
     return network
 
 
-def _vit() -> nn.Module:
+def _vit() -> Any:
     return VisionTransformer(16, 8, 3, 2, 16, 32, dropout=0.1, num_classes=CLASSES)
 
 
-def _swin() -> nn.Module:
+def _swin() -> Any:
     return SwinTransformer([4, 4], 8, [2, 1], [2, 4], [2, 2], stochastic_depth_prob=0.3, num_classes=CLASSES)
 
 
-def _convnext() -> nn.Module:
+def _convnext() -> Any:
     layers = [CNBlockConfig(8, 16, 2), CNBlockConfig(16, None, 1)]
     return ConvNeXt(layers, stochastic_depth_prob=0.3, num_classes=CLASSES)
 
 
-def _maxvit() -> nn.Module:
+def _maxvit() -> Any:
     return MaxVit((16, 16), 8, 2, [8, 16], [1, 1], 4, 0.3, num_classes=CLASSES)
 
 
-def _regnet() -> nn.Module:
+def _regnet() -> Any:
     return RegNet(BlockParams([1, 2], [16, 32], [8, 8], [1, 1], [2, 2], se_ratio=0.25), CLASSES)
 
 
