@@ -40,7 +40,6 @@ def left_out(units: Sequence[Unit], path: str, weights: Mapping[str, Tensor] | N
     weights = read_weights(path) if weights is None else weights
     with torch.device("meta"):  # what is not built yet is not built for this
         own = Segment(units, seed=0).state_dict()
-        last = Segment(units[-1:], seed=0).state_dict().keys()
     if missing := sorted(own.keys() - weights.keys()):
         raise ConfigError(f"model.weights={path} lacks {_some(missing)}; {EXPECTED}")
     if unknown := sorted(weights.keys() - own.keys()):
@@ -49,7 +48,8 @@ def left_out(units: Sequence[Unit], path: str, weights: Mapping[str, Tensor] | N
     sizes = {weights[name].shape[0] if weights[name].dim() else 0 for name in other}
     for name in other:
         ours, theirs = own[name], weights[name]
-        is_classifier = name in last and len(sizes) == 1 and ours.dim() and ours.shape[1:] == theirs.shape[1:]
+        # any other layer of another width would also differ from the one that reads it, in its second dimension
+        is_classifier = len(sizes) == 1 and ours.dim() and ours.shape[1:] == theirs.shape[1:]
         if not is_classifier or ours.dtype != theirs.dtype:
             raise ConfigError(
                 f"model.weights={path} holds {name} as {dtype_and_shape(theirs)}, but the network needs "

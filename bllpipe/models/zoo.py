@@ -79,8 +79,9 @@ def check_installed(name: str) -> None:
 
 def _check_known(package: str, name: str, known: Sequence[str]) -> None:
     if name not in known:
+        lister = "torchvision.models.list_models()" if package == TORCHVISION else "timm.list_models()"
         close = difflib.get_close_matches(name, known, n=MOST_CLOSE)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"python -c lists them: {package}'s list_models()"
+        hint = f"did you mean {' or '.join(close)}?" if close else f"{lister} lists them"
         raise ConfigError(f"model.name={package}:{name} is no classifier of {package}; {hint}")
 
 
