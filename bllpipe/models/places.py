@@ -262,7 +262,7 @@ def _values(traced: Traced, model: nn.Module, training: bool, shape: tuple[int, 
                 probe = _Probe(model, traced, empty=True)
                 probe.run(torch.empty(shape, device="meta"))
         except Exception:  # an operation that needs values, of torch or of a module
-            copy = deepcopy(model)
+            copy = deepcopy(model).cpu()
             with mode(copy, training), torch.random.fork_rng(devices=[]):
                 probe = _Probe(copy, traced, empty=False)
                 probe.run(torch.randn(shape))

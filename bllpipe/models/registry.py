@@ -127,7 +127,7 @@ def stochastic_modules(modules: Mapping[str, nn.Module]) -> list[str]:
 def is_stochastic(module: nn.Module) -> bool:
     """Whether this layer itself draws random numbers in training, judged by its class and attributes."""
     if isinstance(module, Stretch):
-        return module.is_random
+        return module.stretch_is_random
     if isinstance(module, _DropoutNd) or type(module).__name__ in ("StochasticDepth", "DropBlock2d", "DropBlock3d"):
         return float(module.p) > 0  # type: ignore[arg-type]  # a number in all of these
     if isinstance(module, nn.RReLU):

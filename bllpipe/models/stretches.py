@@ -372,7 +372,8 @@ def _compare(model: nn.Module, plan: Plan, image_shape: Sequence[int], source: s
     with torch.no_grad(), _disable_current_modes(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         images = torch.randn(NUM_CHECKED, *image_shape)
-        theirs, row = deepcopy(model), [Segment([unit], seed=0) for unit in plan.units(deepcopy(model))]
+        theirs, ours = deepcopy(model).cpu(), deepcopy(model).cpu()
+        row = [Segment([unit], seed=0) for unit in plan.units(ours)]
         for training in MODES:
             torch.manual_seed(1)
             expected = theirs.train(training)(images)

@@ -123,7 +123,8 @@ def export(model: nn.Module, training: bool, image_shape: Sequence[int], source:
     from torch.export import export as exported  # torch's compiler, which takes seconds
 
     with mode(model, training):
-        before, images = _attributes(model), torch.randn(2, *image_shape)
+        device = next((parameter.device for parameter in model.parameters()), None)
+        before, images = _attributes(model), torch.randn(2, *image_shape, device=device)
         try:
             with warnings.catch_warnings():  # an attribute that is assigned would keep the value of now
                 warnings.filterwarnings("error", "The tensor attribute")

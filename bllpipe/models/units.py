@@ -54,12 +54,13 @@ class Stretch(nn.Module):
         has_layers: bool = True,  # not of torch.export, which has functions alone
     ) -> None:
         super().__init__()
-        self.parts, self.codes = dict(parts), {True: training, False: evaluation}
-        self.unsaved, self.is_random, self.has_layers = unsaved, is_random, has_layers
+        # names that no module of a network has
+        self.stretch_parts, self.stretch_codes = dict(parts), {True: training, False: evaluation}
+        self.stretch_unsaved, self.stretch_is_random, self.stretch_has_layers = unsaved, is_random, has_layers
         attach(self, parts, unsaved)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.codes[self.training](self, x)
+        return self.stretch_codes[self.training](self, x)
 
 
 class Segment(nn.Module):
@@ -95,11 +96,11 @@ class Segment(nn.Module):
             module = layer.make()
         parts: Mapping[str, nn.Module | Tensor] = {layer.path: module}
         if isinstance(module, Stretch):
-            parts, self._codes[layer.path] = module.parts, module.codes
-            self.has_layers &= module.has_layers
+            parts, self._codes[layer.path] = module.stretch_parts, module.stretch_codes
+            self.has_layers &= module.stretch_has_layers
         if is_built:
             self._user_paths += [path for path, part in parts.items() if isinstance(part, nn.Module)]
-        attach(self, parts, module.unsaved if isinstance(module, Stretch) else frozenset())
+        attach(self, parts, module.stretch_unsaved if isinstance(module, Stretch) else frozenset())
 
     def detach_structure(self) -> None:
         """Replaces user-defined modules by copies that share their parameters, buffers and hooks: from now on layers

@@ -1,7 +1,7 @@
 """Trains a tiny vision transformer of torchvision on handwritten digits, in blocks of encoder layers.
 
-    python docs/examples/vision_transformer.py
-    torchrun --nproc_per_node=4 docs/examples/vision_transformer.py
+python docs/examples/vision_transformer.py
+torchrun --nproc_per_node=4 docs/examples/vision_transformer.py
 """
 
 import argparse
