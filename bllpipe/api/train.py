@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from html import escape
 from itertools import count
 from os import PathLike, fspath
 from pathlib import Path
@@ -30,6 +31,7 @@ from bllpipe.errors import BllpipeError, CheckpointError, ConfigError
 from bllpipe.launch import SPREAD, check_start, choose_callbacks, fail_before_the_store
 from bllpipe.models.registry import is_traced
 from bllpipe.tools.analysis.network_file import fill, network_weights
+from bllpipe.tools.analysis.run_html import run_html, short_path
 from bllpipe.utils.console import warn
 from bllpipe.utils.files import RunLock, read_record, refused_paths
 from bllpipe.utils.tensors import torch_defaults
@@ -202,7 +204,14 @@ class Run:
         self.directory, self.rank = Path(directory), rank
 
     def __repr__(self) -> str:
-        return f"Run({str(self.directory)!r}, rank={self.rank})"
+        return f"Run({str(short_path(self.directory))!r}, rank={self.rank})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a table of the ranks, and a picture of the accuracy of every block."""
+        try:
+            return run_html(self.directory, self.summary)
+        except BllpipeError as error:  # a notebook would show the whole traceback
+            return f"<code>{escape(repr(self))}</code>: {escape(str(error))}"
 
     @cached_property
     def summary(self) -> Mapping[str, Any]:

@@ -14,16 +14,9 @@ TORCH_PIPELINES = ("gpipe", "1f1b", *TWO_STAGES)
 PIPELINES = (*TORCH_PIPELINES, "deepspeed")
 SYNCHRONOUS = (*PIPELINES, "ddp")
 DEFAULT_BALANCED = 4  # blocks for ``balanced`` without a number
+TRACKERS = ("tensorboard", "wandb", "mlflow")  # packages, and extras, of the same names
 NEVER = "never"  # a value of keys for intervals
 USER_OBJECT = "user_object"  # in the metadata of a field that is not a key
-DEPTHS: dict[str, tuple[int, int, int, int]] = {
-    "resnet18": (2, 2, 2, 2),
-    "resnet34": (3, 4, 6, 3),
-    "resnet50": (3, 4, 6, 3),
-    "resnet101": (3, 4, 23, 3),
-    "resnet152": (3, 8, 36, 3),
-}
-LAST_STAGE = 8  # its width divided by that of the first: each of four stages doubles it
 
 
 def user_object() -> Any:
@@ -125,10 +118,25 @@ class ObjectiveConfig:
         None, "own: package.module:function (alpha, scores, target, x) -> terms, or a module class that makes one"
     )
     kl_weight: float = key(1.0, "bll: weight of KL(rho || alpha), nats summed over the channels", least=0)
+    kl_scale: Literal["none", "channels", "classes", "both"] = key(
+        "none", "bll: divide kl_weight by the size of the message (channels), by the number of classes, or by both"
+    )
+    kl_block_factor: float = key(1.0, "bll: factor of kl_weight from block to block; below 1 it falls", least=0)
+    kl_final_fraction: float = key(
+        1.0, "bll: fraction of kl_weight at the end of the run, towards which it goes linearly", least=0
+    )
+    message: Literal["means", "cells", "embedding"] = key(
+        "means",
+        "bll: what beta is about: the channel means of alpha; those in each of 2x2 cells; or the input of the head's "
+        "last layer",
+    )
     pred_weight: float = key(1.0, "bll, dgl: weight of the local head's cross-entropy", least=0)
     sim_share: float = key(0.99, "predsim: share of the similarity-matching loss, the rest predicts", least=0, most=1)
     keep_weight: float = key(
         0.0, "weight of the reconstruction loss: the input of the block, decoded from alpha (InfoPro)", least=0
+    )
+    contrast_weight: float = key(
+        0.0, "weight of the supervised contrastive loss of the head's embedding (InfoPro)", least=0
     )
     family: Literal["gaussian", "gaussian_learned", "bernoulli", "categorical"] = key(
         "gaussian", "bll: distribution of alpha and beta; gaussian: of variance 1; gaussian_learned: one a channel"
@@ -136,17 +144,17 @@ class ObjectiveConfig:
     normalize: Literal["none", "sample", "batch"] = key(
         "none", "bll: channel means as they are, or with mean 0 and variance 1 within each sample or over the batch"
     )
-    head: Literal["linear", "mlp", "conv", "narrow", "gap", "strided"] = key(
+    head: Literal["linear", "mlp", "conv", "narrow", "gap", "strided", "auglocal"] = key(
         "linear",
         "linear (on a pool), mlp (hidden layer on it), conv (3x3, then linear), narrow (1x1, then conv), gap, strided "
-        "(3x3 with stride 2 to the network's last width, then gap)",
+        "(3x3 with stride 2 to the network's last width, then gap), auglocal (residual units like later ones, gap)",
     )
     tokens: Literal["auto", "class", "mean"] = key(
         "auto",
         "alpha [B, T, C]: head and message read the class token (the first one), or the mean of all tokens; auto: "
         "class, if tracing shows that the network itself reads the first token alone in the end",
     )
-    head_features: int = key(4096, "all but gap and strided: pool alpha to at most this many features", least=1)
+    head_features: int = key(4096, "linear, mlp, conv, narrow: pool alpha to at most this many features", least=1)
     head_hidden: int = key(256, "mlp: width of the hidden layer; narrow: most channels of its convolutions", least=1)
     head_layers: int = key(1, "conv, narrow: 3x3 convolutions; all but the first have stride 2", least=1)
     head_width: int | None = key(
@@ -155,10 +163,19 @@ class ObjectiveConfig:
         least=1,
     )
     head_reduce: int | None = key(None, "strided: channels of a 1x1 convolution that comes first; null: none", least=1)
-    head_scale: bool = key(False, "multiply the F features of the head's linear layer by sqrt(128 / F)")
+    head_units: int = key(
+        2, "auglocal: residual units, evenly spaced among those of the network after the block", least=1
+    )
+    head_scale: bool | Literal["auto"] = key(
+        "auto", "multiply the F features that the head reads, if more than 128, by sqrt(128 / F); auto: for linear only"
+    )
     head_lr: float = key(1.0, "factor on the learning rate of the heads' parameters", least=0)
     label_smoothing: float = key(0.0, "label smoothing of every cross-entropy", least=0, most=1)
     user_loss: Any = user_object()  # what ``function`` names
+
+    @property
+    def is_head_scaled(self) -> bool:
+        return self.head == "linear" if self.head_scale == "auto" else self.head_scale
 
 
 @dataclass(frozen=True)
@@ -258,6 +275,7 @@ class LogConfig:
     """metrics.jsonl and progress."""
 
     every_steps: int = key(20, "steps between two lines of metrics.jsonl a rank", least=1)
+    to: list[str] = key([], "trackers that show the run while it trains: tensorboard, wandb, mlflow")
     plain_seconds: float = key(10.0, "seconds between progress lines when the output is not a terminal", least=0.1)
     if_unwritable: Literal["fail", "go_on"] = key(
         "go_on", "if metrics or spans cannot be written: go_on without them and warn, or fail"
@@ -373,13 +391,3 @@ class Config:
     @property
     def num_blocks(self) -> int:
         return 1 if self.is_end_to_end else self.num_parts
-
-
-def residual_units(name: str) -> list[tuple[int, int]]:
-    """(stage, index in the stage) of every residual unit, both from 0; a cut never divides a unit."""
-    return [(stage, index) for stage, depth in enumerate(DEPTHS[name]) for index in range(depth)]
-
-
-def unit_name(stage: int, index: int) -> str:
-    """The name of a residual unit in torchvision, and in cuts."""
-    return f"layer{stage + 1}.{index}"

@@ -12,7 +12,17 @@ from functools import cache
 from itertools import pairwise
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from bllpipe.config.schema import DEPTHS, END_TO_END, NEVER, PIPELINES, SYNCHRONOUS, TWO_STAGES, USER_OBJECT, Config
+from bllpipe.config.networks import DEPTHS
+from bllpipe.config.schema import (
+    END_TO_END,
+    NEVER,
+    PIPELINES,
+    SYNCHRONOUS,
+    TRACKERS,
+    TWO_STAGES,
+    USER_OBJECT,
+    Config,
+)
 from bllpipe.errors import ConfigError
 
 WITHOUT_PATH = ("digits", "synthetic", "given")
@@ -39,6 +49,7 @@ def check(config: Config) -> None:
         _check_replicas,
         _check_model,
         _check_objective,
+        _check_message,
         _check_data,
         _check_optimizer,
         _check_feedback,
@@ -46,6 +57,7 @@ def check(config: Config) -> None:
         _check_backends,
         _check_gpu,
         _check_metrics,
+        _check_trackers,
     ):
         check_section(config)
 
@@ -198,6 +210,20 @@ def _check_objective(config: Config) -> None:
         raise ConfigError(f"objective.function is {shown(function)}; expected package.module:function")
 
 
+def _check_message(config: Config) -> None:
+    message = config.objective.message
+    if message != "means" and config.method != "bll":
+        raise ConfigError(
+            f"objective.message is {message}, but method {config.method} compares no message with beta; leave it out, "
+            f"or use --set method=bll"
+        )
+    if config.objective.head == "auglocal" and ":" in config.model.name:
+        raise ConfigError(
+            f"objective.head is auglocal, which takes residual units of {', '.join(DEPTHS)}, but model.name is "
+            f"{shown(config.model.name)}; use --set objective.head=strided"
+        )
+
+
 def _check_data(config: Config) -> None:
     data = config.data
     if data.name in NEED_PATH and data.path is None:
@@ -277,6 +303,17 @@ def _check_metrics(config: Config) -> None:
         )
 
 
+def _check_trackers(config: Config) -> None:
+    names = config.log.to
+    for name in names:
+        if name not in TRACKERS:
+            close = difflib.get_close_matches(name, TRACKERS, n=1, cutoff=0.5)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"log.to names the tracker {shown(name)}; expected {', '.join(TRACKERS)}{hint}")
+        if names.count(name) > 1:
+            raise ConfigError(f"log.to names {name} twice; use it once")
+
+
 def shown(value: Any) -> str:
     """``value`` in a message, cut to ``MAX_SHOWN`` characters."""
     try:
@@ -301,6 +338,7 @@ def convert(value: Any, kind: Any, key: str, limits: Mapping[str, Any]) -> Any:
         raise ConfigError(f"{key} is {shown(value)}; expected {describe(kind)}{hint}")
     if not _fits(value, kind):
         hint = f"; for a text use quotes inside quotes: --set '{key}=\"...\"'" if _fits("", kind) else ""
+        hint = f"; use --set '{key}=[{value}]'" if isinstance(value, str) and kind == list[str] else hint
         raise ConfigError(f"{key} is {shown(value)} ({_kind_of(value)}); expected {describe(kind)}{hint}")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         _check_limits(value, key, limits)

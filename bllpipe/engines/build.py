@@ -23,11 +23,11 @@ from bllpipe.data.base import ImageSet, LabelSet, data_identity
 from bllpipe.data.loader import LabelSource, label_batches
 from bllpipe.distributed.torchrun import is_lead
 from bllpipe.engines.job import Job, JobStore
-from bllpipe.engines.ports import ActorPorts, Links, NullSender, PortWrapper, identity, image_port
+from bllpipe.engines.ports import ActorPorts, Links, NullSender, PortWrapper, identity, image_port, message_size_of
 from bllpipe.errors import CheckpointError, ConfigError
 from bllpipe.learn.block import Block, alpha_shape, make_block
 from bllpipe.learn.cuda_graphs import speed_up
-from bllpipe.learn.distributions import FAMILIES, num_channels
+from bllpipe.learn.distributions import FAMILIES
 from bllpipe.learn.feedback import make_feedback
 from bllpipe.learn.feedback_alignment import propagate
 from bllpipe.learn.memory_format import place, without_cudnn
@@ -102,7 +102,7 @@ class JobBuilder:
         job, config, actors = self.job, self.job.config, []
         rank, family = job.topology.feedback_rank, FAMILIES[config.objective.family]
         for block, name in enumerate(unit_names(job)):
-            ports, channels = self._ports(), num_channels(self.store.shape_of(block))
+            ports, channels = self._ports(), message_size_of(job, self.store, block)
             loop = FeedbackLoop(
                 name,
                 make_feedback(config.feedback, job.spec.num_classes, channels, config.seed, name, device, family),
@@ -119,7 +119,7 @@ class JobBuilder:
         shapes = self.store.input_shape(rank, job.spec.image_shape), self.store.shape_of(rank)
         is_last = rank == job.topology.num_blocks - 1
         sizes = job.spec.num_classes, job.schedule.total_steps
-        block = make_block(segment, *shapes, job.config, *sizes, is_last, width_for_heads(job))
+        block = make_block(segment, *shapes, job.config, *sizes, is_last, width_for_heads(job), rank)
         if rank == 0 and isinstance(block.objective, nn.Module):
             warn_of_draws(dict(block.objective.named_children()), "the objective")
         if self.beside_nccl and block.channels_last and not job.config.gpu.compile:  # a compiler has kernels of its own

@@ -25,6 +25,7 @@ from torch.nn.functional import cosine_similarity, layer_norm, softplus
 
 MIN_PROBABILITY = 1e-6  # of beta
 MIN_DEVIATION = 1e-3  # of a channel over the batch
+CELLS = 2  # rows, and columns, of cells
 
 
 class Family(Protocol):
@@ -168,6 +169,21 @@ def channel_means(alpha: Tensor, tokens: str = "mean") -> Tensor:
     if alpha.dim() == 3 and tokens == "class":
         return alpha[:, 0].float()
     return alpha.mean(dim=1, dtype=torch.float32) if alpha.dim() == 3 else alpha.float()
+
+
+def cell_means(alpha: Tensor, tokens: str = "mean") -> Tensor:
+    """The channel means of each of at most 2x2 cells of maps [B, C, H, W], float32 [B, cells * C]; of tokens and
+    vectors, which have no rows, ``channel_means``."""
+    if alpha.dim() != 4:
+        return channel_means(alpha, tokens)
+    height, width = (min(CELLS, side) for side in alpha.shape[2:])
+    cells = [cell for rows in alpha.tensor_split(height, 2) for cell in rows.tensor_split(width, 3)]
+    return torch.cat([channel_means(cell) for cell in cells], dim=1)
+
+
+# What beta is about, by ``objective.message``, of (alpha, objective.tokens); the head's embedding is the third
+# (learn/heads.py).
+MESSAGES: dict[str, Callable[[Tensor, str], Tensor]] = {"means": channel_means, "cells": cell_means}
 
 
 def known_means(alpha: Tensor, means_BC: Tensor, tokens: str = "mean") -> Tensor:

@@ -21,9 +21,10 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes
 
-from bllpipe.config.schema import LAST_STAGE, Config, ModelConfig
+from bllpipe.config.networks import LAST_STAGE
+from bllpipe.config.schema import Config, ModelConfig
 from bllpipe.errors import ConfigError
-from bllpipe.models.resnet import resnet_units
+from bllpipe.models.resnet import LaterUnit, later_units, resnet_units
 from bllpipe.models.units import Stretch, Unit, units_from_modules
 from bllpipe.models.zoo import builder, is_in_zoo
 from bllpipe.utils.tensors import derived_seed, torch_defaults
@@ -282,6 +283,13 @@ def last_width(config: Config, units: Sequence[Unit]) -> int | None:
     modules = [module for layer in units[-1].layers for module in layer.make().modules()]
     widths = [module.in_features for module in modules if isinstance(module, nn.Linear)]
     return widths[-1] or None if widths else None  # 0 in a lazy layer
+
+
+def units_after(config: Config, unit: str) -> list[LaterUnit]:
+    """The residual units of the network after ``unit``, for heads that are made of such; none for other heads."""
+    if config.objective.head != "auglocal":
+        return []
+    return later_units(config.model.name, config.model.width, unit)
 
 
 def in_order(made: Any, source: str) -> dict[str, nn.Module]:

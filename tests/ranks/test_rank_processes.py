@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 
 from bllpipe.engines.rank_processes import RankProcesses
 from tests.support import jobs
-from tests.support.running import OWN, Running, running
+from tests.support.running import OWN, Running, in_forks, running
 from tests.support.waiting import PATIENCE, default_action, wait_until
 
 pytestmark = [pytest.mark.ranks, pytest.mark.skipif(sys.platform != "linux", reason="needs prctl and /proc")]
@@ -67,6 +68,25 @@ def test_ranks_are_started_again_and_again(can_fork: bool, tmp_path: Path) -> No
     assert jobs.summary(tmp_path / "run")["state_sha256"] == straight["state_sha256"]
 
 
+def test_a_rank_leads_its_process_group_when_the_launcher_hears_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal to the group of a rank that had just been forked was lost once: its fork was slower."""
+    slow_forks = "import os, time\nos.register_at_fork(after_in_child=lambda: time.sleep(0.5))\n"
+    (tmp_path / "sitecustomize.py").write_text(slow_forks)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    words = jobs.words(tmp_path / "run", *jobs.SMALL, "blocks=1", "steps=100000")
+    with ready(words) as processes, ThreadPoolExecutor(1) as other:
+        run = other.submit(processes.run, 0)
+        wait_until(processes.processes)
+        ranks = processes.processes()
+        groups = {os.getpgid(rank) for rank in ranks}
+        for group in groups:
+            os.killpg(group, signal.SIGKILL)
+        run.result(PATIENCE)
+    assert groups == ranks
+
+
 def test_a_server_that_cannot_import_is_a_failure_of_all_ranks() -> None:
     with ready([], engine="none-of-ours") as processes:
         assert processes.run(attempt=0) == {0: 1, 1: 1}
@@ -89,7 +109,8 @@ def test_ranks_without_their_server_end_and_are_started_again(tmp_path: Path) ->
 def test_a_signal_to_every_process_of_a_job_is_an_agreed_stop(number: signal.Signals, tmp_path: Path) -> None:
     """As a batch system sends it: the server must not end before the ranks, which would end with it."""
     words = jobs.words(None, *jobs.SMALL, "blocks=2", "log.every_steps=1", "steps=100000")
-    with default_action(number), running(OWN, tmp_path / "run", *words) as job:
+    start = in_forks(OWN) if number == signal.SIGINT else OWN
+    with default_action(number), running(start, tmp_path / "run", *words) as job:
         job.wait_for_step(3)
         for process in job.processes:
             os.kill(process, number)

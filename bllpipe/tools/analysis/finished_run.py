@@ -152,8 +152,10 @@ def _fresh_blocks(run: FinishedRun) -> list[Block]:
     parts, width = cut(units, config.cuts), last_width(config, units)
     segments = build_segments(parts, config, spec.image_shape, run.device)
     return [
-        make_block(segment, input_shape, output_shape, config, spec.num_classes, steps, part is parts[-1], width)
-        for part, (segment, input_shape, output_shape) in zip(parts, segments, strict=True)
+        make_block(
+            segment, input_shape, output_shape, config, spec.num_classes, steps, number == len(parts) - 1, width, number
+        )
+        for number, (segment, input_shape, output_shape) in enumerate(segments)
     ]
 
 

@@ -31,12 +31,12 @@ from bllpipe.engines.build import build_job_segment, unit_names, units_of, width
 from bllpipe.engines.ddp import gradient_bytes, ring_bytes
 from bllpipe.engines.job import Job, JobStore
 from bllpipe.engines.pipeline_stages import microbatch_size, wire_format
-from bllpipe.engines.ports import layout_of
+from bllpipe.engines.ports import layout_of, message_size_of
 from bllpipe.engines.synchronous import StageTrainer
 from bllpipe.errors import BllpipeError, ConfigError
 from bllpipe.learn.balanced_cut import with_balanced_cut
 from bllpipe.learn.block import Block, make_block
-from bllpipe.learn.distributions import FAMILIES, num_channels
+from bllpipe.learn.distributions import FAMILIES
 from bllpipe.learn.feedback import make_feedback
 from bllpipe.learn.optimizer import Learner
 from bllpipe.messages import Round, Target
@@ -97,8 +97,9 @@ class Memory:
 class RankEstimate:
     """``parameters`` as in summary.json: all numbers that training changes, statistics of normalisations with them.
 
-    Of them ``head_parameters`` are the local head's. ``operations`` are those of a forward pass of one image through
-    block and head (a multiplication and an addition are two), ``head_operations`` those of the head alone.
+    Of them ``head_parameters`` are those of the local head and of its loss. ``operations`` are those of a forward pass
+    of one image through block, head and loss (a multiplication and an addition are two), ``head_operations`` those of
+    head and loss alone.
     """
 
     rank: int
@@ -252,29 +253,29 @@ def _block(job: Job, store: JobStore, rank: int) -> RankEstimate:
     input_shape, alpha_shape = store.input_shape(rank, job.spec.image_shape), store.shape_of(rank)
     is_last = rank == job.topology.num_blocks - 1
     sizes = job.spec.num_classes, job.schedule.total_steps
-    block = make_block(segment, input_shape, alpha_shape, job.config, *sizes, is_last, width_for_heads(job))
+    block = make_block(segment, input_shape, alpha_shape, job.config, *sizes, is_last, width_for_heads(job), rank)
     learner, size = block.learner, job.config.data.batch_size
 
     def forward() -> Iterator[Tensor]:
         """One batch up to the losses. The gradient of alpha exists at the peak of memory, too."""
         x = _zeros(size, input_shape)
         alpha = block.forward(x)
-        terms, scores_BK, _ = block.losses(alpha, _target(size, num_channels(alpha_shape)))
+        terms, scores_BK, _ = block.losses(alpha, _target(size, block.message_size))
         yield from (x, alpha, scores_BK, torch.empty_like(alpha), *terms.values())
 
     memory = _rank_memory(learner, kept_bytes(forward, learner.weights().values()), _message_buffers(job, store, rank))
-    parameters, of_head = (_num_parameters(part.values()) for part in (learner.weights(), block.head.state_dict()))
+    parameters, of_head = (_num_parameters(part.values()) for part in (learner.weights(), block.local.state_dict()))
     return RankEstimate(rank, job.topology.role(rank), parameters, memory, of_head, *_operations(block, input_shape))
 
 
 @torch.no_grad()
 def _operations(block: Block, input_shape: tuple[int, ...]) -> tuple[int, int]:
-    """Operations of the forward pass of one image: through block and head, and through the head alone."""
+    """Operations of the forward pass of one image: through block and local loss, and of the local loss alone."""
     x = _zeros(COUNTED, input_shape)
     with FlopCounterMode(display=False) as of_block:
         alpha = block.forward(x)
     with FlopCounterMode(display=False) as of_head:
-        block.head(alpha)
+        block.losses(alpha, _target(COUNTED, block.message_size))
     head = of_head.get_total_flops() // COUNTED
     return of_block.get_total_flops() // COUNTED + head, head
 
@@ -283,7 +284,7 @@ def _feedback(job: Job, store: JobStore) -> RankEstimate:
     """The feedback rank: the feedback of all blocks."""
     config, family, state = job.config, FAMILIES[job.config.objective.family], list[Tensor]()
     for block, name in enumerate(unit_names(job)):
-        sizes = job.spec.num_classes, num_channels(store.shape_of(block))
+        sizes = job.spec.num_classes, message_size_of(job, store, block)
         state += make_feedback(config.feedback, *sizes, config.seed, name, SHAPES_ONLY, family).state().values()
     rank = job.topology.feedback_rank
     memory = Memory(sum(value.nbytes for value in state), 0, 0, 0, _message_buffers(job, store, rank))

@@ -5,7 +5,8 @@ import torch
 import torchvision
 from torch import nn
 
-from bllpipe.config.schema import DEPTHS, ModelConfig
+from bllpipe.config.networks import DEPTHS
+from bllpipe.config.schema import ModelConfig
 from bllpipe.errors import ConfigError
 from bllpipe.models.partition import cut
 from bllpipe.models.registry import network_units
