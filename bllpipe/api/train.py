@@ -29,6 +29,7 @@ from bllpipe.engines.job import Job, JobStore
 from bllpipe.engines.runner import is_complete
 from bllpipe.errors import BllpipeError, CheckpointError, ConfigError
 from bllpipe.launch import SPREAD, check_start, choose_callbacks, fail_before_the_store
+from bllpipe.models.registry import is_traced
 from bllpipe.tools.analysis.network_file import fill, network_weights
 from bllpipe.tools.analysis.run_html import run_html, short_path
 from bllpipe.utils.console import warn
@@ -58,8 +59,9 @@ def train(
     """Trains ``model`` in blocks that learn alone; returns what the run has left. The modules are trained in place.
 
     Args:
-        model: an nn.Sequential, a list of modules, a function (in_channels, num_classes) that returns one, built under
-            the run's seed, or a name such as ``resnet18``; None: that of the config.
+        model: any nn.Module, such as one of torchvision's, a list of modules, a function (in_channels, num_classes)
+            that returns one, built under the run's seed, or a name, such as ``resnet18`` or
+            ``torchvision:convnext_tiny``; None: that of the config.
         data: (train, test), each (images, labels) as tensors or a torch Dataset of (image, label); a DatasetDict of
             Hugging Face; or a name such as ``digits``. Floats [N, ...] are taken as they are; uint8 [N, C, H, W] are
             normalised, and augmented as ``data.augment`` says. None: those of the config.
@@ -259,6 +261,6 @@ class Run:
         A rank of several has trained its own block alone: this is how it gets the others. Raises CheckpointError, and
         copies nothing, when names, shapes or dtypes differ.
         """
-        whole = nn.Sequential(OrderedDict(modules_of(model)))  # type: ignore[arg-type]  # or it says what is needed
+        whole: Any = model if is_traced(model) else nn.Sequential(OrderedDict(modules_of(model)))  # type: ignore[arg-type]
         fill(whole, self.weights(), str(self.directory))
         return model

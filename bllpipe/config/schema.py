@@ -37,13 +37,19 @@ class ModelConfig:
     """The network that is cut into blocks."""
 
     name: str = key(
-        "resnet18", "resnet18/34/50/101/152, or package.module:function that returns an ordered list of modules"
+        "resnet18",
+        "resnet18/34/50/101/152; torchvision:NAME or timm:NAME, such as torchvision:convnext_tiny; or "
+        "package.module:function that returns a network or an ordered list of modules",
     )
     width: int = key(16, "channels of the stem; 64 is the ResNet of the papers", least=1)
     stem: Literal["cifar", "half", "imagenet"] = key(
         "cifar", "cifar: 3x3, no max-pool; half: the same with stride 2; imagenet: 7x7 stride 2 and max-pool"
     )
-    args: dict[str, Any] = key({}, "keyword arguments for package.module:function")
+    args: dict[str, Any] = key({}, "keyword arguments for a network of torchvision or timm, or package.module:function")
+    weights: str | None = key(
+        None,
+        "safetensors file with a pretrained network's state_dict; of another number of classes: all but the classifier",
+    )
     user_model: Any = user_object()  # (in_channels, num_classes, **args) -> modules
 
 
@@ -154,6 +160,11 @@ class ObjectiveConfig:
         "linear",
         "linear (on a pool), mlp (hidden layer on it), conv (3x3, then linear), narrow (1x1, then conv), gap, strided "
         "(3x3 with stride 2 to the network's last width, then gap), auglocal (residual units like later ones, gap)",
+    )
+    tokens: Literal["auto", "class", "mean"] = key(
+        "auto",
+        "alpha [B, T, C]: head and message read the class token (the first one), or the mean of all tokens; auto: "
+        "class, if tracing shows that the network itself reads the first token alone in the end",
     )
     head_features: int = key(4096, "linear, mlp, conv, narrow: pool alpha to at most this many features", least=1)
     head_hidden: int = key(256, "mlp: width of the hidden layer; narrow: most channels of its convolutions", least=1)

@@ -28,6 +28,7 @@ from bllpipe.errors import ConfigError
 
 NAME = r"[^/\0\ud800-\udfff]{0,100}"  # of a folder
 FUNCTION = r"[\w.]+:\w+"
+ZOO = r"(torchvision|timm):[\w.-]+"
 STREAMS = 32  # in torch's pool of a GPU; the next one is the first again
 MAX_CAPTURED_BLOCKS = STREAMS // 3
 LAST_PORT = 65535
@@ -176,16 +177,20 @@ def _check_divisible(config: Config, parts: int, kind: str) -> None:
 
 def _check_model(config: Config) -> None:
     name = config.model.name
-    if re.fullmatch(FUNCTION, name):
+    if re.fullmatch(FUNCTION, name) or re.fullmatch(ZOO, name):
         return
     if name not in DEPTHS:
         close = difflib.get_close_matches(name, DEPTHS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ConfigError(
-            f"model.name is {shown(name)}; expected one of {', '.join(DEPTHS)} or package.module:function{hint}"
+            f"model.name is {shown(name)}; expected one of {', '.join(DEPTHS)}, torchvision:NAME, timm:NAME or "
+            f"package.module:function{hint}"
         )
     if config.model.args:
-        raise ConfigError(f"model.args are for package.module:function; {name} has model.width and model.stem")
+        raise ConfigError(
+            f"model.args are for torchvision:NAME, timm:NAME and package.module:function; {name} has model.width and "
+            f"model.stem"
+        )
 
 
 def _check_objective(config: Config) -> None:

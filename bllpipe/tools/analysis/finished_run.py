@@ -148,7 +148,7 @@ def evaluation_batches(run: FinishedRun) -> Iterator[tuple[Tensor, Tensor]]:
 def _fresh_blocks(run: FinishedRun) -> list[Block]:
     """The blocks before the first step."""
     config, spec, steps = run.config, run.images.spec, run.plan.total_steps
-    units = network_units(config.model, spec.image_shape[0], spec.num_classes, config.seed)
+    units = network_units(replace(config.model, weights=None), spec.image_shape, spec.num_classes, config.seed)
     parts, width = cut(units, config.cuts), last_width(config, units)
     segments = build_segments(parts, config, spec.image_shape, run.device)
     return [
