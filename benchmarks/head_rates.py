@@ -89,7 +89,7 @@ def head_rates(config: Config, x: Tensor, num_classes: int) -> Iterator[HeadRate
     shape = tuple(x.shape[1:])
     config = with_balanced_cut(config, shape, num_classes)
     config = replace(config, precision=replace(config.precision, compute="fp32"))
-    units = network_units(config.model, shape[0], num_classes, config.seed)
+    units = network_units(config.model, shape, num_classes, config.seed)
     parts, width = cut(units, config.blocks), last_width(config, units)
     for number, (segment, before, after) in enumerate(build_segments(parts, config, shape, CPU)):
         is_last = number == len(parts) - 1

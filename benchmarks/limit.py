@@ -94,7 +94,7 @@ def block_alone(
     number: int, config: Config, batch: int, device: torch.device = CPU
 ) -> tuple[Block, torch.Tensor, Target]:
     """Block ``number`` with an input and a target of the right shapes, for ``batch`` images."""
-    units = network_units(config.model, IMAGE[0], CLASSES, config.seed)
+    units = network_units(config.model, IMAGE, CLASSES, config.seed)
     parts, width = cut(units, config.cuts), last_width(config, units)
     segments = [place(Segment(part, config.seed), config, device) for part in parts[: number + 1]]
     shapes: list[tuple[int, ...]] = [IMAGE]

@@ -223,7 +223,12 @@ def check_plan(config: Config) -> None:
 
 
 def check_installed(config: Config) -> None:
-    """Raises ConfigError for an engine whose package is not installed. Only for the machine of the run."""
+    """Raises ConfigError for an engine or a network whose package is not installed. Only for the machine of the run."""
+    if config.model.name.startswith("timm:") and find_spec("timm") is None:
+        raise ConfigError(
+            f"model.name={config.model.name} needs the package timm, which is not installed; use pip install "
+            f"'bllpipe[timm]'"
+        )
     if config.engine == "deepspeed" and find_spec("deepspeed") is None:
         raise ConfigError(
             "engine deepspeed needs the package deepspeed, which is not installed; use pip install 'bllpipe[deepspeed]'"

@@ -37,36 +37,54 @@ class ModelConfig:
     """The network that is cut into blocks."""
 
     name: str = key(
-        "resnet18", "resnet18/34/50/101/152, or package.module:function that returns an ordered list of modules"
+        "resnet18",
+        "resnet18/34/50/101/152; torchvision:NAME or timm:NAME, such as torchvision:convnext_tiny; or "
+        "package.module:function that returns a network or an ordered list of modules",
     )
     width: int = key(16, "channels of the stem; 64 is the ResNet of the papers", least=1)
     stem: Literal["cifar", "half", "imagenet"] = key(
         "cifar", "cifar: 3x3, no max-pool; half: the same with stride 2; imagenet: 7x7 stride 2 and max-pool"
     )
-    args: dict[str, Any] = key({}, "keyword arguments for package.module:function")
+    args: dict[str, Any] = key({}, "keyword arguments for a network of torchvision or timm, or package.module:function")
+    weights: str | None = key(
+        None,
+        "safetensors file with a pretrained network's state_dict; of another number of classes: all but the classifier",
+    )
     user_model: Any = user_object()  # (in_channels, num_classes, **args) -> modules
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes of the training images; a pure function of seed, epoch and step."""
+    """Random changes of the training images; a pure function of seed, epoch and step, for a recipe of the image."""
 
     crop_padding: int = key(1, "pad by this many zero pixels on each side and crop at random; 0: off", least=0)
     flip: bool = key(False, "mirror left and right at random")
     rotation: float = key(10.0, "rotate by at most this many degrees either way; 0: off", least=0, most=180)
+    recipe: Literal["none", "cifar", "imagenet", "trivial"] = key(
+        "none",
+        "in place of the keys above: cifar (crop, flip), imagenet (random resized crop, flip), trivial (the same, "
+        "TrivialAugment, random erasing)",
+    )
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Where images and labels come from."""
 
-    name: Literal["digits", "cifar10", "cifar100", "fashion_mnist", "imagefolder", "npz", "synthetic", "given"] = key(
-        "digits", "digits, cifar10, cifar100, fashion_mnist, imagefolder, npz, synthetic; given: passed by a script"
+    name: Literal[
+        "digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "imagefolder", "npz", "synthetic", "given"
+    ] = key(
+        "digits",
+        "digits, cifar10, cifar100, mnist, fashion_mnist, imagefolder, npz, synthetic; given: passed by a script",
     )
     path: str | None = key(None, "folder or file of the data; digits and synthetic need none")
     batch_size: int = key(64, "images in a global mini-batch", least=1)
     image_size: int = key(32, "imagefolder and synthetic: height and width of images", least=1)
-    workers: int = key(0, "imagefolder: processes that decode images; 0: the rank itself decodes", least=0)
+    workers: int = key(
+        0,
+        "processes that decode images, or run a recipe; 0: the rank itself decodes, and a recipe has one process",
+        least=0,
+    )
     mean: list[float] | None = key(None, "subtracted from every channel (pixels in 0..1); null: known or measured")
     std: list[float] | None = key(None, "divides every channel; null: known or measured")
     synthetic_images: int = key(1024, "synthetic: training images; the test set has a quarter as many", least=1)
@@ -142,6 +160,11 @@ class ObjectiveConfig:
         "linear",
         "linear (on a pool), mlp (hidden layer on it), conv (3x3, then linear), narrow (1x1, then conv), gap, strided "
         "(3x3 with stride 2 to the network's last width, then gap), auglocal (residual units like later ones, gap)",
+    )
+    tokens: Literal["auto", "class", "mean"] = key(
+        "auto",
+        "alpha [B, T, C]: head and message read the class token (the first one), or the mean of all tokens; auto: "
+        "class, if tracing shows that the network itself reads the first token alone in the end",
     )
     head_features: int = key(4096, "linear, mlp, conv, narrow: pool alpha to at most this many features", least=1)
     head_hidden: int = key(256, "mlp: width of the hidden layer; narrow: most channels of its convolutions", least=1)

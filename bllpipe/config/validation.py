@@ -12,6 +12,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from bllpipe.config.data_checks import check_data
 from bllpipe.config.networks import DEPTHS
 from bllpipe.config.schema import (
     END_TO_END,
@@ -25,12 +26,11 @@ from bllpipe.config.schema import (
 )
 from bllpipe.errors import ConfigError
 
-WITHOUT_PATH = ("digits", "synthetic", "given")
 NAME = r"[^/\0\ud800-\udfff]{0,100}"  # of a folder
 FUNCTION = r"[\w.]+:\w+"
+ZOO = r"(torchvision|timm):[\w.-]+"
 STREAMS = 32  # in torch's pool of a GPU; the next one is the first again
 MAX_CAPTURED_BLOCKS = STREAMS // 3
-NEED_PATH = ("imagefolder", "npz")
 LAST_PORT = 65535
 NAMES = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", type(None): "null"}
 MAX_SHOWN = 200  # characters of a value in a message
@@ -49,7 +49,7 @@ def check(config: Config) -> None:
         _check_model,
         _check_objective,
         _check_message,
-        _check_data,
+        check_data,
         _check_optimizer,
         _check_feedback,
         _check_evaluate,
@@ -177,16 +177,20 @@ def _check_divisible(config: Config, parts: int, kind: str) -> None:
 
 def _check_model(config: Config) -> None:
     name = config.model.name
-    if re.fullmatch(FUNCTION, name):
+    if re.fullmatch(FUNCTION, name) or re.fullmatch(ZOO, name):
         return
     if name not in DEPTHS:
         close = difflib.get_close_matches(name, DEPTHS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ConfigError(
-            f"model.name is {shown(name)}; expected one of {', '.join(DEPTHS)} or package.module:function{hint}"
+            f"model.name is {shown(name)}; expected one of {', '.join(DEPTHS)}, torchvision:NAME, timm:NAME or "
+            f"package.module:function{hint}"
         )
     if config.model.args:
-        raise ConfigError(f"model.args are for package.module:function; {name} has model.width and model.stem")
+        raise ConfigError(
+            f"model.args are for torchvision:NAME, timm:NAME and package.module:function; {name} has model.width and "
+            f"model.stem"
+        )
 
 
 def _check_objective(config: Config) -> None:
@@ -217,14 +221,6 @@ def _check_message(config: Config) -> None:
             f"objective.head is auglocal, which takes residual units of {', '.join(DEPTHS)}, but model.name is "
             f"{shown(config.model.name)}; use --set objective.head=strided"
         )
-
-
-def _check_data(config: Config) -> None:
-    data = config.data
-    if data.name in NEED_PATH and data.path is None:
-        raise ConfigError(f"data.name {data.name} expected data.path, got null; use --set data.path=PATH")
-    if data.name in WITHOUT_PATH and data.path is not None:
-        raise ConfigError(f"data.path is {shown(data.path)}, but {data.name} reads no files; leave it out")
 
 
 def _check_optimizer(config: Config) -> None:

@@ -55,7 +55,7 @@ class ImageSource:
         entry = self._entries.pop(0)
         if images_BCHW.dtype != torch.uint8:
             return Alpha(entry, images_BCHW)
-        if entry.phase == "train":
+        if entry.phase == "train" and self._config.recipe == "none":
             draws = stream(self._seed, "augment", entry.epoch, entry.batch)
             images_BCHW = augment(images_BCHW, self._config, draws)
         return Alpha(entry, normalise(images_BCHW, self._images.mean, self._images.std))
@@ -64,6 +64,8 @@ class ImageSource:
         """The images of each round; a loader may draw several rounds ahead."""
         for entry, split, index_B in _indices(rounds, self._images.spec.num_train, self._seed):
             self._entries.append(entry)
+            if entry.phase == "train" and self._config.recipe != "none":
+                index_B = index_B + entry.epoch * self._images.spec.num_train  # whose draws differ by epoch
             yield split, index_B
 
 
@@ -118,8 +120,8 @@ def stays_on_device(images: ImageSet, config: GpuConfig, memory_bytes: int) -> b
     if not isinstance(images, MemoryImages):
         if config.images == "device":
             raise ConfigError(
-                "gpu.images is device, but the images of a folder are decoded as they are needed; "
-                "use --set gpu.images=host"
+                "gpu.images is device, but the images of a folder are decoded as they are needed, and recipes run in "
+                "processes; use --set gpu.images=host"
             )
         return False
     fits = images.num_bytes * LARGEST_SHARE <= memory_bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -67,7 +68,9 @@ def message_size_of(job: Job, store: JobStore, block: int) -> int:
     config, shape = job.config, store.shape_of(block)
     head: nn.Module = nn.Identity()
     if config.objective.message == "embedding" and len(shape) == 3:
-        units = network_units(config.model, job.spec.image_shape[0], job.spec.num_classes, config.seed)
+        units = network_units(
+            replace(config.model, weights=None), job.spec.image_shape, job.spec.num_classes, config.seed
+        )
         later = units_after(config, cut(units, config.cuts)[block][-1].name)
         with torch.random.fork_rng(devices=[]):
             head = make_head(shape, job.spec.num_classes, config.objective, last_width(config, units), later)

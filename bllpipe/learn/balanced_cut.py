@@ -50,10 +50,12 @@ def with_balanced_cut(config: Config, image_shape: Sequence[int], num_classes: i
 def count_operations(config: Config, image_shape: Sequence[int], num_classes: int) -> dict[str, UnitCost]:
     """Operations of every unit for a batch of two images, by name; ConfigError for a unit that cannot be counted."""
     costs = {}
-    model = replace(config.model, user_model=deepcopy(config.model.user_model))  # a script's modules do not change
+    if ":" in config.model.name:  # where it can be cut is found with values, and kept
+        network_units(replace(config.model, weights=None), image_shape, num_classes, config.seed)
+    model = replace(config.model, weights=None, user_model=deepcopy(config.model.user_model))  # nothing changes
     with FakeTensorMode(allow_non_fake_inputs=True):
         x = torch.empty(BATCH, *image_shape)
-        units = network_units(model, image_shape[0], num_classes, config.seed)
+        units = network_units(model, image_shape, num_classes, config.seed)
         for unit in units:
             segment = Segment([unit], config.seed).train()
             try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -203,7 +204,10 @@ class Block:
         if self._is_embedding(alpha):
             with self.learner.autocast():
                 return embed(self.head, alpha)
-        return cell_means(alpha) if self.config.objective.message == "cells" else channel_means(alpha.detach())
+        tokens = self.config.objective.tokens
+        if self.config.objective.message == "cells":
+            return cell_means(alpha, tokens)
+        return channel_means(alpha.detach(), tokens)
 
     def _is_embedding(self, alpha: Tensor) -> bool:
         """Whether the message is the embedding of the head; tokens and vectors are their own, but for a mean."""
@@ -244,6 +248,9 @@ def make_block(
 
     The alpha of the last block are class scores: it has no head, and its loss is the cross-entropy alone.
     """
+    if config.objective.tokens == "auto":  # a user-defined loss compares the means over tokens with beta
+        chosen: Literal["class", "mean"] = "class" if segment.has_class_token and config.method != "own" else "mean"
+        config = replace(config, objective=replace(config.objective, tokens=chosen))
     if is_last:
         size, loss = num_channels(alpha_shape), last_block(config.objective)
         return Block(segment, nn.Identity(), loss, config, num_classes, total_steps, is_last, size)

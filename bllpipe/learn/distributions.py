@@ -161,31 +161,35 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def channel_means(alpha: Tensor) -> Tensor:
-    """The parameters a of the forward message, float32 [B, C]: [B, C, H, W] over positions, [B, T, C] over tokens."""
+def channel_means(alpha: Tensor, tokens: str = "mean") -> Tensor:
+    """The parameters a of the forward message, float32 [B, C]: [B, C, H, W] over positions, [B, T, C] over tokens, or
+    with ``tokens`` "class" those of the first token."""
     if alpha.dim() == 4:  # accumulated in float32 without a float32 copy of alpha
         return alpha.mean(dim=(2, 3), dtype=torch.float32)
+    if alpha.dim() == 3 and tokens == "class":
+        return alpha[:, 0].float()
     return alpha.mean(dim=1, dtype=torch.float32) if alpha.dim() == 3 else alpha.float()
 
 
-def cell_means(alpha: Tensor) -> Tensor:
+def cell_means(alpha: Tensor, tokens: str = "mean") -> Tensor:
     """The channel means of each of at most 2x2 cells of maps [B, C, H, W], float32 [B, cells * C]; of tokens and
     vectors, which have no rows, ``channel_means``."""
     if alpha.dim() != 4:
-        return channel_means(alpha)
+        return channel_means(alpha, tokens)
     height, width = (min(CELLS, side) for side in alpha.shape[2:])
     cells = [cell for rows in alpha.tensor_split(height, 2) for cell in rows.tensor_split(width, 3)]
     return torch.cat([channel_means(cell) for cell in cells], dim=1)
 
 
-# What beta is about, by ``objective.message``; the head's embedding is the third (learn/heads.py).
-MESSAGES: dict[str, Callable[[Tensor], Tensor]] = {"means": channel_means, "cells": cell_means}
+# What beta is about, by ``objective.message``, of (alpha, objective.tokens); the head's embedding is the third
+# (learn/heads.py).
+MESSAGES: dict[str, Callable[[Tensor, str], Tensor]] = {"means": channel_means, "cells": cell_means}
 
 
-def known_means(alpha: Tensor, means_BC: Tensor) -> Tensor:
+def known_means(alpha: Tensor, means_BC: Tensor, tokens: str = "mean") -> Tensor:
     """``channel_means(alpha)`` with their gradients, where ``means_BC`` are their values: alpha is not read."""
-    if alpha.dim() < 3:
-        return alpha.float()
+    if alpha.dim() < 3 or (alpha.dim() == 3 and tokens == "class"):
+        return channel_means(alpha, tokens)
     return _KnownMeans.apply(alpha, means_BC)  # type: ignore[no-any-return,no-untyped-call]  # torch leaves it untyped
 
 

@@ -37,7 +37,8 @@ def make_head(
     units of the network after the block, for ``auglocal`` (models/registry.py has both).
     """
     if len(alpha_shape) != 3:  # tokens [T, C] and vectors [C] have no positions to pool
-        return nn.Sequential(_TokenMean(), _feature_layer(alpha_shape[-1], num_classes, config))
+        read = _ClassToken() if len(alpha_shape) == 2 and config.tokens == "class" else _TokenMean()
+        return nn.Sequential(read, _feature_layer(alpha_shape[-1], num_classes, config))
     if config.head_width is None:
         config = replace(config, head_width=last_width)
     if config.head in HEADS_OF_UNITS:
@@ -196,6 +197,13 @@ HEADS: dict[str, Callable[[Sequence[int], int, ObjectiveConfig], nn.Module]] = {
 }
 # Heads that are made of units like those after the block.
 HEADS_OF_UNITS: dict[str, Callable[[Sequence[int], int, ObjectiveConfig, Later], nn.Module]] = {"auglocal": _auglocal}
+
+
+class _ClassToken(nn.Module):
+    """[B, T, C] to the first token, [B, C]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, 0]
 
 
 class _TokenMean(nn.Module):

@@ -114,8 +114,8 @@ class BlockLocal(nn.Module):
         if embedding_BF is not None:
             return embedding_BF.float()
         if means_BC is None:
-            return MESSAGES[self.config.message](alpha)
-        return known_means(alpha, means_BC) if self.config.message == "means" else means_BC
+            return MESSAGES[self.config.message](alpha, self.config.tokens)
+        return known_means(alpha, means_BC, self.config.tokens) if self.config.message == "means" else means_BC
 
     def _family(self, alpha_BC: Tensor, target: Target) -> Family:
         if self.learned is None:

@@ -130,7 +130,7 @@ def parts_of(config: Config) -> int:
 def one_step_in_one_process(config: Config) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The whole network before and after a step: the parts of the batch go through it one after another, each as
     BatchNorm would see it, and their gradients are averaged."""
-    segment = place(Segment(network_units(config.model, 1, 10, config.seed), config.seed), config, CPU).train()
+    segment = place(Segment(network_units(config.model, (1, 8, 8), 10, config.seed), config.seed), config, CPU).train()
     before = {f"model.{name}": value.clone() for name, value in segment.state_dict().items()}
     image_BCHW, label_B = first_batch(config)
     for images, labels in zip(image_BCHW.chunk(parts_of(config)), label_B.chunk(parts_of(config)), strict=True):

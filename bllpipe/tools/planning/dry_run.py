@@ -27,7 +27,7 @@ from bllpipe.config.schema import TWO_STAGES
 from bllpipe.data.catalog import DataSpec
 from bllpipe.distributed.message_format import LIMIT
 from bllpipe.engines import topology
-from bllpipe.engines.build import build_job_segment, unit_names, width_for_heads
+from bllpipe.engines.build import build_job_segment, unit_names, units_of, width_for_heads
 from bllpipe.engines.ddp import gradient_bytes, ring_bytes
 from bllpipe.engines.job import Job, JobStore
 from bllpipe.engines.pipeline_stages import microbatch_size, wire_format
@@ -112,13 +112,24 @@ class RankEstimate:
 
 
 @dataclass(frozen=True)
+class PlaceEstimate:
+    """A place at which a traced network can be cut: after ``unit``, where one tensor of ``shape`` (without the batch)
+    is alive. ``parameters`` are those of the unit."""
+
+    unit: str
+    shape: tuple[int, ...]
+    parameters: int
+
+
+@dataclass(frozen=True)
 class Estimates:
-    """All ranks and edges of a run of ``steps`` steps, each of a batch."""
+    """All ranks and edges of a run of ``steps`` steps, each of a batch; the ``places`` of a network that is traced."""
 
     steps: int
     steps_per_epoch: int
     ranks: tuple[RankEstimate, ...]
     edges: tuple[EdgeEstimate, ...]
+    places: tuple[PlaceEstimate, ...] = ()
 
     def sent(self, rank: int) -> int:
         """Bytes that ``rank`` sends in a training step."""
@@ -169,7 +180,14 @@ def count(config: Config, spec: DataSpec) -> Estimates:
                 ranks, edges = tuple(_replicas(job, store)), _gradient_ring(job, store)
             case _:
                 ranks, edges = tuple(_pipeline_ranks(job, store)), _stage_edges(job, store)
-        return Estimates(schedule.total_steps, schedule.steps_per_epoch, ranks, tuple(edges))
+        return Estimates(schedule.total_steps, schedule.steps_per_epoch, ranks, tuple(edges), tuple(_places(job)))
+
+
+def _places(job: Job) -> Iterator[PlaceEstimate]:
+    for unit in units_of(job)[:-1]:
+        if unit.shape is not None:
+            parameters = sum(each.numel() for layer in unit.layers for each in layer.make().parameters())
+            yield PlaceEstimate(unit.name, unit.shape, parameters)
 
 
 @contextmanager

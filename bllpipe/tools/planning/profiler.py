@@ -210,7 +210,7 @@ def build_benchmarks(
 
     Raises ConfigError for a unit after which no block can end.
     """
-    units = network_units(config.model, spec.image_shape[0], spec.num_classes, config.seed)
+    units = network_units(config.model, spec.image_shape, spec.num_classes, config.seed)
     x = torch.randn(batch, *spec.image_shape, generator=stream(config.seed, "plan images")).to(device)
     segments = build_segments([[unit] for unit in units], config, spec.image_shape, device)
     for unit, (segment, _, _) in zip(units, segments, strict=True):

@@ -65,7 +65,7 @@ def test_units_are_evenly_spaced_up_to_the_last_with_the_strides_between(
 
 def test_gradients_reach_the_block_and_cross_none() -> None:
     config = load_config(None, ["model.width=8", "objective.head=auglocal", "method=dgl"])
-    parts = cut(network_units(config.model, 1, 10, config.seed), 4)
+    parts = cut(network_units(config.model, (1, 8, 8), 10, config.seed), 4)
     segments = list(build_segments(parts, config, (1, 8, 8), CPU))
     blocks = [make_block(*each, config, 10, 100, number == 3, number=number) for number, each in enumerate(segments)]
     x = torch.randn(6, 1, 8, 8)

@@ -85,7 +85,7 @@ def test_tokens_and_vectors_have_the_linear_head() -> None:
 @pytest.mark.parametrize(("name", "width", "last"), [("resnet18", 16, 128), ("resnet34", 8, 64), ("resnet50", 64, 512)])
 def test_the_last_width_of_a_resnet_is_that_of_its_last_3x3_convolutions(name: str, width: int, last: int) -> None:
     config = load_config(None, [f"model.name={name}", f"model.width={width}", "objective.head=strided"])
-    units = network_units(config.model, 3, 10, seed=0)
+    units = network_units(config.model, (3, 8, 8), 10, seed=0)
     assert last_width(config, units) == last
     found = [each for each in units[-1].layers[0].make().modules() if isinstance(each, nn.Conv2d)]
     assert [each.out_channels for each in found if each.kernel_size == (3, 3)][-1] == last
@@ -115,7 +115,7 @@ def test_the_last_width_of_another_network_is_what_its_last_linear_layer_reads(
 def with_head(**objective: Any) -> Block:
     """The first block of the digits' network, eight channels wide."""
     config = replace(CONFIG, objective=ObjectiveConfig(**objective))
-    units = network_units(replace(config.model, width=8), 1, 10, config.seed)
+    units = network_units(replace(config.model, width=8), (1, 8, 8), 10, config.seed)
     segment = Segment(cut(units, 4)[0], config.seed)
     return make_block(segment, (1, 8, 8), (8, 8, 8), config, 10, 100, False, 64)
 
@@ -240,7 +240,7 @@ def test_a_scale_changes_neither_names_nor_initial_values(head: str) -> None:
 
 def test_bf16_with_channels_last_on_a_cpu() -> None:
     config = load_config(None, ["precision.compute=bf16", "channels_last=true", "objective.head=strided"])
-    units = network_units(replace(config.model, width=8), 1, 10, config.seed)
+    units = network_units(replace(config.model, width=8), (1, 8, 8), 10, config.seed)
     block = make_block(Segment(cut(units, 4)[0], config.seed), (1, 8, 8), (8, 8, 8), config, 10, 100, False, 64)
     alpha = block.forward(images())
     assert alpha.dtype is torch.bfloat16 and alpha.is_contiguous(memory_format=torch.channels_last)
@@ -273,7 +273,7 @@ def test_what_real_features_allow_at_the_start() -> None:
     before the first step, with 1,024 still; with 256 and with the strided head it is not."""
     x = cifar10(512)
     config: Config = load_config(None, ["model.stem=half", "objective.head=strided"])
-    units = network_units(config.model, 3, 10, config.seed)
+    units = network_units(config.model, (3, 8, 8), 10, config.seed)
     alpha = Segment(cut(units, 4)[0], config.seed).train()(x)
     assert alpha.shape[1:] == (16, 16, 16)
 
