@@ -134,22 +134,16 @@ class ObjectiveConfig:
         "none", "bll: divide kl_weight by the size of the message (channels), by the number of classes, or by both"
     )
     kl_block_factor: float = key(1.0, "bll: factor of kl_weight from block to block; below 1 it falls", least=0)
-    kl_final_fraction: float = key(
-        1.0, "bll: fraction of kl_weight at the end of the run, towards which it goes linearly", least=0
-    )
+    kl_final_fraction: float = key(1.0, "bll: fraction of kl_weight at the end of the run, reached linearly", least=0)
     message: Literal["means", "cells", "embedding"] = key(
-        "means",
-        "bll: what beta is about: the channel means of alpha; those in each of 2x2 cells; or the input of the head's "
-        "last layer",
+        "means", "bll: what beta is about: channel means of alpha; those in each of 2x2 cells; the head's embedding"
     )
     pred_weight: float = key(1.0, "bll, dgl: weight of the local head's cross-entropy", least=0)
     sim_share: float = key(0.99, "predsim: share of the similarity-matching loss, the rest predicts", least=0, most=1)
     keep_weight: float = key(
         0.0, "weight of the reconstruction loss: the input of the block, decoded from alpha (InfoPro)", least=0
     )
-    contrast_weight: float = key(
-        0.0, "weight of the supervised contrastive loss of the head's embedding (InfoPro)", least=0
-    )
+    contrast_weight: float = key(0.0, "weight of the contrastive loss of the head's embedding (InfoPro)", least=0)
     family: Literal["gaussian", "gaussian_learned", "bernoulli", "categorical"] = key(
         "gaussian", "bll: distribution of alpha and beta; gaussian: of variance 1; gaussian_learned: one a channel"
     )
@@ -175,9 +169,7 @@ class ObjectiveConfig:
         least=1,
     )
     head_reduce: int | None = key(None, "strided: channels of a 1x1 convolution that comes first; null: none", least=1)
-    head_units: int = key(
-        2, "auglocal: residual units, evenly spaced among those of the network after the block", least=1
-    )
+    head_units: int = key(2, "auglocal: residual units, evenly spaced among those after the block", least=1)
     head_scale: bool | Literal["auto"] = key(
         "auto", "multiply the F features that the head reads, if more than 128, by sqrt(128 / F); auto: for linear only"
     )
