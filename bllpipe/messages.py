@@ -6,7 +6,7 @@ Shapes: B images, C channels (means), H x W positions, K classes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ class Round:
     ``score``: the evaluation after ``step`` training steps is complete.
     ``save``: write the state after ``step`` training steps; ``tested`` unless a stop came before its evaluation.
     ``end``: the same place in a run without checkpoints: no message may be in flight.
+    ``shard``: in messages, the number of the part of the batch that they are about, which has ``size`` images.
     """
 
     phase: Phase
@@ -32,13 +33,25 @@ class Round:
     batch: int = 0
     size: int = 0
     tested: bool = True
+    shard: int = 0
+
+    def shards(self, number: int) -> list[Round]:
+        """The rounds of the messages about ``number`` equal parts of the batch. The last part of a test batch may be
+        smaller, and a small one has fewer parts."""
+        if number == 1:
+            return [self]
+        size = -(-self.size // number)
+        firsts = range(0, self.size, size)
+        return [replace(self, size=min(size, self.size - first), shard=shard) for shard, first in enumerate(firsts)]
 
     @property
     def has_messages(self) -> bool:
         return self.phase in ("train", "evaluate")
 
     def __str__(self) -> str:
-        return f"step {self.step}" if self.phase == "train" else f"{self.phase} {self.batch} after step {self.step}"
+        of_shard = f", shard {self.shard}" if self.shard else ""
+        when = f"step {self.step}" if self.phase == "train" else f"{self.phase} {self.batch} after step {self.step}"
+        return when + of_shard
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,7 @@ class Stats:
 
 Message = Alpha | Target | Stats
 SentMessage = TypeVar("SentMessage", bound=Message, contravariant=True)
+ShardedMessage = TypeVar("ShardedMessage", "Alpha", "Target")
 ReceivedMessage = TypeVar("ReceivedMessage", bound=Message, covariant=True)
 
 
@@ -116,3 +130,16 @@ class Store(Protocol):
 def messages(rounds: Iterator[Round]) -> Iterator[Round]:
     """The rounds with activations and targets."""
     return (entry for entry in rounds if entry.has_messages)
+
+
+def split(message: ShardedMessage, number: int) -> list[ShardedMessage]:
+    """The messages about ``number`` shards of the batch that ``message`` is about; their tensors are views."""
+    rounds = message.round.shards(number)
+    names = [
+        field.name for field in fields(message) if getattr(message, field.name) is not None and field.name != "round"
+    ]
+    parts = [getattr(message, name).split([each.size for each in rounds]) for name in names]
+    return [
+        replace(message, round=each, **dict(zip(names, tensors, strict=True)))
+        for each, *tensors in zip(rounds, *parts, strict=True)
+    ]

@@ -34,11 +34,13 @@ class Edge:
 
 @dataclass(frozen=True)
 class Topology:
-    """``num_blocks`` forward ranks in a chain, and one feedback rank after them unless ``has_feedback`` is false."""
+    """``num_blocks`` forward ranks in a chain, and one feedback rank after them unless ``has_feedback`` is false. A
+    batch is ``num_shards`` messages on every edge."""
 
     num_blocks: int
     has_feedback: bool = True
     placement: Placement = "block"
+    num_shards: int = 1
 
     @property
     def world_size(self) -> int:

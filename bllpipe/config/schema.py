@@ -316,6 +316,17 @@ class Config:
         "number of blocks; or cuts, by number of residual units ([4, 8, 12]) or by name ([layer1.2, layer2.3]); or "
         "balanced, or balanced 8: equal operations",
     )
+    shards: int = key(
+        1,
+        "equal parts of every batch, which go through the blocks one by one; their gradients are added up in a fixed "
+        "order, so the results depend on the number of shards, and memory is that of one",
+        least=1,
+    )
+    norm: Literal["shard", "sync"] = key(
+        "shard",
+        "shard: BatchNorm normalises every shard by itself, and its running statistics move by the mean over shards; "
+        "sync: over the whole batch",
+    )
     device: Literal["auto", "cpu", "cuda"] = key("auto", "where the blocks compute; auto: GPUs if there are any")
     cpu_threads: int = key(1, "CPU threads of each rank; results depend on their number", least=1)
     channels_last: bool | Literal["auto"] = key(
@@ -338,6 +349,12 @@ class Config:
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     trace: TraceConfig = field(default_factory=TraceConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    @property
+    def num_passes(self) -> int:
+        """The parts of a batch that go through a block one by one, with statistics of BatchNorm of their own: the
+        shards, or the whole batch."""
+        return self.shards if self.norm == "shard" else 1
 
     @property
     def is_end_to_end(self) -> bool:

@@ -104,7 +104,7 @@ def topology(config: Config) -> Topology:
     if config.engine in SYNCHRONOUS:
         each = 2 if config.engine in TWO_STAGES else 1
         return Topology(config.num_parts // each, has_feedback=False, placement=PLACEMENTS[config.engine])
-    return Topology(config.num_blocks, has_feedback=not config.is_end_to_end)
+    return Topology(config.num_blocks, has_feedback=not config.is_end_to_end, num_shards=config.num_passes)
 
 
 def engine(name: str) -> Engine:

@@ -23,7 +23,7 @@ from bllpipe.data.base import ImageSet, LabelSet, data_identity
 from bllpipe.data.loader import LabelSource, label_batches
 from bllpipe.distributed.torchrun import is_lead
 from bllpipe.engines.job import Job, JobStore
-from bllpipe.engines.ports import ActorPorts, Links, NullSender, PortWrapper, identity, image_port
+from bllpipe.engines.ports import ActorPorts, Links, NullSender, PortWrapper, identity, image_port, sharded
 from bllpipe.errors import CheckpointError, ConfigError
 from bllpipe.learn.block import Block, alpha_shape, make_block
 from bllpipe.learn.cuda_graphs import speed_up
@@ -31,6 +31,7 @@ from bllpipe.learn.distributions import FAMILIES, num_channels
 from bllpipe.learn.feedback import make_feedback
 from bllpipe.learn.feedback_alignment import propagate
 from bllpipe.learn.memory_format import place, without_cudnn
+from bllpipe.messages import Round
 from bllpipe.models.partition import cut
 from bllpipe.models.registry import (
     check_batches,
@@ -82,18 +83,20 @@ class JobBuilder:
             targets=ports.receiver(layout.target_edge(rank)),
             alphas=ports.sender(layout.alpha_edge(rank)),
             stats=ports.sender(layout.stats_edge(rank)),
+            num_shards=layout.num_shards,
         )
         return self._worker(rank, [self._actor(rank, f"block {rank}", loop, ports, device)])
 
     def network_worker(self, segment: Segment, device: torch.device, images: ImageSet, labels: LabelSet) -> Worker:
         """The only worker of a network that learns end to end: it reads images and labels, and sends nothing."""
-        rounds, nowhere = self.job.rounds("train", "evaluate"), NullSender()
+        rounds, nowhere, num_shards = self.job.rounds("train", "evaluate"), NullSender(), self.job.topology.num_shards
         loop = BlockLoop(
             self._block(0, segment),
             inputs=image_port(self.job, images, device, ahead=self.ahead),
-            targets=LabelSource(labels, rounds, self.job.config.seed, device),
+            targets=sharded(LabelSource(labels, rounds, self.job.config.seed, device), num_shards),
             alphas=nowhere,
             stats=nowhere,
+            num_shards=num_shards,
         )
         return self._worker(0, [self._actor(0, "block 0", loop, self._ports(), device)])
 
@@ -110,6 +113,7 @@ class JobBuilder:
                 targets=ports.sender(job.topology.target_edge(block)),
                 stats=ports.receiver(job.topology.stats_edge(block)),
                 lag=config.feedback.lag,
+                num_shards=job.topology.num_shards,
             )
             actors.append(self._actor(rank, f"lane {block}", loop, ports, device))
         return self._worker(rank, actors)
@@ -286,7 +290,8 @@ def _smallest_batches(job: Job) -> tuple[int, int]:
     parts = config.pipeline.microbatches if config.engine in PIPELINES else 1
     if config.engine == "ddp":
         parts = job.topology.num_blocks
-    return size // parts, num_test % size or min(size, num_test)
+    last = num_test % size or min(size, num_test)
+    return size // max(parts, config.num_passes), Round("evaluate", 0, size=last).shards(config.num_passes)[-1].size
 
 
 def _output_shape(segment: Segment, input_shape: tuple[int, ...], device: torch.device, name: str) -> tuple[int, ...]:

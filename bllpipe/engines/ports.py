@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol
 
 import torch
 
@@ -14,7 +15,7 @@ from bllpipe.distributed.message_format import Layout, alpha_fields, stats_field
 from bllpipe.engines.job import Job, JobStore
 from bllpipe.learn.distributions import num_channels
 from bllpipe.learn.memory_format import uses_channels_last
-from bllpipe.messages import Alpha, Message, Phase, Receiver, Round, Sender
+from bllpipe.messages import Alpha, Message, Phase, Receiver, Round, Sender, ShardedMessage, split
 from bllpipe.topology import Edge
 from bllpipe.training.timing import Metered, TimedReceiver, TimedSender
 
@@ -42,7 +43,8 @@ def layout_of(job: Job, store: JobStore, edge: Edge) -> Layout:
     """The layout of an edge, which both of its ends compute."""
     config, num_classes = job.config, job.spec.num_classes
     shape = store.shape_of(edge.dst if edge.kind == "target" else edge.src)
-    ring, received = config.backend.ring, torch.float32
+    num_shards = job.topology.num_shards
+    ring, received = num_shards * config.backend.ring, torch.float32
     match edge.kind:
         case "alpha":
             fields = alpha_fields(shape, job.alpha_dtype, num_classes if config.evaluate.ensemble else 0)
@@ -52,14 +54,16 @@ def layout_of(job: Job, store: JobStore, edge: Edge) -> Layout:
             fields = target_fields(num_channels(shape))
         case "stats":
             fields = stats_fields(num_classes, num_channels(shape))
-            ring = max(ring, config.feedback.lag)  # a block may be so many steps ahead of what its feedback absorbs
+            # a block may be so many steps ahead of what its feedback absorbs
+            ring = max(ring, num_shards * config.feedback.lag)
     roles = (job.topology.role(edge.src), job.topology.role(edge.dst))
-    return Layout(edge, roles, fields, config.data.batch_size, ring, received)
+    return Layout(edge, roles, fields, config.data.batch_size // num_shards, ring, received)
 
 
 def rounds_of(job: Job, edge: Edge) -> Iterator[Round]:
-    """The remaining rounds with a message on ``edge``: tests send no statistics."""
-    return job.rounds("train") if edge.kind == "stats" else job.rounds("train", "evaluate")
+    """The remaining rounds of messages on ``edge``, one for every shard: tests send no statistics."""
+    rounds = job.rounds("train") if edge.kind == "stats" else job.rounds("train", "evaluate")
+    return (shard for entry in rounds for shard in entry.shards(job.topology.num_shards))
 
 
 class ActorPorts:
@@ -108,7 +112,28 @@ def image_port(
     source = ImageSource(
         placed(images, config.gpu, device), job.rounds(*phases), config.seed, config.data.augment, device
     )
-    return Prefetcher(source.recv, config.cpu_threads) if ahead and device.type == "cpu" else source
+    port: Receiver[Alpha] = source
+    if ahead and device.type == "cpu":
+        port = Prefetcher(source.recv, config.cpu_threads)
+    return sharded(port, job.topology.num_shards)
+
+
+class SplitReceiver(Generic[ShardedMessage]):
+    """A receiver of the shards of every message that ``port`` receives."""
+
+    def __init__(self, port: Receiver[ShardedMessage], num_shards: int) -> None:
+        self._port, self._num_shards = port, num_shards
+        self._shards: deque[ShardedMessage] = deque()
+
+    def recv(self) -> ShardedMessage:
+        if not self._shards:
+            self._shards.extend(split(self._port.recv(), self._num_shards))
+        return self._shards.popleft()
+
+
+def sharded(port: Receiver[ShardedMessage], num_shards: int) -> Receiver[ShardedMessage]:
+    """``port``, or a receiver of its messages in shards."""
+    return port if num_shards == 1 else SplitReceiver(port, num_shards)
 
 
 def ring_links(open_streams: OpenStreams, job: Job, device: torch.device) -> RingLinks:

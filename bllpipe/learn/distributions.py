@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, layer_norm, softplus
 
+from bllpipe.utils.tensors import full_precision
+
 MIN_PROBABILITY = 1e-6  # of beta
 MIN_DEVIATION = 1e-3  # of a channel over the batch
 
@@ -161,16 +163,19 @@ FAMILIES: dict[str, Family] = {
 
 
 def channel_means(alpha: Tensor) -> Tensor:
-    """The parameters a of the forward message, float32 [B, C]: [B, C, H, W] over positions, [B, T, C] over tokens."""
-    if alpha.dim() == 4:  # accumulated in float32 without a float32 copy of alpha
-        return alpha.mean(dim=(2, 3), dtype=torch.float32)
-    return alpha.mean(dim=1, dtype=torch.float32) if alpha.dim() == 3 else alpha.float()
+    """The parameters a of the forward message, [B, C] in at least float32: [B, C, H, W] over positions, [B, T, C] over
+    tokens."""
+    if alpha.dim() < 3:
+        return full_precision(alpha)
+    dtype = alpha.dtype if alpha.dtype == torch.float64 else torch.float32
+    # accumulated in float32 without a float32 copy of alpha
+    return alpha.mean(dim=(2, 3) if alpha.dim() == 4 else 1, dtype=dtype)
 
 
 def known_means(alpha: Tensor, means_BC: Tensor) -> Tensor:
     """``channel_means(alpha)`` with their gradients, where ``means_BC`` are their values: alpha is not read."""
     if alpha.dim() < 3:
-        return alpha.float()
+        return full_precision(alpha)
     return _KnownMeans.apply(alpha, means_BC)  # type: ignore[no-any-return,no-untyped-call]  # torch leaves it untyped
 
 

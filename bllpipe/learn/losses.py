@@ -39,6 +39,7 @@ from bllpipe.learn.distributions import (
 from bllpipe.learn.memory_format import without_autocast
 from bllpipe.messages import Target
 from bllpipe.models.registry import imported
+from bllpipe.utils.tensors import full_precision
 
 # (alpha, scores_BK, target, x) -> named terms whose sum is the loss of the block; x is the input of the block.
 Objective = Callable[[Tensor, Tensor, Target, Tensor], dict[str, Tensor]]
@@ -164,7 +165,7 @@ def loss_terms(
 
 def predictive(config: ObjectiveConfig, scores_BK: Tensor, target: Target) -> Tensor:
     """Cross-entropy of a head's class scores (Nokland & Eidnes 2019), nats, mean over the batch."""
-    return cross_entropy(scores_BK.float(), target.label_B, label_smoothing=config.label_smoothing)
+    return cross_entropy(full_precision(scores_BK), target.label_B, label_smoothing=config.label_smoothing)
 
 
 def posterior_kl(family: Family, alpha_BC: Tensor, beta_BC: Tensor, known_B: Tensor) -> Tensor:
@@ -202,7 +203,7 @@ def similarity_matrix(features: Tensor) -> Tensor:
     one position; each sample is then centred over its features.
     """
     with without_autocast(features.device):
-        features = features.float()
+        features = full_precision(features)
         if features.dim() == 4 and features.shape[2:].numel() > 1:
             features = features.flatten(2).std(dim=2)
         centred_BF = features.flatten(1) - features.flatten(1).mean(dim=1, keepdim=True)
@@ -233,8 +234,10 @@ class ReconstructionLoss(nn.Module):
     def forward(
         self, alpha: Tensor, scores_BK: Tensor, target: Target, x: Tensor, means_BC: Tensor | None = None
     ) -> dict[str, Tensor]:
-        x_BCHW = x.float()
-        decoded_BCHW = interpolate(self.decoder(alpha).float(), size=x.shape[2:], mode="bilinear", align_corners=False)
+        x_BCHW = full_precision(x)
+        decoded_BCHW = interpolate(
+            full_precision(self.decoder(alpha)), size=x.shape[2:], mode="bilinear", align_corners=False
+        )
         reconstruction = mse_loss(decoded_BCHW, x_BCHW) / x_BCHW.var().clamp(min=SMALLEST)
         terms = loss_terms(self.objective, alpha, scores_BK, target, x, means_BC)
         if "keep" in terms:

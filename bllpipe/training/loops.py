@@ -17,6 +17,7 @@ from bllpipe.learn.feedback import Feedback
 from bllpipe.learn.optimizer import Learner
 from bllpipe.messages import Alpha, Receiver, Round, Sender, Stats, Target
 from bllpipe.utils.tensors import restore
+from bllpipe.utils.tree_sum import TreeSum
 
 
 class Loop(Protocol):
@@ -65,7 +66,10 @@ class LearnerLoop(Loop, Protocol):
 
 
 class BlockLoop(LearnerLoop):
-    """Block k: alpha_k = f_k(alpha_{k-1}), and one step on its local loss."""
+    """Block k: alpha_k = f_k(alpha_{k-1}), and one step on its local loss.
+
+    A batch goes through the block in ``num_shards`` equal parts, one after another; their gradients are added up.
+    """
 
     def __init__(
         self,
@@ -74,32 +78,42 @@ class BlockLoop(LearnerLoop):
         targets: Receiver[Target],
         alphas: Sender[Alpha],
         stats: Sender[Stats],
+        num_shards: int = 1,
     ) -> None:
         self.block, self.inputs, self.targets, self.alphas, self.stats = block, inputs, targets, alphas, stats
-        self.learner = block.learner
+        self.learner, self.num_shards = block.learner, num_shards
 
     def train(self, entry: Round) -> Outcome:
-        alpha_BCHW = self.block.forward(self.inputs.recv().alpha_BCHW)
-        self.alphas.send(Alpha(entry, alpha_BCHW))  # before the update: the next block never waits for our backward
-        target = self.targets.recv()
-        # before the update too: statistics do not depend on it
-        self.stats.send(Stats(entry, *self.block.stats(alpha_BCHW, target.label_B)))
-        return self.block.update(alpha_BCHW, target, entry.step)
+        total = TreeSum(self.num_shards)
+        for shard in entry.shards(self.num_shards):
+            alpha_BCHW = self.block.forward(self.inputs.recv().alpha_BCHW)
+            self.alphas.send(Alpha(shard, alpha_BCHW))  # before backward: the next block never waits for ours
+            target = self.targets.recv()
+            # before backward too: statistics do not depend on it
+            self.stats.send(Stats(shard, *self.block.stats(alpha_BCHW, target.label_B)))
+            total.add(shard.shard, self.block.learn(alpha_BCHW, target, shard.size / entry.size))
+        return self.block.step(total.total(), entry.step)
 
     def evaluate(self, entry: Round) -> Outcome:
-        received = self.inputs.recv()
-        alpha_BCHW = self.block.infer(received.alpha_BCHW)
-        scores_BK = self.block.scores(alpha_BCHW)
-        votes_BK = self.block.vote(scores_BK, received.votes_BK)  # None without evaluate.ensemble
-        self.alphas.send(Alpha(entry, alpha_BCHW, votes_BK))
-        return self.block.score(alpha_BCHW, scores_BK, self.targets.recv(), votes_BK)
+        shards = entry.shards(self.num_shards)
+        total = TreeSum(len(shards))
+        for shard in shards:
+            received = self.inputs.recv()
+            alpha_BCHW = self.block.infer(received.alpha_BCHW)
+            scores_BK = self.block.scores(alpha_BCHW)
+            votes_BK = self.block.vote(scores_BK, received.votes_BK)  # None without evaluate.ensemble
+            self.alphas.send(Alpha(shard, alpha_BCHW, votes_BK))
+            share, target = shard.size / entry.size, self.targets.recv()
+            total.add(shard.shard, self.block.score(alpha_BCHW, scores_BK, target, votes_BK, share))
+        return self.block.outcome(total.total())
 
 
 class FeedbackLoop:
     """The feedback of block k: beta_k = g_k(y), where g_k has absorbed the statistics up to step t - lag.
 
-    It exchanges messages with one block only, so a slow block delays no other. The lag is fixed and does not depend on
-    which messages have arrived, so runs are reproducible.
+    Every one of the ``num_shards`` shards of a batch has a target of its own, and statistics, which are added up in the
+    order of shards. The loop exchanges messages with one block only, so a slow block delays no other. The lag is fixed
+    and does not depend on which messages have arrived, so runs are reproducible.
     """
 
     def __init__(
@@ -110,9 +124,10 @@ class FeedbackLoop:
         targets: Sender[Target],
         stats: Receiver[Stats],
         lag: int,
+        num_shards: int = 1,
     ) -> None:
         self.name, self.feedback, self.labels = name, feedback, labels
-        self.targets, self.stats, self.lag = targets, stats, lag
+        self.targets, self.stats, self.lag, self.num_shards = targets, stats, lag, num_shards
         self._ahead: deque[tuple[Tensor, Tensor]] = deque()  # statistics that a checkpoint holds, not absorbed yet
         self._next = 0  # the step whose statistics are absorbed next
 
@@ -122,9 +137,10 @@ class FeedbackLoop:
                 self.feedback.absorb(*(self._ahead.popleft() if self._ahead else self._received_stats()))
                 self._next += 1
         if entry.has_messages:
-            label_B = next(self.labels)
-            beta_KC, known_K = self.feedback.table()
-            self.targets.send(Target(entry, beta_KC[label_B], known_K[label_B], label_B))
+            shards, (beta_KC, known_K) = entry.shards(self.num_shards), self.feedback.table()
+            labels = next(self.labels).split([shard.size for shard in shards])
+            for shard, label_B in zip(shards, labels, strict=True):
+                self.targets.send(Target(shard, beta_KC[label_B], known_K[label_B], label_B))
         if entry.phase in ("save", "end"):
             # A checkpoint holds the statistics that are not absorbed yet; at the end their sender waits until they are
             # received.
@@ -134,8 +150,16 @@ class FeedbackLoop:
         return None
 
     def _received_stats(self) -> tuple[Tensor, Tensor]:
+        """The statistics of one step; they stay valid until the next call."""
         stats = self.stats.recv()
-        return stats.sums_KC, stats.counts_K
+        sums_KC, counts_K = stats.sums_KC, stats.counts_K
+        if self.num_shards > 1:  # the next message may overwrite them
+            sums_KC, counts_K = sums_KC.clone(), counts_K.clone()
+        for _ in range(1, self.num_shards):
+            stats = self.stats.recv()
+            sums_KC += stats.sums_KC
+            counts_K += stats.counts_K
+        return sums_KC, counts_K
 
     def weights(self) -> dict[str, Tensor]:
         return {f"feedback.{self.name}.{key}": value for key, value in self.feedback.state().items()}
