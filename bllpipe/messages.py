@@ -5,9 +5,9 @@ Shapes: B images, C channels (means), H x W positions, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,6 +52,46 @@ class Round:
         of_shard = f", shard {self.shard}" if self.shard else ""
         when = f"step {self.step}" if self.phase == "train" else f"{self.phase} {self.batch} after step {self.step}"
         return when + of_shard
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How a batch of ``num_shards`` goes through a block: in passes of consecutive ``shards``; a replica has its
+    ``own``."""
+
+    num_shards: int = 1
+    shards: tuple[range, ...] = (range(1),)
+    own: range = range(1)
+
+    def own_of(self, entry: Round) -> list[tuple[int, Round]]:
+        """The number and the round of every own pass of ``entry``. A small test batch has fewer shards."""
+        members = self.members(entry)
+        return [(number, joined(members[number])) for number in self.own if members[number]]
+
+    def members(self, entry: Round) -> list[list[Round]]:
+        """The shards of every pass."""
+        shards = entry.shards(self.num_shards)
+        return [shards[each.start : each.stop] for each in self.shards]
+
+    def own_images(self, entry: Round) -> slice:
+        """The places in the batch of the images of the own passes."""
+        members = self.members(entry)
+        before, own = members[: self.own.start], members[self.own.start : self.own.stop]
+        first = sum(shard.size for shards in before for shard in shards)
+        return slice(first, first + sum(shard.size for shards in own for shard in shards))
+
+    def number(self, entry: Round) -> int:
+        """The number of passes of ``entry``."""
+        return sum(map(bool, self.members(entry)))
+
+
+ONE_PASS = Passes()  # of a batch of one shard
+
+
+def joined(shards: Sequence[Round]) -> Round:
+    """The round of consecutive shards together."""
+    first, *others = shards
+    return replace(first, size=sum(shard.size for shard in shards)) if others else first
 
 
 @dataclass(frozen=True)
@@ -132,14 +172,35 @@ def messages(rounds: Iterator[Round]) -> Iterator[Round]:
     return (entry for entry in rounds if entry.has_messages)
 
 
-def split(message: ShardedMessage, number: int) -> list[ShardedMessage]:
-    """The messages about ``number`` shards of the batch that ``message`` is about; their tensors are views."""
-    rounds = message.round.shards(number)
-    names = [
-        field.name for field in fields(message) if getattr(message, field.name) is not None and field.name != "round"
-    ]
-    parts = [getattr(message, name).split([each.size for each in rounds]) for name in names]
+def split(message: ShardedMessage, rounds: Sequence[Round]) -> list[ShardedMessage]:
+    """The messages about shards of the images that ``message`` is about; their tensors are views."""
+    tensors, sizes = _tensors(message), [each.size for each in rounds]
+    parts = [tensor.split(sizes) for tensor in tensors.values()]
     return [
-        replace(message, round=each, **dict(zip(names, tensors, strict=True)))
-        for each, *tensors in zip(rounds, *parts, strict=True)
+        replace(message, round=each, **dict(zip(tensors, own, strict=True)))
+        for each, *own in zip(rounds, *parts, strict=True)
     ]
+
+
+def join(messages: Sequence[ShardedMessage], entry: Round) -> ShardedMessage:
+    """The message of ``entry``, which is about the shards of ``messages`` together."""
+    parts = [_tensors(message) for message in messages]
+    whole: dict[str, Any] = {name: _cat([part[name] for part in parts]) for name in parts[0]}
+    return replace(messages[0], round=entry, **whole)
+
+
+def copied(message: ShardedMessage) -> ShardedMessage:
+    """The message in memory of its own."""
+    own: dict[str, Any] = {name: tensor.clone() for name, tensor in _tensors(message).items()}
+    return replace(message, **own)
+
+
+def _cat(parts: Sequence[Tensor]) -> Tensor:
+    from torch import cat  # whoever has tensors has imported torch
+
+    return cat(list(parts))
+
+
+def _tensors(message: Alpha | Target) -> dict[str, Tensor]:
+    names = (field.name for field in fields(message) if field.name != "round")
+    return {name: tensor for name in names if (tensor := getattr(message, name)) is not None}

@@ -316,16 +316,16 @@ class Config:
         "number of blocks; or cuts, by number of residual units ([4, 8, 12]) or by name ([layer1.2, layer2.3]); or "
         "balanced, or balanced 8: equal operations",
     )
-    shards: int = key(
-        1,
-        "equal parts of every batch, which go through the blocks one by one; their gradients are added up in a fixed "
-        "order, so the results depend on the number of shards, and memory is that of one",
+    replicas: int | list[int] = key(1, "ranks: ranks that share a block; one number for all, or one each: [2, 1, 1, 1]")
+    shards: int | None = key(
+        None,
+        "equal parts of a batch, which pass the blocks one by one; results depend on their number; null: the largest "
+        "number of replicas",
         least=1,
     )
-    norm: Literal["shard", "sync"] = key(
-        "shard",
-        "shard: BatchNorm normalises every shard by itself, and its running statistics move by the mean over shards; "
-        "sync: over the whole batch",
+    norm: Literal["shard", "sync"] = key("shard", "BatchNorm of every shard by itself, or of the whole batch")
+    reduce: Literal["ordered", "native"] = key(
+        "ordered", "sums over replicas; ordered: the same bits for any replicas; native: the backend's all-reduce"
     )
     device: Literal["auto", "cpu", "cuda"] = key("auto", "where the blocks compute; auto: GPUs if there are any")
     cpu_threads: int = key(1, "CPU threads of each rank; results depend on their number", least=1)
@@ -351,10 +351,19 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     @property
+    def block_replicas(self) -> tuple[int, ...]:
+        """The number of replicas of every block."""
+        return tuple(self.replicas) if isinstance(self.replicas, list) else (self.replicas,) * self.num_blocks
+
+    @property
+    def num_shards(self) -> int:
+        """``shards`` as a number."""
+        return self.shards or max(self.block_replicas)
+
+    @property
     def num_passes(self) -> int:
-        """The parts of a batch that go through a block one by one, with statistics of BatchNorm of their own: the
-        shards, or the whole batch."""
-        return self.shards if self.norm == "shard" else 1
+        """The parts of a batch with statistics of BatchNorm of their own: the shards, or the whole batch."""
+        return self.num_shards if self.norm == "shard" else 1
 
     @property
     def is_end_to_end(self) -> bool:

@@ -12,6 +12,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from bllpipe.config.scaling import check_divisible, check_shards
 from bllpipe.config.schema import DEPTHS, END_TO_END, NEVER, PIPELINES, SYNCHRONOUS, TWO_STAGES, USER_OBJECT, Config
 from bllpipe.errors import ConfigError
 
@@ -36,7 +37,7 @@ def check(config: Config) -> None:
         _check_blocks,
         _check_pipeline,
         _check_replicas,
-        _check_shards,
+        check_shards,
         _check_model,
         _check_objective,
         _check_data,
@@ -141,7 +142,7 @@ def _check_pipeline(config: Config) -> None:
             f"engine interleaved on {per_round} ranks cannot divide {microbatches} microbatches into equal rounds; "
             f"use --set pipeline.microbatches={microbatches // per_round * per_round}"
         )
-    _check_divisible(config, microbatches, "microbatches")
+    check_divisible(config, microbatches, "microbatches")
 
 
 def _check_replicas(config: Config) -> None:
@@ -152,49 +153,7 @@ def _check_replicas(config: Config) -> None:
             f"engine ddp has no cuts: expected its number of replicas as blocks, got {config.blocks}; "
             f"use --set blocks={config.num_parts}"
         )
-    _check_divisible(config, config.blocks, "replicas")
-
-
-def _check_shards(config: Config) -> None:
-    if config.shards == 1:
-        return
-    if config.engine in SYNCHRONOUS:
-        other = "pipeline.microbatches" if config.engine in PIPELINES else "blocks, which are its replicas"
-        raise ConfigError(
-            f"shards is {config.shards}, but engine {config.engine} divides batches by {other}; use --set shards=1"
-        )
-    if config.engine == "streams" or config.gpu.capture:
-        key = "engine is streams" if config.engine == "streams" else "gpu.capture is on"
-        raise ConfigError(
-            f"shards is {config.shards}, but {key}, which was never tried on a GPU with several shards; use "
-            f"--set shards=1, or --set " + ("engine=sequential" if config.engine == "streams" else "gpu.capture=false")
-        )
-    _check_divisible(config, config.shards, "shards")
-    if config.norm == "sync" and (found := _batch_wide(config)):
-        raise ConfigError(
-            f"norm is sync, which has the results of one shard, but {found} depends on which images are in a shard; "
-            f"use --set norm=shard"
-        )
-
-
-def _batch_wide(config: Config) -> str | None:
-    """A part of the loss that is no mean over images, so that it depends on the shards."""
-    if config.method == "predsim":
-        return "method predsim, which compares all images of a shard,"
-    if config.method == "bll" and config.objective.normalize == "batch":
-        return "objective.normalize=batch"
-    if config.method == "bll" and config.objective.family == "gaussian_learned":
-        return "objective.family=gaussian_learned, whose variance is that of a shard,"
-    return "objective.keep_weight, which divides by the variance of a shard," if config.objective.keep_weight else None
-
-
-def _check_divisible(config: Config, parts: int, kind: str) -> None:
-    size = config.data.batch_size
-    if size % parts:
-        raise ConfigError(
-            f"data.batch_size is {size}, which {parts} {kind} cannot divide equally; "
-            f"use --set data.batch_size={-(-size // parts) * parts}"
-        )
+    check_divisible(config, config.blocks, "replicas")
 
 
 def _check_model(config: Config) -> None:

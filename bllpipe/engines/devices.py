@@ -119,7 +119,7 @@ class RankDevices:
     def _feedback_has_gpu(self) -> bool:
         """Whether the feedback rank has a GPU without a block, as far as this machine shows."""
         on_gpu = self.config.feedback.device != "cpu" and _use_gpus(self.config, self.machine)
-        return on_gpu and (not self.environment.on_one_machine or self.machine.gpus > self.topology.num_blocks)
+        return on_gpu and (not self.environment.on_one_machine or self.machine.gpus > len(self.topology.block_ranks))
 
     def sharing_warning(self) -> str:
         """The warning for blocks that share a GPU; empty if none do."""

@@ -20,7 +20,7 @@ from bllpipe.learn.losses import Objective, last_block, loss_terms, make_objecti
 from bllpipe.learn.memory_format import as_channels_last, place, uses_channels_last
 from bllpipe.learn.optimizer import Learner
 from bllpipe.learn.running_buffers import RunningBuffers
-from bllpipe.messages import Target
+from bllpipe.messages import Target, copied
 from bllpipe.models.registry import check_complete, trial_size
 from bllpipe.models.units import Segment, Unit
 from bllpipe.utils.tensors import derived_seed, full_precision
@@ -101,7 +101,7 @@ class Block:
         terms, _, hits = self.losses(alpha, target)
         terms = _weighted(terms, share)
         self.backward(terms)
-        self._watch_first(alpha, target, learned=True)
+        self._watch_first(alpha, target, share, learned=True)
         return {**self.learner.gradients(), **self.running_buffers.moves(), **_sums(terms, hits)}
 
     def step(self, total: Sums, step: int) -> Outcome:
@@ -151,12 +151,13 @@ class Block:
         return Outcome(terms, total[CORRECT], lr, watch, total.get(ENSEMBLE_CORRECT))
 
     @torch.no_grad()
-    def _watch_first(self, alpha: Tensor, target: Target, learned: bool) -> None:
+    def _watch_first(self, alpha: Tensor, target: Target, share: float, learned: bool) -> None:
         """Metrics that are not minimised are those of the first shard of a batch; there are gradients if it
         ``learned``."""
         if self._watch is None:
             # the means are small, while alpha would keep its memory for as long as the outcome lives
             kept = alpha.detach() if self.means_BC is None else self.means_BC
+            target = target if share == 1 else copied(target)  # the message of the next shard may overwrite it
             self._watch = partial(self._watched_metrics, kept, self.means_BC is not None, target, learned)
 
     def stats(self, alpha: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,7 +196,7 @@ class Block:
         takes_gradients = self.config.method == "own"
         with torch.set_grad_enabled(takes_gradients):
             terms, _, hits = self.losses(alpha, target, None if takes_gradients else scores_BK)
-        self._watch_first(alpha, target, learned=False)
+        self._watch_first(alpha, target, share, learned=False)
         sums = _sums(_weighted(terms, share), hits)
         if votes_BK is not None and self.is_last:
             sums[ENSEMBLE_CORRECT] = (votes_BK.argmax(dim=1) == target.label_B).sum()

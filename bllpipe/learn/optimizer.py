@@ -174,6 +174,10 @@ class Learner:
             nn.utils.clip_grads_with_norm_(self.parameters.values(), clip_norm, self._unclipped)
         self.optimizer.apply()
 
+    def trainable(self) -> dict[str, Tensor]:
+        """The parameters that may get a gradient, by the names of ``gradients``."""
+        return {f"{GRADIENT}{name}": p.detach() for name, p in self.parameters.items() if p.requires_grad}
+
     def gradients(self) -> dict[str, Tensor]:
         """The gradients of the parameters that have one, by ``gradient.`` and their names."""
         return {f"{GRADIENT}{name}": p.grad for name, p in self.parameters.items() if p.grad is not None}

@@ -15,9 +15,9 @@ from bllpipe.errors import CheckpointError
 from bllpipe.learn.block import Block, Outcome
 from bllpipe.learn.feedback import Feedback
 from bllpipe.learn.optimizer import Learner
-from bllpipe.messages import Alpha, Receiver, Round, Sender, Stats, Target
+from bllpipe.messages import ONE_PASS, Alpha, Passes, Receiver, Round, Sender, Stats, Target
 from bllpipe.utils.tensors import restore
-from bllpipe.utils.tree_sum import TreeSum
+from bllpipe.utils.tree_sum import Sums, TreeSum
 
 
 class Loop(Protocol):
@@ -65,10 +65,28 @@ class LearnerLoop(Loop, Protocol):
         self.learner.load(state)
 
 
+class Replicas(Protocol):
+    """The replicas of a block."""
+
+    def total(self, own: TreeSum) -> Sums:
+        """The sum of the trees of all replicas, the same in each; nothing for one that has no shard of the batch."""
+
+
+class OneReplica:
+    """The replicas of a block that has one."""
+
+    def total(self, own: TreeSum) -> Sums:
+        return own.total()
+
+
+ONE_REPLICA = OneReplica()
+
+
 class BlockLoop(LearnerLoop):
     """Block k: alpha_k = f_k(alpha_{k-1}), and one step on its local loss.
 
-    A batch goes through the block in ``num_shards`` equal parts, one after another; their gradients are added up.
+    A batch goes through the block in ``passes``, one after another. The step is along the sum of their gradients over
+    all ``replicas``.
     """
 
     def __init__(
@@ -78,42 +96,43 @@ class BlockLoop(LearnerLoop):
         targets: Receiver[Target],
         alphas: Sender[Alpha],
         stats: Sender[Stats],
-        num_shards: int = 1,
+        passes: Passes = ONE_PASS,
+        replicas: Replicas = ONE_REPLICA,
     ) -> None:
         self.block, self.inputs, self.targets, self.alphas, self.stats = block, inputs, targets, alphas, stats
-        self.learner, self.num_shards = block.learner, num_shards
+        self.learner, self.passes, self.replicas = block.learner, passes, replicas
 
     def train(self, entry: Round) -> Outcome:
-        total = TreeSum(self.num_shards)
-        for shard in entry.shards(self.num_shards):
+        own = TreeSum(self.passes.number(entry))
+        for number, shard in self.passes.own_of(entry):
             alpha_BCHW = self.block.forward(self.inputs.recv().alpha_BCHW)
             self.alphas.send(Alpha(shard, alpha_BCHW))  # before backward: the next block never waits for ours
             target = self.targets.recv()
             # before backward too: statistics do not depend on it
             self.stats.send(Stats(shard, *self.block.stats(alpha_BCHW, target.label_B)))
-            total.add(shard.shard, self.block.learn(alpha_BCHW, target, shard.size / entry.size))
-        return self.block.step(total.total(), entry.step)
+            own.add(number, self.block.learn(alpha_BCHW, target, shard.size / entry.size))
+        return self.block.step(self.replicas.total(own), entry.step)
 
-    def evaluate(self, entry: Round) -> Outcome:
-        shards = entry.shards(self.num_shards)
-        total = TreeSum(len(shards))
-        for shard in shards:
+    def evaluate(self, entry: Round) -> Outcome | None:
+        own = TreeSum(self.passes.number(entry))
+        for number, shard in self.passes.own_of(entry):
             received = self.inputs.recv()
             alpha_BCHW = self.block.infer(received.alpha_BCHW)
             scores_BK = self.block.scores(alpha_BCHW)
             votes_BK = self.block.vote(scores_BK, received.votes_BK)  # None without evaluate.ensemble
             self.alphas.send(Alpha(shard, alpha_BCHW, votes_BK))
             share, target = shard.size / entry.size, self.targets.recv()
-            total.add(shard.shard, self.block.score(alpha_BCHW, scores_BK, target, votes_BK, share))
-        return self.block.outcome(total.total())
+            own.add(number, self.block.score(alpha_BCHW, scores_BK, target, votes_BK, share))
+        total = self.replicas.total(own)
+        return self.block.outcome(total) if total else None
 
 
 class FeedbackLoop:
     """The feedback of block k: beta_k = g_k(y), where g_k has absorbed the statistics up to step t - lag.
 
-    Every one of the ``num_shards`` shards of a batch has a target of its own, and statistics, which are added up in the
-    order of shards. The loop exchanges messages with one block only, so a slow block delays no other. The lag is fixed
-    and does not depend on which messages have arrived, so runs are reproducible.
+    Every shard of a batch has a target of its own. Every one of its ``passes`` through the block has statistics, which
+    are added up in the order of shards. The loop exchanges messages with one block only, so a slow block delays no
+    other. The lag is fixed and does not depend on which messages have arrived, so runs are reproducible.
     """
 
     def __init__(
@@ -124,10 +143,10 @@ class FeedbackLoop:
         targets: Sender[Target],
         stats: Receiver[Stats],
         lag: int,
-        num_shards: int = 1,
+        passes: Passes = ONE_PASS,
     ) -> None:
         self.name, self.feedback, self.labels = name, feedback, labels
-        self.targets, self.stats, self.lag, self.num_shards = targets, stats, lag, num_shards
+        self.targets, self.stats, self.lag, self.passes = targets, stats, lag, passes
         self._ahead: deque[tuple[Tensor, Tensor]] = deque()  # statistics that a checkpoint holds, not absorbed yet
         self._next = 0  # the step whose statistics are absorbed next
 
@@ -137,7 +156,7 @@ class FeedbackLoop:
                 self.feedback.absorb(*(self._ahead.popleft() if self._ahead else self._received_stats()))
                 self._next += 1
         if entry.has_messages:
-            shards, (beta_KC, known_K) = entry.shards(self.num_shards), self.feedback.table()
+            shards, (beta_KC, known_K) = entry.shards(self.passes.num_shards), self.feedback.table()
             labels = next(self.labels).split([shard.size for shard in shards])
             for shard, label_B in zip(shards, labels, strict=True):
                 self.targets.send(Target(shard, beta_KC[label_B], known_K[label_B], label_B))
@@ -153,9 +172,9 @@ class FeedbackLoop:
         """The statistics of one step; they stay valid until the next call."""
         stats = self.stats.recv()
         sums_KC, counts_K = stats.sums_KC, stats.counts_K
-        if self.num_shards > 1:  # the next message may overwrite them
+        if len(self.passes.shards) > 1:  # the next message may overwrite them
             sums_KC, counts_K = sums_KC.clone(), counts_K.clone()
-        for _ in range(1, self.num_shards):
+        for _ in self.passes.shards[1:]:
             stats = self.stats.recv()
             sums_KC += stats.sums_KC
             counts_K += stats.counts_K

@@ -10,9 +10,11 @@ Shapes: B images, K classes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import chain, permutations
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -160,10 +162,12 @@ def count(config: Config, spec: DataSpec) -> Estimates:
     store = JobStore(dist.HashStore())  # type: ignore[arg-type]  # satisfies the protocol
     schedule = RunSchedule.of(config, spec.num_train, spec.num_test)
     job = Job(config, topology(config), RunDirectory(Path()), "", spec, schedule, None)
+    edges: Iterable[EdgeEstimate]
     with _explained(config):  # the edges need the shapes that counting the ranks leaves in the store
         match job.topology.placement:
             case "block":
-                ranks, edges = tuple(_blocks(job, store)), _message_edges(job, store)
+                ranks = tuple(_blocks(job, store))
+                edges = chain(_message_edges(job, store), _sums(job.topology, ranks))
             case "replica":
                 ranks, edges = tuple(_replicas(job, store)), _gradient_ring(job, store)
             case _:
@@ -223,30 +227,35 @@ def _tensor(dtype: torch.dtype, shape: tuple[int, ...]) -> TensorSpec:
 
 def _blocks(job: Job, store: JobStore) -> Iterator[RankEstimate]:
     """The ranks of the blocks in their order in the network, as each needs the shapes before it, and the feedback."""
-    for rank in job.topology.block_ranks:
-        yield _block(job, store, rank)
+    for block in range(job.topology.num_blocks):
+        yield from _replicas_of(job, store, block)
     if job.topology.has_feedback:
         yield _feedback(job, store)
 
 
-def _block(job: Job, store: JobStore, rank: int) -> RankEstimate:
-    segment = build_job_segment(job, store, rank, SHAPES_ONLY)
-    input_shape, alpha_shape = store.input_shape(rank, job.spec.image_shape), store.shape_of(rank)
-    is_last = rank == job.topology.num_blocks - 1
+def _replicas_of(job: Job, store: JobStore, number: int) -> Iterator[RankEstimate]:
+    """The replicas of a block, each of which holds as many images at once as go through it together."""
+    segment = build_job_segment(job, store, number, SHAPES_ONLY)
+    input_shape, alpha_shape = store.input_shape(number, job.spec.image_shape), store.shape_of(number)
+    is_last = number == job.topology.num_blocks - 1
     sizes = job.spec.num_classes, job.schedule.total_steps
     block = make_block(segment, input_shape, alpha_shape, job.config, *sizes, is_last, width_for_heads(job))
-    learner, size = block.learner, job.config.data.batch_size
+    learner, batch = block.learner, Round("train", 0, size=job.config.data.batch_size)
+    parameters, of_head = (_num_parameters(part.values()) for part in (learner.weights(), block.head.state_dict()))
+    operations = _operations(block, input_shape)
 
-    def forward() -> Iterator[Tensor]:
-        """One batch up to the losses. The gradient of alpha exists at the peak of memory, too."""
+    def forward(size: int) -> Iterator[Tensor]:
+        """One pass up to the losses. The gradient of alpha exists at the peak of memory, too."""
         x = _zeros(size, input_shape)
         alpha = block.forward(x)
         terms, scores_BK, _ = block.losses(alpha, _target(size, num_channels(alpha_shape)))
         yield from (x, alpha, scores_BK, torch.empty_like(alpha), *terms.values())
 
-    memory = _rank_memory(learner, kept_bytes(forward, learner.weights().values()), _message_buffers(job, store, rank))
-    parameters, of_head = (_num_parameters(part.values()) for part in (learner.weights(), block.head.state_dict()))
-    return RankEstimate(rank, job.topology.role(rank), parameters, memory, of_head, *_operations(block, input_shape))
+    for rank in job.topology.ranks_of(number):
+        size = max(each.size for _, each in job.topology.passes_of(rank).own_of(batch))
+        kept = kept_bytes(partial(forward, size), learner.weights().values())
+        memory = _rank_memory(learner, kept, _message_buffers(job, store, rank))
+        yield RankEstimate(rank, job.topology.role(rank), parameters, memory, of_head, *operations)
 
 
 @torch.no_grad()
@@ -283,13 +292,26 @@ def _message_buffers(job: Job, store: JobStore, rank: int) -> int:
 
 
 def _message_edges(job: Job, store: JobStore) -> Iterator[EdgeEstimate]:
-    """Every edge has one message a training step."""
-    size = job.config.data.batch_size
-    for edge in job.topology.edges():
+    """Every edge has one message a training step for each of its shards; of statistics, for each pass."""
+    ranks = job.topology
+    for edge in ranks.edges():
         layout = layout_of(job, store, edge)
+        size = layout.max_batch
+        number = len(ranks.passes_of(edge.src).own if edge.kind == "stats" else ranks.shards_on(edge))
         tensors = tuple(_tensor(dtype, shape) for dtype, shape in layout.shapes(size, "train"))
         num_bytes, more = layout.message_bytes(size, "train"), layout.message_bytes(size, LIMIT)
-        yield EdgeEstimate(edge.kind, edge.src, edge.dst, tensors, num_bytes, 1, num_bytes, more - num_bytes)
+        sizes = num_bytes, number, number * num_bytes, more - num_bytes
+        yield EdgeEstimate(edge.kind, edge.src, edge.dst, tensors, *sizes)
+
+
+def _sums(layout: Topology, ranks: Sequence[RankEstimate]) -> Iterator[EdgeEstimate]:
+    """The gradients that replicas of a block add up: each sends every other one a chunk of them, and the sum of its
+    own."""
+    for replicas in map(layout.ranks_of, range(layout.num_blocks)):
+        chunk = -(-ranks[replicas[0]].memory.gradients // len(replicas))
+        tensor = _tensor(torch.float32, (chunk // torch.float32.itemsize,))
+        for src, dst in permutations(replicas, 2):
+            yield EdgeEstimate("gradient", src, dst, (tensor,), chunk, 2, 2 * chunk)
 
 
 def _pipeline_ranks(job: Job, store: JobStore) -> Iterator[RankEstimate]:

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bllpipe.engines.ports import layout_of, rounds_of, sharded
-from bllpipe.messages import Alpha, Round
+from bllpipe.engines.ports import in_passes, layout_of, rounds_of
+from bllpipe.messages import Alpha, Passes, Round
 from tests.unit.engines.test_job import job_of
 
 
@@ -49,8 +49,17 @@ def test_rings_and_messages_are_those_of_shards(tmp_path: Path) -> None:
 def test_images_come_in_shards() -> None:
     x, entry = torch.arange(6.0), Round("evaluate", 0, size=6)
     source = iter([Alpha(entry, x), Alpha(entry, x)])
-    port = sharded(SimpleNamespace(recv=lambda: next(source)), 4)
+    each = tuple(range(shard, shard + 1) for shard in range(4))
+    port = in_passes(SimpleNamespace(recv=lambda: next(source)), Passes(4, each, range(4)))
     found = [port.recv() for _ in range(6)]
     assert [message.round.shard for message in found] == [0, 1, 2] * 2, "a small test batch has fewer shards"
     assert torch.equal(torch.cat([message.alpha_BCHW for message in found]), torch.cat([x, x]))
     assert all(message.votes_BK is None for message in found)
+
+
+def test_with_norm_sync_the_shards_of_a_replica_go_together() -> None:
+    source = iter([Alpha(Round("train", 0, size=8), torch.arange(4.0, 8))])
+    port = in_passes(SimpleNamespace(recv=lambda: next(source)), Passes(4, (range(2), range(2, 4)), range(1, 2)))
+    found = port.recv()
+    assert found.round == Round("train", 0, size=4, shard=2)
+    assert found.alpha_BCHW.tolist() == [4.0, 5.0, 6.0, 7.0]

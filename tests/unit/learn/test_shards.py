@@ -155,4 +155,4 @@ def _score(block: Block, x: Tensor, target: Target, share: float) -> dict[str, T
 
 
 def test_the_default_is_one_shard() -> None:
-    assert Config().shards == 1
+    assert Config().num_shards == 1

@@ -1,0 +1,214 @@
+"""Sums over the replicas of a block, each of which has added up what its own shards of a batch contribute.
+
+``ordered`` does the additions of one fixed tree (utils/tree_sum.py), so that the bits do not depend on the number of
+replicas. Every tensor is a part of one long vector, which is cut into as many chunks as there are replicas; each
+replica adds up one chunk, in the order of the tree:
+
+    replica 0  [chunk 0 | chunk 1]  -- its chunk 1 -->  adds up chunk 1  -- the sum -->  replica 0
+    replica 1  [chunk 0 | chunk 1]  -- its chunk 0 -->  adds up chunk 0  -- the sum -->  replica 1
+
+Of n bytes each of R replicas sends 2 n (R - 1) / R, as in a ring. A replica whose shards are not one node of the tree
+sends several. ``native`` is the backend's all-reduce: its order of additions depends on the number of replicas.
+
+Messages go over gloo, through the memory of the CPU. A message that is larger than its receive would kill the
+receiver, so the replicas first compare over the store what they add up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from bllpipe.errors import WireError
+from bllpipe.messages import Passes, Store
+from bllpipe.utils.tree_sum import Node, Sums, TreeSum, nodes_of
+
+PRESENT = "present"  # in front of the names of optional tensors: 1.0 where a shard has it
+ALIGNMENT = 8  # elements, so that every chunk begins at a multiple of 8 bytes
+Flat = dict[str, Tensor]  # one long vector for every dtype, [chunks, elements]
+
+
+class ReplicaSum:
+    """This process's end of the sums of replica ``number`` of those on ``ranks``, in ``group``, with ``held`` passes
+    each. ``optional`` are tensors like those that some shards may lack, by name."""
+
+    def __init__(
+        self,
+        name: str,
+        ranks: Sequence[int],
+        number: int,
+        held: Sequence[Passes],
+        group: Any,
+        store: Store,
+        optional: Mapping[str, Tensor],
+        ordered: bool = True,
+    ) -> None:
+        self._name, self._ranks, self._number, self._held = name, ranks, number, held
+        self._group, self._store, self._optional, self._ordered = group, store, optional, ordered
+        self._packings: dict[tuple[int, tuple[str, ...]], Packing] = {}
+        self.sent_bytes = 0
+
+    def total(self, own: TreeSum) -> Sums:
+        """The sum of the trees of all replicas that have one; all of them call this, and get the same. A replica that
+        has none gets nothing."""
+        if not own.nodes:
+            return {}
+        number = own.num_shards
+        nodes = [nodes_of(range(held.own.start, min(held.own.stop, number)), number) for held in self._held]
+        present = [replica for replica, found in enumerate(nodes) if found]
+        try:
+            if self._ordered or len(present) < len(nodes):
+                return self._add_in_order(own, nodes, present)
+            return self._add_natively(own)
+        except RuntimeError as error:
+            ranks = ", ".join(str(rank) for rank in self._ranks)
+            raise WireError(f"{self._name}: a replica on ranks {ranks} is gone while they add up: {error}") from error
+
+    def _add_in_order(self, own: TreeSum, nodes: Sequence[list[Node]], present: Sequence[int]) -> Sums:
+        packing = self._packing(own, len(present))
+        packed = {node: packing.pack(sums) for node, sums in sorted(own.nodes.items())}
+        place = present.index(self._number)
+        others = [replica for replica in present if replica != self._number]
+        sent = {
+            other: torch.cat([packing.chunk(flat, present.index(other)) for flat in packed.values()])
+            for other in others
+        }
+        sizes = {other: len(nodes[other]) * packing.chunk_bytes for other in others}
+        tree = TreeSum(own.num_shards)
+        for node, flat in packed.items():
+            tree.add_node(node, {dtype: vectors[place] for dtype, vectors in flat.items()})
+        for other, message in self._exchange(sent, sizes).items():
+            for node, chunk in zip(nodes[other], message.split(packing.chunk_bytes), strict=True):
+                tree.add_node(node, packing.views(chunk))
+        summed = packing.chunk({dtype: vector.unsqueeze(0) for dtype, vector in tree.total().items()}, 0)
+        chunks = self._exchange(dict.fromkeys(others, summed), dict.fromkeys(others, packing.chunk_bytes))
+        chunks[self._number] = summed
+        return packing.unpack([packing.views(chunks[replica]) for replica in present])
+
+    def _add_natively(self, own: TreeSum) -> Sums:
+        packing = self._packing(own, 1)
+        flats = [packing.pack(sums) for _, sums in sorted(own.nodes.items())]
+        total = flats[0]
+        for flat in flats[1:]:
+            total = {dtype: vector + flat[dtype] for dtype, vector in total.items()}
+        for vector in total.values():
+            dist.all_reduce(vector, group=self._group)
+            self.sent_bytes += 2 * vector.nbytes * (len(self._ranks) - 1) // len(self._ranks)
+        return packing.unpack([{dtype: vectors[0] for dtype, vectors in total.items()}])
+
+    def add_up(self, tensor: Tensor) -> Tensor:
+        """The sum of ``tensor`` over all replicas, in the backend's order: for statistics within a forward pass."""
+        total = tensor.detach().to("cpu", copy=True).contiguous()
+        dist.all_reduce(total, group=self._group)
+        return total.to(tensor.device)
+
+    def _exchange(self, sent: Mapping[int, Tensor], sizes: Mapping[int, int]) -> dict[int, Tensor]:
+        """Sends a message to each of some replicas, and receives one of each; all at once, as a gloo send completes
+        only when its receive is posted."""
+        received = {other: torch.empty(size, dtype=torch.uint8) for other, size in sizes.items()}
+        works = [dist.irecv(buffer, self._ranks[other], group=self._group) for other, buffer in received.items()]
+        works += [dist.isend(message, self._ranks[other], group=self._group) for other, message in sent.items()]
+        for work in works:
+            assert work is not None, "this rank is one of the replicas"
+            work.wait()
+        self.sent_bytes += sum(message.numel() for message in sent.values())
+        return received
+
+    def _packing(self, own: TreeSum, num_chunks: int) -> Packing:
+        """How what this replica has is packed; compared with the first replica's when it is new."""
+        like = {name: tensor for sums in own.nodes.values() for name, tensor in sums.items()}
+        if like.keys() & self._optional.keys():
+            like |= self._optional
+        key = num_chunks, tuple(sorted(like))
+        if key not in self._packings:
+            packing = Packing(like, self._optional.keys() & like.keys(), num_chunks)
+            posted = f"{self._name}/{len(self._packings)}"
+            self._store.set(f"{posted}/{self._number}", packing.digest)
+            if self._store.get(f"{posted}/0").decode() != packing.digest:
+                raise WireError(
+                    f"{self._name}: replica {self._number} has other tensors to add up than replica 0; expected the "
+                    f"same network in all replicas, with the same terms of the loss in every step"
+                )
+            self._packings[key] = packing
+        return self._packings[key]
+
+
+class Place(NamedTuple):
+    """Where a tensor is in the vector of its dtype."""
+
+    first: int
+    last: int
+    shape: torch.Size
+    device: torch.device
+
+
+class Packing:
+    """Sums of tensors like those of ``like``, by name, as one vector for every dtype, in ``num_chunks`` equal chunks.
+    With a tensor that is ``optional`` goes whether there is one."""
+
+    def __init__(self, like: Mapping[str, Tensor], optional: set[str], num_chunks: int) -> None:
+        self._optional, self._num_chunks = sorted(optional), num_chunks
+        self._places: dict[str, Place] = {}
+        by_dtype: dict[str, list[tuple[str, Tensor]]] = {}
+        flags = torch.zeros(len(optional), dtype=torch.float32)
+        for name, tensor in sorted({**like, PRESENT: flags}.items(), key=lambda each: each[0]):
+            by_dtype.setdefault(str(tensor.dtype), []).append((name, tensor))
+        self._groups: dict[str, list[str]] = {}
+        self._sizes: dict[str, int] = {}  # elements of a chunk
+        for dtype, tensors in sorted(by_dtype.items()):
+            ends = [0, *accumulate(tensor.numel() for _, tensor in tensors)]
+            for (name, tensor), (first, last) in zip(tensors, pairwise(ends), strict=True):
+                self._places[name] = Place(first, last, tensor.shape, tensor.device)
+            self._groups[dtype] = [name for name, _ in tensors]
+            self._sizes[dtype] = -(-ends[-1] // (num_chunks * ALIGNMENT)) * ALIGNMENT
+        self._dtypes = {dtype: tensors[0][1].dtype for dtype, tensors in by_dtype.items()}
+        self.chunk_bytes = sum(size * self._dtypes[dtype].itemsize for dtype, size in self._sizes.items())
+
+    @property
+    def digest(self) -> str:
+        """The same for packings of tensors with the same names, dtypes and shapes."""
+        found = [(name, dtype, self._places[name][:3]) for dtype, names in self._groups.items() for name in names]
+        return hashlib.sha256(repr((self._num_chunks, found)).encode()).hexdigest()
+
+    def pack(self, sums: Sums) -> Flat:
+        """The vectors with the values of ``sums``, on the CPU; a tensor that is missing is zero."""
+        present = torch.tensor([float(name in sums) for name in self._optional], dtype=torch.float32)
+        sums, flat = {**sums, PRESENT: present}, Flat()
+        for dtype, names in self._groups.items():
+            vector = torch.zeros(self._num_chunks * self._sizes[dtype], dtype=self._dtypes[dtype])
+            for name in names:
+                if name in sums:
+                    first, last, *_ = self._places[name]
+                    vector[first:last].copy_(sums[name].reshape(-1))
+            flat[dtype] = vector.view(self._num_chunks, -1)
+        return flat
+
+    def chunk(self, flat: Flat, number: int) -> Tensor:
+        """The bytes of chunk ``number``, uint8."""
+        return torch.cat([vectors[number].view(torch.uint8) for vectors in flat.values()])
+
+    def views(self, chunk: Tensor) -> Sums:
+        """The vectors in the bytes of a chunk, by dtype."""
+        sizes = [size * self._dtypes[dtype].itemsize for dtype, size in self._sizes.items()]
+        parts = zip(self._sizes, chunk.split(sizes), strict=True)
+        return {dtype: part.view(self._dtypes[dtype]) for dtype, part in parts}
+
+    def unpack(self, chunks: Sequence[Sums]) -> Sums:
+        """The sums in all chunks, in order, without what no shard has."""
+        vectors = {dtype: torch.cat([chunk[dtype] for chunk in chunks]) for dtype in self._groups}
+        found: Sums = {}
+        for dtype, names in self._groups.items():
+            for name in names:
+                first, last, shape, device = self._places[name]
+                found[name] = vectors[dtype][first:last].view(shape).to(device)
+        present = found.pop(PRESENT).tolist()
+        for name, is_present in zip(self._optional, present, strict=True):
+            if not is_present:
+                del found[name]
+        return found
