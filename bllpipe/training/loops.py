@@ -156,8 +156,9 @@ class FeedbackLoop:
                 self.feedback.absorb(*(self._ahead.popleft() if self._ahead else self._received_stats()))
                 self._next += 1
         if entry.has_messages:
-            shards, (beta_KC, known_K) = entry.shards(self.passes.num_shards), self.feedback.table()
+            shards = entry.shards(self.passes.num_shards)
             labels = next(self.labels).split([shard.size for shard in shards])
+            beta_KC, known_K = self.feedback.table()
             for shard, label_B in zip(shards, labels, strict=True):
                 self.targets.send(Target(shard, beta_KC[label_B], known_K[label_B], label_B))
         if entry.phase in ("save", "end"):

@@ -156,11 +156,11 @@ def test_a_replica_that_was_stopped_is_named(tmp_path: Path) -> None:
     assert "rank 1 (block 0 replica 1): no heartbeat for" in stopped.stderr
 
 
-def test_replicas_that_drift_apart_are_named_at_the_next_checkpoint(tmp_path: Path) -> None:
+def test_nan_in_one_replica_is_named_before_others_have_it(tmp_path: Path) -> None:
     fault = "rank=1,step=2,point=weights,action=nan"
-    drifted = jobs.ranks(4, jobs.words(tmp_path / "run", *SHARDS, "replicas=[2, 1]"), fault=fault)
-    assert drifted.returncode != 0
-    assert "rank 1 (block 0 replica 1)" in drifted.stderr
+    failed = jobs.ranks(4, jobs.words(tmp_path / "run", *SHARDS, "replicas=[2, 1]"), fault=fault)
+    assert failed.returncode == 5
+    assert "rank 1 (block 0 replica 1)" in failed.stderr
 
 
 def test_errors_name_the_ranks_that_are_expected(tmp_path: Path) -> None:
