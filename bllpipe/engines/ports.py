@@ -183,7 +183,7 @@ class ActorPorts:
         return receiver
 
 
-@dataclass(frozen=True)
+@dataclass
 class RoutedSender:
     """A sender of messages about shards; each has a port."""
 
@@ -193,7 +193,7 @@ class RoutedSender:
         self.ports[message.round.shard].send(message)
 
 
-@dataclass(frozen=True)
+@dataclass
 class GatheringReceiver:
     """A receiver of messages about shards, in the ``order`` of their numbers; each has a port."""
 
@@ -204,7 +204,7 @@ class GatheringReceiver:
         return self.ports[next(self.order)].recv()
 
 
-@dataclass(frozen=True)
+@dataclass
 class SplitSender:
     """Sends messages about several shards in parts: ``members`` are the shards of each."""
 
@@ -216,7 +216,7 @@ class SplitSender:
             self.port.send(part)
 
 
-@dataclass(frozen=True)
+@dataclass
 class JoiningReceiver(Generic[ShardedMessage]):
     """Receives messages about several shards in parts: ``members`` are the shards of each."""
 

@@ -61,6 +61,17 @@ def test_replicas_change_neither_bits_nor_metrics(tmp_path: Path, reference: Pat
     assert parts == {path.name for path in (reference / "checkpoints" / "step-00000008").iterdir()}
 
 
+def test_other_settings_have_the_same_bits_too(tmp_path: Path) -> None:
+    """Buffers of an objective, BatchNorm in a head, clipping, bf16, and images that every replica augments itself."""
+    settings = (
+        *("steps=4", "shards=6", "data.batch_size=48", "optimizer.name=adamw", "optimizer.clip_norm=0.5"),
+        *("objective.family=gaussian_learned", "objective.head=conv", "feedback.update=sgd", "feedback.layers=2"),
+        *("precision.compute=bf16", "precision.wire=bf16", "data.augment.flip=true", "data.augment.rotation=20"),
+    )
+    expected = in_one_process(tmp_path / "one", *TINY, *settings)["state_sha256"]
+    assert in_replicas(tmp_path / "many", [4, 3], *TINY, *settings)["state_sha256"] == expected
+
+
 @pytest.mark.parametrize(("first", "then"), [([2, 1], [1, 2]), ([1, 2], [4, 4])], ids=str)
 def test_a_run_is_resumed_with_other_replicas_to_the_same_bits(
     tmp_path: Path, reference: Path, first: list[int], then: list[int]
