@@ -133,7 +133,7 @@ FAULTS = [
     ("rank=0,step=5,point=sum,action=kill", [2, 1], [1, 2]),
     ("rank=1,step=6,point=sum,action=kill", [2, 1], [4, 4]),
     ("rank=2,step=5,point=forward,action=kill", [2, 1], [1, 2]),
-    ("rank=0,step=8,point=manifest,action=kill", [2, 1], [1, 1]),
+    ("rank=0,step=4,point=tensors,action=kill", [2, 1], [1, 1]),
     ("rank=3,step=6,point=sent,action=kill", [1, 2], [2, 1]),
 ]
 
