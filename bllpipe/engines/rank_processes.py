@@ -135,27 +135,42 @@ def serve(channel: Connection, engine_name: str, argv: Sequence[str], can_fork: 
     with suppress(EOFError):
         while True:
             environments = json.loads(channel.recv_bytes())
-            start = partial(_fork, channel, argv, signals) if can_fork else partial(_spawn, argv, signals)
-            channel.send_bytes(json.dumps([start(each) for each in environments]).encode())
+            if can_fork:
+                ranks = _fork_all(channel, argv, signals, environments)
+            else:
+                ranks = [_spawn(argv, signals, each) for each in environments]
+            channel.send_bytes(json.dumps(ranks).encode())
             for _ in environments:
                 process, status = os.wait()
                 channel.send_bytes(json.dumps([process, os.waitstatus_to_exitcode(status)]).encode())
 
 
-def _fork(
-    channel: Connection, argv: Sequence[str], signals: set[int | signal.Signals], environment: Mapping[str, str]
-) -> int:
-    """A rank in a fork of this process. In the fork, this function does not return."""
-    with warnings.catch_warnings():  # Python 3.12 warns of threads: NumPy's OpenBLAS ends its own before a fork
-        warnings.simplefilter("ignore", DeprecationWarning)
-        process = os.fork()
-    if process:
-        return process
-    channel.close()
-    os.setsid()
-    become_rank(environment)
-    signal.pthread_sigmask(signal.SIG_SETMASK, signals)
-    sys.exit(importlib.import_module(PROGRAM).main(argv))
+def _fork_all(
+    channel: Connection,
+    argv: Sequence[str],
+    signals: set[int | signal.Signals],
+    environments: Sequence[Mapping[str, str]],
+) -> list[int]:
+    """Every rank in a fork of this process; returns when each leads its session, so that a signal to its process group
+    is not lost. In the forks, this function does not return."""
+    reader, writer = os.pipe()
+    processes = []
+    for environment in environments:
+        with warnings.catch_warnings():  # Python 3.12 warns of threads: NumPy's OpenBLAS ends its own before a fork
+            warnings.simplefilter("ignore", DeprecationWarning)
+            processes.append(os.fork())
+        if not processes[-1]:
+            channel.close()
+            os.setsid()
+            os.close(reader)
+            os.close(writer)
+            become_rank(environment)
+            signal.pthread_sigmask(signal.SIG_SETMASK, signals)
+            sys.exit(importlib.import_module(PROGRAM).main(argv))
+    os.close(writer)
+    os.read(reader, 1)  # its end: all forks have closed the pipe
+    os.close(reader)
+    return processes
 
 
 def _spawn(argv: Sequence[str], signals: set[int | signal.Signals], environment: Mapping[str, str]) -> int:

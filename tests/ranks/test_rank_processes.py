@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -65,6 +66,25 @@ def test_ranks_are_started_again_and_again(can_fork: bool, tmp_path: Path) -> No
     with ready(words, can_fork=can_fork) as processes:
         assert processes.run(attempt=0) == {} and processes.status() == "completed"
     assert jobs.summary(tmp_path / "run")["state_sha256"] == straight["state_sha256"]
+
+
+def test_a_rank_leads_its_process_group_when_the_launcher_hears_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal to the group of a rank that had just been forked was lost once: its fork was slower."""
+    slow_forks = "import os, time\nos.register_at_fork(after_in_child=lambda: time.sleep(0.5))\n"
+    (tmp_path / "sitecustomize.py").write_text(slow_forks)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    words = jobs.words(tmp_path / "run", *jobs.SMALL, "blocks=1", "steps=100000")
+    with ready(words) as processes, ThreadPoolExecutor(1) as other:
+        run = other.submit(processes.run, 0)
+        wait_until(processes.processes)
+        ranks = processes.processes()
+        groups = {os.getpgid(rank) for rank in ranks}
+        for group in groups:
+            os.killpg(group, signal.SIGKILL)
+        run.result(PATIENCE)
+    assert groups == ranks
 
 
 def test_a_server_that_cannot_import_is_a_failure_of_all_ranks() -> None:
