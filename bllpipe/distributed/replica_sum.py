@@ -17,7 +17,8 @@ receiver, so the replicas first compare over the store what they add up.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
@@ -62,13 +63,9 @@ class ReplicaSum:
         number = own.num_shards
         nodes = [nodes_of(range(held.own.start, min(held.own.stop, number)), number) for held in self._held]
         present = [replica for replica, found in enumerate(nodes) if found]
-        try:
-            if self._ordered or len(present) < len(nodes):
-                return self._add_in_order(own, nodes, present)
-            return self._add_natively(own)
-        except RuntimeError as error:
-            ranks = ", ".join(str(rank) for rank in self._ranks)
-            raise WireError(f"{self._name}: a replica on ranks {ranks} is gone while they add up: {error}") from error
+        if self._ordered or len(present) < len(nodes):
+            return self._add_in_order(own, nodes, present)
+        return self._add_natively(own)
 
     def _add_in_order(self, own: TreeSum, nodes: Sequence[list[Node]], present: Sequence[int]) -> Sums:
         packing = self._packing(own, len(present))
@@ -98,25 +95,40 @@ class ReplicaSum:
         for flat in flats[1:]:
             total = {dtype: vector + flat[dtype] for dtype, vector in total.items()}
         for vector in total.values():
-            dist.all_reduce(vector, group=self._group)
+            with self._with(self._ranks):
+                dist.all_reduce(vector, group=self._group)
             self.sent_bytes += 2 * vector.nbytes * (len(self._ranks) - 1) // len(self._ranks)
         return packing.unpack([{dtype: vectors[0] for dtype, vectors in total.items()}])
 
     def add_up(self, tensor: Tensor) -> Tensor:
         """The sum of ``tensor`` over all replicas, in the backend's order: for statistics within a forward pass."""
         total = tensor.detach().to("cpu", copy=True).contiguous()
-        dist.all_reduce(total, group=self._group)
+        with self._with(self._ranks):
+            dist.all_reduce(total, group=self._group)
         return total.to(tensor.device)
+
+    @contextmanager
+    def _with(self, ranks: Sequence[int]) -> Iterator[None]:
+        """A context that exchanges messages with ``ranks``. Raises WireError if one of them is gone."""
+        try:
+            yield
+        except RuntimeError as error:
+            names = " or ".join(f"rank {rank}" for rank in ranks)
+            raise WireError(f"{self._name}: {names} is gone: the connection was closed") from error
 
     def _exchange(self, sent: Mapping[int, Tensor], sizes: Mapping[int, int]) -> dict[int, Tensor]:
         """Sends a message to each of some replicas, and receives one of each; all at once, as a gloo send completes
         only when its receive is posted."""
         received = {other: torch.empty(size, dtype=torch.uint8) for other, size in sizes.items()}
-        works = [dist.irecv(buffer, self._ranks[other], group=self._group) for other, buffer in received.items()]
-        works += [dist.isend(message, self._ranks[other], group=self._group) for other, message in sent.items()]
-        for work in works:
+        works = []
+        for send_or_receive, tensors in ((dist.irecv, received), (dist.isend, sent)):
+            for other, tensor in tensors.items():
+                with self._with([self._ranks[other]]):
+                    works.append((other, send_or_receive(tensor, self._ranks[other], group=self._group)))
+        for other, work in works:
             assert work is not None, "this rank is one of the replicas"
-            work.wait()
+            with self._with([self._ranks[other]]):
+                work.wait()
         self.sent_bytes += sum(message.numel() for message in sent.values())
         return received
 

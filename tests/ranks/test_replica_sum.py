@@ -92,6 +92,27 @@ def test_replicas_with_other_tensors_are_named_before_anything_is_sent() -> None
     assert message.startswith("sum of block 0: replica 1 has other tensors to add up than replica 0; expected the same")
 
 
+def lose(rank: int, ordered: bool) -> str:
+    """Replica 2 is gone after the first sum; the others tell what they see."""
+    port, shards = opened(rank, ordered=ordered), Topology(1, num_shards=SHARDS, replicas=(REPLICAS,)).shards_of(rank)
+    for _ in range(2 if rank < 2 else 1):
+        tree = TreeSum(SHARDS)
+        for shard in shards:
+            tree.add(shard, {"term.pred": torch.ones(())})
+        try:
+            port.total(tree)
+        except WireError as error:
+            return str(error)
+    return "gone"
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_replica_that_is_gone_is_noticed_and_named(ordered: bool) -> None:
+    *others, _ = run_ranks(lose, REPLICAS, ordered)
+    named = "rank 2" if ordered else "rank 0 or rank 1 or rank 2"
+    assert f"sum of block 0: {named} is gone: the connection was closed" in others
+
+
 def test_norm_sync_learns_as_one_process_does_on_the_whole_batch() -> None:
     """P2: 1e-10 in float64, over several steps, with BatchNorm in the block and in its head."""
     whole = made("normed", *HEAD)
