@@ -31,7 +31,6 @@ from bllpipe.messages import Passes, Store
 from bllpipe.utils.tree_sum import Node, Sums, TreeSum, nodes_of
 
 PRESENT = "present"  # in front of the names of optional tensors: 1.0 where a shard has it
-ALIGNMENT = 8  # elements, so that every chunk begins at a multiple of 8 bytes
 Flat = dict[str, Tensor]  # one long vector for every dtype, [chunks, elements]
 
 
@@ -70,23 +69,30 @@ class ReplicaSum:
     def _add_in_order(self, own: TreeSum, nodes: Sequence[list[Node]], present: Sequence[int]) -> Sums:
         packing = self._packing(own, len(present))
         packed = {node: packing.pack(sums) for node, sums in sorted(own.nodes.items())}
-        place = present.index(self._number)
-        others = [replica for replica in present if replica != self._number]
-        sent = {
-            other: torch.cat([packing.chunk(flat, present.index(other)) for flat in packed.values()])
-            for other in others
-        }
-        sizes = {other: len(nodes[other]) * packing.chunk_bytes for other in others}
+        places = {replica: place for place, replica in enumerate(present)}
+        place = places.pop(self._number)
+        chunks = {other: [packing.empty_chunk() for _ in nodes[other]] for other in places}
+        self._exchange(
+            {
+                other: [vectors[at] for flat in packed.values() for vectors in flat.values()]
+                for other, at in places.items()
+            },
+            {other: [vector for chunk in found for vector in chunk.values()] for other, found in chunks.items()},
+        )
         tree = TreeSum(own.num_shards)
         for node, flat in packed.items():
             tree.add_node(node, {dtype: vectors[place] for dtype, vectors in flat.items()})
-        for other, message in self._exchange(sent, sizes).items():
-            for node, chunk in zip(nodes[other], message.split(packing.chunk_bytes), strict=True):
-                tree.add_node(node, packing.views(chunk))
-        summed = packing.chunk({dtype: vector.unsqueeze(0) for dtype, vector in tree.total().items()}, 0)
-        chunks = self._exchange(dict.fromkeys(others, summed), dict.fromkeys(others, packing.chunk_bytes))
-        chunks[self._number] = summed
-        return packing.unpack([packing.views(chunks[replica]) for replica in present])
+        for other, found in chunks.items():
+            for node, chunk in zip(nodes[other], found, strict=True):
+                tree.add_node(node, chunk)
+        summed, total = tree.total(), packing.empty()
+        for dtype, vectors in total.items():
+            vectors[place].copy_(summed[dtype])
+        self._exchange(
+            {other: [vectors[place] for vectors in total.values()] for other in places},
+            {other: [vectors[at] for vectors in total.values()] for other, at in places.items()},
+        )
+        return packing.unpack(total)
 
     def _add_natively(self, own: TreeSum) -> Sums:
         packing = self._packing(own, 1)
@@ -98,7 +104,7 @@ class ReplicaSum:
             with self._with(self._ranks):
                 dist.all_reduce(vector, group=self._group)
             self.sent_bytes += 2 * vector.nbytes * (len(self._ranks) - 1) // len(self._ranks)
-        return packing.unpack([{dtype: vectors[0] for dtype, vectors in total.items()}])
+        return packing.unpack(total)
 
     def add_up(self, tensor: Tensor) -> Tensor:
         """The sum of ``tensor`` over all replicas, in the backend's order: for statistics within a forward pass."""
@@ -116,21 +122,20 @@ class ReplicaSum:
             names = " or ".join(f"rank {rank}" for rank in ranks)
             raise WireError(f"{self._name}: {names} is gone: the connection was closed") from error
 
-    def _exchange(self, sent: Mapping[int, Tensor], sizes: Mapping[int, int]) -> dict[int, Tensor]:
-        """Sends a message to each of some replicas, and receives one of each; all at once, as a gloo send completes
-        only when its receive is posted."""
-        received = {other: torch.empty(size, dtype=torch.uint8) for other, size in sizes.items()}
+    def _exchange(self, sent: Mapping[int, Sequence[Tensor]], received: Mapping[int, Sequence[Tensor]]) -> None:
+        """Sends tensors to some replicas, and receives others from them; all at once, as a gloo send completes only
+        when its receive is posted."""
         works = []
-        for send_or_receive, tensors in ((dist.irecv, received), (dist.isend, sent)):
-            for other, tensor in tensors.items():
+        for send_or_receive, messages in ((dist.irecv, received), (dist.isend, sent)):
+            for other, tensors in messages.items():
                 with self._with([self._ranks[other]]):
-                    works.append((other, send_or_receive(tensor, self._ranks[other], group=self._group)))
+                    for tag, each in enumerate(tensors):  # so that each meets the one of its size
+                        works.append((other, send_or_receive(each, self._ranks[other], group=self._group, tag=tag)))
         for other, work in works:
             assert work is not None, "this rank is one of the replicas"
             with self._with([self._ranks[other]]):
                 work.wait()
-        self.sent_bytes += sum(message.numel() for message in sent.values())
-        return received
+        self.sent_bytes += sum(each.nbytes for tensors in sent.values() for each in tensors)
 
     def _packing(self, own: TreeSum, num_chunks: int) -> Packing:
         """How what this replica has is packed; compared with the first replica's when it is new."""
@@ -166,21 +171,19 @@ class Packing:
 
     def __init__(self, like: Mapping[str, Tensor], optional: set[str], num_chunks: int) -> None:
         self._optional, self._num_chunks = sorted(optional), num_chunks
-        self._places: dict[str, Place] = {}
-        by_dtype: dict[str, list[tuple[str, Tensor]]] = {}
         flags = torch.zeros(len(optional), dtype=torch.float32)
+        by_dtype: dict[torch.dtype, list[tuple[str, Tensor]]] = {}
         for name, tensor in sorted({**like, PRESENT: flags}.items(), key=lambda each: each[0]):
-            by_dtype.setdefault(str(tensor.dtype), []).append((name, tensor))
+            by_dtype.setdefault(tensor.dtype, []).append((name, tensor))
         self._groups: dict[str, list[str]] = {}
-        self._sizes: dict[str, int] = {}  # elements of a chunk
-        for dtype, tensors in sorted(by_dtype.items()):
+        self._places: dict[str, Place] = {}
+        self._chunks: dict[str, tuple[int, torch.dtype]] = {}  # elements of a chunk
+        for dtype, tensors in sorted(by_dtype.items(), key=lambda each: str(each[0])):
             ends = [0, *accumulate(tensor.numel() for _, tensor in tensors)]
             for (name, tensor), (first, last) in zip(tensors, pairwise(ends), strict=True):
                 self._places[name] = Place(first, last, tensor.shape, tensor.device)
-            self._groups[dtype] = [name for name, _ in tensors]
-            self._sizes[dtype] = -(-ends[-1] // (num_chunks * ALIGNMENT)) * ALIGNMENT
-        self._dtypes = {dtype: tensors[0][1].dtype for dtype, tensors in by_dtype.items()}
-        self.chunk_bytes = sum(size * self._dtypes[dtype].itemsize for dtype, size in self._sizes.items())
+            self._groups[str(dtype)] = [name for name, _ in tensors]
+            self._chunks[str(dtype)] = max(1, -(-ends[-1] // num_chunks)), dtype
 
     @property
     def digest(self) -> str:
@@ -188,37 +191,37 @@ class Packing:
         found = [(name, dtype, self._places[name][:3]) for dtype, names in self._groups.items() for name in names]
         return hashlib.sha256(repr((self._num_chunks, found)).encode()).hexdigest()
 
+    def empty(self) -> Flat:
+        """The vectors, [chunks, elements], on the CPU, not initialised."""
+        chunks = self._chunks.items()
+        return {name: torch.empty(self._num_chunks, size, dtype=dtype) for name, (size, dtype) in chunks}
+
+    def empty_chunk(self) -> Flat:
+        """One chunk of them, [elements]."""
+        return {name: torch.empty(size, dtype=dtype) for name, (size, dtype) in self._chunks.items()}
+
     def pack(self, sums: Sums) -> Flat:
-        """The vectors with the values of ``sums``, on the CPU; a tensor that is missing is zero."""
+        """The vectors with the values of ``sums``; a tensor that is missing is zero."""
         present = torch.tensor([float(name in sums) for name in self._optional], dtype=torch.float32)
-        sums, flat = {**sums, PRESENT: present}, Flat()
+        sums, flat = {**sums, PRESENT: present}, self.empty()
         for dtype, names in self._groups.items():
-            vector = torch.zeros(self._num_chunks * self._sizes[dtype], dtype=self._dtypes[dtype])
+            vector = flat[dtype].view(-1)
             for name in names:
+                first, last, *_ = self._places[name]
                 if name in sums:
-                    first, last, *_ = self._places[name]
                     vector[first:last].copy_(sums[name].reshape(-1))
-            flat[dtype] = vector.view(self._num_chunks, -1)
+                else:
+                    vector[first:last].zero_()
+            vector[last:].zero_()
         return flat
 
-    def chunk(self, flat: Flat, number: int) -> Tensor:
-        """The bytes of chunk ``number``, uint8."""
-        return torch.cat([vectors[number].view(torch.uint8) for vectors in flat.values()])
-
-    def views(self, chunk: Tensor) -> Sums:
-        """The vectors in the bytes of a chunk, by dtype."""
-        sizes = [size * self._dtypes[dtype].itemsize for dtype, size in self._sizes.items()]
-        parts = zip(self._sizes, chunk.split(sizes), strict=True)
-        return {dtype: part.view(self._dtypes[dtype]) for dtype, part in parts}
-
-    def unpack(self, chunks: Sequence[Sums]) -> Sums:
-        """The sums in all chunks, in order, without what no shard has."""
-        vectors = {dtype: torch.cat([chunk[dtype] for chunk in chunks]) for dtype in self._groups}
+    def unpack(self, flat: Flat) -> Sums:
+        """The sums in the vectors, without what no shard has; views, if they are for the CPU."""
         found: Sums = {}
         for dtype, names in self._groups.items():
             for name in names:
                 first, last, shape, device = self._places[name]
-                found[name] = vectors[dtype][first:last].view(shape).to(device)
+                found[name] = flat[dtype].view(-1)[first:last].view(shape).to(device)
         present = found.pop(PRESENT).tolist()
         for name, is_present in zip(self._optional, present, strict=True):
             if not is_present:
