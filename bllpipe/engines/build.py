@@ -225,6 +225,8 @@ def restore_actors(job: Job, store: JobStore, rank: int, actors: Sequence[Actor]
     """Restores the actors of a rank from the checkpoint; a warning names what starts fresh."""
     if job.checkpoint is None:
         return
+    own_names = {name for actor in actors for name in (*actor.loop.weights(), *actor.loop.state())}
+    job.checkpoint.verify(own_names)
     found, place = job.checkpoint.mapped(), job.checkpoint.path.name
     taken, fresh = set[str](), set[str]()
     for actor in actors:
