@@ -16,8 +16,8 @@ help: ## this list
 train: $(READY) ## train the digits on this machine; ARGS="--config configs/... --set key=value"
 	$(BIN)/python -m bllpipe.launch $(ARGS)
 
-test: $(READY) ## all tests, two files at a time; ARGS="-k name" for some
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+test: $(READY) ## all tests, three files at a time; ARGS="-k name" for some
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(ARGS)
 
 test-prometheus: $(READY) ## a real Prometheus scrapes a real run; installs Debian's where it may
 	tests/prometheus/install.sh

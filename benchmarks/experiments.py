@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
+from benchmarks.comparison import compare, name_of
 from benchmarks.records import Record, Sample, alike, merge, read
 from benchmarks.trial_options import add_run_options, finish, run
 from benchmarks.trials import Trial
-from bllpipe.checkpoint.resume import flat
-from bllpipe.config.loader import read_yaml
+from bllpipe.config.loader import flat, read_yaml
 from bllpipe.errors import ConfigError
 
 SECTIONS = ("config", "common", "variants")
@@ -24,7 +24,7 @@ SECTIONS = ("config", "common", "variants")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     options = _parser().parse_args(arguments)
-    return finish(lambda: _run(options) if options.command == "run" else _show(options))
+    return finish(lambda: COMMANDS[options.command](options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,6 +38,13 @@ def _parser() -> argparse.ArgumentParser:
     add_run_options(runs, out="runs/experiments.jsonl", runs="runs/experiments")
     shows = commands.add_parser("show", help="print a line a variant")
     shows.add_argument("files", nargs="+", type=Path, metavar="FILE.jsonl")
+    compares = commands.add_parser("compare", help="print a line a method, at the best of its rates (NAME-lrRATE)")
+    compares.add_argument("files", nargs="+", type=Path, metavar="FILE.jsonl")
+    compares.add_argument("--only", nargs="+", default=["*"], metavar="NAME", help="only these methods; * is anything")
+    compares.add_argument("--against", default="bp", metavar="NAME", help="the method that differences are from")
+    compares.add_argument("--tune", nargs="+", type=int, default=[3, 4], metavar="SEED", help="seeds that choose rates")
+    compares.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="seeds of the report")
+    compares.add_argument("--markdown", action="store_true", help="the table for a page of documentation")
     return parser
 
 
@@ -48,6 +55,19 @@ def _run(options: argparse.Namespace) -> int:
 def _show(options: argparse.Namespace) -> int:
     print(show([record for file in options.files for record in read(file)]))
     return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    """A table a file, as each is one data set."""
+    for file in options.files:
+        records = [each for each in read(file) if any(fnmatch.fnmatch(name_of(each), only) for only in options.only)]
+        if len(options.files) > 1:
+            print(f"{file.stem}:")
+        print(compare(records, options.against, options.tune, options.seeds, options.markdown))
+    return 0
+
+
+COMMANDS = {"run": _run, "show": _show, "compare": _compare}
 
 
 def experiment_trials(

@@ -11,19 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu_cases import BLL
+from benchmarks.gpu_cases import BLL, CUTS, HEAD, OF_MODEL
 from benchmarks.gpu_runs import complete, read_lines, start_afresh
 from bllpipe.config import load_config
-from bllpipe.errors import ConfigError
 from bllpipe.utils.process import peak_memory_bytes
 
-# With a strided head, which ends in no linear layer on thousands of features, BLL bears the rate of BP.
-STRIDED = ("objective.head=strided", "objective.kl_weight=0.01")
-STRIDED_LR = 0.2
-# A linear head is stable below about 3.8 / (0.1 lambda) under SGD with momentum, lambda growing with its features:
-# 4096 features bear 0.010, 1024 bear 0.043, 256 bear 0.18.
-LINEAR = ("objective.head=linear", "objective.head_features=256", "objective.kl_weight=0.01")
-LINEAR_LR = 0.15
+RATE = 0.2  # the peak of BP and BLL: strided heads bear what BP bears
 PROBE_LINES = 3
 
 
@@ -47,13 +40,23 @@ class Run:
     seed: int
 
     @property
+    def is_local(self) -> bool:
+        return self.recipe.side != "bp"
+
+    @property
     def name(self) -> str:
-        blocks = "" if self.recipe.side == "bp" else f" {self.blocks} blocks"
+        blocks = f" {self.blocks} blocks" if self.is_local else ""
         return f"{self.model} {self.recipe.side}{blocks} s{self.seed}"
 
     def settings(self, capture: str) -> tuple[str, ...]:
-        own = (f"model.name={self.model}", f"blocks={self.blocks}", f"seed={self.seed}", f"gpu.capture={capture}")
-        return (*own, *self.recipe.settings, f"optimizer.lr={self.recipe.lr}")
+        own = (
+            f"model.name={self.model}",
+            f"blocks={CUTS[self.model, self.blocks]}",
+            f"seed={self.seed}",
+            f"gpu.capture={capture}",
+        )
+        heads = OF_MODEL[self.model] if self.is_local else ()
+        return (*own, *heads, *self.recipe.settings, f"optimizer.lr={self.recipe.lr}")
 
 
 @dataclass(frozen=True)
@@ -67,22 +70,10 @@ class Probe:
 
 
 def bll_recipe(more: tuple[str, ...] = ()) -> Recipe:
-    """BLL with a strided head where the config knows it, else with a linear one at a rate that it bears. ``more``
-    settings come last; a rate among them is the peak rate."""
-    has_strided = is_known("objective.head=strided")
-    head, lr = (STRIDED, STRIDED_LR) if has_strided else (LINEAR, LINEAR_LR)
-    lr = next((float(each.partition("=")[2]) for each in more if each.startswith("optimizer.lr=")), lr)
-    settings = (*BLL, *head, *more)
-    return Recipe("bll", f"{' '.join((*head, *more))} and a peak rate of {lr:g}", lr, settings)
-
-
-def is_known(setting: str) -> bool:
-    """Whether the config has this key and value."""
-    try:
-        load_config(None, [setting])
-    except ConfigError:
-        return False
-    return True
+    """BLL with the heads of ``OF_MODEL``. ``more`` settings come last; a rate among them is the peak rate."""
+    lr = next((float(each.partition("=")[2]) for each in more if each.startswith("optimizer.lr=")), RATE)
+    note = f"{' '.join((*HEAD, *more))} and a peak rate of {lr:g}, in ResNet-50 also {OF_MODEL['resnet50'][-1]}"
+    return Recipe("bll", note, lr, (*BLL, *more))
 
 
 def sizes_of(path: Path) -> dict[str, int]:

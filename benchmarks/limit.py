@@ -20,7 +20,6 @@ from bllpipe.distributed.cuda_streams import streams_on
 from bllpipe.engines.devices import set_up
 from bllpipe.learn.block import Block, alpha_shape, make_block
 from bllpipe.learn.cuda_graphs import speed_up
-from bllpipe.learn.distributions import num_channels
 from bllpipe.learn.memory_format import place
 from bllpipe.messages import Round, Target
 from bllpipe.models.partition import cut
@@ -95,7 +94,7 @@ def block_alone(
     number: int, config: Config, batch: int, device: torch.device = CPU
 ) -> tuple[Block, torch.Tensor, Target]:
     """Block ``number`` with an input and a target of the right shapes, for ``batch`` images."""
-    units = network_units(config.model, IMAGE[0], CLASSES, config.seed)
+    units = network_units(config.model, IMAGE, CLASSES, config.seed)
     parts, width = cut(units, config.cuts), last_width(config, units)
     segments = [place(Segment(part, config.seed), config, device) for part in parts[: number + 1]]
     shapes: list[tuple[int, ...]] = [IMAGE]
@@ -103,7 +102,7 @@ def block_alone(
         shapes.append(alpha_shape(segment, shapes[-1], device))
     is_last = number == len(parts) - 1
     block = speed_up(make_block(segments[-1], shapes[-2], shapes[-1], config, CLASSES, 1000, is_last, width), config)
-    beta_BC, known_B = torch.randn(batch, num_channels(shapes[-1]), device=device), torch.ones(batch, device=device)
+    beta_BC, known_B = torch.randn(batch, block.message_size, device=device), torch.ones(batch, device=device)
     target = Target(Round("train", 0, size=batch), beta_BC, known_B, torch.randint(CLASSES, (batch,), device=device))
     return block, torch.randn(batch, *shapes[-2], device=device), target
 

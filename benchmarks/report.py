@@ -62,6 +62,12 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     )
 
 
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """The same for a page of documentation."""
+    lines = [heads, ["---", *("---:" for _ in heads[1:])], *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
 def write(
     path: str | None,
     title: str,

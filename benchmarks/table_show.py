@@ -133,7 +133,4 @@ def _or_dash(value: float | None) -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool) -> str:
-    if not markdown:
-        return report.table(heads, rows)
-    lines = [heads, ["---", *("---:" for _ in heads[1:])], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return (report.markdown if markdown else report.table)(heads, rows)

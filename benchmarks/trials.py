@@ -21,9 +21,8 @@ from typing import Any
 
 from benchmarks.processes import Processes
 from benchmarks.records import append, differences, read
-from bllpipe.checkpoint.resume import flat
 from bllpipe.config import load_config, to_mapping
-from bllpipe.config.loader import stored_mapping
+from bllpipe.config.loader import flat, stored_mapping
 from bllpipe.errors import ConfigError
 from bllpipe.utils.console import Bar
 
@@ -37,6 +36,7 @@ FROM_SUMMARY = (
     "parameters",
     "state_sha256",
 )
+OF_ENSEMBLES = {"ensemble_accuracy"}  # with evaluate.ensemble
 LOG_LINES = 12
 
 
@@ -199,7 +199,7 @@ class _Session:
             **trial.labels,
             "seed": trial.seed,
             "overrides": without_folders(trial.overrides),
-            **{name: summary[name] for name in FROM_SUMMARY},
+            **{name: summary[name] for name in (*FROM_SUMMARY, *(OF_ENSEMBLES & summary.keys()))},
             "resumed": self.resumed[trial.key],
             "workers": self.workers,
             "environment": _json(run_dir / "env.json"),

@@ -12,7 +12,8 @@ from typing import get_args
 
 from bllpipe.config import Config
 from bllpipe.config.loader import add_config_options, config_from_options
-from bllpipe.config.schema import PIPELINES, SYNCHRONOUS, residual_units, unit_name
+from bllpipe.config.networks import residual_units, unit_name
+from bllpipe.config.schema import PIPELINES, SYNCHRONOUS
 from bllpipe.data.catalog import (
     DEFAULT_PATH,
     DOWNLOADS,
@@ -36,6 +37,7 @@ from bllpipe.errors import BllpipeError, ConfigError
 from bllpipe.models.partition import bounds
 from bllpipe.tools.monitoring.live_table import release
 from bllpipe.tools.monitoring.progress import ProgressDisplay
+from bllpipe.tools.monitoring.tracking import Tracking, check_trackers
 from bllpipe.training.run_schedule import RunSchedule
 from bllpipe.utils.console import drop_unwritten, repair_standard_streams, warn
 from bllpipe.utils.files import RunLock, refused_paths
@@ -152,6 +154,8 @@ def choose_callbacks(config: Config) -> tuple[Callback, ...]:
         from bllpipe.tools.monitoring.exporter import PrometheusExport  # and torch, which takes seconds
 
         callbacks.append(PrometheusExport())
+    if config.log.to:
+        callbacks.append(Tracking(config.log.to))
     if text := fault_text():
         from bllpipe.tools.fault_injection import FaultInjection, parse_faults  # and torch
 
@@ -164,6 +168,7 @@ def check_start(config: Config, environment: RankEnvironment | None) -> None:
     check_installed(config)
     check_plan(config)
     if environment is None or environment.rank == 0:
+        check_trackers(config.log.to)
         check_data(config)
     if environment is None and config.engine in SPREAD:
         check_interfaces(use_nccl=False)  # every rank checks again, on its own machine
@@ -218,7 +223,12 @@ def check_plan(config: Config) -> None:
 
 
 def check_installed(config: Config) -> None:
-    """Raises ConfigError for an engine whose package is not installed. Only for the machine of the run."""
+    """Raises ConfigError for an engine or a network whose package is not installed. Only for the machine of the run."""
+    if config.model.name.startswith("timm:") and find_spec("timm") is None:
+        raise ConfigError(
+            f"model.name={config.model.name} needs the package timm, which is not installed; use pip install "
+            f"'bllpipe[timm]'"
+        )
     if config.engine == "deepspeed" and find_spec("deepspeed") is None:
         raise ConfigError(
             "engine deepspeed needs the package deepspeed, which is not installed; use pip install 'bllpipe[deepspeed]'"

@@ -12,8 +12,8 @@ from benchmarks.chaos.cases import Case, Families, MakeCase
 from benchmarks.chaos.hostile import Write, file_case, mutated, no_file, noise, of_kinds, refused, sparse
 from bllpipe.checkpoint import Checkpoint
 from bllpipe.checkpoint.format import MANIFEST, Manifest, metadata_file
-from bllpipe.checkpoint.resume import flat
 from bllpipe.config import Config, load_config, to_yaml
+from bllpipe.config.loader import flat
 from bllpipe.utils.files import MAX_BYTES, render
 
 Text = Callable[[random.Random], str | bytes]

@@ -8,9 +8,9 @@ import re
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike, fspath
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from torch import Tensor, nn
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from bllpipe.errors import ConfigError
 from bllpipe.learn.losses import Objective
 from bllpipe.models.partition import bounds
-from bllpipe.models.registry import USER_OBJECTS, check_has_values, check_network, in_order
+from bllpipe.models.registry import USER_OBJECTS, check_has_values, check_network, in_order, is_traced, network_plan
+from bllpipe.models.units import Segment, Unit
 from bllpipe.utils.tensors import part_digest
 
 
@@ -51,7 +52,7 @@ def path_text(name: str, value: Any, hint: str) -> str:
 
 
 Modules = nn.Sequential | nn.ModuleList | Sequence[nn.Module]
-Model = Modules | Callable[..., Iterable[nn.Module]] | str
+Model = nn.Module | Modules | Callable[..., nn.Module | Iterable[nn.Module]] | str
 # Every block makes an instance of a class: (config.objective, alpha_shape, num_classes).
 UserObjective = Objective | type[nn.Module] | str
 
@@ -63,11 +64,7 @@ class UserModules:
     modules: Mapping[str, nn.Module]
 
     def __call__(self, in_channels: int, num_classes: int, **args: Any) -> nn.Sequential:
-        if args:
-            raise ConfigError(
-                f"model.args are for a function that makes a network, but the model is one already, and {sorted(args)} "
-                f"would change nothing; leave them out"
-            )
+        check_no_args(args)
         return nn.Sequential(OrderedDict(self.modules))
 
     def digest(self) -> str:
@@ -75,15 +72,43 @@ class UserModules:
         return part_digest(nn.Sequential(OrderedDict(self.modules)).state_dict())
 
 
+@dataclass(frozen=True, eq=False)
+class UserNetwork:
+    """A network with a ``forward`` of its own that a script has built; it is traced to find where it can be cut, once
+    for each shape of images. Its modules are trained in place."""
+
+    network: nn.Module
+    plans: dict[tuple[int, ...], Any] = field(default_factory=dict)
+
+    def __call__(self, in_channels: int, num_classes: int, **args: Any) -> nn.Module:
+        check_no_args(args)
+        return self.network
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of all weights: equal in all ranks if they drew the same numbers."""
+        return part_digest(self.network.state_dict())
+
+
+def check_no_args(args: Mapping[str, Any]) -> None:
+    """Raises ConfigError for ``model.args`` of a network that is built already."""
+    if args:
+        raise ConfigError(
+            f"model.args are for a function that makes a network, but the model is one already, and {sorted(args)} "
+            f"would change nothing; leave them out"
+        )
+
+
 def user_model(model: Model) -> tuple[str, Callable[..., Any] | None]:
     """``model.name``, and the network passed as an object; ConfigError for one that cannot be cut."""
     if isinstance(model, str):
         return model, None
+    if is_traced(model):
+        return f"{USER_OBJECTS}:network", UserNetwork(checked_network(model))
     if isinstance(model, (nn.Module, list, tuple)):
         return f"{USER_OBJECTS}:network", UserModules(modules_of(model))
     if not callable(model):
         raise ConfigError(
-            f"the model is a {type(model).__name__}; expected an nn.Sequential, a list of modules, a function "
+            f"the model is a {type(model).__name__}; expected an nn.Module, a list of modules, a function "
             f"(in_channels, num_classes) that returns one, or a name such as resnet18"
         )
     name = importable_name(model)
@@ -100,23 +125,57 @@ def modules_of(model: Modules | nn.Module) -> dict[str, nn.Module]:
     return modules
 
 
-def cut(model: Modules, blocks: int | Sequence[int | str]) -> list[nn.Sequential]:
+def checked_network(network: nn.Module) -> nn.Module:
+    """The same network, ready to be trained; ConfigError when it is not."""
+    name = type(network).__name__
+    check_network({name: network}, "the model")
+    check_has_values(network, name)
+    return network
+
+
+@overload
+def cut(model: Modules, blocks: int | Sequence[int | str]) -> list[nn.Sequential]: ...
+
+
+@overload
+def cut(model: nn.Module, blocks: int | Sequence[int | str], image_shape: Sequence[int]) -> list[Segment]: ...
+
+
+def cut(
+    model: Modules | nn.Module, blocks: int | Sequence[int | str], image_shape: Sequence[int] | None = None
+) -> Sequence[nn.Module]:
     """The blocks of a network, which share its modules.
 
     Args:
-        model: an nn.Sequential, whose children have names, or a list of modules, which are numbered.
+        model: any nn.Module; the children of an nn.Sequential have names, the modules of a list are numbered.
         blocks: how many, of equal numbers of modules; or the cuts: after how many modules, or after the one of which
             name.
+        image_shape: [C, H, W] of an image, which a network with a ``forward`` of its own is traced for.
 
     Raises ConfigError for a network that cannot be cut, or not there.
     """
-    modules = modules_of(model)
-    names = list(modules)
     blocks = plain(blocks)
     if not isinstance(blocks, (int, list)):
         raise ConfigError(f"blocks is {blocks!r}; cut takes a number or a list, and bllpipe.make_plan finds even cuts")
+    if is_traced(model):
+        units = traced_units(model, image_shape)
+        return [Segment(units[start:end], seed=0) for start, end in bounds([unit.name for unit in units], blocks)]
+    modules = modules_of(model)
+    names = list(modules)
     parts = [names[start:end] for start, end in bounds(names, blocks)]
     return [nn.Sequential(OrderedDict((name, modules[name]) for name in part)) for part in parts]
+
+
+def traced_units(network: nn.Module, image_shape: Sequence[int] | None) -> list[Unit]:
+    """The units of a network with a ``forward`` of its own, for images of ``image_shape``."""
+    if image_shape is None:
+        raise ConfigError(
+            f"the model is {type(network).__name__}, which is traced with images to find where it can be cut; expected "
+            f"their shape; use image_shape=(3, 224, 224)"
+        )
+    shape = tuple(whole_number("image_shape", size, 1) for size in image_shape)
+    plan = network_plan(UserNetwork(checked_network(network)), {}, shape, 0, 0, "the model is")
+    return plan.units(network)
 
 
 def importable_name(thing: Any) -> str | None:

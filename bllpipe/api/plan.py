@@ -75,7 +75,7 @@ def make_plan(
     check_user_data(made.data)
     made = replace(made, model=replace(made.model, user_model=deepcopy(made.model.user_model)))
     spec = data_spec(made)
-    units = network_units(made.model, spec.image_shape[0], spec.num_classes, made.seed)
+    units = network_units(made.model, spec.image_shape, spec.num_classes, made.seed)
     bounds([unit.name for unit in units], blocks)
     profile = measure(made, spec, repetitions, say=no_progress)
     inputs = profile.inputs(gigabytes_per_second)

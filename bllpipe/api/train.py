@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from html import escape
 from itertools import count
 from os import PathLike, fspath
 from pathlib import Path
@@ -28,7 +29,9 @@ from bllpipe.engines.job import Job, JobStore
 from bllpipe.engines.runner import is_complete
 from bllpipe.errors import BllpipeError, CheckpointError, ConfigError
 from bllpipe.launch import SPREAD, check_start, choose_callbacks, fail_before_the_store
+from bllpipe.models.registry import is_traced
 from bllpipe.tools.analysis.network_file import fill, network_weights
+from bllpipe.tools.analysis.run_html import run_html, short_path
 from bllpipe.utils.console import warn
 from bllpipe.utils.files import RunLock, read_record, refused_paths
 from bllpipe.utils.tensors import torch_defaults
@@ -56,11 +59,12 @@ def train(
     """Trains ``model`` in blocks that learn alone; returns what the run has left. The modules are trained in place.
 
     Args:
-        model: an nn.Sequential, a list of modules, a function (in_channels, num_classes) that returns one, built under
-            the run's seed, or a name such as ``resnet18``; None: that of the config.
-        data: (train, test), each (images, labels) as tensors or a torch Dataset of (image, label); or a name such as
-            ``digits``. Floats [N, ...] are taken as they are; uint8 [N, C, H, W] are normalised, and augmented as
-            ``data.augment`` says. None: those of the config.
+        model: any nn.Module, such as one of torchvision's, a list of modules, a function (in_channels, num_classes)
+            that returns one, built under the run's seed, or a name, such as ``resnet18`` or
+            ``torchvision:convnext_tiny``; None: that of the config.
+        data: (train, test), each (images, labels) as tensors or a torch Dataset of (image, label); a DatasetDict of
+            Hugging Face; or a name such as ``digits``. Floats [N, ...] are taken as they are; uint8 [N, C, H, W] are
+            normalised, and augmented as ``data.augment`` says. None: those of the config.
         blocks: how many, or the cuts: after how many modules, or after the one of which name; or ``balanced 4``.
         objective: a function (alpha, scores, target, x) -> dict of terms, a class of modules with that forward, or
             ``bll``, ``dgl``, ``predsim``, and ``bp`` for the whole network.
@@ -183,7 +187,8 @@ def _mapping(arguments: TrainArguments, keys: Mapping[str, Any]) -> dict[str, An
 def _check_floats(config: Config) -> None:
     """Raises ConfigError for settings that have no effect on float images."""
     data, changes = config.data, config.data.augment
-    idle = {"data.augment": changes.crop_padding or changes.flip or changes.rotation}
+    is_augmented = changes.crop_padding or changes.flip or changes.rotation or changes.recipe != "none"
+    idle = {"data.augment": is_augmented}
     idle |= {"data.mean": data.mean is not None, "data.std": data.std is not None}
     asked = [key for key, is_set in idle.items() if is_set]
     if data.user_data is not None and data.user_data.is_float and asked:
@@ -200,7 +205,14 @@ class Run:
         self.directory, self.rank = Path(directory), rank
 
     def __repr__(self) -> str:
-        return f"Run({str(self.directory)!r}, rank={self.rank})"
+        return f"Run({str(short_path(self.directory))!r}, rank={self.rank})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a table of the ranks, and a picture of the accuracy of every block."""
+        try:
+            return run_html(self.directory, self.summary)
+        except BllpipeError as error:  # a notebook would show the whole traceback
+            return f"<code>{escape(repr(self))}</code>: {escape(str(error))}"
 
     @cached_property
     def summary(self) -> Mapping[str, Any]:
@@ -249,6 +261,6 @@ class Run:
         A rank of several has trained its own block alone: this is how it gets the others. Raises CheckpointError, and
         copies nothing, when names, shapes or dtypes differ.
         """
-        whole = nn.Sequential(OrderedDict(modules_of(model)))  # type: ignore[arg-type]  # or it says what is needed
+        whole: Any = model if is_traced(model) else nn.Sequential(OrderedDict(modules_of(model)))  # type: ignore[arg-type]
         fill(whole, self.weights(), str(self.directory))
         return model

@@ -12,7 +12,7 @@ from typing import Any
 
 from bllpipe.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
 from bllpipe.config import Config, to_mapping
-from bllpipe.config.loader import with_defaults
+from bllpipe.config.loader import flat, with_defaults
 from bllpipe.errors import ConfigError
 from bllpipe.utils.files import check_length, refused_paths
 
@@ -147,11 +147,3 @@ def refuse_others(changed: Sequence[Change], accepted: Sequence[str], written_by
             f"{give}, or add --accept {keys} to resume with the new ones, "
             f"or start a new run with another --run-dir"
         )
-
-
-def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
-    pairs: dict[str, Any] = {}
-    for key, value in mapping.items():
-        pairs |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return pairs

@@ -18,7 +18,7 @@ from bllpipe.topology import Topology
 from bllpipe.utils.console import show, table
 
 if TYPE_CHECKING:
-    from bllpipe.tools.planning.dry_run import Estimates  # torch
+    from bllpipe.tools.planning.estimates import Estimates  # torch
 
 NO_DATA = (
     "shapes, bytes and memory depend on the data, which were not found: data.name is {name}, data.path {path}; use "
@@ -40,10 +40,12 @@ RANK_COLUMNS = (
 )
 # of the local heads: parameters, and operations of the forward pass of one image
 HEAD_COLUMNS = ("local head of", "parameters", "of the block's", "operations", "of the block's")
+PLACE_COLUMNS = ("cut after", "alive, an image", "parameters before")  # in the unit that ends there
 EDGE_COLUMNS = ("edge", "tensors", "a message", "a step")
 NOTE = """\
 Bytes sent and received are those of a training step. Memory is an estimate: counted, not measured; it does not include
 torch itself, the data, and the workspaces of convolutions."""
+PLACES = "Places at which the network can be cut, {number}: one tensor alone is alive there."
 ENSEMBLE_NOTE = """\
 With evaluate.ensemble an alpha message of a test batch has {size} more: the sums of the class
 probabilities of all heads up to that block."""
@@ -129,6 +131,9 @@ def estimates_table(estimates: Estimates, config: Config) -> str:
     lines = [f"{estimates.steps:,} steps, {estimates.steps_per_epoch:,} an epoch"]
     for columns, rows in ((RANK_COLUMNS, ranks), (HEAD_COLUMNS, heads), (EDGE_COLUMNS, edges)):
         lines += ["", table(columns, rows)] if rows else []
+    if estimates.places:
+        places = [[place.unit, str(list(place.shape)), f"{place.parameters:,}"] for place in estimates.places]
+        lines += ["", PLACES.format(number=len(places)), "", table(PLACE_COLUMNS, places)]
     lines += ["", NOTE]
     if more := max((edge.ensemble_bytes for edge in estimates.edges), default=0):
         lines.append(ENSEMBLE_NOTE.format(size=size(more)))

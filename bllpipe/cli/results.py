@@ -151,9 +151,10 @@ def add_results(commands: Any) -> None:
     export.add_argument("file", metavar="FILE")
     export.add_argument(
         "--to",
-        choices=("torchvision", "bllpipe"),
+        choices=("torchvision", "timm", "bllpipe"),
         default="torchvision",
-        help="torchvision (default): a ResNet, checked in torchvision's own if it has this one; bllpipe: any network",
+        help="torchvision (default): a ResNet or a torchvision:NAME, checked in torchvision's own if it has this one; "
+        "timm: a timm:NAME, checked in timm's own; bllpipe: any network",
     )
     export.add_argument("--heads", metavar="FILE", help="write the local heads too, for the ensemble of all exits")
     export.add_argument("--no-check", dest="check", action="store_false", help="do not compare FILE with the run")

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from bllpipe.config.schema import Config
+from bllpipe.config.schema import END_TO_END, Config
 from bllpipe.config.validation import check, convert, field_types, shown
 from bllpipe.errors import ConfigError
 
@@ -29,6 +29,12 @@ RENAMED = {
 MOVED: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "gpu.channels_last": ("channels_last", lambda value: "auto" if value is True else value),
 }
+# Keys whose default is not what earlier versions did, which had no such key: the value that a stored section had in
+# effect.
+BEFORE: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "objective.head_scale": lambda objective: False if objective.get("head", "linear") == "linear" else "auto",
+}
+EXAMPLES = Path("configs")  # in a checkout; bllpipe/configs, which a wheel holds too, is the same folder
 MAX_BYTES = 1 << 18  # the parser takes a second for this size
 MAX_DEPTH = 20
 MAX_NODES = 10_000  # keys and values
@@ -100,6 +106,14 @@ def to_mapping(config: Any) -> dict[str, Any]:
 def to_yaml(config: Config) -> str:
     """The config as a YAML file that ``load_config`` reads."""
     return dump_yaml(to_mapping(config))
+
+
+def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    pairs: dict[str, Any] = {}
+    for key, value in mapping.items():
+        pairs |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return pairs
 
 
 def known_keys(section: Any = Config, prefix: str = "") -> list[str]:
@@ -182,19 +196,25 @@ def stored_mapping(path: str) -> dict[str, Any]:
 
 
 def with_moved_keys(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """``mapping`` with every moved key in its new place, unless that has a value already."""
+    """``mapping``, which a run has stored, with every moved key in its new place, unless that has a value already, and
+    with the values of missing keys that were not the default of today."""
     result = deepcopy(dict(mapping))
     for old, (new, value_of) in MOVED.items():
         section, _, leaf = old.rpartition(".")
         keys = result.get(section)
         if isinstance(keys, dict) and leaf in keys:
             result.setdefault(new, value_of(keys.pop(leaf)))
+    for key, value_then in BEFORE.items():
+        section, _, leaf = key.rpartition(".")
+        keys = result.get(section)
+        if isinstance(keys, dict) and leaf not in keys and result.get("method") not in END_TO_END:
+            keys[leaf] = value_then(keys)
     return result
 
 
 def with_defaults(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """``mapping`` with moved keys in their new places, and with defaults for missing keys: the default of a new key
-    never changes the results of earlier runs."""
+    """``mapping`` of a stored config with current keys, and with defaults for missing ones: these never change the
+    results of earlier runs."""
     return _filled(with_moved_keys(mapping), to_mapping(Config()))
 
 
@@ -278,8 +298,12 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def read_yaml(path: str) -> dict[str, Any]:
-    """The mapping in a YAML file of at most ``MAX_BYTES``; an empty file is an empty mapping."""
+    """The mapping in a YAML file of at most ``MAX_BYTES``; an empty file is an empty mapping. configs/NAME.yaml is the
+    installed example wherever there is no such file."""
     file = Path(path)
+    if file.parent == EXAMPLES and not file.exists():
+        installed = Path(__file__).parents[1] / file
+        file = installed if installed.is_file() else file
     try:
         if file.exists() and not file.is_file():  # every rank reads it; a pipe would block
             raise ConfigError(f"{file} cannot be read: it is a directory, a pipe or a device; expected a YAML file")

@@ -60,6 +60,8 @@ def _batch_wide(config: Config) -> str | None:
         return "objective.normalize=batch"
     if config.method == "bll" and config.objective.family == "gaussian_learned":
         return "objective.family=gaussian_learned, whose variance is that of a shard,"
+    if config.objective.contrast_weight:
+        return "objective.contrast_weight, which compares the images of a shard,"
     return "objective.keep_weight, which divides by the variance of a shard," if config.objective.keep_weight else None
 
 

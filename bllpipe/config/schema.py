@@ -8,35 +8,26 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from bllpipe.config.fields import key, user_object
+from bllpipe.config.running import (
+    BackendConfig,
+    CheckpointConfig,
+    EvaluateConfig,
+    GpuConfig,
+    LogConfig,
+    MetricsConfig,
+    PipelineConfig,
+    PrecisionConfig,
+    TraceConfig,
+)
+
 END_TO_END = ("bp", "fa", "usf", "dfa")
 TWO_STAGES = ("interleaved", "zbv", "dualpipev")  # pipelines in which every rank holds two stages
 TORCH_PIPELINES = ("gpipe", "1f1b", *TWO_STAGES)
 PIPELINES = (*TORCH_PIPELINES, "deepspeed")
 SYNCHRONOUS = (*PIPELINES, "ddp")
 DEFAULT_BALANCED = 4  # blocks for ``balanced`` without a number
-NEVER = "never"  # a value of keys for intervals
-USER_OBJECT = "user_object"  # in the metadata of a field that is not a key
-DEPTHS: dict[str, tuple[int, int, int, int]] = {
-    "resnet18": (2, 2, 2, 2),
-    "resnet34": (3, 4, 6, 3),
-    "resnet50": (3, 4, 6, 3),
-    "resnet101": (3, 4, 23, 3),
-    "resnet152": (3, 8, 36, 3),
-}
-LAST_STAGE = 8  # its width divided by that of the first: each of four stages doubles it
-
-
-def user_object() -> Any:
-    """A field for an object that a script passes in place of a name. It is not a key: no file reads or stores it."""
-    return field(default=None, repr=False, compare=False, metadata={USER_OBJECT: True})
-
-
-def key(default: Any, doc: str, *, least: float | None = None, most: float | None = None) -> Any:
-    """A config key: its default, its meaning in one line, and the closed range it may take."""
-    metadata = {"doc": doc, "least": least, "most": most}
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+TRACKERS = ("tensorboard", "wandb", "mlflow")  # packages, and extras, of the same names
 
 
 @dataclass(frozen=True)
@@ -44,36 +35,54 @@ class ModelConfig:
     """The network that is cut into blocks."""
 
     name: str = key(
-        "resnet18", "resnet18/34/50/101/152, or package.module:function that returns an ordered list of modules"
+        "resnet18",
+        "resnet18/34/50/101/152; torchvision:NAME or timm:NAME, such as torchvision:convnext_tiny; or "
+        "package.module:function that returns a network or an ordered list of modules",
     )
     width: int = key(16, "channels of the stem; 64 is the ResNet of the papers", least=1)
     stem: Literal["cifar", "half", "imagenet"] = key(
         "cifar", "cifar: 3x3, no max-pool; half: the same with stride 2; imagenet: 7x7 stride 2 and max-pool"
     )
-    args: dict[str, Any] = key({}, "keyword arguments for package.module:function")
+    args: dict[str, Any] = key({}, "keyword arguments for a network of torchvision or timm, or package.module:function")
+    weights: str | None = key(
+        None,
+        "safetensors file with a pretrained network's state_dict; of another number of classes: all but the classifier",
+    )
     user_model: Any = user_object()  # (in_channels, num_classes, **args) -> modules
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes of the training images; a pure function of seed, epoch and step."""
+    """Random changes of the training images; a pure function of seed, epoch and step, for a recipe of the image."""
 
     crop_padding: int = key(1, "pad by this many zero pixels on each side and crop at random; 0: off", least=0)
     flip: bool = key(False, "mirror left and right at random")
     rotation: float = key(10.0, "rotate by at most this many degrees either way; 0: off", least=0, most=180)
+    recipe: Literal["none", "cifar", "imagenet", "trivial"] = key(
+        "none",
+        "in place of the keys above: cifar (crop, flip), imagenet (random resized crop, flip), trivial (the same, "
+        "TrivialAugment, random erasing)",
+    )
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Where images and labels come from."""
 
-    name: Literal["digits", "cifar10", "cifar100", "fashion_mnist", "imagefolder", "npz", "synthetic", "given"] = key(
-        "digits", "digits, cifar10, cifar100, fashion_mnist, imagefolder, npz, synthetic; given: passed by a script"
+    name: Literal[
+        "digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "imagefolder", "npz", "synthetic", "given"
+    ] = key(
+        "digits",
+        "digits, cifar10, cifar100, mnist, fashion_mnist, imagefolder, npz, synthetic; given: passed by a script",
     )
     path: str | None = key(None, "folder or file of the data; digits and synthetic need none")
     batch_size: int = key(64, "images in a global mini-batch", least=1)
     image_size: int = key(32, "imagefolder and synthetic: height and width of images", least=1)
-    workers: int = key(0, "imagefolder: processes that decode images; 0: the rank itself decodes", least=0)
+    workers: int = key(
+        0,
+        "processes that decode images, or run a recipe; 0: the rank itself decodes, and a recipe has one process",
+        least=0,
+    )
     mean: list[float] | None = key(None, "subtracted from every channel (pixels in 0..1); null: known or measured")
     std: list[float] | None = key(None, "divides every channel; null: known or measured")
     synthetic_images: int = key(1024, "synthetic: training images; the test set has a quarter as many", least=1)
@@ -119,10 +128,25 @@ class ObjectiveConfig:
         None, "own: package.module:function (alpha, scores, target, x) -> terms, or a module class that makes one"
     )
     kl_weight: float = key(1.0, "bll: weight of KL(rho || alpha), nats summed over the channels", least=0)
+    kl_scale: Literal["none", "channels", "classes", "both"] = key(
+        "none", "bll: divide kl_weight by the size of the message (channels), by the number of classes, or by both"
+    )
+    kl_block_factor: float = key(1.0, "bll: factor of kl_weight from block to block; below 1 it falls", least=0)
+    kl_final_fraction: float = key(
+        1.0, "bll: fraction of kl_weight at the end of the run, towards which it goes linearly", least=0
+    )
+    message: Literal["means", "cells", "embedding"] = key(
+        "means",
+        "bll: what beta is about: the channel means of alpha; those in each of 2x2 cells; or the input of the head's "
+        "last layer",
+    )
     pred_weight: float = key(1.0, "bll, dgl: weight of the local head's cross-entropy", least=0)
     sim_share: float = key(0.99, "predsim: share of the similarity-matching loss, the rest predicts", least=0, most=1)
     keep_weight: float = key(
         0.0, "weight of the reconstruction loss: the input of the block, decoded from alpha (InfoPro)", least=0
+    )
+    contrast_weight: float = key(
+        0.0, "weight of the supervised contrastive loss of the head's embedding (InfoPro)", least=0
     )
     family: Literal["gaussian", "gaussian_learned", "bernoulli", "categorical"] = key(
         "gaussian", "bll: distribution of alpha and beta; gaussian: of variance 1; gaussian_learned: one a channel"
@@ -130,12 +154,17 @@ class ObjectiveConfig:
     normalize: Literal["none", "sample", "batch"] = key(
         "none", "bll: channel means as they are, or with mean 0 and variance 1 within each sample or over the batch"
     )
-    head: Literal["linear", "mlp", "conv", "narrow", "gap", "strided"] = key(
+    head: Literal["linear", "mlp", "conv", "narrow", "gap", "strided", "auglocal"] = key(
         "linear",
         "linear (on a pool), mlp (hidden layer on it), conv (3x3, then linear), narrow (1x1, then conv), gap, strided "
-        "(3x3 with stride 2 to the network's last width, then gap)",
+        "(3x3 with stride 2 to the network's last width, then gap), auglocal (residual units like later ones, gap)",
     )
-    head_features: int = key(4096, "all but gap and strided: pool alpha to at most this many features", least=1)
+    tokens: Literal["auto", "class", "mean"] = key(
+        "auto",
+        "alpha [B, T, C]: head and message read the class token (the first one), or the mean of all tokens; auto: "
+        "class, if tracing shows that the network itself reads the first token alone in the end",
+    )
+    head_features: int = key(4096, "linear, mlp, conv, narrow: pool alpha to at most this many features", least=1)
     head_hidden: int = key(256, "mlp: width of the hidden layer; narrow: most channels of its convolutions", least=1)
     head_layers: int = key(1, "conv, narrow: 3x3 convolutions; all but the first have stride 2", least=1)
     head_width: int | None = key(
@@ -144,10 +173,19 @@ class ObjectiveConfig:
         least=1,
     )
     head_reduce: int | None = key(None, "strided: channels of a 1x1 convolution that comes first; null: none", least=1)
-    head_scale: bool = key(False, "multiply the F features of the head's linear layer by sqrt(128 / F)")
+    head_units: int = key(
+        2, "auglocal: residual units, evenly spaced among those of the network after the block", least=1
+    )
+    head_scale: bool | Literal["auto"] = key(
+        "auto", "multiply the F features that the head reads, if more than 128, by sqrt(128 / F); auto: for linear only"
+    )
     head_lr: float = key(1.0, "factor on the learning rate of the heads' parameters", least=0)
     label_smoothing: float = key(0.0, "label smoothing of every cross-entropy", least=0, most=1)
     user_loss: Any = user_object()  # what ``function`` names
+
+    @property
+    def is_head_scaled(self) -> bool:
+        return self.head == "linear" if self.head_scale == "auto" else self.head_scale
 
 
 @dataclass(frozen=True)
@@ -167,114 +205,6 @@ class FeedbackConfig:
     device: Literal["auto", "cpu", "cuda"] = key(
         "auto", "where the feedback rank computes; auto: a GPU of its own, else the CPU"
     )
-
-
-@dataclass(frozen=True)
-class PipelineConfig:
-    """The synchronous pipelines: gpipe, 1f1b, interleaved, zbv, dualpipev, deepspeed."""
-
-    microbatches: int = key(4, "equal parts that every batch is split into; BatchNorm sees one at a time", least=1)
-
-
-@dataclass(frozen=True)
-class BackendConfig:
-    """The backends of messages."""
-
-    alpha: Literal["auto", "nccl", "gloo"] = key("auto", "activations; auto: nccl between distinct GPUs, else gloo")
-    target: Literal["auto", "nccl", "gloo"] = key("auto", "targets; auto: gloo")
-    stats: Literal["auto", "nccl", "gloo"] = key("auto", "statistics; auto: gloo")
-    ring: int = key(2, "receive buffers an edge", least=1)
-    in_flight: int = key(2, "sends in flight an edge", least=1)
-    timeout_seconds: float = key(600.0, "longest wait for a message before the run fails", least=0.1)
-
-
-@dataclass(frozen=True)
-class PrecisionConfig:
-    """Number formats."""
-
-    compute: Literal["fp32", "bf16"] = key("fp32", "bf16: forward and backward under autocast")
-    wire: Literal["fp32", "bf16"] = key("fp32", "format of alpha between ranks")
-
-
-@dataclass(frozen=True)
-class GpuConfig:
-    """How blocks compute on a GPU; without a GPU these keys have no effect."""
-
-    tf32: bool = key(False, "fp32 convolutions and products in TF32: faster, with 10 bits of mantissa")
-    capture: bool | Literal["blocks"] = key(
-        False,
-        "capture steps as CUDA graphs, once, and replay them; engine streams: one graph for all blocks, or with "
-        "blocks one a block",
-    )
-    compile: bool = key(False, "torch.compile of every block and its head")
-    deterministic: bool = key(False, "only kernels that give the same bits in every run")
-    images: Literal["auto", "device", "host"] = key(
-        "auto", "where images are stored and augmented; auto: on the GPU if they take at most a quarter of its memory"
-    )
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """checkpoints/step-N in the run directory."""
-
-    every_steps: int | Literal["never"] | None = key(
-        200,
-        "steps between checkpoints; null: once an epoch; 0: only at the end; never: none, not even when a signal stops "
-        "the run, which then cannot be resumed",
-        least=0,
-    )
-    keep: int = key(2, "newest checkpoints to keep", least=1)
-    if_unwritable: Literal["fail", "go_on"] = key(
-        "fail", "if a checkpoint cannot be written: fail, or go_on to the next one; without the last one a run fails"
-    )
-    tries: int = key(3, "failed attempts from one checkpoint after which the launcher restarts no more", least=1)
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """The test set goes through the same pipeline."""
-
-    every_epochs: int | Literal["never"] = key(
-        1, "evaluate after every so many epochs; 0: only at the end; never: not at the end either", least=0
-    )
-    ensemble: bool = key(
-        False, "also test all heads together (mean class probabilities); tests then send 4 bytes a class and image more"
-    )
-
-
-@dataclass(frozen=True)
-class LogConfig:
-    """metrics.jsonl and progress."""
-
-    every_steps: int = key(20, "steps between two lines of metrics.jsonl a rank", least=1)
-    plain_seconds: float = key(10.0, "seconds between progress lines when the output is not a terminal", least=0.1)
-    if_unwritable: Literal["fail", "go_on"] = key(
-        "go_on", "if metrics or spans cannot be written: go_on without them and warn, or fail"
-    )
-
-
-@dataclass(frozen=True)
-class MetricsConfig:
-    """Metrics of each rank for Prometheus."""
-
-    port: int | None = key(
-        None, "rank r serves its metrics at this port + r; 0: at any free port; null: off", least=0, most=65535
-    )
-    host: str = key("127.0.0.1", "address that the ports listen at; 0.0.0.0: every address of the machine")
-    discovery: str | None = key(
-        None, "directory for a copy of the run's prometheus.json, by which Prometheus finds all runs; null: none"
-    )
-    textfile: str | None = key(
-        None, "directory of node-exporter's textfile collector, for metrics without a port; null: off"
-    )
-
-
-@dataclass(frozen=True)
-class TraceConfig:
-    """spans/rank-N.jsonl in the run directory: the spans of each rank, for bllpipe timeline."""
-
-    first_step: int = key(0, "first step that is traced", least=0)
-    num_steps: int = key(0, "steps that are traced, with the tests and checkpoints after them; 0: off", least=0)
 
 
 @dataclass(frozen=True)
@@ -388,13 +318,3 @@ class Config:
     @property
     def num_blocks(self) -> int:
         return 1 if self.is_end_to_end else self.num_parts
-
-
-def residual_units(name: str) -> list[tuple[int, int]]:
-    """(stage, index in the stage) of every residual unit, both from 0; a cut never divides a unit."""
-    return [(stage, index) for stage, depth in enumerate(DEPTHS[name]) for index in range(depth)]
-
-
-def unit_name(stage: int, index: int) -> str:
-    """The name of a residual unit in torchvision, and in cuts."""
-    return f"layer{stage + 1}.{index}"

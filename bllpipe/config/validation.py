@@ -12,16 +12,18 @@ from functools import cache
 from itertools import pairwise
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from bllpipe.config.data_checks import check_data
+from bllpipe.config.fields import NEVER, USER_OBJECT
+from bllpipe.config.networks import DEPTHS
 from bllpipe.config.scaling import check_divisible, check_shards
-from bllpipe.config.schema import DEPTHS, END_TO_END, NEVER, PIPELINES, SYNCHRONOUS, TWO_STAGES, USER_OBJECT, Config
+from bllpipe.config.schema import END_TO_END, PIPELINES, SYNCHRONOUS, TRACKERS, TWO_STAGES, Config
 from bllpipe.errors import ConfigError
 
-WITHOUT_PATH = ("digits", "synthetic", "given")
 NAME = r"[^/\0\ud800-\udfff]{0,100}"  # of a folder
 FUNCTION = r"[\w.]+:\w+"
+ZOO = r"(torchvision|timm):[\w.-]+"
 STREAMS = 32  # in torch's pool of a GPU; the next one is the first again
 MAX_CAPTURED_BLOCKS = STREAMS // 3
-NEED_PATH = ("imagefolder", "npz")
 LAST_PORT = 65535
 NAMES = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", type(None): "null"}
 MAX_SHOWN = 200  # characters of a value in a message
@@ -40,13 +42,15 @@ def check(config: Config) -> None:
         check_shards,
         _check_model,
         _check_objective,
-        _check_data,
+        _check_message,
+        check_data,
         _check_optimizer,
         _check_feedback,
         _check_evaluate,
         _check_backends,
         _check_gpu,
         _check_metrics,
+        _check_trackers,
     ):
         check_section(config)
 
@@ -158,16 +162,20 @@ def _check_replicas(config: Config) -> None:
 
 def _check_model(config: Config) -> None:
     name = config.model.name
-    if re.fullmatch(FUNCTION, name):
+    if re.fullmatch(FUNCTION, name) or re.fullmatch(ZOO, name):
         return
     if name not in DEPTHS:
         close = difflib.get_close_matches(name, DEPTHS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ConfigError(
-            f"model.name is {shown(name)}; expected one of {', '.join(DEPTHS)} or package.module:function{hint}"
+            f"model.name is {shown(name)}; expected one of {', '.join(DEPTHS)}, torchvision:NAME, timm:NAME or "
+            f"package.module:function{hint}"
         )
     if config.model.args:
-        raise ConfigError(f"model.args are for package.module:function; {name} has model.width and model.stem")
+        raise ConfigError(
+            f"model.args are for torchvision:NAME, timm:NAME and package.module:function; {name} has model.width and "
+            f"model.stem"
+        )
 
 
 def _check_objective(config: Config) -> None:
@@ -186,12 +194,18 @@ def _check_objective(config: Config) -> None:
         raise ConfigError(f"objective.function is {shown(function)}; expected package.module:function")
 
 
-def _check_data(config: Config) -> None:
-    data = config.data
-    if data.name in NEED_PATH and data.path is None:
-        raise ConfigError(f"data.name {data.name} expected data.path, got null; use --set data.path=PATH")
-    if data.name in WITHOUT_PATH and data.path is not None:
-        raise ConfigError(f"data.path is {shown(data.path)}, but {data.name} reads no files; leave it out")
+def _check_message(config: Config) -> None:
+    message = config.objective.message
+    if message != "means" and config.method != "bll":
+        raise ConfigError(
+            f"objective.message is {message}, but method {config.method} compares no message with beta; leave it out, "
+            f"or use --set method=bll"
+        )
+    if config.objective.head == "auglocal" and ":" in config.model.name:
+        raise ConfigError(
+            f"objective.head is auglocal, which takes residual units of {', '.join(DEPTHS)}, but model.name is "
+            f"{shown(config.model.name)}; use --set objective.head=strided"
+        )
 
 
 def _check_optimizer(config: Config) -> None:
@@ -265,6 +279,17 @@ def _check_metrics(config: Config) -> None:
         )
 
 
+def _check_trackers(config: Config) -> None:
+    names = config.log.to
+    for name in names:
+        if name not in TRACKERS:
+            close = difflib.get_close_matches(name, TRACKERS, n=1, cutoff=0.5)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"log.to names the tracker {shown(name)}; expected {', '.join(TRACKERS)}{hint}")
+        if names.count(name) > 1:
+            raise ConfigError(f"log.to names {name} twice; use it once")
+
+
 def shown(value: Any) -> str:
     """``value`` in a message, cut to ``MAX_SHOWN`` characters."""
     try:
@@ -289,6 +314,7 @@ def convert(value: Any, kind: Any, key: str, limits: Mapping[str, Any]) -> Any:
         raise ConfigError(f"{key} is {shown(value)}; expected {describe(kind)}{hint}")
     if not _fits(value, kind):
         hint = f"; for a text use quotes inside quotes: --set '{key}=\"...\"'" if _fits("", kind) else ""
+        hint = f"; use --set '{key}=[{value}]'" if isinstance(value, str) and kind == list[str] else hint
         raise ConfigError(f"{key} is {shown(value)} ({_kind_of(value)}); expected {describe(kind)}{hint}")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         _check_limits(value, key, limits)

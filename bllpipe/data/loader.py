@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, pad
 
-from bllpipe.config.schema import AugmentConfig, GpuConfig
+from bllpipe.config.running import GpuConfig
+from bllpipe.config.schema import AugmentConfig
 from bllpipe.data.base import ImageSet, LabelSet, MemoryImages, Split, to_device
 from bllpipe.data.catalog import DataSpec
 from bllpipe.distributed.local_links import Channel
@@ -58,7 +59,7 @@ class ImageSource:
         entry = self._entries.pop(0)
         if images_BCHW.dtype != torch.uint8:
             return Alpha(entry, images_BCHW)
-        if entry.phase == "train":
+        if entry.phase == "train" and self._config.recipe == "none":
             draws = stream(self._seed, "augment", entry.epoch, entry.batch)
             place = Place(entry.size, self._passes.own_images(entry))
             images_BCHW = augment(images_BCHW, self._config, draws, place)
@@ -67,10 +68,13 @@ class ImageSource:
     def _wanted(self, rounds: Iterator[Round]) -> Iterator[tuple[Split, Tensor]]:
         """The images of each round; a loader may draw several rounds ahead."""
         for entry, split, index_B in _indices(rounds, self._images.spec.num_train, self._seed):
-            own_B = index_B[self._passes.own_images(entry)]
-            if len(own_B):  # a small test batch may have none for a replica
-                self._entries.append(entry)
-                yield split, own_B
+            index_B = index_B[self._passes.own_images(entry)]
+            if not len(index_B):  # a small test batch may have none for a replica
+                continue
+            self._entries.append(entry)
+            if entry.phase == "train" and self._config.recipe != "none":
+                index_B = index_B + entry.epoch * self._images.spec.num_train  # whose draws differ by epoch
+            yield split, index_B
 
 
 class LabelSource:
@@ -124,8 +128,8 @@ def stays_on_device(images: ImageSet, config: GpuConfig, memory_bytes: int) -> b
     if not isinstance(images, MemoryImages):
         if config.images == "device":
             raise ConfigError(
-                "gpu.images is device, but the images of a folder are decoded as they are needed; "
-                "use --set gpu.images=host"
+                "gpu.images is device, but the images of a folder are decoded as they are needed, and recipes run in "
+                "processes; use --set gpu.images=host"
             )
         return False
     fits = images.num_bytes * LARGEST_SHARE <= memory_bytes

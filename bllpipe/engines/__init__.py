@@ -38,6 +38,10 @@ class Callback(Protocol):
         """The worker has posted its report."""
         return None
 
+    def on_summary(self, run_directory: Path) -> None:
+        """The run has ended without a failure; this process has written its summary.json and status.json."""
+        return None
+
     def on_failure(self, run_directory: Path, error: BaseException) -> None:
         """The run has failed, in this process first, and its status.json says so."""
         return None

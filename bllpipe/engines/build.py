@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import torch
@@ -25,11 +25,20 @@ from bllpipe.data.loader import LabelSource, label_batches
 from bllpipe.distributed.replica_sum import ReplicaSum
 from bllpipe.distributed.torchrun import is_lead
 from bllpipe.engines.job import Job, JobStore
-from bllpipe.engines.ports import ActorPorts, Links, NullSender, PortWrapper, identity, image_port, in_passes
+from bllpipe.engines.ports import (
+    ActorPorts,
+    Links,
+    NullSender,
+    PortWrapper,
+    identity,
+    image_port,
+    in_passes,
+    message_size_of,
+)
 from bllpipe.errors import CheckpointError, ConfigError
 from bllpipe.learn.block import Block, alpha_shape, make_block
 from bllpipe.learn.cuda_graphs import speed_up
-from bllpipe.learn.distributions import FAMILIES, num_channels
+from bllpipe.learn.distributions import FAMILIES
 from bllpipe.learn.feedback import make_feedback
 from bllpipe.learn.feedback_alignment import propagate
 from bllpipe.learn.memory_format import place, without_cudnn
@@ -135,7 +144,7 @@ class JobBuilder:
         job, config, actors = self.job, self.job.config, []
         rank, family = job.topology.feedback_rank, FAMILIES[config.objective.family]
         for block, name in enumerate(unit_names(job)):
-            ports, channels = self._ports(), num_channels(self.store.shape_of(block))
+            ports, channels = self._ports(), message_size_of(job, self.store, block)
             loop = FeedbackLoop(
                 name,
                 make_feedback(config.feedback, job.spec.num_classes, channels, config.seed, name, device, family),
@@ -153,7 +162,7 @@ class JobBuilder:
         shapes = self.store.input_shape(number, job.spec.image_shape), self.store.shape_of(number)
         is_last = number == job.topology.num_blocks - 1
         sizes = job.spec.num_classes, job.schedule.total_steps
-        block = make_block(segment, *shapes, job.config, *sizes, is_last, width_for_heads(job))
+        block = make_block(segment, *shapes, job.config, *sizes, is_last, width_for_heads(job), number)
         if number == 0 and isinstance(block.objective, nn.Module):
             warn_of_draws(dict(block.objective.named_children()), "the objective")
         if self.beside_nccl and block.channels_last and not job.config.gpu.compile:  # a compiler has kernels of its own
@@ -289,11 +298,12 @@ def build_job_segment(
     """The segment of block ``number``, or of that stage of a network that learns end to end, on its device; posts the
     shape of its alpha. A network that is not cut is block 0 of every replica."""
     config, num_classes = job.config, job.spec.num_classes
-    units, name = _units(job), f"{kind} {number}"
+    units, name = units_of(job), f"{kind} {number}"
     parts = cut(units, config.cuts if kind == "block" else config.blocks)
     segment = Segment(parts[number], config.seed)
     if number == 0:  # units that come with bllpipe draw nothing
         warn_of_draws({unit.name: unit.layers[0].make() for unit in units if unit.is_built}, "the model")
+        _report_classifier(job, units)
     if device.type != "meta":
         check_has_values(segment, name)
     propagate(segment, config.method, num_classes, config.seed)
@@ -317,6 +327,17 @@ def warn_of_draws(modules: Mapping[str, nn.Module], owner: str) -> None:
             f"{', '.join(names)} of {owner} draws random numbers in training, which engines do in different orders: "
             f"another engine, or a run that resumes from a checkpoint, ends in other bits"
         )
+
+
+def _report_classifier(job: Job, units: Sequence[Unit]) -> None:
+    """A warning says which weights are not those of the file ``model.weights``."""
+    path = job.config.model.weights
+    if path is None or job.checkpoint is not None or not is_lead():
+        return
+    from bllpipe.models.pretrained import left_out, note  # safetensors, which others do not need here
+
+    if names := left_out(units, path):
+        warn(note(names, path, job.spec.num_classes))
 
 
 def _smallest_batches(job: Job) -> tuple[int, int]:
@@ -344,13 +365,17 @@ def _output_shape(segment: Segment, input_shape: tuple[int, ...], device: torch.
 
 def unit_names(job: Job) -> list[str]:
     """The last unit of every block, whose name heads and feedback loops have."""
-    return [block[-1].name for block in cut(_units(job), job.config.cuts)]
+    return [block[-1].name for block in cut(units_of(job), job.config.cuts)]
 
 
 def width_for_heads(job: Job) -> int | None:
     """The number of channels at the end of the network, for local heads that need it; None for the others."""
-    return last_width(job.config, _units(job)) if job.config.objective.head == "strided" else None
+    return last_width(job.config, units_of(job)) if job.config.objective.head == "strided" else None
 
 
-def _units(job: Job) -> list[Unit]:
-    return network_units(job.config.model, job.spec.image_shape[0], job.spec.num_classes, job.config.seed)
+def units_of(job: Job) -> list[Unit]:
+    """The whole network, as units."""
+    model = job.config.model
+    if job.checkpoint is not None:  # which has the weights
+        model = replace(model, weights=None)
+    return network_units(model, job.spec.image_shape, job.spec.num_classes, job.config.seed)

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from bllpipe.config import Config
-from bllpipe.config.schema import NEVER
+from bllpipe.config.fields import NEVER
 from bllpipe.data.registry import load_images, load_labels
 from bllpipe.distributed.cuda_streams import streams_on
 from bllpipe.distributed.local_links import LocalLinks

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, Protocol
 
 import torch
+from torch import nn
 
 from bllpipe.data.base import ImageSet
 from bllpipe.data.loader import ImageSource, Prefetcher, placed
@@ -16,7 +17,7 @@ from bllpipe.distributed.cuda_streams import OpenStreams, RingLinks
 from bllpipe.distributed.message_format import Layout, alpha_fields, stats_fields, target_fields
 from bllpipe.distributed.replica_sum import ReplicaSum
 from bllpipe.engines.job import Job, JobStore
-from bllpipe.learn.distributions import num_channels
+from bllpipe.learn.heads import make_head, message_size
 from bllpipe.learn.memory_format import uses_channels_last
 from bllpipe.messages import (
     ONE_PASS,
@@ -35,6 +36,8 @@ from bllpipe.messages import (
     joined,
     split,
 )
+from bllpipe.models.partition import cut
+from bllpipe.models.registry import last_width, network_units, units_after
 from bllpipe.topology import Edge
 from bllpipe.training.timing import Metered, TimedReceiver, TimedSender, TimedSum
 
@@ -61,8 +64,8 @@ def identity(port: Any, edge: Edge) -> Any:
 def layout_of(job: Job, store: JobStore, edge: Edge) -> Layout:
     """The layout of an edge, which both of its ends compute."""
     config, num_classes = job.config, job.spec.num_classes
-    shape = store.shape_of(job.topology.block_of(edge.dst if edge.kind == "target" else edge.src))
-    num_shards = job.topology.num_shards
+    block, num_shards = job.topology.block_of(edge.dst if edge.kind == "target" else edge.src), job.topology.num_shards
+    shape = store.shape_of(block)
     ring, received = num_shards * config.backend.ring, torch.float32
     match edge.kind:
         case "alpha":
@@ -70,13 +73,28 @@ def layout_of(job: Job, store: JobStore, edge: Edge) -> Layout:
             if config.precision.compute == "bf16":
                 received = job.alpha_dtype  # a block that computes in bf16 reads the message in place
         case "target":
-            fields = target_fields(num_channels(shape))
+            fields = target_fields(message_size_of(job, store, block))
         case "stats":
-            fields = stats_fields(num_classes, num_channels(shape))
+            fields = stats_fields(num_classes, message_size_of(job, store, block))
             # a block may be so many steps ahead of what its feedback absorbs
             ring = max(ring, num_shards * config.feedback.lag)
     roles = (job.topology.role(edge.src), job.topology.role(edge.dst))
     return Layout(edge, roles, fields, config.data.batch_size // num_shards, ring, received)
+
+
+def message_size_of(job: Job, store: JobStore, block: int) -> int:
+    """The numbers of one image's message to and from the feedback of ``block``; of a head's embedding too, whose head
+    only the rank of the block has."""
+    config, shape = job.config, store.shape_of(block)
+    head: nn.Module = nn.Identity()
+    if config.objective.message == "embedding" and len(shape) == 3:
+        units = network_units(
+            replace(config.model, weights=None), job.spec.image_shape, job.spec.num_classes, config.seed
+        )
+        later = units_after(config, cut(units, config.cuts)[block][-1].name)
+        with torch.random.fork_rng(devices=[]):
+            head = make_head(shape, job.spec.num_classes, config.objective, last_width(config, units), later)
+    return message_size(config.objective, shape, head)
 
 
 def rounds_of(job: Job, edge: Edge) -> Iterator[Round]:

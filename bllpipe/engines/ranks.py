@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 
 from bllpipe.config import Config
-from bllpipe.config.schema import NEVER
+from bllpipe.config.fields import NEVER
 from bllpipe.data.base import ImageSet
 from bllpipe.data.registry import load_images, load_labels
 from bllpipe.distributed.process_group import World, close_group, open_edges, open_group, open_replica_groups

@@ -88,6 +88,8 @@ def finish(job: Job, store: JobStore, started: float) -> None:
         store.set("concluded", "yes")
     finally:
         print_line(_summary_text(job.output, summary, job.directory.path))  # even if it cannot be written
+    for callback in job.callbacks:
+        callback.on_summary(job.directory.path)
 
 
 def _summary_text(output: Output, summary: Mapping[str, Any], directory: Path) -> str:

@@ -18,9 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bllpipe.config import Config
 from bllpipe.errors import ConfigError
-from bllpipe.learn.distributions import num_channels
-from bllpipe.learn.heads import make_head
-from bllpipe.learn.losses import make_objective
+from bllpipe.learn.block import make_local_loss
 from bllpipe.messages import Round, Target
 from bllpipe.models.partition import Link, UnitCost, best_cut, bounds, local_cost, stage_cost
 from bllpipe.models.registry import last_width, network_units
@@ -52,10 +50,12 @@ def with_balanced_cut(config: Config, image_shape: Sequence[int], num_classes: i
 def count_operations(config: Config, image_shape: Sequence[int], num_classes: int) -> dict[str, UnitCost]:
     """Operations of every unit for a batch of two images, by name; ConfigError for a unit that cannot be counted."""
     costs = {}
-    model = replace(config.model, user_model=deepcopy(config.model.user_model))  # a script's modules do not change
+    if ":" in config.model.name:  # where it can be cut is found with values, and kept
+        network_units(replace(config.model, weights=None), image_shape, num_classes, config.seed)
+    model = replace(config.model, weights=None, user_model=deepcopy(config.model.user_model))  # nothing changes
     with FakeTensorMode(allow_non_fake_inputs=True):
         x = torch.empty(BATCH, *image_shape)
-        units = network_units(model, image_shape[0], num_classes, config.seed)
+        units = network_units(model, image_shape, num_classes, config.seed)
         for unit in units:
             segment = Segment([unit], config.seed).train()
             try:
@@ -81,7 +81,11 @@ def _count(
     both = _backward_operations(alpha, [leaf, *parameters])
     of_input = _backward_operations(alpha, [leaf])
     without_input = _backward_operations(segment(x.clone()), parameters) if parameters else 0
-    head = 0 if is_last or config.is_end_to_end else _head_operations(alpha.detach(), x, config, num_classes, width)
+    head = (
+        0
+        if is_last or config.is_end_to_end
+        else _head_operations(alpha.detach(), x, config, num_classes, width, segment.last_unit)
+    )
     size = sum(parameter.numel() for parameter in parameters)
     return alpha.detach(), UnitCost(forward.get_total_flops(), both, without_input, of_input, 0, head, size)
 
@@ -93,13 +97,13 @@ def _backward_operations(alpha: Tensor, wanted: Sequence[Tensor]) -> int:
     return int(counter.get_total_flops())
 
 
-def _head_operations(alpha: Tensor, x: Tensor, config: Config, num_classes: int, width: int | None) -> int:
+def _head_operations(alpha: Tensor, x: Tensor, config: Config, num_classes: int, width: int | None, unit: str) -> int:
     """Forward and backward of local head and objective, down to alpha."""
-    head = make_head(alpha.shape[1:], num_classes, config.objective, width)
-    objective = make_objective(config, x.shape[1:], alpha.shape[1:], num_classes)
-    beta_BC = torch.zeros(BATCH, num_channels(alpha.shape[1:]))
+    local, size = make_local_loss(config, x.shape[1:], alpha.shape[1:], num_classes, width, unit)
+    beta_BC = torch.zeros(BATCH, size)
     target = Target(Round("train", 0), beta_BC, torch.ones(BATCH), torch.zeros(BATCH, dtype=torch.int64))
     alpha.requires_grad_()
     with FlopCounterMode(display=False) as counter:
-        torch.stack(list(objective(alpha, head(alpha), target, x).values())).sum().backward()
+        terms, _, _ = local(alpha, target, x, None)
+        torch.stack(list(terms.values())).sum().backward()
     return int(counter.get_total_flops())

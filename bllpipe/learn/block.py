@@ -6,22 +6,31 @@ Shapes: B images, C channels, H x W positions, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from bllpipe.config.schema import Config, ObjectiveConfig
 from bllpipe.errors import ConfigError
-from bllpipe.learn.distributions import FAMILIES, NORMALIZATIONS, alignment, channel_means, class_statistics
-from bllpipe.learn.heads import make_head
-from bllpipe.learn.losses import Objective, last_block, loss_terms, make_objective
+from bllpipe.learn.distributions import (
+    FAMILIES,
+    NORMALIZATIONS,
+    alignment,
+    cell_means,
+    channel_means,
+    class_statistics,
+    num_channels,
+)
+from bllpipe.learn.heads import classify, embed, make_head, message_size
+from bllpipe.learn.losses import LossContext, Objective, last_block, loss_terms, make_objective
 from bllpipe.learn.memory_format import as_channels_last, place, uses_channels_last
 from bllpipe.learn.optimizer import Learner
 from bllpipe.learn.running_buffers import RunningBuffers
 from bllpipe.messages import Target, copied
-from bllpipe.models.registry import check_complete, trial_size
+from bllpipe.models.registry import check_complete, trial_size, units_after
 from bllpipe.models.units import Segment, Unit
 from bllpipe.utils.tensors import derived_seed, full_precision
 from bllpipe.utils.tree_sum import Sums
@@ -56,10 +65,12 @@ class Block:
         num_classes: int,
         total_steps: int,
         is_last: bool = False,
+        message_size: int = 0,
     ) -> None:
-        self.segment, self.local = segment, LocalLoss(head, objective)
-        self.statistics = Statistics(config.objective, num_classes)
-        self.means_BC: Tensor | None = None  # of the current alpha, once its statistics are sent
+        self.segment, self.local = segment, LocalLoss(head, objective, config.objective.message)
+        self.message_size = message_size
+        self.statistics = Statistics(config.objective, num_classes, self._message)
+        self.means_BC: Tensor | None = None  # the message of the current alpha, once its statistics are sent
         self.num_classes, self.config, self.is_last = num_classes, config, is_last
         self.is_captured = False  # then gradients live in the memory of the graphs
         unit = segment.last_unit  # names are those of the whole network under "model."; a head is named by its unit
@@ -122,6 +133,8 @@ class Block:
         correctly; ``scores_BK`` are the scores if they were computed before."""
         if torch.is_grad_enabled() and not alpha.requires_grad:
             alpha = alpha.detach().requires_grad_()  # of a frozen block, whose head still learns
+        if self.means_BC is None and self._is_embedding(alpha):
+            self.means_BC = self._message(alpha)  # once: a head's normalisations count its batches
         with self.learner.autocast():
             return self.local(alpha, target, self.x, self.means_BC, scores_BK)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
@@ -155,8 +168,8 @@ class Block:
         """Metrics that are not minimised are those of the first shard of a batch; there are gradients if it
         ``learned``."""
         if self._watch is None:
-            # the means are small, while alpha would keep its memory for as long as the outcome lives
-            kept = alpha.detach() if self.means_BC is None else self.means_BC
+            # the message is small, while alpha would keep its memory for as long as the outcome lives
+            kept = alpha.detach() if self.means_BC is None else self.means_BC.detach()
             target = target if share == 1 else copied(target)  # the message of the next shard may overwrite it
             self._watch = partial(self._watched_metrics, kept, self.means_BC is not None, target, learned)
 
@@ -209,13 +222,29 @@ class Block:
             for part in (self.segment, self.local):  # head and objective are in the second one
                 part.train(train)
 
+    def _message(self, alpha: Tensor) -> Tensor:
+        """The message of alpha, [B, C], float32 except the embedding of a head under autocast. Channel means have no
+        graph: their gradient does not depend on them."""
+        if self._is_embedding(alpha):
+            with self.learner.autocast():
+                return embed(self.head, alpha)
+        tokens = self.config.objective.tokens
+        if self.config.objective.message == "cells":
+            return cell_means(alpha, tokens)
+        return channel_means(alpha.detach(), tokens)
+
+    def _is_embedding(self, alpha: Tensor) -> bool:
+        """Whether the message is the embedding of the head; tokens and vectors are their own, but for a mean."""
+        return self.config.objective.message == "embedding" and alpha.dim() == 4
+
     @torch.no_grad()
     def _watched_metrics(self, kept: Tensor, is_means: bool, target: Target, learned: bool) -> dict[str, Tensor]:
         """The alignment of alpha and beta, if there is a beta, and the norm of the gradients, if there are any."""
         norm = {"gradient_norm": self.learner.gradient_norm()} if learned and not self.is_captured else {}
         if self.config.is_end_to_end:
             return norm
-        message_BC = NORMALIZATIONS[self.config.objective.normalize](kept if is_means else channel_means(kept))
+        read_BC = kept if is_means else self._message(kept)
+        message_BC = NORMALIZATIONS[self.config.objective.normalize](full_precision(read_BC))
         return {"alignment": alignment(message_BC, target.beta_BC, target.known_B), **norm}
 
 
@@ -244,22 +273,51 @@ def make_block(
     total_steps: int,
     is_last: bool,
     last_width: int | None = None,
+    number: int = 0,
 ) -> Block:
-    """A block of a segment that maps ``input_shape`` to ``alpha_shape`` (both without the batch), with its head,
-    objective and optimiser. ``last_width`` is the number of channels at the end of the network, for strided heads.
+    """Block ``number``, of a segment that maps ``input_shape`` to ``alpha_shape`` (both without the batch), with its
+    head, objective and optimiser. ``last_width`` is the number of channels at the end of the network, for strided
+    heads.
 
     The alpha of the last block are class scores: it has no head, and its loss is the cross-entropy alone.
     """
+    if config.objective.tokens == "auto":  # a user-defined loss compares the means over tokens with beta
+        chosen: Literal["class", "mean"] = "class" if segment.has_class_token and config.method != "own" else "mean"
+        config = replace(config, objective=replace(config.objective, tokens=chosen))
     if is_last:
-        return Block(segment, nn.Identity(), last_block(config.objective), config, num_classes, total_steps, is_last)
+        size, loss = num_channels(alpha_shape), last_block(config.objective)
+        return Block(segment, nn.Identity(), loss, config, num_classes, total_steps, is_last, size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(config.seed, "heads", segment.last_unit))
-        head = make_head(alpha_shape, num_classes, config.objective, last_width)
-        objective = make_objective(config, input_shape, alpha_shape, num_classes)
+        shapes = input_shape, alpha_shape
+        local, size = make_local_loss(config, *shapes, num_classes, last_width, segment.last_unit, number, total_steps)
     device = next(iter(segment.state_dict().values()), torch.empty(0)).device
-    if isinstance(objective, nn.Module):
-        place(objective, config, device)
-    return Block(segment, place(head, config, device), objective, config, num_classes, total_steps)
+    if isinstance(local.objective, nn.Module):
+        place(local.objective, config, device)
+    head = place(local.head, config, device)
+    return Block(segment, head, local.objective, config, num_classes, total_steps, message_size=size)
+
+
+def make_local_loss(
+    config: Config,
+    input_shape: Sequence[int],
+    alpha_shape: Sequence[int],
+    num_classes: int,
+    last_width: int | None,
+    unit: str,
+    number: int = 0,
+    total_steps: int = 1,
+) -> tuple[LocalLoss, int]:
+    """Head and objective of the block ``number`` whose last unit is ``unit``, and the size of its message."""
+    settings = config.objective
+    head = make_head(alpha_shape, num_classes, settings, last_width, units_after(config, unit))
+    size = message_size(settings, alpha_shape, head)
+    context = LossContext(size, number, total_steps)
+    embedding_size = 0
+    if settings.contrast_weight:
+        embedding_size = message_size(replace(settings, message="embedding"), alpha_shape, head)
+    objective = make_objective(config, input_shape, alpha_shape, num_classes, context, embedding_size)
+    return LocalLoss(head, objective, settings.message), size
 
 
 def build_segments(
@@ -301,16 +359,17 @@ def alpha_shape(segment: Segment, input_shape: Sequence[int], device: torch.devi
 
 
 class Statistics(nn.Module):
-    """What a block sends to its feedback loop: class sums [K, C] and counts [K] of the statistic of alpha."""
+    """What a block sends to its feedback loop: class sums [K, C] and counts [K] of the statistic of alpha.
+    ``read`` maps alpha to its message [B, C]."""
 
-    def __init__(self, config: ObjectiveConfig, num_classes: int) -> None:
+    def __init__(self, config: ObjectiveConfig, num_classes: int, read: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.config, self.num_classes = config, num_classes
+        self.config, self.num_classes, self.read = config, num_classes, read
 
     def forward(self, alpha: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The sums, the counts, and the channel means [B, C] of alpha."""
-        means_BC = channel_means(alpha.detach())
-        message_BC = NORMALIZATIONS[self.config.normalize](means_BC)
+        """The sums, the counts, and the message [B, C] of alpha."""
+        means_BC = self.read(alpha)
+        message_BC = NORMALIZATIONS[self.config.normalize](full_precision(means_BC.detach()))
         statistic_BC = FAMILIES[self.config.family].statistic(message_BC)
         return (*class_statistics(statistic_BC, label_B, self.num_classes), means_BC)
 
@@ -318,17 +377,24 @@ class Statistics(nn.Module):
 class LocalLoss(nn.Module):
     """Head and objective, from alpha to the terms of the loss and the hits."""
 
-    def __init__(self, head: nn.Module, objective: Objective) -> None:
+    def __init__(self, head: nn.Module, objective: Objective, message: str = "means") -> None:
         super().__init__()
-        self.head, self.objective = head, objective
+        self.head, self.objective, self.message = head, objective, message
+        self.takes_embedding = getattr(objective, "takes_embedding", False)
 
     def forward(
         self, alpha: Tensor, target: Target, x: Tensor, means_BC: Tensor | None, scores_BK: Tensor | None = None
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """The terms, the head's scores [B, K], and the number of images that it classified correctly. ``means_BC`` of
-        alpha, and the scores, are computed here unless they are passed."""
+        """The terms, the head's scores [B, K], and the number of images that it classified correctly. The message
+        ``means_BC`` of alpha, and the scores, are computed here unless they are passed."""
+        embedding_BF = self._embedding(alpha, means_BC) if self.takes_embedding else None
         if scores_BK is None:
-            scores_BK = self.head(alpha)
-        terms = loss_terms(self.objective, alpha, scores_BK, target, x, means_BC)
+            scores_BK = self.head(alpha) if embedding_BF is None else classify(self.head, embedding_BF)
+        terms = loss_terms(self.objective, alpha, scores_BK, target, x, means_BC, embedding_BF)
         hits = (scores_BK.detach().argmax(dim=1) == target.label_B).sum()
         return terms, scores_BK, hits
+
+    def _embedding(self, alpha: Tensor, means_BC: Tensor | None) -> Tensor:
+        """The head's embedding, which the statistics have computed already, with its graph, where it is the message."""
+        is_message = self.message == "embedding" and alpha.dim() == 4
+        return embed(self.head, alpha) if means_BC is None or not is_message else means_BC

@@ -27,6 +27,7 @@ from bllpipe.utils.tensors import full_precision
 
 MIN_PROBABILITY = 1e-6  # of beta
 MIN_DEVIATION = 1e-3  # of a channel over the batch
+CELLS = 2  # rows, and columns, of cells
 
 
 class Family(Protocol):
@@ -162,9 +163,11 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def channel_means(alpha: Tensor) -> Tensor:
+def channel_means(alpha: Tensor, tokens: str = "mean") -> Tensor:
     """The parameters a of the forward message, [B, C] in at least float32: [B, C, H, W] over positions, [B, T, C] over
-    tokens."""
+    tokens, or with ``tokens`` "class" those of the first token."""
+    if alpha.dim() == 3 and tokens == "class":
+        return full_precision(alpha[:, 0])
     if alpha.dim() < 3:
         return full_precision(alpha)
     dtype = alpha.dtype if alpha.dtype == torch.float64 else torch.float32
@@ -172,10 +175,25 @@ def channel_means(alpha: Tensor) -> Tensor:
     return alpha.mean(dim=(2, 3) if alpha.dim() == 4 else 1, dtype=dtype)
 
 
-def known_means(alpha: Tensor, means_BC: Tensor) -> Tensor:
+def cell_means(alpha: Tensor, tokens: str = "mean") -> Tensor:
+    """The channel means of each of at most 2x2 cells of maps [B, C, H, W], float32 [B, cells * C]; of tokens and
+    vectors, which have no rows, ``channel_means``."""
+    if alpha.dim() != 4:
+        return channel_means(alpha, tokens)
+    height, width = (min(CELLS, side) for side in alpha.shape[2:])
+    cells = [cell for rows in alpha.tensor_split(height, 2) for cell in rows.tensor_split(width, 3)]
+    return torch.cat([channel_means(cell) for cell in cells], dim=1)
+
+
+# What beta is about, by ``objective.message``, of (alpha, objective.tokens); the head's embedding is the third
+# (learn/heads.py).
+MESSAGES: dict[str, Callable[[Tensor, str], Tensor]] = {"means": channel_means, "cells": cell_means}
+
+
+def known_means(alpha: Tensor, means_BC: Tensor, tokens: str = "mean") -> Tensor:
     """``channel_means(alpha)`` with their gradients, where ``means_BC`` are their values: alpha is not read."""
-    if alpha.dim() < 3:
-        return full_precision(alpha)
+    if alpha.dim() < 3 or (alpha.dim() == 3 and tokens == "class"):
+        return channel_means(alpha, tokens)
     return _KnownMeans.apply(alpha, means_BC)  # type: ignore[no-any-return,no-untyped-call]  # torch leaves it untyped
 
 

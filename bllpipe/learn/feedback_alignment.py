@@ -133,7 +133,13 @@ def sign_symmetric(segment: Segment, num_classes: int, seed: int) -> None:
 
 
 def _alignable_layers(segment: Segment) -> list[tuple[str, nn.Conv2d | nn.Linear]]:
-    """Convolutions and linear layers by path; ConfigError for a convolution with another padding."""
+    """Convolutions and linear layers by path; ConfigError for a convolution with another padding, and
+    for a network that has no layers."""
+    if not segment.has_layers:
+        raise ConfigError(
+            f"the block that ends with {segment.last_unit} was traced by torch.export, which keeps no layers whose "
+            f"feedback could be replaced; use --set method=bp, or a forward that torch.fx can trace"
+        )
     segment.detach_structure()
     layers = [(path, each) for path, each in segment.named_modules() if isinstance(each, nn.Conv2d | nn.Linear)]
     for path, layer in layers:

@@ -10,7 +10,8 @@ gradients end at the block's input x.
            feedback adds
   predsim  predictive loss and similarity matching (Nokland & Eidnes 2019): features of one class become similar
   InfoPro  reconstruction (Wang et al. 2021): a greedy block drops whatever its own head does not use, unless it must
-           still be able to reconstruct its input
+           still be able to reconstruct its input (``keep_weight``); and embeddings of one class become similar
+           (``contrast_weight``)
 
 Shapes: B images, C channels, H x W positions, F features, K classes.
 """
@@ -18,7 +19,7 @@ Shapes: B images, C channels, H x W positions, F features, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -28,17 +29,17 @@ from bllpipe.config.schema import Config, ObjectiveConfig
 from bllpipe.errors import ConfigError
 from bllpipe.learn.distributions import (
     FAMILIES,
+    MESSAGES,
     NORMALIZATIONS,
     Family,
     Gaussian,
-    channel_means,
     known_means,
     num_channels,
     one_hot,
 )
 from bllpipe.learn.memory_format import without_autocast
+from bllpipe.learn.user_loss import user_loss
 from bllpipe.messages import Target
-from bllpipe.models.registry import imported
 from bllpipe.utils.tensors import full_precision
 
 # (alpha, scores_BK, target, x) -> named terms whose sum is the loss of the block; x is the input of the block.
@@ -46,14 +47,18 @@ Objective = Callable[[Tensor, Tensor, Target, Tensor], dict[str, Tensor]]
 DECAY = 0.99  # of the learned variance, from step to step
 LEAST_VARIANCE = 1e-4
 SMALLEST = 1e-6
-EXPECTED = "expected a dict of scalar tensors whose sum is the loss"
-EXAMPLE = 'use {"pred": cross_entropy(scores, label)}'
-# The other fields of a line of metrics.jsonl and of the progress of a run.
-RECORD_FIELDS = (
-    {"phase", "step", "epoch", "rank", "role", "actor"}
-    | {"loss", "accuracy", "test_accuracy", "ensemble_accuracy", "lr", "alignment", "gradient_norm"}
-    | {"images_per_second", "waiting", "resident_bytes", "training_seconds"}
-)
+TEMPERATURE = 0.07  # of similarities in the contrastive loss
+PROJECTED = 128  # numbers of a projection
+
+
+@dataclass(frozen=True)
+class LossContext:
+    """What a loss needs to know of its block: the numbers of its message, which block it is, and the length of the
+    run."""
+
+    message_size: int
+    number: int = 0
+    total_steps: int = 1
 
 
 def greedy(config: ObjectiveConfig, alpha_shape: Sequence[int], num_classes: int) -> Objective:
@@ -75,23 +80,43 @@ def last_block(config: ObjectiveConfig) -> Objective:
 
 
 class BlockLocal(nn.Module):
-    """kl_weight * KL + pred_weight * CE(head(alpha), y), with messages of ``config.family``."""
+    """weight * KL + pred_weight * CE(head(alpha), y), with messages of ``config.family``. The weight at the start
+    is that of the function ``kl_weight``."""
 
     takes_means = True
 
-    def __init__(self, config: ObjectiveConfig, alpha_shape: Sequence[int], num_classes: int) -> None:
+    def __init__(
+        self, config: ObjectiveConfig, alpha_shape: Sequence[int], num_classes: int, context: LossContext | None = None
+    ) -> None:
         super().__init__()
-        self.config = config
-        self.learned = LearnedVariance(num_channels(alpha_shape)) if config.family == "gaussian_learned" else None
+        context = context or LossContext(num_channels(alpha_shape))
+        self.config, self.takes_embedding = config, config.message == "embedding"
+        self.learned = LearnedVariance(context.message_size) if config.family == "gaussian_learned" else None
+        weight = kl_weight(config, context, num_classes)
+        self.weight = weight if config.kl_final_fraction == 1 else ChangingWeight(weight, config, context.total_steps)
 
     def forward(
-        self, alpha: Tensor, scores_BK: Tensor, target: Target, x: Tensor, means_BC: Tensor | None = None
+        self,
+        alpha: Tensor,
+        scores_BK: Tensor,
+        target: Target,
+        x: Tensor,
+        means_BC: Tensor | None = None,
+        embedding_BF: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        means_BC = channel_means(alpha) if means_BC is None else known_means(alpha, means_BC)
-        alpha_BC = NORMALIZATIONS[self.config.normalize](means_BC)
+        alpha_BC = NORMALIZATIONS[self.config.normalize](self._message(alpha, means_BC, embedding_BF))
         kl = posterior_kl(self._family(alpha_BC, target), alpha_BC, target.beta_BC, target.known_B)
         pred = predictive(self.config, scores_BK, target)
-        return {"kl": self.config.kl_weight * kl, "pred": self.config.pred_weight * pred}
+        weight = self.weight() if isinstance(self.weight, nn.Module) else self.weight
+        return {"kl": weight * kl, "pred": self.config.pred_weight * pred}
+
+    def _message(self, alpha: Tensor, means_BC: Tensor | None, embedding_BF: Tensor | None) -> Tensor:
+        """Channel means that are known have no graph; all other messages have theirs."""
+        if embedding_BF is not None:
+            return full_precision(embedding_BF)
+        if means_BC is None:
+            return MESSAGES[self.config.message](alpha, self.config.tokens)
+        return known_means(alpha, means_BC, self.config.tokens) if self.config.message == "means" else means_BC
 
     def _family(self, alpha_BC: Tensor, target: Target) -> Family:
         if self.learned is None:
@@ -125,15 +150,6 @@ class PredSim(nn.Module):
         return {"sim": self.config.sim_share * sim, "pred": (1 - self.config.sim_share) * pred}
 
 
-def user_loss(config: ObjectiveConfig, alpha_shape: Sequence[int], num_classes: int) -> Objective:
-    """The user-defined loss, imported by ``objective.function`` or passed as an object: a function (alpha, scores_BK,
-    target, x) -> terms, or a subclass of nn.Module, which every block instantiates: (config, alpha_shape,
-    num_classes)."""
-    loss: Callable[..., Any] = config.user_loss or imported("objective.function", str(config.function))
-    is_class = isinstance(loss, type) and issubclass(loss, nn.Module)
-    return UserLoss(loss(config, alpha_shape, num_classes) if is_class else loss, str(config.function))
-
-
 OBJECTIVES: dict[str, Callable[[ObjectiveConfig, Sequence[int], int], Objective]] = {
     "bll": BlockLocal,
     "dgl": greedy,
@@ -143,24 +159,52 @@ OBJECTIVES: dict[str, Callable[[ObjectiveConfig, Sequence[int], int], Objective]
 
 
 def make_objective(
-    config: Config, input_shape: Sequence[int], alpha_shape: Sequence[int], num_classes: int
+    config: Config,
+    input_shape: Sequence[int],
+    alpha_shape: Sequence[int],
+    num_classes: int,
+    context: LossContext | None = None,
+    embedding_size: int = 0,
 ) -> Objective:
-    """The local loss of ``config.method`` for a block that maps ``input_shape`` to ``alpha_shape``."""
-    objective = OBJECTIVES[config.method](config.objective, alpha_shape, num_classes)
-    if not config.objective.keep_weight:
-        return objective
-    return ReconstructionLoss(objective, input_shape, alpha_shape, config.objective.keep_weight)
+    """The local loss of ``config.method`` for a block that maps ``input_shape`` to ``alpha_shape``, and whose head's
+    last layer reads ``embedding_size`` numbers."""
+    settings = config.objective
+    if config.method == "bll":
+        objective: Objective = BlockLocal(settings, alpha_shape, num_classes, context)
+    else:
+        objective = OBJECTIVES[config.method](settings, alpha_shape, num_classes)
+    if settings.contrast_weight:
+        objective = ContrastLoss(objective, embedding_size, settings.contrast_weight)
+    if settings.keep_weight:
+        objective = ReconstructionLoss(objective, input_shape, alpha_shape, settings.keep_weight)
+    return objective
 
 
 def loss_terms(
-    objective: Objective, alpha: Tensor, scores_BK: Tensor, target: Target, x: Tensor, means_BC: Tensor | None
+    objective: Objective,
+    alpha: Tensor,
+    scores_BK: Tensor,
+    target: Target,
+    x: Tensor,
+    means_BC: Tensor | None = None,
+    embedding_BF: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The terms of ``objective``. An objective with ``takes_means`` gets the channel means [B, C] of alpha, without
-    their graph, if these were computed before."""
-    if means_BC is None or not getattr(objective, "takes_means", False):
-        return objective(alpha, scores_BK, target, x)
-    with_means: Callable[..., dict[str, Tensor]] = objective
-    return with_means(alpha, scores_BK, target, x, means_BC)
+    """The terms of ``objective``. An objective with ``takes_means`` gets the message of alpha, if it was computed
+    before: channel means without their graph. One with ``takes_embedding`` gets the embedding of the head."""
+    more: dict[str, Tensor | None] = {}
+    if means_BC is not None and getattr(objective, "takes_means", False):
+        more["means_BC"] = means_BC
+    if getattr(objective, "takes_embedding", False):
+        more["embedding_BF"] = embedding_BF
+    with_more: Callable[..., dict[str, Tensor]] = objective
+    return with_more(alpha, scores_BK, target, x, **more)
+
+
+def kl_weight(config: ObjectiveConfig, context: LossContext, num_classes: int) -> float:
+    """The weight of the KL of one block at the start of the run."""
+    divisors = {"none": 1, "channels": context.message_size, "classes": num_classes}
+    divisors["both"] = context.message_size * num_classes
+    return config.kl_weight * config.kl_block_factor**context.number / divisors[config.kl_scale]
 
 
 def predictive(config: ObjectiveConfig, scores_BK: Tensor, target: Target) -> Tensor:
@@ -174,6 +218,24 @@ def posterior_kl(family: Family, alpha_BC: Tensor, beta_BC: Tensor, known_B: Ten
     Samples with ``known_B`` 0 have no feedback message yet and contribute nothing.
     """
     return (family.divergence(alpha_BC, beta_BC) * known_B).mean()
+
+
+class ChangingWeight(nn.Module):
+    """``weight`` times a factor that goes linearly from 1 to ``kl_final_fraction``, in ``total_steps`` training steps,
+    which it counts itself: a graph of a GPU replays the count, and a checkpoint holds it."""
+
+    steps: Tensor
+
+    def __init__(self, weight: float, config: ObjectiveConfig, total_steps: int) -> None:
+        super().__init__()
+        self.initial, self.fraction, self.total_steps = weight, config.kl_final_fraction, max(1, total_steps)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def forward(self) -> Tensor:
+        progress = (self.steps / self.total_steps).clamp(max=1)
+        if self.training:
+            self.steps.add_(1)
+        return self.initial * (1 - (1 - self.fraction) * progress)
 
 
 class LearnedVariance(nn.Module):
@@ -211,6 +273,61 @@ def similarity_matrix(features: Tensor) -> Tensor:
         return (unit_BF @ unit_BF.T).clamp(-1, 1)
 
 
+class ContrastLoss(nn.Module):
+    """``objective``, and ``weight`` times the supervised contrastive loss of the head's embedding.
+
+    A projection of two layers maps the embedding to unit vectors. Of each image's similarities to all others of the
+    mini-batch, those to its own class shall be the largest (Khosla et al. 2020, at the temperature of Wang et al.
+    2021). Images whose class has no other image in the batch contribute nothing.
+    """
+
+    takes_embedding = True
+
+    def __init__(self, objective: Objective, embedding_size: int, weight: float) -> None:
+        super().__init__()
+        self.objective, self.weight = objective, weight
+        self.takes_means = getattr(objective, "takes_means", False)
+        layers = nn.Linear(embedding_size, PROJECTED), nn.ReLU(), nn.Linear(PROJECTED, PROJECTED)
+        self.projection = nn.Sequential(*layers)
+
+    def forward(
+        self,
+        alpha: Tensor,
+        scores_BK: Tensor,
+        target: Target,
+        x: Tensor,
+        means_BC: Tensor | None = None,
+        embedding_BF: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        terms = loss_terms(self.objective, alpha, scores_BK, target, x, means_BC, embedding_BF)
+        contrast = supervised_contrast(self.projection(embedding_BF), target.label_B)
+        return {**terms, **_added("contrast", self.weight * contrast, terms)}
+
+
+def supervised_contrast(projected_BF: Tensor, label_B: Tensor) -> Tensor:
+    """The supervised contrastive loss, nats, mean over the images whose class has another image in the batch."""
+    with without_autocast(projected_BF.device):
+        unit_BF = normalize(full_precision(projected_BF), dim=1)
+        same_BB = label_B.unsqueeze(0) == label_B.unsqueeze(1)
+        itself_BB = torch.eye(len(label_B), dtype=torch.bool, device=label_B.device)
+        logits_BB = (unit_BF @ unit_BF.T / TEMPERATURE).masked_fill(itself_BB, -torch.inf)
+        log_share_BB = logits_BB.log_softmax(dim=1).masked_fill(itself_BB, 0.0)
+        positive_BB = (same_BB & ~itself_BB).to(log_share_BB.dtype)
+        num_B = positive_BB.sum(dim=1)
+        loss_B = -(positive_BB * log_share_BB).sum(dim=1) / num_B.clamp(min=1)
+        return loss_B.sum() / (num_B > 0).sum().clamp(min=1)
+
+
+def _added(name: str, term: Tensor, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One more term; ConfigError if a user-defined loss has one of this name."""
+    if name in terms:
+        raise ConfigError(
+            f"a term of the objective is called {name!r}, as the one of objective.{name}_weight; use another name, or "
+            f"--set objective.{name}_weight=0"
+        )
+    return {name: term}
+
+
 class ReconstructionLoss(nn.Module):
     """``objective``, and ``weight`` times the share of the input's variance that a decoder of alpha cannot
     reconstruct.
@@ -229,70 +346,22 @@ class ReconstructionLoss(nn.Module):
             )
         self.objective, self.weight = objective, weight
         self.takes_means = getattr(objective, "takes_means", False)
+        self.takes_embedding = getattr(objective, "takes_embedding", False)
         self.decoder = nn.Conv2d(alpha_shape[0], input_shape[0], 1)
 
     def forward(
-        self, alpha: Tensor, scores_BK: Tensor, target: Target, x: Tensor, means_BC: Tensor | None = None
+        self,
+        alpha: Tensor,
+        scores_BK: Tensor,
+        target: Target,
+        x: Tensor,
+        means_BC: Tensor | None = None,
+        embedding_BF: Tensor | None = None,
     ) -> dict[str, Tensor]:
         x_BCHW = full_precision(x)
         decoded_BCHW = interpolate(
             full_precision(self.decoder(alpha)), size=x.shape[2:], mode="bilinear", align_corners=False
         )
         reconstruction = mse_loss(decoded_BCHW, x_BCHW) / x_BCHW.var().clamp(min=SMALLEST)
-        terms = loss_terms(self.objective, alpha, scores_BK, target, x, means_BC)
-        if "keep" in terms:
-            raise ConfigError(
-                "a term of the objective is called 'keep', as the one of objective.keep_weight; use another name, or "
-                "--set objective.keep_weight=0"
-            )
-        return {**terms, "keep": self.weight * reconstruction}
-
-
-class UserLoss(nn.Module):
-    """A user-defined loss ``terms``, whose result is checked."""
-
-    def __init__(self, terms: Objective, name: str) -> None:
-        super().__init__()
-        self.terms, self.name = terms, name
-
-    def forward(self, alpha: Tensor, scores_BK: Tensor, target: Target, x: Tensor) -> dict[str, Tensor]:
-        inputs = {"alpha": alpha, "scores": scores_BK, "x": x, "target.label_B": target.label_B}
-        inputs |= {"target.beta_BC": target.beta_BC, "target.known_B": target.known_B}
-        versions = {name: tensor._version for name, tensor in inputs.items()}
-        terms = self.terms(alpha, scores_BK, target, x)
-        if changed := [name for name, tensor in inputs.items() if tensor._version != versions[name]]:
-            raise ConfigError(
-                f"objective.function={self.name} changes {' and '.join(changed)} in place, which the pipeline reads "
-                f"too; use a function that returns a new tensor, such as alpha.relu() for alpha.relu_()"
-            )
-        if not isinstance(terms, Mapping) or not terms:
-            kind = "an empty dict" if isinstance(terms, Mapping) else f"a {type(terms).__name__}"
-            raise ConfigError(f"objective.function={self.name}: {EXPECTED}, got {kind}; {EXAMPLE}")
-        needs_gradient = self.training and torch.is_grad_enabled()
-        for name, term in terms.items():
-            if problem := _problem(name, term, needs_gradient):
-                raise ConfigError(f"objective.function={self.name}: {problem}")
-        return dict(terms)
-
-
-def _problem(name: object, term: object, needs_gradient: bool) -> str | None:
-    """What is wrong with a term of a user-defined loss. Its name becomes a field of metrics.jsonl."""
-    if not isinstance(name, str) or not name:
-        return f"expected text as the name of a term, got {name!r:.40}; use a word, such as 'pred'"
-    if name in RECORD_FIELDS:
-        return (
-            f"a term is called {name!r}, but metrics.jsonl has a field of this name; use another one, such as "
-            f"'{name}_term'"
-        )
-    if not isinstance(term, Tensor):
-        return f"{EXPECTED}, got a {type(term).__name__} as term {name!r}; {EXAMPLE}"
-    if term.dim():
-        return f"term {name!r}: expected a scalar, got the shape {list(term.shape)}; use its .mean()"
-    if term.is_complex():
-        return f"term {name!r}: expected a real number, got a complex one; use its .abs()"
-    if needs_gradient and not term.requires_grad:
-        return (
-            f"term {name!r} depends on no parameter of the block; use a function of alpha or scores, without .detach() "
-            f"or .item()"
-        )
-    return None
+        terms = loss_terms(self.objective, alpha, scores_BK, target, x, means_BC, embedding_BF)
+        return {**terms, **_added("keep", self.weight * reconstruction, terms)}

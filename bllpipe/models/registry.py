@@ -1,5 +1,5 @@
-"""From a config to units: a ResNet by name, a function by its import path, or modules passed as an object; and the
-checks of a user-defined network that is cut into blocks.
+"""From a config to units: a ResNet by name, a network of torchvision or timm, a function by its import path, or what a
+script passes as an object; and the checks of a user-defined network that is cut into blocks.
 
 Shapes: B images, C channels.
 """
@@ -7,21 +7,30 @@ Shapes: B images, C channels.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import _disable_current_modes
 
-from bllpipe.config.schema import LAST_STAGE, Config, ModelConfig
+from bllpipe.config.networks import LAST_STAGE
+from bllpipe.config.schema import Config, ModelConfig
 from bllpipe.errors import ConfigError
-from bllpipe.models.resnet import resnet_units
-from bllpipe.models.units import Unit, units_from_modules
+from bllpipe.models.resnet import LaterUnit, later_units, resnet_units
+from bllpipe.models.units import Stretch, Unit, units_from_modules
+from bllpipe.models.zoo import builder, is_in_zoo
 from bllpipe.utils.tensors import derived_seed, torch_defaults
+
+if TYPE_CHECKING:
+    from bllpipe.models.stretches import Plan
 
 # Attributes of modules (torch, torchvision, timm and others) that hold a dropout rate.
 DROPOUT_RATES = {"dropout", "dropout_p", "dropout_rate", "dropout_prob", "drop_prob", "drop_rate"}
@@ -118,6 +127,8 @@ def stochastic_modules(modules: Mapping[str, nn.Module]) -> list[str]:
 
 def is_stochastic(module: nn.Module) -> bool:
     """Whether this layer itself draws random numbers in training, judged by its class and attributes."""
+    if isinstance(module, Stretch):
+        return module.stretch_is_random
     if isinstance(module, _DropoutNd) or type(module).__name__ in ("StochasticDepth", "DropBlock2d", "DropBlock3d"):
         return float(module.p) > 0  # type: ignore[arg-type]  # a number in all of these
     if isinstance(module, nn.RReLU):
@@ -175,17 +186,87 @@ def check_batches(norms: Mapping[str, bool], smallest_train: int, smallest_test:
 USER_OBJECTS = "given"  # in place of a package, in the names of objects that a script passes
 
 
-def network_units(model: ModelConfig, in_channels: int, num_classes: int, seed: int) -> list[Unit]:
-    """The network of ``model`` for images of ``in_channels`` and ``num_classes`` scores, as units."""
+def network_units(model: ModelConfig, image_shape: Sequence[int], num_classes: int, seed: int) -> list[Unit]:
+    """The network of ``model`` for images of ``image_shape`` [C, H, W] and ``num_classes`` scores, as units."""
+    units = _units(model, image_shape, num_classes, seed)
+    if model.weights is None:
+        return units
+    from bllpipe.models.pretrained import with_weights  # safetensors, which others do not need here
+
+    return with_weights(units, model.weights)
+
+
+def _units(model: ModelConfig, image_shape: Sequence[int], num_classes: int, seed: int) -> list[Unit]:
     if ":" not in model.name:
-        return resnet_units(model.name, model.width, model.stem, in_channels, num_classes)
-    function: Callable[..., Any] = model.user_model or imported("model.name", model.name)
+        return resnet_units(model.name, model.width, model.stem, image_shape[0], num_classes)
+    function, source = _function(model), f"model.name={model.name} returned"
     with torch_defaults():
         torch.manual_seed(derived_seed(seed, "weights"))
-        network = function(in_channels=in_channels, num_classes=num_classes, **model.args)
-        modules = in_order(network, f"model.name={model.name} returned")  # a generator draws its weights only here
+        network = function(in_channels=image_shape[0], num_classes=num_classes, **model.args)
+        modules = None if is_traced(network) else in_order(network, source)  # a generator draws its weights only here
+        if modules is None:
+            check_network({type(network).__name__: network}, "the model")
+            plan = network_plan(function, model.args, tuple(image_shape), num_classes, seed, source)
+            return plan.units(network)
     check_network(modules, "the model")
     return units_from_modules(modules)
+
+
+def _function(model: ModelConfig) -> Callable[..., Any]:
+    return model.user_model or (builder(model.name) if is_in_zoo(model.name) else imported("model.name", model.name))
+
+
+def is_traced(network: object) -> TypeGuard[nn.Module]:
+    """Whether ``network`` computes in a ``forward`` of its own, which is traced to find where it can be cut."""
+    if not isinstance(network, nn.Module) or isinstance(network, nn.ModuleList):
+        return False
+    return not isinstance(network, nn.Sequential) or type(network).forward is not nn.Sequential.forward
+
+
+def network_plan(
+    function: Callable[..., Any],
+    args: Mapping[str, Any],
+    image_shape: tuple[int, ...],
+    num_classes: int,
+    seed: int,
+    source: str,
+) -> Plan:
+    """The places and the code of a network with a ``forward`` of its own, which do not depend on its weights.
+
+    Tracing takes seconds, and a process builds its network several times: the plan of a network that a script passes is
+    kept with it, as ``plans``, and those of the last functions here.
+    """
+    plans = getattr(function, "plans", None)
+    key = Key(function, json.dumps(args, sort_keys=True), image_shape, num_classes)
+    if plans is None:
+        return _plan_of(key, seed, source) if isinstance(function, Hashable) else _traced(key, args, seed, source)
+    if image_shape not in plans:
+        plans[image_shape] = _traced(key, args, seed, source)
+    return plans[image_shape]  # type: ignore[no-any-return]  # a dict of plans
+
+
+@dataclass(frozen=True)
+class Key:
+    """What the plan of a network depends on; ``args`` are its arguments as JSON."""
+
+    function: Callable[..., Any]
+    args: str
+    image_shape: tuple[int, ...]
+    num_classes: int
+
+
+@lru_cache(maxsize=4)
+def _plan_of(key: Key, seed: int, source: str) -> Plan:
+    return _traced(key, json.loads(key.args), seed, source)
+
+
+def _traced(key: Key, args: Mapping[str, Any], seed: int, source: str) -> Plan:
+    from bllpipe.models.stretches import plan_network  # torchvision, whose import takes seconds
+
+    with _disable_current_modes(), torch_defaults():  # tensors with values, also where others only count operations
+        torch.manual_seed(derived_seed(seed, "weights"))
+        network = key.function(in_channels=key.image_shape[0], num_classes=key.num_classes, **args)
+        return plan_network(network, key.image_shape, source)
 
 
 def last_width(config: Config, units: Sequence[Unit]) -> int | None:
@@ -204,25 +285,22 @@ def last_width(config: Config, units: Sequence[Unit]) -> int | None:
     return widths[-1] or None if widths else None  # 0 in a lazy layer
 
 
+def units_after(config: Config, unit: str) -> list[LaterUnit]:
+    """The residual units of the network after ``unit``, for heads that are made of such; none for other heads."""
+    if config.objective.head != "auglocal":
+        return []
+    return later_units(config.model.name, config.model.width, unit)
+
+
 def in_order(made: Any, source: str) -> dict[str, nn.Module]:
     """The modules of an nn.Sequential by their names there, those of any other sequence by their number.
 
     Raises ConfigError, which begins with ``source``, for anything without an order of computation.
     """
     if isinstance(made, nn.Sequential):
-        if type(made).forward is not nn.Sequential.forward:
-            raise ConfigError(
-                f"{source} {type(made).__name__}, an nn.Sequential with its own forward, which a cut would drop; "
-                f"expected a plain one; use a module for what its forward adds"
-            )
         if not len(made):
             raise ConfigError(f"{source} an empty nn.Sequential; expected at least one module for every block")
         return {name: module for name, module in made._modules.items() if module is not None}
-    if isinstance(made, nn.Module) and not isinstance(made, nn.ModuleList):
-        raise ConfigError(
-            f"{source} {type(made).__name__}, whose forward may do more than call its parts in order; expected an "
-            f"nn.Sequential, or a list of torch.nn.Module, such as [model.stem, *model.layers, model.head]"
-        )
     modules = list(made)
     if not modules or not all(isinstance(module, nn.Module) for module in modules):
         kinds = sorted({type(module).__name__ for module in modules}) or ["nothing"]

@@ -6,11 +6,12 @@ The residual units are written out here because importing torchvision takes seco
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor, nn
 
-from bllpipe.config.schema import residual_units, unit_name
+from bllpipe.config.networks import residual_units, unit_name
 from bllpipe.models.units import Layer, Unit
 
 
@@ -60,6 +61,39 @@ class Bottleneck(nn.Module):
 ResidualUnit = type[BasicBlock] | type[Bottleneck]
 
 
+@dataclass(frozen=True)
+class LaterUnit:
+    """A residual unit of the network after a block, of which a local head may have one of its own."""
+
+    kind: ResidualUnit
+    planes: int
+    stride: int
+
+    @property
+    def out_channels(self) -> int:
+        return self.planes * self.kind.expansion
+
+    def build(self, channels: int, stride: int) -> nn.Module:
+        """One with new weights, for an input of ``channels``."""
+        return _residual(self.kind, channels, self.planes, stride)
+
+
+def later_units(name: str, width: int, unit: str) -> list[LaterUnit]:
+    """The residual units after the one called ``unit``, in order."""
+    places = residual_units(name)
+    first = [unit_name(*place) for place in places].index(unit) + 1
+    kind = residual_kind(name)
+    return [LaterUnit(kind, width * 2**stage, _stride(stage, index)) for stage, index in places[first:]]
+
+
+def residual_kind(name: str) -> ResidualUnit:
+    return BasicBlock if name in ("resnet18", "resnet34") else Bottleneck
+
+
+def _stride(stage: int, index: int) -> int:
+    return 2 if stage > 0 and index == 0 else 1
+
+
 def resnet_units(name: str, width: int, stem: str, in_channels: int, num_classes: int) -> list[Unit]:
     """The residual units of a ResNet whose stem has ``width`` channels (64 in the paper).
 
@@ -67,10 +101,10 @@ def resnet_units(name: str, width: int, stem: str, in_channels: int, num_classes
         stem: ``cifar`` (3x3, no max-pool), ``half`` (the same with stride 2: a quarter of the work, for CPUs) or
             ``imagenet`` (7x7 stride 2 and max-pool).
     """
-    kind: ResidualUnit = BasicBlock if name in ("resnet18", "resnet34") else Bottleneck
+    kind = residual_kind(name)
     units, channels = [], width
     for stage, index in residual_units(name):
-        planes, stride = width * 2**stage, 2 if stage > 0 and index == 0 else 1
+        planes, stride = width * 2**stage, _stride(stage, index)
         path, make = unit_name(stage, index), partial(_residual, kind, channels, planes, stride)
         units.append(Unit(path, (Layer(path, make),)))
         channels = planes * kind.expansion

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from bllpipe.errors import ConfigError
 from bllpipe.utils.tensors import derived_seed
 
+Code = Callable[[nn.Module, Tensor], Tensor]
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -34,6 +36,31 @@ class Unit:
     name: str
     layers: tuple[Layer, ...]
     is_built: bool = False
+    shape: tuple[int, ...] | None = None  # of its output, without the batch, if the network was traced
+    has_class_token: bool = False  # its output are tokens, and the network's scores depend on the first alone
+
+
+class Stretch(nn.Module):
+    """Part of a network that was traced (models/stretches.py): modules and tensors by their paths in the network, and
+    the code of each mode, a function (module that has the parts, input) -> output."""
+
+    def __init__(
+        self,
+        parts: Mapping[str, nn.Module | Tensor],
+        training: Code,
+        evaluation: Code,
+        unsaved: frozenset[str] = frozenset(),  # tensors that no state_dict has
+        is_random: bool = False,  # draws random numbers in training
+        has_layers: bool = True,  # not of torch.export, which has functions alone
+    ) -> None:
+        super().__init__()
+        # names that no module of a network has
+        self.stretch_parts, self.stretch_codes = dict(parts), {True: training, False: evaluation}
+        self.stretch_unsaved, self.stretch_is_random, self.stretch_has_layers = unsaved, is_random, has_layers
+        attach(self, parts, unsaved)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stretch_codes[self.training](self, x)
 
 
 class Segment(nn.Module):
@@ -42,21 +69,38 @@ class Segment(nn.Module):
 
     def __init__(self, units: Sequence[Unit], seed: int) -> None:
         super().__init__()
-        self.last_unit = units[-1].name
+        self.last_unit, self.has_class_token = units[-1].name, units[-1].has_class_token
         self.unit_ends = [unit.layers[-1].path for unit in units]
         self.output_hooks: dict[str, Callable[[Tensor], Tensor]] = {}
+        self._codes: dict[str, dict[bool, Code]] = {}  # of stretches, by training mode
         self._paths = [layer.path for unit in units for layer in unit.layers]
-        self._user_paths = [layer.path for unit in units for layer in unit.layers if unit.is_built]
-        for layer in (layer for unit in units for layer in unit.layers):
-            _build_into(self, layer, seed)
+        self._user_paths: list[str] = []
+        self.has_layers = True  # modules for convolutions and products
+        for unit in units:
+            for layer in unit.layers:
+                self._add(layer, seed, unit.is_built)
 
     def forward(self, x: Tensor) -> Tensor:
         """From the alpha of the block before, [B, ...], to the alpha of this one."""
         for path in self._paths:
-            x = self.get_submodule(path)(x)
+            code = self._codes.get(path)
+            x = self.get_submodule(path)(x) if code is None else code[self.training](self, x)
             if path in self.output_hooks:
                 x = self.output_hooks[path](x)
         return x
+
+    def _add(self, layer: Layer, seed: int, is_built: bool) -> None:
+        """Builds the layer from its own random stream."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed(seed, "weights", layer.path))
+            module = layer.make()
+        parts: Mapping[str, nn.Module | Tensor] = {layer.path: module}
+        if isinstance(module, Stretch):
+            parts, self._codes[layer.path] = module.stretch_parts, module.stretch_codes
+            self.has_layers &= module.stretch_has_layers
+        if is_built:
+            self._user_paths += [path for path, part in parts.items() if isinstance(part, nn.Module)]
+        attach(self, parts, module.stretch_unsaved if isinstance(module, Stretch) else frozenset())
 
     def detach_structure(self) -> None:
         """Replaces user-defined modules by copies that share their parameters, buffers and hooks: from now on layers
@@ -93,15 +137,20 @@ def _structure_copy(module: nn.Module) -> nn.Module:
     return deepcopy(module, {id(each): each for each in shared})
 
 
-def _build_into(root: nn.Module, layer: Layer, seed: int) -> None:
-    """Builds the layer from its own random stream and adds it to ``root`` under its path."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derived_seed(seed, "weights", layer.path))
-        module = layer.make()
-    *parents, leaf = layer.path.split(".")
-    node = root
-    for name in parents:
-        if name not in dict(node.named_children()):
-            node.add_module(name, nn.Module())
-        node = node.get_submodule(name)
-    node.add_module(leaf, module)
+def attach(root: nn.Module, parts: Mapping[str, nn.Module | Tensor], unsaved: frozenset[str]) -> None:
+    """Adds modules, parameters and buffers to ``root`` under their paths, those first that contain others; the buffers
+    ``unsaved`` are in no state_dict."""
+    for path, part in sorted(parts.items()):
+        *parents, leaf = path.split(".")
+        node = root
+        for name in parents:
+            if name not in node._modules:
+                node.add_module(name, nn.Module())
+            node = node.get_submodule(name)
+        if isinstance(part, nn.Module):
+            if leaf not in node._modules:
+                node.add_module(leaf, part)
+        elif isinstance(part, nn.Parameter):
+            node.register_parameter(leaf, part)
+        elif leaf not in vars(node) and leaf not in node._buffers:
+            node.register_buffer(leaf, part, persistent=path not in unsaved)

@@ -15,6 +15,7 @@ from bllpipe.config.schema import SYNCHRONOUS
 from tests.docs.commands import PLACEHOLDER, configuration, read
 from tests.docs.pages import REPOSITORY, Page
 from tests.docs.shell import Call
+from tests.support import forks
 
 OWN = re.compile(r"=\w+(\.\w+)*:\w+$")  # a module of the reader's, which is not here
 NAMED = re.compile(r"# (\w+\.py)\n")
@@ -44,7 +45,7 @@ def python_of(page: Page) -> Code:
 
 
 def run_python(code: Code, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Runs it in ``folder``, in a process of its own that takes an error's lines from the page."""
+    """Runs it in ``folder``, in a fork that takes an error's lines from the page."""
     for name, text in code.files.items():
         (folder / name).write_text(text)
     script = folder / code.name
@@ -55,7 +56,7 @@ def run_python(code: Code, folder: Path) -> subprocess.CompletedProcess[str]:
     )
     variables = {**os.environ, "PYTHONPATH": f"{REPOSITORY}", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", start]
-    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=120)
+    return forks.run(command, cwd=folder, env=variables)
 
 
 def quick(call: Call, folder: Path) -> list[str] | None:
@@ -90,6 +91,7 @@ def _shortened(words: Sequence[str]) -> list[str] | None:
     if (
         any(map(PLACEHOLDER.fullmatch, _values(words)))
         or config.metrics.port is not None
+        or config.log.to  # their packages are extras, and their servers others'
         or any(map(OWN.search, words))
     ):
         return None

@@ -18,7 +18,7 @@ NOTE = f"""#!/bin/sh
 """
 # What a page may tell its reader to type; whatever else it says is not found.
 PROGRAMS = (
-    *("bllpipe", "python", "python3", "pip", "torchrun", "make", "sbatch", "scancel", "scontrol", "squeue"),
+    *("bllpipe", "python", "python3", "pip", "torchrun", "make", "uv", "sbatch", "scancel", "scontrol", "squeue"),
     *(
         "docker",
         "curl",
@@ -38,7 +38,7 @@ PROGRAMS = (
     ),
     *("grep", "sed", "expand", "find", "tail", "head", "tensorboard", "cffconvert", "sudo", "apt-get", "ip", "ss"),
 )
-MADE = ("python", "pip", "ruff", "mypy")  # in .venv/bin
+MADE = ("bllpipe", "python", "pip", "ruff", "mypy")  # in .venv/bin
 
 
 @dataclass(frozen=True)

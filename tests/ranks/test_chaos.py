@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.chaos import kills as chaos
+from tests.support import forks
 
 
 def test_the_same_seed_is_the_same_campaign() -> None:
@@ -20,7 +21,8 @@ def test_the_same_seed_is_the_same_campaign() -> None:
 
 
 @pytest.mark.ranks
-def test_a_few_kills(tmp_path: Path) -> None:
+def test_a_few_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.chaos.trials.subprocess", forks.SUBPROCESS)
     assert chaos.main(["--kills", "3", "--seed", "32", "--workers", "2", "--json", str(tmp_path / "found.json")]) == 0
     (total,) = [row for row in json.loads((tmp_path / "found.json").read_text())["results"] if row["kill"] == "all"]
     assert total["killed"] == total["survived"] == total["bit-identical"] > 0

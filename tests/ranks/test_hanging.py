@@ -2,39 +2,53 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.support import jobs
+from tests.support.forks import ForkedPython
 from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.ranks
-TIMEOUT = 4
+TIMEOUT, STEP = 8, 40
 SETTINGS = (*jobs.SMALL, "blocks=2", f"backend.timeout_seconds={TIMEOUT}", "log.every_steps=1")
+# Rank and role, where it hangs and how, and what is said of it.
+HANGS = {
+    "stopped": (1, "block 1", "update", "stop", r"no heartbeat for \d+ s; last seen: block 1 at [\w ]*step \d+"),
+    "asleep": (0, "block 0", "forward", "sleep", rf"block 0 at step {STEP}, computing for \d+ s"),
+    "holds-the-lock": (2, "feedback", "sent", "hold", r"no heartbeat for \d+ s; last seen: lane 0 at [\w ]*step \d+"),
+}
 
 
-@pytest.mark.parametrize(
-    ("rank", "role", "point", "action", "found"),
-    [
-        (1, "block 1", "update", "stop", r"no heartbeat for \d+ s; last seen: block 1 at [\w ]*step \d+"),
-        (0, "block 0", "forward", "sleep", r"block 0 at step 150, computing for \d+ s"),
-        (2, "feedback", "sent", "hold", r"no heartbeat for \d+ s; last seen: lane 0 at [\w ]*step \d+"),
-    ],
-    ids=["stopped", "asleep", "holds-the-lock"],
-)
-def test_who_hangs_is_named(tmp_path: Path, rank: int, role: str, point: str, action: str, found: str) -> None:
-    words = jobs.words(tmp_path / "run", *SETTINGS)
-    fault = f"rank={rank},step=150,point={point},action={action},seconds=3600"
-    launcher = jobs.started(words, fault=fault)
-    wait_until(lambda: jobs.steps_done(tmp_path / "run") >= 150)
-    ranks = list(jobs.rank_processes(launcher).values())
+@pytest.fixture(scope="module")
+def under_way(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Path, ForkedPython]]]:
+    """All jobs at once, which wait for most of their time."""
+    started = {}
+    for name, (rank, _, point, action, _) in HANGS.items():
+        folder = tmp_path_factory.mktemp(name) / "run"
+        fault = f"rank={rank},step={STEP},point={point},action={action},seconds=3600"
+        started[name] = folder, jobs.started(jobs.words(folder, *SETTINGS), fault=fault)
+    yield started
+    for _, launcher in started.values():
+        for process in launcher.family():
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("name", HANGS)
+def test_who_hangs_is_named(under_way: dict[str, tuple[Path, ForkedPython]], name: str) -> None:
+    run_dir, launcher = under_way[name]
+    rank, role, _, _, found = HANGS[name]
     text, _ = launcher.communicate(timeout=PATIENCE)
+    assert jobs.steps_done(run_dir) >= STEP
     messages = [line for line in text.splitlines() if line.startswith("bllpipe: rank")]
     assert len(messages) == 1 and re.match(rf"bllpipe: rank {rank} \({role}\): {found}", messages[0]), text
-    status = jobs.read_json(tmp_path / "run" / "status.json")
+    status = jobs.read_json(run_dir / "status.json")
     assert (status["status"], status["rank"], status["role"]) == ("failed", rank, role)
-    _, alive = psutil.wait_procs(ranks, timeout=PATIENCE)
-    assert not alive
+    wait_until(lambda: launcher.family() == [])

@@ -8,7 +8,6 @@ import pytest
 
 from tests.support import jobs
 from tests.support.same_bits import metrics_without_timing, state_digest
-from tests.support.spawning import launch_in_a_process
 from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.ranks
@@ -58,7 +57,7 @@ def test_every_point_in_one_process(tmp_path: Path, straight: Path) -> None:
     run_dir = tmp_path / "run"
     words = jobs.words(run_dir, *SETTINGS, "engine=sequential", options=("--resume", "auto"))
     for rank, point, step in ONE_AFTER_ANOTHER:
-        done = launch_in_a_process(words, jobs.fault_variables(kill(rank, point, step)))
+        done = jobs.forked(words, fault=kill(rank, point, step))
         assert done.returncode == KILLED, f"{point}: {done.stderr}"
     jobs.succeed(jobs.forked(words))
     check_same(run_dir, straight)

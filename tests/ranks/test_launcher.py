@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.family import listening
 from tests.support import jobs
-from tests.support.running import OWN, Running, running, torchrun
+from tests.support.running import OWN, Running, in_forks, running, torchrun
 
 pytestmark = [pytest.mark.ranks, pytest.mark.skipif(sys.platform != "linux", reason="needs prctl and /proc")]
 LAUNCHERS = {"own": OWN, "torchrun": torchrun(3)}
@@ -49,7 +49,7 @@ def test_ranks_that_have_hardly_begun_die_with_their_launcher(launcher: str, tmp
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_to_the_launcher_ends_all(number: signal.Signals, code: int, tmp_path: Path) -> None:
-    with running(OWN, tmp_path / "run", *LONG, "--max-restarts", "3") as job:
+    with running(in_forks(OWN), tmp_path / "run", *LONG, "--max-restarts", "3") as job:
         job.wait_for_step(3)
         job.process.send_signal(number)
         found, said = job.end()
@@ -61,7 +61,7 @@ def test_a_signal_to_the_launcher_ends_all(number: signal.Signals, code: int, tm
 
 
 def test_a_second_interrupt_ends_all_at_once(tmp_path: Path) -> None:
-    with running(OWN, tmp_path / "run", *LONG) as job:
+    with running(in_forks(OWN), tmp_path / "run", *LONG) as job:
         job.wait_for_step(3)
         job.process.send_signal(signal.SIGINT)
         job.process.send_signal(signal.SIGINT)

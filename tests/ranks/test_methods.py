@@ -16,10 +16,10 @@ from bllpipe.checkpoint import find_checkpoint
 from tests.support import jobs
 from tests.support.spawning import FORKSERVER
 
-EPOCHS, SEEDS = 8, (0, 1, 2)
-# The least mean accuracy over the seeds. Measured: bll 96.4, dgl 96.7, predsim 75.1, bp 94.5, fa 66.3, usf 87.0 and
-# dfa 87.6 %.
-LEAST = {"bll": 0.94, "dgl": 0.94, "predsim": 0.68, "bp": 0.92, "fa": 0.55, "usf": 0.8, "dfa": 0.8}
+EPOCHS, SEEDS = 3, (0, 1, 2)
+# The least mean accuracy over the seeds, of images that are not changed at random. Measured: bll 94.1, dgl 93.0,
+# predsim 85.5, bp 96.1, fa 68.6, usf 91.6 and dfa 88.6 %.
+LEAST = {"bll": 0.91, "dgl": 0.9, "predsim": 0.79, "bp": 0.93, "fa": 0.57, "usf": 0.85, "dfa": 0.82}
 END_TO_END = ("bp", "fa", "usf", "dfa")
 
 
@@ -35,7 +35,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def accuracy(folder: Path, method: str, seed: int) -> float:
-    settings = ("model.width=8", f"epochs={EPOCHS}", "evaluate.every_epochs=0", f"seed={seed}")
+    settings = ("model.width=8", f"epochs={EPOCHS}", "evaluate.every_epochs=0", f"seed={seed}", *jobs.AS_THEY_ARE)
     return float(run(folder / f"{method}-{seed}", method, *settings)["test_accuracy"])
 
 
@@ -45,10 +45,11 @@ def accuracies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float
     task = partial(accuracy, tmp_path_factory.mktemp("methods"))
     pairs = list(product(sorted(LEAST), SEEDS))
     with ProcessPoolExecutor(2, mp_context=FORKSERVER, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        found = dict(zip(pairs, pool.map(task, *zip(*pairs, strict=True), timeout=250), strict=True))
+        found = dict(zip(pairs, pool.map(task, *zip(*pairs, strict=True), timeout=560), strict=True))
     return {method: [found[method, seed] for seed in SEEDS] for method in LEAST}
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("method", sorted(LEAST))
 def test_what_each_method_reaches_over_three_seeds(accuracies: dict[str, list[float]], method: str) -> None:
     assert statistics.mean(accuracies[method]) >= LEAST[method], accuracies[method]

@@ -16,7 +16,7 @@ import pytest
 
 from bllpipe.engines.rank_processes import RankProcesses
 from tests.support import jobs
-from tests.support.running import OWN, Running, running
+from tests.support.running import OWN, Running, in_forks, running
 from tests.support.waiting import PATIENCE, default_action, wait_until
 
 pytestmark = [pytest.mark.ranks, pytest.mark.skipif(sys.platform != "linux", reason="needs prctl and /proc")]
@@ -109,7 +109,8 @@ def test_ranks_without_their_server_end_and_are_started_again(tmp_path: Path) ->
 def test_a_signal_to_every_process_of_a_job_is_an_agreed_stop(number: signal.Signals, tmp_path: Path) -> None:
     """As a batch system sends it: the server must not end before the ranks, which would end with it."""
     words = jobs.words(None, *jobs.SMALL, "blocks=2", "log.every_steps=1", "steps=100000")
-    with default_action(number), running(OWN, tmp_path / "run", *words) as job:
+    start = in_forks(OWN) if number == signal.SIGINT else OWN
+    with default_action(number), running(start, tmp_path / "run", *words) as job:
         job.wait_for_step(3)
         for process in job.processes:
             os.kill(process, number)

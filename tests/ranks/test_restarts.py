@@ -16,7 +16,7 @@ from bllpipe.errors import ConfigError
 from bllpipe.utils import files
 from bllpipe.utils.files import RunLock, json_object
 from tests.support import jobs
-from tests.support.running import OWN, running, torchrun
+from tests.support.running import OWN, in_forks, running, torchrun
 
 pytestmark = [pytest.mark.ranks, pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")]
 TINY = ("blocks=1", "data.name=synthetic", "data.synthetic_images=64", "data.image_size=8", "data.batch_size=8")
@@ -24,7 +24,7 @@ TINY = ("blocks=1", "data.name=synthetic", "data.synthetic_images=64", "data.ima
 
 def launcher(name: str, num_ranks: int, restarts: int) -> tuple[str, ...]:
     option = f"--max-restarts={restarts}"
-    return (*OWN, option) if name == "own" else torchrun(num_ranks, option)
+    return in_forks((*OWN, option) if name == "own" else torchrun(num_ranks, option))
 
 
 def network(name: str, **settings: float) -> tuple[str, ...]:
@@ -43,7 +43,7 @@ def messages(said: str) -> list[str]:
 
 @pytest.mark.parametrize("name", ["own", "torchrun"])
 def test_a_run_outlives_several_kills(name: str, tmp_path: Path) -> None:
-    settings = (*jobs.SMALL, "blocks=2", "log.every_steps=1", "checkpoint.every_steps=5", "steps=80")
+    settings = (*jobs.SMALL, "blocks=2", "log.every_steps=1", "checkpoint.every_steps=5", "steps=60")
     straight = jobs.in_this_process(tmp_path / "straight", *settings, "engine=sequential")
     with running(launcher(name, 3, 2), tmp_path / "run", *jobs.words(None, *settings)) as job:
         for step, rank in ((12, 1), (40, 2)):
@@ -91,7 +91,7 @@ def test_a_run_on_two_machines_outlives_a_kill(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     meeting = (f"--rdzv-endpoint=localhost:{port}", f"--rdzv-id={uuid.uuid4().hex}", "--rdzv-backend=c10d")
-    start = torchrun(1, "--nnodes=2", *meeting, "--max-restarts=2")
+    start = in_forks(torchrun(1, "--nnodes=2", *meeting, "--max-restarts=2"))
     settings = (*network("slow", seconds=0.5), "steps=6", "log.every_steps=1", "checkpoint.every_steps=2")
     words = jobs.words(None, *settings)
     run_dir, lo = tmp_path / "run", {"GLOO_SOCKET_IFNAME": "lo"}

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support import jobs
 
-STEPS = 60  # more than one epoch: evaluations and a checkpoint lie in between
+STEPS = 30  # more than one epoch of batches of 64: evaluations and a checkpoint lie in between
 
 
 LAST = "channels_last=true"
@@ -20,7 +20,8 @@ def digests(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """state_sha256 of every engine for the same job."""
     blocks, *more = request.param
     folder = tmp_path_factory.mktemp(f"blocks-{blocks}")
-    settings = (*jobs.SMALL, f"steps={STEPS}", f"blocks={blocks}", "evaluate.every_epochs=1", *more)
+    length = ("data.batch_size=64", f"steps={STEPS}", "evaluate.every_epochs=1")
+    settings = (*jobs.SMALL, *length, f"blocks={blocks}", *more)
     found = {
         engine: jobs.in_this_process(folder / engine, f"engine={engine}", *settings)["state_sha256"]
         for engine in ("sequential", "threads", "streams")
@@ -47,6 +48,12 @@ VARIATIONS = [
     ("feedback.update=fixed", "objective.head=conv", "objective.label_smoothing=0.1"),
     ("blocks=8", "objective.head=mlp", "backend.ring=1", "backend.in_flight=1"),
     ("blocks=1",),
+    (
+        "objective.head=auglocal",
+        "objective.message=cells",
+        "objective.contrast_weight=0.1",
+        "objective.keep_weight=0.1",
+    ),
     ("blocks=[layer1.1, layer4.0]", "data.augment.flip=true", "data.augment.rotation=10"),
 ]
 
@@ -74,6 +81,20 @@ def test_threads_equal_sequential_in_every_setting(tmp_path: Path, variation: tu
         for engine in ("sequential", "threads")
     }
     assert len(digests) == 1
+
+
+@pytest.mark.ranks
+def test_messages_of_heads_have_the_same_bits_in_every_engine(tmp_path: Path) -> None:
+    """The feedback rank has no heads, and computes how large their embeddings are; weights change over the run."""
+    weights = ("objective.kl_final_fraction=0", "objective.kl_block_factor=0.5", "objective.kl_scale=both")
+    heads = ("objective.head=auglocal", "objective.head_units=1", "objective.message=embedding")
+    settings = (*jobs.SMALL, "blocks=3", "steps=30", "evaluate.every_epochs=1", *heads, *weights)
+    digests = {
+        jobs.in_this_process(tmp_path / engine, f"engine={engine}", *settings)["state_sha256"]
+        for engine in ("sequential", "threads", "streams")
+    }
+    jobs.succeed(jobs.ranks(4, jobs.words(tmp_path / "ranks", *settings)))
+    assert digests == {jobs.summary(tmp_path / "ranks")["state_sha256"]}
 
 
 def test_another_seed_gives_other_bits(tmp_path: Path) -> None:

@@ -33,11 +33,12 @@ from bllpipe.models.units import Segment
 from tests.support import jobs
 from tests.support.spawning import run_ranks
 
-pytestmark = pytest.mark.ranks
+pytestmark = [pytest.mark.ranks, pytest.mark.timeout(600)]  # one start for all engines
 
 ONE_STEP = ("steps=1", "optimizer.lr=0.2", "schedule.name=constant")
-LEARN = ("epochs=5", "optimizer.lr=0.1", "evaluate.every_epochs=0")
-EPOCHS_REACH = 0.9  # of the test set; engine single gets 0.93 on average after 8 epochs
+# Images that are not changed at random are learned in two epochs.
+LEARN = ("epochs=2", "optimizer.lr=0.1", "evaluate.every_epochs=0", *jobs.AS_THEY_ARE)
+EPOCHS_REACH = 0.9  # of the test set; engine single gets 0.93 and 0.95 with seeds 0 and 1
 # The whole network's gradient norm is far above 0.1, so each of these steps is clipped.
 CLIPPED = {"1f1b-clipped": "1f1b", "zbv-clipped": "zbv", "ddp-clipped": "ddp", "deepspeed-clipped": "deepspeed"}
 # Stages whose maps lie with the channels last, though the messages between them do not.
@@ -112,7 +113,7 @@ def every_engine(rank: int, folder: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of the two ranks found."""
-    return run_ranks(every_engine, 2, str(tmp_path_factory.mktemp("ranks")), timeout=280)
+    return run_ranks(every_engine, 2, str(tmp_path_factory.mktemp("ranks")), timeout=560)
 
 
 def first_batch(config: Config) -> tuple[Tensor, Tensor]:
@@ -129,7 +130,7 @@ def parts_of(config: Config) -> int:
 def one_step_in_one_process(config: Config) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The whole network before and after a step: the parts of the batch go through it one after another, each as
     BatchNorm would see it, and their gradients are averaged."""
-    segment = place(Segment(network_units(config.model, 1, 10, config.seed), config.seed), config, CPU).train()
+    segment = place(Segment(network_units(config.model, (1, 8, 8), 10, config.seed), config.seed), config, CPU).train()
     before = {f"model.{name}": value.clone() for name, value in segment.state_dict().items()}
     image_BCHW, label_B = first_batch(config)
     for images, labels in zip(image_BCHW.chunk(parts_of(config)), label_B.chunk(parts_of(config)), strict=True):

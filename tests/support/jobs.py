@@ -14,11 +14,14 @@ import psutil
 
 from benchmarks.family import ranks_of
 from bllpipe import launch
-from tests.support.spawning import launch_in_a_process, launch_ranks
+from tests.support import forks
+from tests.support.forks import ForkedPython
+from tests.support.spawning import launch_ranks
 from tests.support.waiting import PATIENCE
 
 REPOSITORY = Path(__file__).parents[2]
 CALM = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+AS_THEY_ARE = ("data.augment.crop_padding=0", "data.augment.rotation=0")  # the images
 SMALL = ("model.width=4", "data.batch_size=32", "log.every_steps=5")
 
 
@@ -55,21 +58,15 @@ def torchrun(
     return _run([*command, "-m", module, *arguments], timeout, variables)
 
 
-def started(arguments: list[str], torchrun: int = 0, fault: str = "") -> subprocess.Popen[str]:
-    """``python -m bllpipe.launch arguments``, or the same as ``torchrun`` ranks of torchrun, under way, its output in
-    one pipe, with a fault on purpose."""
+def started(arguments: list[str], torchrun: int = 0, fault: str = "") -> ForkedPython:
+    """``python -m bllpipe.launch arguments``, or the same as ``torchrun`` ranks of torchrun, under way in forks, its
+    output in one file, with a fault on purpose."""
     agent = ["torch.distributed.run", "--standalone", f"--nproc_per_node={torchrun}", "-m"] if torchrun else []
-    return subprocess.Popen(
-        [sys.executable, "-m", *agent, "bllpipe.launch", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=_environment(fault_variables(fault)),
-        cwd=REPOSITORY,
-    )
+    words = ["-m", *agent, "bllpipe.launch", *arguments]
+    return ForkedPython(words, _environment(fault_variables(fault)), REPOSITORY)
 
 
-def rank_processes(launcher: subprocess.Popen[str]) -> dict[int, psutil.Process]:
+def rank_processes(launcher: ForkedPython) -> dict[int, psutil.Process]:
     """The ranks that ``launcher`` has started, by their number."""
     found = {}
     for rank, process in ranks_of(launcher.pid).items():
@@ -88,7 +85,8 @@ def steps_done(run_dir: Path) -> int:
 
 def forked(arguments: list[str], fault: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
     """``python -m bllpipe.launch arguments`` in a fork, with a fault on purpose."""
-    return launch_in_a_process(arguments, {**CALM, **fault_variables(fault), **variables})
+    environment = _environment({**fault_variables(fault), **variables})
+    return forks.run([sys.executable, "-m", "bllpipe.launch", *arguments], env=environment, cwd=REPOSITORY)
 
 
 def alone(arguments: list[str], fault: str = "", timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:

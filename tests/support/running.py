@@ -14,11 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.family import descendants, marked, ranks_of
+from tests.support.forks import ForkedPython
 from tests.support.jobs import REPOSITORY
 from tests.support.waiting import PATIENCE, wait_until
 
 MARK = "BLLPIPE_TEST_JOB"  # in the environment of all processes of a job, so that orphans are found too
 OWN = (sys.executable, "-m", "bllpipe.launch")
+
+
+def in_forks(start: tuple[str, ...]) -> tuple[str, ...]:
+    """The same as forks of a process that has imported torch, for tests that are not about the start itself."""
+    return start[1:]
 
 
 def torchrun(num_ranks: int, *options: str) -> tuple[str, ...]:
@@ -31,7 +37,7 @@ def torchrun(num_ranks: int, *options: str) -> tuple[str, ...]:
 class Running:
     """The launcher of a job, and what it has started."""
 
-    def __init__(self, process: subprocess.Popen[str], mark: str, run_dir: Path) -> None:
+    def __init__(self, process: subprocess.Popen[str] | ForkedPython, mark: str, run_dir: Path) -> None:
         self.process, self.run_dir, self._mark = process, run_dir, mark
 
     @property
@@ -45,7 +51,7 @@ class Running:
 
     def left(self) -> list[int]:
         """What is still there of the job, its launcher or not."""
-        return marked(MARK, self._mark)
+        return self.process.family() if isinstance(self.process, ForkedPython) else marked(MARK, self._mark)
 
     def wait_for_step(self, step: int) -> None:
         """Until a rank has written down this step or a later one."""
@@ -67,7 +73,7 @@ class Running:
     def end(self) -> tuple[int, str]:
         """Waits for the launcher: its exit code and what was said on stderr."""
         _, errors = self.process.communicate(timeout=PATIENCE)
-        return self.process.returncode, errors
+        return self.process.wait(), errors
 
     def _metrics(self) -> list[dict[str, int]]:
         path = self.run_dir / "metrics.jsonl"
@@ -82,9 +88,7 @@ def running(start: tuple[str, ...], run_dir: Path, *arguments: str, **variables:
     mark = uuid.uuid4().hex
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), MARK: mark, **variables}
     command = [*start, "--run-dir", str(run_dir), *arguments]
-    with subprocess.Popen(
-        command, env=environment, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with _started(command, environment) as process:
         job = Running(process, mark, run_dir)
         try:
             yield job
@@ -92,3 +96,13 @@ def running(start: tuple[str, ...], run_dir: Path, *arguments: str, **variables:
             for pid in job.left():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+
+
+def _started(
+    command: list[str], environment: dict[str, str]
+) -> contextlib.AbstractContextManager[subprocess.Popen[str] | ForkedPython]:
+    if command[0] != sys.executable:
+        return contextlib.nullcontext(ForkedPython(command, environment, REPOSITORY, apart=True))
+    return subprocess.Popen(
+        command, env=environment, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )

@@ -25,7 +25,10 @@ from tests.support.waiting import PATIENCE
 Task = Callable[..., Any]
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(
-    ["bllpipe.launch", "bllpipe.engines.in_process", "bllpipe.engines.ranks", "torchvision"]
+    [
+        *("bllpipe.launch", "bllpipe.engines.in_process", "bllpipe.engines.ranks", "torchvision"),
+        *("torch.distributed.run", "tests.support.forks", "tests.support.frozen"),  # the last one is the last
+    ]
 )
 
 
@@ -45,13 +48,6 @@ def run_ranks(task: Task, world_size: int, *arguments: Any, timeout: float = PAT
             for process in processes:
                 process.kill()
                 process.join()
-
-
-def launch_in_a_process(
-    words: list[str], variables: dict[str, str], timeout: float = PATIENCE
-) -> subprocess.CompletedProcess[str]:
-    """``python -m bllpipe.launch words`` with ``variables`` in its environment."""
-    return _launch("bllpipe.launch", words, [variables], timeout)
 
 
 def launch_ranks(

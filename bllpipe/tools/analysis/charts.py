@@ -201,6 +201,18 @@ def curve_chart(title: str, curves: Sequence[Curve], x_label: str, y_label: str,
 
 
 @drawing
+def standalone_curves(title: str, curves: Sequence[Curve], x_label: str, y_label: str) -> str:
+    """A file of its own with lines through the means of curves of shares, their legend and a title."""
+    figure, axes, _ = _chart(HEIGHT, share=True, xlabel=x_label, ylabel=y_label, title=title)
+    for index, curve in enumerate(curves):
+        if curve.points:
+            xs, means, *_ = zip(*curve.points, strict=True)
+            axes.plot(xs, means, markevery=-(-len(xs) // MOST_MARKERS), label=clean(curve.name), **look(index))
+    axes.legend(frameon=False)
+    return svg_text(figure, title, "chart", {}, standalone=True)
+
+
+@drawing
 def dot_chart(
     title: str, places: Sequence[str], curves: Sequence[Curve], x_label: str, y_label: str, share: bool = False
 ) -> str:

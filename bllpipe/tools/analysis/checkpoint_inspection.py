@@ -21,8 +21,8 @@ from bllpipe.checkpoint.reader import (
     read_metadata,
     tensor_entries,
 )
-from bllpipe.checkpoint.resume import flat
 from bllpipe.config import Config, to_mapping
+from bllpipe.config.loader import flat
 from bllpipe.errors import CheckpointError
 from bllpipe.utils.console import size_text
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from bllpipe.checkpoint.writer import separate
 from bllpipe.errors import CheckpointError, ConfigError
+from bllpipe.models.zoo import builder, is_in_zoo
 from bllpipe.tools.analysis.evaluation import Predictions, predict
 from bllpipe.tools.analysis.finished_run import FinishedRun, evaluation_batches, load_blocks
 from bllpipe.tools.analysis.network_file import (
@@ -40,7 +41,8 @@ def export_run(
     """Writes the network of ``run`` to ``file``, and tells ``say`` which module takes it and what was checked.
 
     Args:
-        target: ``torchvision`` (for a ResNet; checked in torchvision's own when it has this one) or ``bllpipe``.
+        target: ``torchvision`` (for a ResNet or a torchvision:NAME; checked in torchvision's own when it has this one),
+            ``timm`` (for a timm:NAME) or ``bllpipe``.
         check: load the file, and compare what it says about every test image with the checkpoint.
         heads: where to write the local heads, if anywhere.
 
@@ -99,6 +101,9 @@ def _taker(target: str, metadata: Mapping[str, str]) -> str:
     ours = "bllpipe.load_network(FILE)"
     if target == "bllpipe":
         return ours
+    if is_in_zoo(metadata["model"]):
+        package, _, name = metadata["model"].partition(":")
+        return f"{package}'s {name} of {metadata['num_classes']} classes"
     if is_torchvision(metadata):
         return f"torchvision.models.{metadata['model']}(num_classes={metadata['num_classes']}), and for {ours}"
     return (
@@ -109,11 +114,11 @@ def _taker(target: str, metadata: Mapping[str, str]) -> str:
 
 
 def _check(run: FinishedRun, target: str, file: Path, heads: Path | None) -> None:
-    if target == "torchvision" and ":" in run.config.model.name:
-        raise ConfigError(
-            f"model.name={run.config.model.name} is a network of your own, which torchvision does not have; "
-            f"use --to bllpipe"
-        )
+    name = run.config.model.name
+    package = name.partition(":")[0] if is_in_zoo(name) else "bllpipe" if ":" in name else "torchvision"
+    if target not in (package, "bllpipe"):
+        kind = f"of {package}" if is_in_zoo(name) else "of your own" if ":" in name else "of torchvision"
+        raise ConfigError(f"model.name={name} is a network {kind}, which {target} does not have; use --to {package}")
     if heads is not None and run.config.num_blocks == 1:
         raise ConfigError(
             f"--heads {heads}: the network of {run.path} learned in one block, which has no local head; "
@@ -127,7 +132,12 @@ def check_file(run: FinishedRun, target: str, file: Path, expected: Predictions)
     """Raises CheckpointError unless the file loads strictly into the network that it is for, and this puts every test
     image into the class that the checkpoint puts it into."""
     metadata, weights = read_network(file)
-    theirs = torchvision_network(metadata) if target == "torchvision" else None
+    theirs = None
+    if target != "bllpipe" and is_in_zoo(run.config.model.name):  # untouched: in one piece, with its own forward
+        build, spec = builder(run.config.model.name), run.images.spec
+        theirs = build(in_channels=spec.image_shape[0], num_classes=spec.num_classes, **run.config.model.args)
+    elif target == "torchvision":
+        theirs = torchvision_network(metadata)
     network = whole_network(metadata, run.config.model.args) if theirs is None else theirs
     fill(network, weights, str(file))
     classes_N = predicted_classes(run, network.to(run.device).eval())
@@ -156,8 +166,11 @@ def _checked(run: FinishedRun, target: str, metadata: Mapping[str, str], expecte
     """What was checked, line by line."""
     if expected is None:
         return ["not checked: whether the file gives the run's test accuracy (--no-check)"]
-    theirs = target == "torchvision" and is_torchvision(metadata)
-    network = f"torchvision.models.{metadata['model']}" if theirs else "bllpipe's single-module network"
+    network = "bllpipe's single-module network"
+    if target != "bllpipe" and is_in_zoo(metadata["model"]):
+        network = "{0}'s own {2}".format(*metadata["model"].partition(":"))
+    elif target == "torchvision" and is_torchvision(metadata):
+        network = f"torchvision.models.{metadata['model']}"
     accuracy, recorded = expected.accuracy[-1], run.recorded_accuracy
     if recorded is None:
         origin = f"from the checkpoint; summary.json has none of step {run.checkpoint.step}"

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from bllpipe.checkpoint import Checkpoint, find_checkpoint
 from bllpipe.config import Config
+from bllpipe.config.data_checks import WITHOUT_PATH
+from bllpipe.config.fields import NEVER
 from bllpipe.config.loader import load_stored_config
-from bllpipe.config.schema import NEVER
-from bllpipe.config.validation import WITHOUT_PATH
 from bllpipe.data.base import ImageSet
 from bllpipe.data.loader import ImageSource, label_batches
 from bllpipe.data.registry import load_images, load_labels
@@ -148,12 +148,14 @@ def evaluation_batches(run: FinishedRun) -> Iterator[tuple[Tensor, Tensor]]:
 def _fresh_blocks(run: FinishedRun) -> list[Block]:
     """The blocks before the first step."""
     config, spec, steps = run.config, run.images.spec, run.plan.total_steps
-    units = network_units(config.model, spec.image_shape[0], spec.num_classes, config.seed)
+    units = network_units(replace(config.model, weights=None), spec.image_shape, spec.num_classes, config.seed)
     parts, width = cut(units, config.cuts), last_width(config, units)
     segments = build_segments(parts, config, spec.image_shape, run.device)
     return [
-        make_block(segment, input_shape, output_shape, config, spec.num_classes, steps, part is parts[-1], width)
-        for part, (segment, input_shape, output_shape) in zip(parts, segments, strict=True)
+        make_block(
+            segment, input_shape, output_shape, config, spec.num_classes, steps, number == len(parts) - 1, width, number
+        )
+        for number, (segment, input_shape, output_shape) in enumerate(segments)
     ]
 
 

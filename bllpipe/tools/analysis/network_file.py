@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +21,14 @@ from torch import Tensor, nn
 from bllpipe.checkpoint import Checkpoint
 from bllpipe.checkpoint.reader import file_metadata, mapped_tensors
 from bllpipe.config import parse_config, to_mapping
-from bllpipe.config.schema import DEPTHS, ModelConfig, ObjectiveConfig
+from bllpipe.config.loader import with_moved_keys
+from bllpipe.config.networks import DEPTHS
+from bllpipe.config.schema import Config, ModelConfig, ObjectiveConfig
 from bllpipe.errors import CheckpointError, ConfigError
 from bllpipe.learn.block import Block, add_votes, alpha_shape
 from bllpipe.learn.heads import make_head
 from bllpipe.models.partition import cut
-from bllpipe.models.registry import network_units
+from bllpipe.models.registry import last_width, network_units, units_after
 from bllpipe.models.resnet import STEMS
 from bllpipe.models.units import Segment, Unit, units_from_modules
 from bllpipe.tools.analysis.finished_run import FinishedRun, some
@@ -36,6 +39,7 @@ FROM = "expected a file that bllpipe export has written"
 LARGEST = 1_000_000  # channels or classes
 TORCHVISION = {"stem": "imagenet", "width": "64"}  # what torchvision's networks have, and 3 channels
 MOST_LAYERS = 1000  # of a head
+Tokens = Literal["class", "mean"]  # objective.tokens of a head
 Shapes = dict[str, tuple[int, ...]]  # of alpha, without the batch, by the unit that a head reads
 
 
@@ -82,14 +86,16 @@ def network_units_of(metadata: Mapping[str, str], args: Mapping[str, Any] | None
     """The same network as units; arguments and errors as in ``whole_network``."""
     model = _model(metadata, args)
     try:
-        channels, num_classes = json.loads(metadata["image_shape"])[0], _number(metadata["num_classes"])
-        if type(channels) is not int or not 1 <= channels <= LARGEST:
-            raise ValueError(f"{channels!r:.80} channels")
+        shape, num_classes = json.loads(metadata["image_shape"]), _number(metadata["num_classes"])
+        if type(shape[0]) is not int or not 1 <= shape[0] <= LARGEST:
+            raise ValueError(f"{shape[0]!r:.80} channels")
+        if not all(type(size) is int and 1 <= size <= LARGEST for size in shape):
+            raise ValueError(f"images of {shape!r:.80}")
     except (KeyError, ValueError, TypeError, IndexError, RecursionError) as error:
         raise CheckpointError(
             f"the metadata do not say what images and how many classes ({error!r:.200}); {FROM}"
         ) from error
-    return network_units(model, channels, num_classes, seed=0)
+    return network_units(model, shape, num_classes, seed=0)
 
 
 def _number(text: str) -> int:
@@ -201,11 +207,17 @@ def heads_of(run: FinishedRun, blocks: Sequence[Block]) -> tuple[dict[str, str],
     shapes, shape = Shapes(), run.images.spec.image_shape
     for block in blocks[:-1]:
         shape = shapes[block.segment.last_unit] = alpha_shape(block.segment, shape, run.device)
-    objective = {key: value for key, value in to_mapping(run.config.objective).items() if key.startswith("head")}
+    spec, config = run.images.spec, run.config
+    model = replace(config.model, weights=None)
+    width = last_width(config, network_units(model, spec.image_shape, spec.num_classes, config.seed))
+    settings = replace(config.objective, head_width=config.objective.head_width or width)
+    objective = {key: value for key, value in to_mapping(settings).items() if key.startswith("head")}
     network = {name: value for block in blocks for name, value in block.segment.state_dict().items()}
+    tokens = {block.segment.last_unit: block.config.objective.tokens for block in blocks[:-1]}
     metadata = {
         **describe(run),
         "heads": json.dumps(shapes),
+        "tokens": json.dumps(tokens),
         "objective": json.dumps(objective),
         "network_sha256": part_digest(network),
     }
@@ -225,25 +237,34 @@ def load_ensemble(file: Path, heads: Path, args: Mapping[str, Any] | None = None
             f"{heads} does not hold the heads of the network in {file}; expected two files of one export: "
             f"bllpipe export RUN FILE --heads HEADS"
         )
-    shapes, objective = _described(metadata, heads)
+    shapes, objective, tokens = _described(metadata, heads)
     described = read_network(file)[0]
     num_classes = int(described["num_classes"])
-    with torch.device("meta"):  # a file of a few bytes may describe heads of terabytes
-        check_weights(_named(_built(shapes, num_classes, objective)), weights, str(heads))
-    made = _built(shapes, num_classes, objective)
-    fill(_named(made), weights, str(heads))
     try:
         parts = cut(network_units_of(described, args), list(shapes))
+        form = shapes, num_classes, Config(model=_model(described, args), objective=objective), tokens
+        with torch.device("meta"):  # a file of a few bytes may describe heads of terabytes
+            check_weights(_named(_built(*form)), weights, str(heads))
+        made = _built(*form)
     except ConfigError as error:
         raise CheckpointError(f"{heads} holds heads of units that the network has not: {error}") from error
+    fill(_named(made), weights, str(heads))
     blocks = [Segment(part, seed=0) for part in parts]
     for block in blocks:
         restore(block.state_dict(), network.state_dict())
     return Ensemble(blocks, [*made.values(), nn.Identity()]).eval()
 
 
-def _built(shapes: Shapes, num_classes: int, objective: ObjectiveConfig) -> dict[str, nn.Module]:
-    return {unit: make_head(shape, num_classes, objective) for unit, shape in shapes.items()}
+def _built(shapes: Shapes, num_classes: int, config: Config, tokens: Mapping[str, Tokens]) -> dict[str, nn.Module]:
+    return {
+        unit: make_head(
+            shape,
+            num_classes,
+            replace(config.objective, tokens=tokens.get(unit, "mean")),
+            later=units_after(config, unit),
+        )
+        for unit, shape in shapes.items()
+    }
 
 
 def _named(heads: Mapping[str, nn.Module]) -> nn.Module:
@@ -251,11 +272,14 @@ def _named(heads: Mapping[str, nn.Module]) -> nn.Module:
     return Segment(units_from_modules(heads), seed=0)
 
 
-def _described(metadata: Mapping[str, str], file: Path) -> tuple[Shapes, ObjectiveConfig]:
+def _described(metadata: Mapping[str, str], file: Path) -> tuple[Shapes, ObjectiveConfig, dict[str, Tokens]]:
     """What the heads read, and the keys that say how they are built; CheckpointError when there is nothing of it."""
     try:
         shapes = {str(unit): tuple(shape) for unit, shape in json.loads(metadata["heads"]).items()}
-        objective = parse_config({"objective": json.loads(metadata["objective"])}).objective
+        objective = parse_config(with_moved_keys({"objective": json.loads(metadata["objective"])})).objective
+        tokens: dict[str, Tokens] = json.loads(metadata.get("tokens", "{}"))
+        if not all(each in ("class", "mean") for each in tokens.values()):
+            raise ValueError(f"tokens {tokens!r:.80}")
         numbers = [number for shape in shapes.values() for number in shape]
         if not shapes or not all(type(number) is int and 1 <= number <= LARGEST for number in numbers):
             raise ValueError(f"alpha of shapes {shapes!r:.80}")
@@ -263,4 +287,4 @@ def _described(metadata: Mapping[str, str], file: Path) -> tuple[Shapes, Objecti
             raise ValueError(f"alpha of shapes {shapes!r:.80}, {objective.head_layers} layers")
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError, ConfigError) as error:
         raise CheckpointError(f"the metadata of {file} describe no heads ({error!r:.200}); {FROM}") from error
-    return shapes, objective
+    return shapes, objective, tokens

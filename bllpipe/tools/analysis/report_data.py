@@ -11,8 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bllpipe.checkpoint.resume import flat
-from bllpipe.config.loader import stored_mapping
+from bllpipe.config.loader import flat, stored_mapping
 from bllpipe.errors import ConfigError
 from bllpipe.tools.analysis.timeline import Timeline, read_timeline
 from bllpipe.utils.files import json_object

@@ -2,14 +2,14 @@
 
 Every number of metrics.jsonl is a scalar by training step: ``train/loss``, ``test/accuracy``, ``waiting/alpha 0->1``
 (in seconds since the start), and so on. Config and machine are texts of the run's own folder, and hyperparameters.
+``bllpipe report`` writes finished runs, and ``log.to: [tensorboard]`` a run while it trains.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def write_events(paths: Sequence[Path], folder: Path) -> None:
     for path, run in zip(paths, read_runs(paths), strict=False):
         try:
             str(folder / path.resolve().name).encode()
-            _write(run, scalars(path / "metrics.jsonl"), folder / path.resolve().name)
+            _write(run, path / "metrics.jsonl", folder / path.resolve().name)
         except UnicodeEncodeError as error:
             raise ConfigError(
                 f"--tensorboard {folder} and the run {path} make a path that is not UTF-8, which TensorBoard does not "
@@ -59,53 +59,84 @@ def write_events(paths: Sequence[Path], folder: Path) -> None:
 
 def scalars(metrics: Path) -> Iterator[Scalar]:
     """Every finite number of metrics.jsonl, in its order; damaged lines are left out."""
-    if not metrics.is_file():
+    if metrics.is_file():
+        for text in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+            yield from scalars_of(json_object(text))
+
+
+def scalars_of(line: Mapping[str, Any]) -> Iterator[Scalar]:
+    """Every finite number of one line of metrics.jsonl; none if it is damaged."""
+    phase, step, waiting = PHASES.get(str(line.get("phase"))), line.get("step"), line.get("waiting")
+    if phase is None or not isinstance(step, int):
         return
-    for text in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-        line = json_object(text)
-        phase, step, waiting = PHASES.get(str(line.get("phase"))), line.get("step"), line.get("waiting")
-        if phase is None or not isinstance(step, int):
-            continue
-        place = f"rank {line.get('rank')}, {line.get('actor', line.get('role'))}"
-        values = {f"{phase}/{name}": value for name, value in line.items() if name not in PLACE}
-        values |= {f"waiting/{edge}": value for edge, value in waiting.items()} if isinstance(waiting, dict) else {}
-        for tag, value in values.items():
-            if (known := finite(value)) is not None:
-                yield Scalar(place, tag, step, known)
+    place = f"rank {line.get('rank')}, {line.get('actor', line.get('role'))}"
+    values = {f"{phase}/{name}": value for name, value in line.items() if name not in PLACE}
+    values |= {f"waiting/{edge}": value for edge, value in waiting.items()} if isinstance(waiting, dict) else {}
+    for tag, value in values.items():
+        if (known := finite(value)) is not None:
+            yield Scalar(place, tag, step, known)
 
 
-def _write(run: ReportRun, curves: Iterable[Scalar], folder: Path) -> None:
-    from torch.utils.tensorboard.summary import hparams
+class EventFiles:
+    """Writes the event files of one run to ``folder``. What an earlier run or report left there is removed; if the run
+    resumes after step ``start``, it stays, but TensorBoard no longer shows its later steps."""
 
-    by_place: dict[str, list[Scalar]] = {}
-    for scalar in curves:
-        by_place.setdefault(scalar.place, []).append(scalar)
-    for place, values in by_place.items():
-        with closing(_writer(folder / place)) as writer:
-            for each in values:
-                writer.add_scalar(each.tag, each.value, each.step)
-    outcomes = {name: value for name in OUTCOMES if (value := finite(run.summary.get(name))) is not None}
-    settings = {  # TensorBoard takes lists and None only as text
-        key: value if isinstance(value, bool | int | float | str) else json.dumps(value, default=str)
-        for key, value in run.config.items()
-    }
-    with closing(_writer(folder)) as writer:
-        writer.add_text("config", _as_code(run.config), 0)
-        writer.add_text("machine", _as_code(run.environment), 0)
-        for summary in hparams(settings, outcomes):  # into this file: add_hparams begins another one
-            writer.file_writer.add_summary(summary)
+    def __init__(self, folder: Path, start: int = 0) -> None:
+        self._folder, self._start = folder, start
+        self._writers: dict[str, Any] = {}
+        self._own = self._writer(folder)
+
+    def describe(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+        """Writes config, with dotted keys, and machine as texts."""
+        self._own.add_text("config", _as_code(config), 0)
+        self._own.add_text("machine", _as_code(environment), 0)
+
+    def add(self, scalar: Scalar) -> None:
+        if scalar.place not in self._writers:
+            self._writers[scalar.place] = self._writer(self._folder / scalar.place)
+        self._writers[scalar.place].add_scalar(scalar.tag, scalar.value, scalar.step)
+
+    def conclude(self, config: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
+        """Writes the hyperparameters, with the outcomes in ``summary``, which may be empty."""
+        from torch.utils.tensorboard.summary import hparams
+
+        outcomes = {name: value for name in OUTCOMES if (value := finite(summary.get(name))) is not None}
+        settings = {  # TensorBoard takes lists and None only as text
+            key: value if isinstance(value, bool | int | float | str) else json.dumps(value, default=str)
+            for key, value in config.items()
+        }
+        for record in hparams(settings, outcomes):  # into this file: add_hparams begins another one
+            self._own.file_writer.add_summary(record)
         for name, value in outcomes.items():
-            writer.add_scalar(name, value, 0)
+            self._own.add_scalar(name, value, 0)
+
+    def flush(self) -> None:
+        for writer in (self._own, *self._writers.values()):
+            writer.flush()
+
+    def close(self) -> None:
+        for writer in (self._own, *self._writers.values()):
+            writer.close()
+
+    def _writer(self, folder: Path) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in () if self._start else folder.glob(f"events.out.tfevents.*{OURS}"):
+            old.unlink()
+        hidden_from = self._start + 1 if self._start else None
+        return SummaryWriter(str(folder), purge_step=hidden_from, filename_suffix=OURS)  # type: ignore[no-untyped-call]  # torch has no types here
 
 
-def _writer(folder: Path) -> Any:
-    """A writer of torch's; what an earlier report left in ``folder`` is removed."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob(f"events.out.tfevents.*{OURS}"):
-        old.unlink()
-    return SummaryWriter(str(folder), filename_suffix=OURS)  # type: ignore[no-untyped-call]  # torch has no types here
+def _write(run: ReportRun, metrics: Path, folder: Path) -> None:
+    files = EventFiles(folder)
+    try:
+        for scalar in scalars(metrics):
+            files.add(scalar)
+        files.describe(run.config, run.environment)
+        files.conclude(run.config, run.summary)
+    finally:
+        files.close()
 
 
 def _as_code(record: Mapping[str, Any]) -> str:

@@ -12,12 +12,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain, permutations
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,119 +28,25 @@ from bllpipe.config.schema import TWO_STAGES
 from bllpipe.data.catalog import DataSpec
 from bllpipe.distributed.message_format import LIMIT
 from bllpipe.engines import topology
-from bllpipe.engines.build import build_job_segment, unit_names, width_for_heads
+from bllpipe.engines.build import build_job_segment, unit_names, units_of, width_for_heads
 from bllpipe.engines.ddp import gradient_bytes, ring_bytes
 from bllpipe.engines.job import Job, JobStore
 from bllpipe.engines.pipeline_stages import microbatch_size, wire_format
-from bllpipe.engines.ports import layout_of
+from bllpipe.engines.ports import layout_of, message_size_of
 from bllpipe.engines.synchronous import StageTrainer
 from bllpipe.errors import BllpipeError, ConfigError
 from bllpipe.learn.balanced_cut import with_balanced_cut
 from bllpipe.learn.block import Block, make_block
-from bllpipe.learn.distributions import FAMILIES, num_channels
+from bllpipe.learn.distributions import FAMILIES
 from bllpipe.learn.feedback import make_feedback
 from bllpipe.learn.optimizer import Learner
 from bllpipe.messages import Round, Target
 from bllpipe.models.units import Segment
+from bllpipe.tools.planning.estimates import EdgeEstimate, Estimates, Memory, PlaceEstimate, RankEstimate, TensorSpec
 from bllpipe.tools.planning.profiler import kept_bytes, storages
 from bllpipe.topology import Topology
 from bllpipe.training.run_directory import RunDirectory
 from bllpipe.training.run_schedule import RunSchedule
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One tensor of a message, with the number of images in front of ``shape``."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"{self.dtype}{list(self.shape)}"
-
-
-@dataclass(frozen=True)
-class EdgeEstimate:
-    """The messages from rank ``src`` to rank ``dst`` in a training step: ``num_messages`` of ``message_bytes`` each,
-    with header and trailer if there are any. ``kind`` is that of an Edge, or ``gradient``. ``ensemble_bytes``: the
-    additional bytes of a test batch's message with ``evaluate.ensemble``."""
-
-    kind: str
-    src: int
-    dst: int
-    tensors: tuple[TensorSpec, ...]
-    message_bytes: int
-    num_messages: int
-    step_bytes: int
-    ensemble_bytes: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.src}->{self.dst}"
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of a rank, an estimate. ``activations``: what its backward passes keep, with their inputs, at their peak;
-    ``messages``: the buffers of its edges."""
-
-    weights: int
-    gradients: int
-    optimizer: int
-    activations: int
-    messages: int = 0
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.messages
-
-
-@dataclass(frozen=True)
-class RankEstimate:
-    """``parameters`` as in summary.json: all numbers that training changes, statistics of normalisations with them.
-
-    Of them ``head_parameters`` are the local head's. ``operations`` are those of a forward pass of one image through
-    block and head (a multiplication and an addition are two), ``head_operations`` those of the head alone.
-    """
-
-    rank: int
-    role: str
-    parameters: int
-    memory: Memory
-    head_parameters: int = 0
-    operations: int = 0
-    head_operations: int = 0
-
-
-@dataclass(frozen=True)
-class Estimates:
-    """All ranks and edges of a run of ``steps`` steps, each of a batch."""
-
-    steps: int
-    steps_per_epoch: int
-    ranks: tuple[RankEstimate, ...]
-    edges: tuple[EdgeEstimate, ...]
-
-    def sent(self, rank: int) -> int:
-        """Bytes that ``rank`` sends in a training step."""
-        return sum(edge.step_bytes for edge in self.edges if edge.src == rank)
-
-    def received(self, rank: int) -> int:
-        """Bytes that ``rank`` receives in a training step."""
-        return sum(edge.step_bytes for edge in self.edges if edge.dst == rank)
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields, and the sums."""
-        ranks = [
-            {
-                **asdict(each),
-                "memory": {**asdict(each.memory), "total": each.memory.total},
-                "sent_bytes": self.sent(each.rank),
-                "received_bytes": self.received(each.rank),
-            }
-            for each in self.ranks
-        ]
-        return {**asdict(self), "ranks": ranks}
-
 
 SHAPES_ONLY = torch.device("meta")
 COUNTED = 2  # images: normalisations reject one image with a single position
@@ -172,7 +77,14 @@ def count(config: Config, spec: DataSpec) -> Estimates:
                 ranks, edges = tuple(_replicas(job, store)), _gradient_ring(job, store)
             case _:
                 ranks, edges = tuple(_pipeline_ranks(job, store)), _stage_edges(job, store)
-        return Estimates(schedule.total_steps, schedule.steps_per_epoch, ranks, tuple(edges))
+        return Estimates(schedule.total_steps, schedule.steps_per_epoch, ranks, tuple(edges), tuple(_places(job)))
+
+
+def _places(job: Job) -> Iterator[PlaceEstimate]:
+    for unit in units_of(job)[:-1]:
+        if unit.shape is not None:
+            parameters = sum(each.numel() for layer in unit.layers for each in layer.make().parameters())
+            yield PlaceEstimate(unit.name, unit.shape, parameters)
 
 
 @contextmanager
@@ -239,16 +151,16 @@ def _replicas_of(job: Job, store: JobStore, number: int) -> Iterator[RankEstimat
     input_shape, alpha_shape = store.input_shape(number, job.spec.image_shape), store.shape_of(number)
     is_last = number == job.topology.num_blocks - 1
     sizes = job.spec.num_classes, job.schedule.total_steps
-    block = make_block(segment, input_shape, alpha_shape, job.config, *sizes, is_last, width_for_heads(job))
+    block = make_block(segment, input_shape, alpha_shape, job.config, *sizes, is_last, width_for_heads(job), number)
     learner, batch = block.learner, Round("train", 0, size=job.config.data.batch_size)
-    parameters, of_head = (_num_parameters(part.values()) for part in (learner.weights(), block.head.state_dict()))
+    parameters, of_head = (_num_parameters(part.values()) for part in (learner.weights(), block.local.state_dict()))
     operations = _operations(block, input_shape)
 
     def forward(size: int) -> Iterator[Tensor]:
         """One pass up to the losses. The gradient of alpha exists at the peak of memory, too."""
         x = _zeros(size, input_shape)
         alpha = block.forward(x)
-        terms, scores_BK, _ = block.losses(alpha, _target(size, num_channels(alpha_shape)))
+        terms, scores_BK, _ = block.losses(alpha, _target(size, block.message_size))
         yield from (x, alpha, scores_BK, torch.empty_like(alpha), *terms.values())
 
     for rank in job.topology.ranks_of(number):
@@ -260,12 +172,12 @@ def _replicas_of(job: Job, store: JobStore, number: int) -> Iterator[RankEstimat
 
 @torch.no_grad()
 def _operations(block: Block, input_shape: tuple[int, ...]) -> tuple[int, int]:
-    """Operations of the forward pass of one image: through block and head, and through the head alone."""
+    """Operations of the forward pass of one image: through block and local loss, and of the local loss alone."""
     x = _zeros(COUNTED, input_shape)
     with FlopCounterMode(display=False) as of_block:
         alpha = block.forward(x)
     with FlopCounterMode(display=False) as of_head:
-        block.head(alpha)
+        block.losses(alpha, _target(COUNTED, block.message_size))
     head = of_head.get_total_flops() // COUNTED
     return of_block.get_total_flops() // COUNTED + head, head
 
@@ -274,7 +186,7 @@ def _feedback(job: Job, store: JobStore) -> RankEstimate:
     """The feedback rank: the feedback of all blocks."""
     config, family, state = job.config, FAMILIES[job.config.objective.family], list[Tensor]()
     for block, name in enumerate(unit_names(job)):
-        sizes = job.spec.num_classes, num_channels(store.shape_of(block))
+        sizes = job.spec.num_classes, message_size_of(job, store, block)
         state += make_feedback(config.feedback, *sizes, config.seed, name, SHAPES_ONLY, family).state().values()
     rank = job.topology.feedback_rank
     memory = Memory(sum(value.nbytes for value in state), 0, 0, 0, _message_buffers(job, store, rank))

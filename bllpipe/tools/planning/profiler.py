@@ -32,7 +32,6 @@ from bllpipe.distributed.message_format import wire_dtype
 from bllpipe.engines.devices import Machine, one_device
 from bllpipe.errors import ConfigError
 from bllpipe.learn.block import Block, build_segments, make_block
-from bllpipe.learn.distributions import num_channels
 from bllpipe.learn.memory_format import as_channels_last, autocast, uses_channels_last
 from bllpipe.learn.optimizer import Optimizer
 from bllpipe.messages import Round, Target
@@ -82,7 +81,7 @@ class UnitBenchmark:
         shapes = tuple(x.shape[1:]), tuple(alpha.shape[1:])
         self.block = make_block(segment, *shapes, frozen, num_classes, 1, is_last, last_width)
         self.clip_norm, self.gradient = config.optimizer.clip_norm, torch.randn_like(alpha)
-        self.target = random_target(len(x), num_channels(shapes[1]), num_classes, config.seed, x.device)
+        self.target = random_target(len(x), self.block.message_size, num_classes, config.seed, x.device)
         self.alpha = alpha
 
     def sample(self) -> dict[str, float]:
@@ -211,7 +210,7 @@ def build_benchmarks(
 
     Raises ConfigError for a unit after which no block can end.
     """
-    units = network_units(config.model, spec.image_shape[0], spec.num_classes, config.seed)
+    units = network_units(config.model, spec.image_shape, spec.num_classes, config.seed)
     x = torch.randn(batch, *spec.image_shape, generator=stream(config.seed, "plan images")).to(device)
     segments = build_segments([[unit] for unit in units], config, spec.image_shape, device)
     for unit, (segment, _, _) in zip(units, segments, strict=True):

@@ -67,7 +67,7 @@ def test_numbers_of_numpy_train_the_same_run() -> None:
 def test_cuts_and_plans_take_them_too() -> None:
     number: Any = np.int64(2)
     assert [len(block) for block in bllpipe.cut(network(), number)] == [2, 1]
-    assert [len(block) for block in bllpipe.cut(network(), np.array([1]))] == [1, 2]  # type: ignore[arg-type]  # on purpose
+    assert [len(block) for block in bllpipe.cut(network(), np.array([1]))] == [1, 2]  # type: ignore[call-overload]  # an array
     plan = bllpipe.make_plan(network(), DATA, number, settings=SMALL, repetitions=number)
     assert len(plan.cut) == 1
     blocks: Any = np.array([1, 2])
@@ -128,4 +128,4 @@ def test_plans_that_are_refused(arguments: dict[str, Any], message: str) -> None
 
 def test_a_cut_by_a_fraction() -> None:
     with pytest.raises(bllpipe.ConfigError, match="blocks is 2.5; cut takes a number or a list"):
-        bllpipe.cut(network(), 2.5)  # type: ignore[arg-type]  # on purpose
+        bllpipe.cut(network(), 2.5)  # type: ignore[call-overload]  # on purpose

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 import bllpipe
+from tests.support import forks
 from tests.support.jobs import REPOSITORY, succeed
 
 LEAST = {"own_sequential": 0.8, "user_loss": 0.5, "vision_transformer": 0.2}  # accuracy after an epoch; chance: 0.1
@@ -20,10 +20,7 @@ IN_A_ROW = str(Path(__file__).parents[2] / "support" / "in_a_row.py")
 def run(folder: Path, *words: str) -> str:
     """What the examples say; run directories are in ``folder``."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, *words]
-    return succeed(
-        subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=folder)
-    ).stdout
+    return succeed(forks.run([sys.executable, *words], env=environment, cwd=folder)).stdout
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ from torch.nn.functional import cross_entropy
 
 import bllpipe
 from bllpipe import cli
-from bllpipe.learn.losses import RECORD_FIELDS, ReconstructionLoss, UserLoss
+from bllpipe.learn.losses import ReconstructionLoss
+from bllpipe.learn.user_loss import RECORD_FIELDS, UserLoss
 from bllpipe.messages import Round, Target
 from tests.support.networks.api import DATA, seeded_network, towards_class
 

@@ -46,7 +46,7 @@ def test_blocks_share_the_modules_and_keep_their_names() -> None:
 def test_units_have_the_names_of_the_state_dict() -> None:
     model = nn.Sequential(OrderedDict(stem=nn.Linear(3, 4), head=nn.Linear(4, 2)))
     name, given = user_model(model)
-    units = network_units(ModelConfig(name=name, user_model=given), 3, 2, seed=0)
+    units = network_units(ModelConfig(name=name, user_model=given), (3,), 2, seed=0)
     assert name == "given:network" and [unit.name for unit in units] == ["stem", "head"]
     assert units[0].layers[0].make() is model.stem
 
@@ -65,14 +65,9 @@ def test_a_function_that_others_can_import_goes_by_its_name() -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (
-            Forked(),
-            "the model is Forked, whose forward may do more than call its parts in order; expected an nn.Seq",
-        ),
-        (Skipping(nn.Linear(3, 3)), "the model is Skipping, an nn.Sequential with its own forward, which a cut"),
         (nn.Sequential(), "the model is an empty nn.Sequential; expected at least one module for every block"),
         ([nn.Linear(3, 3), 3], "the model is Linear, int; expected a list of torch.nn.Module"),
-        (3, "the model is a int; expected an nn.Sequential, a list of modules, a function"),
+        (3, "the model is a int; expected an nn.Module, a list of modules, a function"),
         (nn.Sequential(nn.LazyLinear(3)), "module 0 of the model: expected parameters with a shape, got a lazy layer"),
     ],
 )
@@ -118,5 +113,5 @@ def test_what_another_process_cannot_have() -> None:
     model = ModelConfig(name="given:network")
     message = "model.name=given:network is an object that a script passed, and exists in that script only; run the"
     with pytest.raises(bllpipe.ConfigError, match=message):
-        network_units(model, 3, 2, seed=0)
+        network_units(model, (3,), 2, seed=0)
     assert "given" not in sys.modules

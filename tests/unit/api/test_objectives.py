@@ -17,7 +17,7 @@ from bllpipe.api.models import user_objective
 from bllpipe.config import parse_config
 from bllpipe.config.schema import Config, ObjectiveConfig, OptimizerConfig, ScheduleConfig
 from bllpipe.learn.block import Block, make_block
-from bllpipe.learn.losses import UserLoss
+from bllpipe.learn.user_loss import UserLoss
 from bllpipe.messages import Round, Target
 from bllpipe.models.units import Segment, units_from_modules
 from tests.support.networks.api import DATA, Scaled, network, towards_class

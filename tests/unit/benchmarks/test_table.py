@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
-from benchmarks import experiments, table
+from benchmarks import experiments, processes, table
+from benchmarks.processes import Processes
 from benchmarks.records import Sample, append, differences, merge, read
 from benchmarks.table_settings import METHODS, table_trials
 from benchmarks.table_show import show
 from benchmarks.trials import Trial, resolved, run_trials
 from bllpipe.errors import ConfigError
-from tests.support import jobs
+from tests.support import forks, jobs
+from tests.support.waiting import wait_until
 
 DIGITS = jobs.REPOSITORY / "configs" / "digits.yaml"
 TINY = {"engine": "sequential", "model.width": 4, "data.batch_size": 32, "steps": 12}
@@ -180,6 +182,13 @@ def test_no_budget_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "the budget is spent: a left" in capsys.readouterr().out
 
 
+@pytest.fixture
+def _in_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials start at once."""
+    monkeypatch.setattr(processes, "subprocess", forks.SUBPROCESS)
+
+
+@pytest.mark.usefixtures("_in_forks")
 def test_trials_run_once_and_a_failure_leaves_the_others_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,17 +221,26 @@ def _check_records(records: Sequence[Any], runs: Path) -> None:
     assert by_key["s0"]["state_sha256"] != by_key["s1"]["state_sha256"]
 
 
-def test_the_budget_interrupts_and_the_run_goes_on_to_the_same_state(tmp_path: Path) -> None:
+def test_the_budget_interrupts_and_the_run_goes_on_to_the_same_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out, runs = tmp_path / "out.jsonl", tmp_path / "runs"
-    settings = {"steps": 300, "checkpoint.every_steps": 5, "evaluate.every_epochs": 0}
-    trial = tiny("long", **settings)
-    for budget in (2.0, 4.0, 8.0, 16.0, 32.0):
-        assert run_trials([trial], out, runs, budget).left == ["long"], "it ended before it was interrupted"
-        processes = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-        assert str(runs) not in processes
-        if any(runs.glob("long/checkpoints/step-*")):
-            break
-    assert not out.exists()
+    settings = {"steps": 60, "checkpoint.every_steps": 5, "evaluate.every_epochs": 0}
+    pause = jobs.fault_variables("rank=0,step=8,point=update,action=sleep,seconds=3")  # or it might end before
+    trial, next_ended = tiny("long", **settings), Processes.next_ended
+
+    def spent_with_the_first_checkpoint(self: Processes, timeout: float) -> tuple[str, int] | None:
+        wait_until(lambda: any(runs.glob("long/checkpoints/step-*")))
+        return next_ended(self, 0.0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Processes, "next_ended", spent_with_the_first_checkpoint)
+        for name, value in pause.items():
+            patch.setenv(name, value)
+        assert run_trials([trial], out, runs, 3600.0).left == ["long"], "it ended before it was interrupted"
+    left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert str(runs) not in left and not out.exists()
+    monkeypatch.setattr(processes, "subprocess", forks.SUBPROCESS)
     outcome = run_trials([trial], out, runs, keep_runs=True)
     assert outcome.finished == ["long"] and any(runs.glob("long/checkpoints/step-*"))
     (found,) = read(out)
@@ -239,6 +257,7 @@ variants:
 """
 
 
+@pytest.mark.usefixtures("_in_forks")
 def test_an_experiment_is_variants_times_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, out = tmp_path / "some.yaml", tmp_path / "some.jsonl"
     file.write_text(EXPERIMENT.replace("CONFIG", str(DIGITS)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from benchmarks import limit, throughput
 from benchmarks.emulated import Clock, Stage, stages
 from benchmarks.throughput_cases import ENGINES, Plan, cases, stage_seconds
 from bllpipe.config import load_config
+from tests.support import forks
+from tests.support.spawning import FORKSERVER
 
 
 class Counter(Clock):
@@ -134,8 +137,9 @@ def test_real_cuts_are_those_that_suit_each_engine() -> None:
 
 @pytest.mark.ranks
 def test_the_benchmark_runs_real_jobs_and_writes_what_it_prints(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(throughput, "subprocess", forks.SUBPROCESS)
     words = ["--blocks", "2", "--microbatches", "2", "--engines", "bll", "1f1b", "--milliseconds", "2"]
     assert throughput.main([*words, "--steps", "6", "--repeats", "2", "--json", str(tmp_path / "found.json")]) == 0
     record: dict[str, Any] = json.loads((tmp_path / "found.json").read_text())
@@ -151,7 +155,10 @@ def test_the_benchmark_runs_real_jobs_and_writes_what_it_prints(
 
 
 @pytest.mark.ranks
-def test_the_limit_is_that_of_the_slowest_block(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_limit_is_that_of_the_slowest_block(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limit, "multiprocessing", SimpleNamespace(get_context=lambda how: FORKSERVER))
     words = ["model.width=2", "data.batch_size=4", "blocks=2"]
     assert limit.main([part for word in words for part in ("--set", word)] + ["--n", "3", "--warmup", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()

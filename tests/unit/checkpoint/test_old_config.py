@@ -8,15 +8,21 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bllpipe import cli
+from bllpipe import cli, launch
 from bllpipe.config import load_config
 from tests.support import jobs
 from tests.support.checkpoint_samples import edit_json, reseal
 from tests.unit.config.test_stored import old_form
 
-SHORT = (*jobs.SMALL, "engine=sequential", "steps=8")
+UNSCALED = "objective.head_scale=false"  # what the heads of that version were
+SHORT = (*jobs.SMALL, "engine=sequential", "steps=8", UNSCALED)
 # Keys that came later, which no file of that version has.
-LATER = {"objective": ("head_width", "head_reduce", "head_scale", "head_lr")}
+LATER = {
+    "objective": (
+        *("head_width", "head_reduce", "head_scale", "head_lr", "head_units", "message", "contrast_weight"),
+        *("kl_scale", "kl_block_factor", "kl_final_fraction"),
+    )
+}
 
 
 def made_old(run: Path) -> None:
@@ -41,6 +47,9 @@ def test_it_goes_on_is_tested_and_exported(tmp_path: Path, capsys: pytest.Captur
     assert cli.main(["eval", str(run)]) == 0
     assert cli.main(["export", str(run), str(tmp_path / "model.safetensors")]) == 0
     assert cli.main(["report", str(run)]) == 0
+    capsys.readouterr()
+    assert launch.main(jobs.words(run, *SHORT[:-1], options=("--resume", "auto"))) == 2
+    assert 'objective.head_scale: false then, "auto" now' in capsys.readouterr().err
     resumed = jobs.in_this_process(run, *SHORT, options=("--resume", "auto"))
     assert resumed["state_sha256"] == straight["state_sha256"]
     assert "accepted" not in capsys.readouterr().err

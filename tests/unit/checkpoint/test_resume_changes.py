@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from bllpipe.checkpoint.resume import Change, changes, flat, refuse_others
+from bllpipe.checkpoint.resume import Change, changes, refuse_others
 from bllpipe.config import Config, to_mapping
+from bllpipe.config.loader import flat
 from bllpipe.errors import ConfigError
 
 

@@ -16,7 +16,7 @@ DOCS = Path(__file__).parents[3] / "docs" / "terminal.md"
 
 def train(folder: Path, output: str, *more: str) -> int:
     sets = ("blocks=2", "model.width=4", "engine=sequential", "log.every_steps=2", "log.plain_seconds=0.1")
-    words = [word for key in (*sets, "steps=120") for word in ("--set", key)]
+    words = [word for key in (*sets, "steps=90") for word in ("--set", key)]
     return cli.main(["train", "--run-dir", str(folder), "--output", output, *words, *more])
 
 
@@ -33,7 +33,7 @@ def documented(name: str) -> set[str]:
 
 
 def test_every_line_of_json_is_an_object_as_documented(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train(tmp_path / "run", "json", "--set", "stop_at=60") == 0
+    assert train(tmp_path / "run", "json", "--set", "stop_at=45") == 0
     *progress, end = objects(capsys)
     assert progress
     assert end.keys() == documented("end")
@@ -44,14 +44,14 @@ def test_every_line_of_json_is_an_object_as_documented(tmp_path: Path, capsys: p
     assert train(tmp_path / "run", "json", "--resume", "auto") == 0
     first, *_, last = objects(capsys)
     assert first.keys() == documented("going on")
-    assert first["goes_on_from"] == 60
-    assert last["summary"]["steps"] == 120
+    assert first["goes_on_from"] == 45
+    assert last["summary"]["steps"] == 90
     assert train(tmp_path / "run", "json", "--resume", "auto") == 0  # nothing is left
     assert objects(capsys) == [last]
 
 
 def test_quiet_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for more in (("--set", "stop_at=60"), ("--resume", "auto")):
+    for more in (("--set", "stop_at=45"), ("--resume", "auto")):
         assert train(tmp_path / "run", "quiet", *more) == 0
         captured = capsys.readouterr()
         assert re.fullmatch(r"test accuracy .* after \d+ steps .*\n", captured.out)

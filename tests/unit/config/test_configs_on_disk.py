@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bllpipe.checkpoint.resume import flat
 from bllpipe.config import Config, load_config
-from bllpipe.config.loader import known_keys
+from bllpipe.config.loader import flat, known_keys
 from bllpipe.launch import check_plan
 
 FOLDER = Path(__file__).parents[3] / "configs"

@@ -40,6 +40,23 @@ def test_anything_else_is_left_alone(mapping: dict[str, Any]) -> None:
     assert with_moved_keys(mapping) == mapping
 
 
+@pytest.mark.parametrize(
+    ("settings", "then"),
+    [([], False), (["objective.head=gap"], "auto"), (["method=bp", "engine=single"], "auto")],
+)
+def test_linear_heads_were_not_scaled_before_there_was_a_key_for_it(
+    tmp_path: Path, settings: list[str], then: bool | str
+) -> None:
+    """Their results are those of today with the key; others do not depend on it."""
+    mapping = to_mapping(load_config(None, settings))
+    del mapping["objective"]["head_scale"]
+    expected = load_config(None, [*settings, f"objective.head_scale={then}".lower()])
+    assert parse_config(with_defaults(mapping)) == expected
+    (tmp_path / "config.yaml").write_text(dump_yaml(mapping))
+    assert load_stored_config(str(tmp_path / "config.yaml")) == expected
+    assert with_moved_keys(to_mapping(expected)) == to_mapping(expected), "what a run says of it stays"
+
+
 def test_keys_that_were_not_there_had_their_default() -> None:
     mapping = old_form(load_config(None, ["optimizer.lr=0.3"]))
     del mapping["objective"]["keep_weight"], mapping["trace"]

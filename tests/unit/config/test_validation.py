@@ -329,6 +329,7 @@ def test_shards_that_cannot_be(settings: list[str], message: str) -> None:
         ("method=predsim", "method predsim, which compares all images of a shard,"),
         ("objective.normalize=batch", "objective.normalize=batch"),
         ("objective.family=gaussian_learned", "objective.family=gaussian_learned, whose variance is that of a shard,"),
+        ("objective.contrast_weight=0.1", "objective.contrast_weight, which compares the images of a shard,"),
         ("objective.keep_weight=0.1", "objective.keep_weight, which divides by the variance of a shard,"),
     ],
 )

@@ -38,6 +38,9 @@ class Events(Callback):
     def on_end(self, worker: Worker) -> None:
         self.events.append(f"end {worker.rank}")
 
+    def on_summary(self, run_directory: Path) -> None:
+        self.events.append(f"summary {run_directory.name}: {(run_directory / 'summary.json').is_file()}")
+
     def on_failure(self, run_directory: Path, error: BaseException) -> None:
         self.events.append(f"failure {run_directory.name}: {error}")
 
@@ -50,7 +53,7 @@ def test_an_engine_calls_them_around_the_run_of_every_worker(tmp_path: Path) -> 
     seen = Events()
     in_process.run_sequential(load_config(None, SMALL), Options(run_dir=str(tmp_path / "run"), callbacks=(seen,)))
     starts, ends = [f"start {rank} of 3" for rank in range(3)], [f"end {rank}" for rank in range(3)]
-    assert seen.events == [*starts, "display run", *ends]
+    assert seen.events == [*starts, "display run", *ends, "summary run: True"]
 
 
 def test_a_display_draws_no_random_numbers_of_the_run() -> None:
@@ -77,7 +80,7 @@ def test_a_run_that_fails_calls_them_with_its_cause(tmp_path: Path, capsys: pyte
         options = Options(run_dir=str(tmp_path / "run"), callbacks=(seen,))
         in_process.run_sequential(load_config(None, [*SMALL, "optimizer.lr=1e30", "schedule.name=constant"]), options)
     assert len([event for event in seen.events if event.startswith("failure run: rank ")]) == 1
-    assert not any(event.startswith("end") for event in seen.events)
+    assert not any(event.startswith(("end", "summary")) for event in seen.events)
 
 
 def test_only_the_rank_that_fails_first_calls_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,6 +46,15 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Block]]:
     return found
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_frozen() -> Iterator[None]:
+    """As in a script; for other tests tests/conftest.py has frozen what there is."""
+    gc.unfreeze()
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 def words(run_dir: Path, engine: str, *settings: str) -> list[str]:
     return jobs.words(run_dir, *SETTINGS, f"engine={engine}", *(["method=bp"] if engine == "single" else []), *settings)
 

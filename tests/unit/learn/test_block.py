@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bllpipe.config.schema import Config, ObjectiveConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig
+from bllpipe.config.running import PrecisionConfig
+from bllpipe.config.schema import Config, ObjectiveConfig, OptimizerConfig, ScheduleConfig
 from bllpipe.errors import CheckpointError, ConfigError
 from bllpipe.learn.block import Block, alpha_shape, build_segments, make_block
 from bllpipe.learn.distributions import NORMALIZATIONS, Gaussian, channel_means

@@ -28,6 +28,7 @@ SETTINGS = [
     ("method=predsim", "objective.label_smoothing=0.1"),
     ("objective.family=gaussian_learned", "objective.head=conv", "objective.normalize=batch"),
     ("precision.compute=bf16", "objective.keep_weight=0.1"),
+    ("objective.message=embedding", "objective.head=gap", "objective.kl_final_fraction=0"),
 ]
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from benchmarks.head_rates import head_rates, largest_eigenvalue
 from bllpipe.config import Config, load_config
 from bllpipe.config.schema import ObjectiveConfig, OptimizerConfig
 from bllpipe.errors import ConfigError
@@ -26,6 +27,7 @@ from bllpipe.models.units import Segment, Unit, units_from_modules
 from tests.unit.learn.test_block import CONFIG, images, target
 
 STRIDED = ObjectiveConfig(head="strided")
+UNSCALED = "objective.head_scale=false"
 
 
 def widths(head: nn.Module) -> list[tuple[int, int, int]]:
@@ -83,7 +85,7 @@ def test_tokens_and_vectors_have_the_linear_head() -> None:
 @pytest.mark.parametrize(("name", "width", "last"), [("resnet18", 16, 128), ("resnet34", 8, 64), ("resnet50", 64, 512)])
 def test_the_last_width_of_a_resnet_is_that_of_its_last_3x3_convolutions(name: str, width: int, last: int) -> None:
     config = load_config(None, [f"model.name={name}", f"model.width={width}", "objective.head=strided"])
-    units = network_units(config.model, 3, 10, seed=0)
+    units = network_units(config.model, (3, 8, 8), 10, seed=0)
     assert last_width(config, units) == last
     found = [each for each in units[-1].layers[0].make().modules() if isinstance(each, nn.Conv2d)]
     assert [each.out_channels for each in found if each.kernel_size == (3, 3)][-1] == last
@@ -113,7 +115,7 @@ def test_the_last_width_of_another_network_is_what_its_last_linear_layer_reads(
 def with_head(**objective: Any) -> Block:
     """The first block of the digits' network, eight channels wide."""
     config = replace(CONFIG, objective=ObjectiveConfig(**objective))
-    units = network_units(replace(config.model, width=8), 1, 10, config.seed)
+    units = network_units(replace(config.model, width=8), (1, 8, 8), 10, config.seed)
     segment = Segment(cut(units, 4)[0], config.seed)
     return make_block(segment, (1, 8, 8), (8, 8, 8), config, 10, 100, False, 64)
 
@@ -131,8 +133,9 @@ def test_a_strided_head_learns_with_its_block_and_from_nothing_else() -> None:
 
 @pytest.mark.parametrize("head", ["linear", "mlp", "conv", "narrow", "gap"])
 def test_heads_of_before_keep_their_bits(head: str) -> None:
-    """What the new keys do by default is nothing, whatever width the network has."""
-    config = ObjectiveConfig(head=head, head_features=64)  # type: ignore[arg-type]
+    """What the new keys do is nothing, whatever width the network has; by default a linear head is scaled."""
+    config = ObjectiveConfig(head=head, head_features=64, head_scale=False)  # type: ignore[arg-type]
+    assert ObjectiveConfig(head=head).is_head_scaled == (head == "linear")  # type: ignore[arg-type]
     made = []
     for last in (None, 128):
         torch.manual_seed(5)
@@ -217,6 +220,13 @@ def test_a_scaled_head_is_a_plain_one_whose_weights_learn_more_slowly() -> None:
         assert torch.equal(scaled.bias.detach(), bias_K), f"step {step}"
 
 
+@pytest.mark.parametrize(("features", "scale"), [(5, 1.0), (128, 1.0), (512, 0.5), (2048, 0.25)])
+def test_features_are_never_enlarged(features: int, scale: float) -> None:
+    """Few of them bear large rates; enlarged, they would not."""
+    layer, x = ScaledLinear(features, 3), torch.randn(4, features)
+    assert torch.equal(layer(x), nn.functional.linear(scale * x, layer.weight, layer.bias))
+
+
 @pytest.mark.parametrize("head", ["linear", "mlp", "conv", "narrow", "gap", "strided"])
 def test_a_scale_changes_neither_names_nor_initial_values(head: str) -> None:
     made = []
@@ -230,7 +240,7 @@ def test_a_scale_changes_neither_names_nor_initial_values(head: str) -> None:
 
 def test_bf16_with_channels_last_on_a_cpu() -> None:
     config = load_config(None, ["precision.compute=bf16", "channels_last=true", "objective.head=strided"])
-    units = network_units(replace(config.model, width=8), 1, 10, config.seed)
+    units = network_units(replace(config.model, width=8), (1, 8, 8), 10, config.seed)
     block = make_block(Segment(cut(units, 4)[0], config.seed), (1, 8, 8), (8, 8, 8), config, 10, 100, False, 64)
     alpha = block.forward(images())
     assert alpha.dtype is torch.bfloat16 and alpha.is_contiguous(memory_format=torch.channels_last)
@@ -257,18 +267,13 @@ def cifar10(num_images: int) -> Tensor:
     return (images_BCHW / 255 - mean) / std
 
 
-def largest_eigenvalue(features_BF: Tensor) -> float:
-    """Of the second moment, mean over the images of f f^T: that of the smaller of the two products."""
-    return float(torch.linalg.eigvalsh(features_BF.double() @ features_BF.double().T / len(features_BF))[-1])
-
-
 @torch.no_grad()
 def test_what_real_features_allow_at_the_start() -> None:
     """Momentum SGD bears lr < 3.8 / (0.1 L). With 4,096 features of the first of four blocks a rate of 0.1 is too much
     before the first step, with 1,024 still; with 256 and with the strided head it is not."""
     x = cifar10(512)
     config: Config = load_config(None, ["model.stem=half", "objective.head=strided"])
-    units = network_units(config.model, 3, 10, config.seed)
+    units = network_units(config.model, (3, 8, 8), 10, config.seed)
     alpha = Segment(cut(units, 4)[0], config.seed).train()(x)
     assert alpha.shape[1:] == (16, 16, 16)
 
@@ -283,3 +288,32 @@ def test_what_real_features_allow_at_the_start() -> None:
     assert found[256] == pytest.approx(213, rel=0.35)
     assert found[4096] > found[1024] > most > found[256] > strided
     assert strided < most / 4, "even a rate of 0.4 is borne"
+
+
+@pytest.mark.parametrize("scale", [True, False])
+def test_scaled_heads_bear_about_the_rates_of_the_classifier(scale: bool) -> None:
+    """What makes the rates of backpropagation too large for linear heads, and the default that avoids it; all blocks of
+    the small network, on real images."""
+    config = load_config(None, ["model.stem=half", "objective.head_features=1024"] + ([] if scale else [UNSCALED]))
+    *heads, network = head_rates(config, cifar10(256), 10)
+    assert [head.features for head in heads] == [1024, 800, 1024] and network.features == 128
+    shares = [head.momentum_limit / network.momentum_limit for head in heads]
+    assert min(shares) > 0.5 if scale else max(shares) < 0.25
+    assert network.momentum_limit == pytest.approx(3.8 * 10 / network.eigenvalue)
+    assert network.nesterov_limit == pytest.approx(network.momentum_limit / 2.8)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_what_torchs_sgd_bears_on_a_parabola(nesterov: bool) -> None:
+    """Below the limit it comes to rest, above it never does."""
+    ends = []
+    for share in (0.98, 1.02):
+        rate = share * 3.8 / (2.8 if nesterov else 1)
+        x = nn.Parameter(torch.ones(1, dtype=torch.float64))
+        optimizer = torch.optim.SGD([x], lr=rate, momentum=0.9, nesterov=nesterov)
+        for _ in range(1000):
+            optimizer.zero_grad()
+            (x.square() / 2).sum().backward()
+            optimizer.step()
+        ends.append(float(x.detach().abs()))
+    assert ends[0] < 1e-3 < 1 < ends[1]

@@ -39,7 +39,7 @@ def modules(in_channels: int, num_classes: int, kind: str) -> list[nn.Module]:
 def made(kind: str, *settings: str) -> Block:
     """A block of one layer with its head, in float64."""
     config = load_config(None, [f"model.name={__name__}:modules", f"model.args.kind={kind}", *settings])
-    segment = Segment(network_units(config.model, 2, CLASSES, seed=0)[:1], seed=0)
+    segment = Segment(network_units(config.model, (2, 5, 5), CLASSES, seed=0)[:1], seed=0)
     block = make_block(segment, (2, 5, 5), (CHANNELS, 5, 5), config, CLASSES, total_steps=10, is_last=False)
     for part in (block.segment, block.local):
         part.double()

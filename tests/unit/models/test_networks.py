@@ -5,7 +5,8 @@ import torch
 import torchvision
 from torch import nn
 
-from bllpipe.config.schema import DEPTHS, ModelConfig
+from bllpipe.config.networks import DEPTHS
+from bllpipe.config.schema import ModelConfig
 from bllpipe.errors import ConfigError
 from bllpipe.models.partition import cut
 from bllpipe.models.registry import network_units
@@ -98,7 +99,7 @@ def no_modules(in_channels: int, num_classes: int) -> list[object]:
 
 def test_a_network_of_ones_own_has_the_names_of_a_sequential() -> None:
     model = ModelConfig(name=f"{__name__}:three_layers", args={"hidden": 5})
-    segment = Segment(network_units(model, 1, 10, seed=0), seed=0)
+    segment = Segment(network_units(model, (1, 8, 8), 10, seed=0), seed=0)
     assert segment(torch.zeros(2, 1, 4, 4)).shape == (2, 10)
     assert "1.0.weight" in segment.state_dict() and segment.state_dict()["2.weight"].shape == (10, 5)
 
@@ -114,4 +115,4 @@ def test_a_network_of_ones_own_has_the_names_of_a_sequential() -> None:
 )
 def test_wrong_network_functions(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        network_units(ModelConfig(name=name), 1, 10, seed=0)
+        network_units(ModelConfig(name=name), (1, 8, 8), 10, seed=0)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bllpipe.config import Config
-from bllpipe.config.schema import EvaluateConfig
+from bllpipe.config.running import EvaluateConfig
 from bllpipe.topology import Topology
 from bllpipe.training.run_directory import summarise, table
 from bllpipe.training.run_schedule import RunSchedule

@@ -8,8 +8,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch.distributed as dist
@@ -105,33 +106,51 @@ def test_ranks_stop_and_go_on_with_their_launcher() -> None:
         assert launcher.returncode == 0
 
 
-def test_a_wait_does_not_count_what_the_process_was_stopped_for() -> None:
-    with started(WAITS) as process, killed(process):
-        assert process.stdout is not None
-        assert process.stdout.readline() == "waits\n"
-        process.send_signal(signal.SIGSTOP)
+class Stopped(NamedTuple):
+    """A process that has been stopped while it waits, and the store in which it does."""
+
+    process: subprocess.Popen[str]
+    store: dist.TCPStore
+
+    def goes_on(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+
+@pytest.fixture(scope="module")
+def stopped() -> Iterator[dict[str, Stopped]]:
+    """One for each kind of wait, all stopped for longer than any of them waits."""
+    with ExitStack() as stack:
+        found = {}
+        for waits in (WAITS, STORE_WAITS, MEETS):
+            store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+            process = stack.enter_context(started(waits, str(store.port)))
+            stack.enter_context(killed(process))
+            assert process.stdout is not None
+            assert process.stdout.readline() == "waits\n"
+            process.send_signal(signal.SIGSTOP)
+            found[waits] = Stopped(process, store)
         threading.Event().wait(STOPPED_SECONDS)
-        process.send_signal(signal.SIGCONT)
-        said, _ = process.communicate("\n")
-        assert (said, process.returncode) == ("came\n", 0)
+        yield found
+
+
+def test_a_wait_does_not_count_what_the_process_was_stopped_for(stopped: dict[str, Stopped]) -> None:
+    process, _ = stopped[WAITS]
+    stopped[WAITS].goes_on()
+    said, _ = process.communicate("\n")
+    assert (said, process.returncode) == ("came\n", 0)
 
 
 @pytest.mark.parametrize("waits", [STORE_WAITS, MEETS], ids=["key", "start"])
-def test_a_wait_in_the_store_does_not_count_it_either(waits: str) -> None:
+def test_a_wait_in_the_store_does_not_count_it_either(stopped: dict[str, Stopped], waits: str) -> None:
     """Torch's own timeouts go on while a process is stopped: after ``fg`` the run once failed."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    with started(waits, str(store.port)) as process, killed(process):
-        assert process.stdout is not None
-        assert process.stdout.readline() == "waits\n"
-        process.send_signal(signal.SIGSTOP)
-        threading.Event().wait(STOPPED_SECONDS)
-        process.send_signal(signal.SIGCONT)
-        threading.Event().wait(0.5)  # what would expire does so now
-        if waits == MEETS:
-            assert agree_attempt(0, 2, store, PATIENCE) == 0  # type: ignore[arg-type]  # a Store by its methods
-        store.set("key", "came")
-        said, _ = process.communicate()
-        assert (said, process.returncode) == ("0\n" if waits == MEETS else "came\n", 0)
+    process, store = stopped[waits]
+    stopped[waits].goes_on()
+    threading.Event().wait(0.5)  # what would expire does so now
+    if waits == MEETS:
+        assert agree_attempt(0, 2, store, PATIENCE) == 0  # type: ignore[arg-type]  # a Store by its methods
+    store.set("key", "came")
+    said, _ = process.communicate()
+    assert (said, process.returncode) == ("0\n" if waits == MEETS else "came\n", 0)
 
 
 def test_a_wait_in_the_store_ends() -> None:

@@ -53,7 +53,7 @@ def means(run: FinishedRun, x_BCHW: Tensor) -> Tensor:
     return scores_EBK.softmax(dim=2).mean(dim=0)
 
 
-@pytest.mark.parametrize("head", ["linear", "mlp", "conv", "narrow", "gap"])
+@pytest.mark.parametrize("head", ["linear", "mlp", "conv", "narrow", "gap", "strided", "auglocal"])
 def test_every_kind_of_head_is_built_again(head: str, tmp_path: Path) -> None:
     run = finished(tmp_path, f"objective.head={head}", "objective.head_features=64", "objective.head_layers=2")
     assert "checked: all exits together give all 355 test images the class" in exported(run, tmp_path)

@@ -10,7 +10,7 @@ import pytest
 
 from bllpipe import cli
 from bllpipe.errors import ConfigError
-from bllpipe.tools.analysis.tensorboard import write_events
+from bllpipe.tools.analysis.tensorboard import EventFiles, Scalar, write_events
 from tests.support.jobs import SMALL, in_this_process, metrics, summary
 from tests.support.report_pages import line, made_by_hand
 
@@ -71,6 +71,16 @@ def test_config_and_machine_are_texts_and_the_outcome_belongs_to_hyperparameters
     assert "_hparams_/session_start_info" in found.summary_metadata
     (accuracy,) = found.Scalars("test_accuracy")
     assert accuracy.value == pytest.approx(summary(run)["test_accuracy"])
+
+
+def test_a_resumed_run_replaces_the_steps_that_it_does_again(tmp_path: Path) -> None:
+    for start, steps in ((0, {5: 1.0, 10: 2.0}), (5, {10: 3.0, 15: 4.0})):
+        files = EventFiles(tmp_path, start)
+        for step, value in steps.items():
+            files.add(Scalar("rank 0, block 0", "train/loss", step, value))
+        files.close()
+    found = read(tmp_path / "rank 0, block 0").Scalars("train/loss")
+    assert [(each.step, each.value) for each in found] == [(5, 1.0), (10, 3.0), (15, 4.0)]
 
 
 def test_what_is_damaged_or_not_finite_is_left_out(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from bllpipe.config import load_config
 from bllpipe.data.catalog import PUBLISHED, DataSpec
 from bllpipe.engines import topology
 from bllpipe.errors import ConfigError, DataError
-from bllpipe.tools.planning.dry_run import Estimates, Memory, NeedsRealTensors, count, held_microbatches
+from bllpipe.tools.planning.dry_run import NeedsRealTensors, count, held_microbatches
+from bllpipe.tools.planning.estimates import Estimates, Memory
 
 SMALL = ("model.name=tests.support.networks.dry_run:small", "blocks=2", "data.batch_size=16")
 

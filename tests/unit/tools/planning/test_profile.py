@@ -63,7 +63,7 @@ def test_sizes(profile: Profile) -> None:
     assert first.parameters == 36 + 8 + 2 * (144 + 8)
     assert first.output_bytes == 8 * 4 * 8 * 8 * 4
     assert last.output_bytes == 8 * 10 * 4
-    whole = Segment(network_units(load_config(None, SMALL).model, 1, 10, seed=0), seed=0)
+    whole = Segment(network_units(load_config(None, SMALL).model, (1, 8, 8), 10, seed=0), seed=0)
     assert sum(unit.parameters for unit in profile.units) == sum(p.numel() for p in whole.parameters())
 
 
@@ -88,7 +88,7 @@ def test_a_network_of_ones_own_that_begins_in_place_and_ends_without_parameters(
 
 def test_measuring_moves_no_weight() -> None:
     config = load_config(None, SMALL)
-    unit = network_units(config.model, 1, 10, seed=0)[0]
+    unit = network_units(config.model, (1, 8, 8), 10, seed=0)[0]
     segment = Segment([unit], seed=0)
     before = {name: value.clone() for name, value in segment.named_parameters()}
     probe = UnitBenchmark(segment, torch.randn(8, 1, 8, 8), config, num_classes=10, is_last=False)
@@ -101,7 +101,7 @@ def test_measuring_moves_no_weight() -> None:
 def test_memory_by_hand() -> None:
     """3x3 convolutions of 1 to 6 and 6 to 10 channels without normalisation, four images of 8x8 pixels, float32."""
     config = load_config(None, OWN)
-    units = network_units(config.model, 1, 10, seed=0)
+    units = network_units(config.model, (1, 8, 8), 10, seed=0)
     probe = UnitBenchmark(Segment([units[2]], 0), torch.randn(4, 6, 6, 6), config, num_classes=10, is_last=False)
     weights, output = 550 * 4, 4 * 10 * 4 * 4 * 4
     assert unit_bytes(probe.block, probe.optimizer, probe.x) == 3 * weights + output

@@ -1,0 +1,9 @@
+"""Imported last by the process from which tests fork: what it has imported is nothing for the garbage collectors of its
+forks, which would copy all of it, as they write to what they look at."""
+
+from __future__ import annotations
+
+import gc
+
+gc.collect()
+gc.freeze()
