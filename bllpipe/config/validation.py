@@ -13,17 +13,10 @@ from itertools import pairwise
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from bllpipe.config.data_checks import check_data
+from bllpipe.config.fields import NEVER, USER_OBJECT
 from bllpipe.config.networks import DEPTHS
-from bllpipe.config.schema import (
-    END_TO_END,
-    NEVER,
-    PIPELINES,
-    SYNCHRONOUS,
-    TRACKERS,
-    TWO_STAGES,
-    USER_OBJECT,
-    Config,
-)
+from bllpipe.config.scaling import check_divisible, check_shards
+from bllpipe.config.schema import END_TO_END, PIPELINES, SYNCHRONOUS, TRACKERS, TWO_STAGES, Config
 from bllpipe.errors import ConfigError
 
 NAME = r"[^/\0\ud800-\udfff]{0,100}"  # of a folder
@@ -46,6 +39,7 @@ def check(config: Config) -> None:
         _check_blocks,
         _check_pipeline,
         _check_replicas,
+        check_shards,
         _check_model,
         _check_objective,
         _check_message,
@@ -152,7 +146,7 @@ def _check_pipeline(config: Config) -> None:
             f"engine interleaved on {per_round} ranks cannot divide {microbatches} microbatches into equal rounds; "
             f"use --set pipeline.microbatches={microbatches // per_round * per_round}"
         )
-    _check_divisible(config, microbatches, "microbatches")
+    check_divisible(config, microbatches, "microbatches")
 
 
 def _check_replicas(config: Config) -> None:
@@ -163,16 +157,7 @@ def _check_replicas(config: Config) -> None:
             f"engine ddp has no cuts: expected its number of replicas as blocks, got {config.blocks}; "
             f"use --set blocks={config.num_parts}"
         )
-    _check_divisible(config, config.blocks, "replicas")
-
-
-def _check_divisible(config: Config, parts: int, kind: str) -> None:
-    size = config.data.batch_size
-    if size % parts:
-        raise ConfigError(
-            f"data.batch_size is {size}, which {parts} {kind} cannot divide equally; "
-            f"use --set data.batch_size={-(-size // parts) * parts}"
-        )
+    check_divisible(config, config.blocks, "replicas")
 
 
 def _check_model(config: Config) -> None:

@@ -17,7 +17,8 @@ from torchvision.transforms import InterpolationMode, v2
 import bllpipe
 from bllpipe.api.datasets import TensorData
 from bllpipe.config import parse_config
-from bllpipe.config.schema import AugmentConfig, Config, DataConfig, GpuConfig
+from bllpipe.config.running import GpuConfig
+from bllpipe.config.schema import AugmentConfig, Config, DataConfig
 from bllpipe.data.base import Arrays, ImageSet
 from bllpipe.data.decoded_images import ArrayImages
 from bllpipe.data.decoding import in_mode, reduced
