@@ -28,7 +28,6 @@ from bllpipe.errors import ConfigError
 WITHOUT_PATH = ("digits", "synthetic", "given")
 NAME = r"[^/\0\ud800-\udfff]{0,100}"  # of a folder
 FUNCTION = r"[\w.]+:\w+"
-ZOO = r"(torchvision|timm):[\w.-]+"
 STREAMS = 32  # in torch's pool of a GPU; the next one is the first again
 MAX_CAPTURED_BLOCKS = STREAMS // 3
 NEED_PATH = ("imagefolder", "npz")
@@ -178,7 +177,7 @@ def _check_divisible(config: Config, parts: int, kind: str) -> None:
 
 def _check_model(config: Config) -> None:
     name = config.model.name
-    if re.fullmatch(FUNCTION, name) or re.fullmatch(ZOO, name):
+    if re.fullmatch(rf"{FUNCTION}|(torchvision|timm):[\w.-]+", name):
         return
     if name not in DEPTHS:
         close = difflib.get_close_matches(name, DEPTHS, n=1)

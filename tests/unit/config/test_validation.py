@@ -126,15 +126,15 @@ def test_cuts_that_do_not_grow(blocks: str) -> None:
 def test_unknown_model(name: str, hint: str) -> None:
     refused(
         [f"model.name={name}"],
-        f"model.name is '{name}'; expected one of resnet18, resnet34, resnet50, resnet101, resnet152 "
-        f"or package.module:function{hint}",
+        f"model.name is '{name}'; expected one of resnet18, resnet34, resnet50, resnet101, resnet152, "
+        f"torchvision:NAME, timm:NAME or package.module:function{hint}",
     )
 
 
 def test_arguments_for_a_model_that_takes_none() -> None:
     refused(
         ["model.name=resnet34", "model.args.depth=3"],
-        "model.args are for package.module:function; resnet34 has model.width and model.stem",
+        "model.args are for torchvision:NAME, timm:NAME and package.module:function; resnet34 has model.width and model.st",
     )
 
 
