@@ -134,7 +134,8 @@ def test_unknown_model(name: str, hint: str) -> None:
 def test_arguments_for_a_model_that_takes_none() -> None:
     refused(
         ["model.name=resnet34", "model.args.depth=3"],
-        "model.args are for torchvision:NAME, timm:NAME and package.module:function; resnet34 has model.width and model.st",
+        "model.args are for torchvision:NAME, timm:NAME and package.module:function; resnet34 has model.width and "
+        "model.stem",
     )
 
 
