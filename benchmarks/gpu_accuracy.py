@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu_cases import BLL, HEAD, OF_MODEL
+from benchmarks.gpu_cases import BLL, CUTS, HEAD, OF_MODEL
 from benchmarks.gpu_runs import complete, read_lines, start_afresh
 from bllpipe.config import load_config
 from bllpipe.utils.process import peak_memory_bytes
@@ -51,7 +51,7 @@ class Run:
     def settings(self, capture: str) -> tuple[str, ...]:
         own = (
             f"model.name={self.model}",
-            f"blocks=balanced {self.blocks}",
+            f"blocks={CUTS[self.model, self.blocks]}",
             f"seed={self.seed}",
             f"gpu.capture={capture}",
         )

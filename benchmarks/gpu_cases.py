@@ -12,9 +12,15 @@ from dataclasses import dataclass, field, replace
 BLL = ("method=bll", "engine=streams")
 BP = ("method=bp", "engine=single")
 # What the configs in configs/ train with: a strided head, which bears the rates of BP, in ResNet-50 behind a 1x1
-# convolution; a KL that is small, as it is summed over 64 to 1,024 channels; and blocks of equal operations.
+# convolution; a KL that is small, as it is summed over 64 to 1,024 channels; and blocks of equal operations, whose cuts
+# are written out here, by network and number of blocks, as to count operations takes seconds of every run.
 HEAD = ("objective.head=strided", "objective.kl_weight=0.01")
 OF_MODEL = {"resnet18": HEAD, "resnet50": (*HEAD, "objective.head_reduce=128")}
+CUTS = {
+    ("resnet18", 4): "[layer1.0, layer2.0, layer3.0]",
+    ("resnet18", 8): "[layer1.0, layer1.1, layer2.0, layer2.1, layer3.0, layer3.1, layer4.0]",
+    ("resnet50", 4): "[layer2.0, layer3.0, layer3.5]",
+}
 COMPILED, CAPTURED, BLOCKS = "gpu.compile=true", "gpu.capture=true", "gpu.capture=blocks"
 # The most informative first. gpu.* has no effect on a CPU, so some of them are the same there.
 VARIANTS = {
@@ -37,7 +43,6 @@ LINE_STEPS = 100  # a line of metrics is no part of the one graph, for as many w
 WARM_UP_LAPS = 1  # graphs are captured in it, kernels are chosen there
 FULL = (
     "model.width=64",
-    "blocks=balanced 4",
     "data.name=synthetic",
     "data.image_size=32",
     "data.synthetic_images=4096",
@@ -127,6 +132,7 @@ def _settings(scale: Scale, model: str, batch: int, variant: Sequence[str], lap_
     yield from variant
     yield from OF_MODEL[model] if BLL[0] in variant else ()
     yield f"model.name={model}"
+    yield f"blocks={CUTS[model, 4]}"
     yield f"data.batch_size={batch}"
     yield f"device={scale.device}"
     yield f"log.every_steps={lap_steps}"

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.report import Timing, table, write
-from bllpipe.config.schema import BackendConfig
+from bllpipe.config.running import BackendConfig
 from bllpipe.distributed.message_format import Layout, alpha_fields
 from bllpipe.distributed.process_group import GROUP_TIMEOUT, open_edges
 from bllpipe.distributed.process_links import ProcessLinks

@@ -34,6 +34,10 @@ class CheckpointError(BllpipeError):
     exit_code = 4
 
 
+class DriftError(BllpipeError):
+    """The replicas of a block have different states."""
+
+
 class NonFiniteError(BllpipeError):
     """NaN or Inf appeared during training."""
 

@@ -5,9 +5,9 @@ Shapes: B images, C channels (means), H x W positions, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +24,7 @@ class Round:
     ``score``: the evaluation after ``step`` training steps is complete.
     ``save``: write the state after ``step`` training steps; ``tested`` unless a stop came before its evaluation.
     ``end``: the same place in a run without checkpoints: no message may be in flight.
+    ``shard``: in messages, the number of the part of the batch that they are about, which has ``size`` images.
     """
 
     phase: Phase
@@ -32,13 +33,65 @@ class Round:
     batch: int = 0
     size: int = 0
     tested: bool = True
+    shard: int = 0
+
+    def shards(self, number: int) -> list[Round]:
+        """The rounds of the messages about ``number`` equal parts of the batch. The last part of a test batch may be
+        smaller, and a small one has fewer parts."""
+        if number == 1:
+            return [self]
+        size = -(-self.size // number)
+        firsts = range(0, self.size, size)
+        return [replace(self, size=min(size, self.size - first), shard=shard) for shard, first in enumerate(firsts)]
 
     @property
     def has_messages(self) -> bool:
         return self.phase in ("train", "evaluate")
 
     def __str__(self) -> str:
-        return f"step {self.step}" if self.phase == "train" else f"{self.phase} {self.batch} after step {self.step}"
+        of_shard = f", shard {self.shard}" if self.shard else ""
+        when = f"step {self.step}" if self.phase == "train" else f"{self.phase} {self.batch} after step {self.step}"
+        return when + of_shard
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How a batch of ``num_shards`` goes through a block: in passes of consecutive ``shards``; a replica has its
+    ``own``."""
+
+    num_shards: int = 1
+    shards: tuple[range, ...] = (range(1),)
+    own: range = range(1)
+
+    def own_of(self, entry: Round) -> list[tuple[int, Round]]:
+        """The number and the round of every own pass of ``entry``. A small test batch has fewer shards."""
+        members = self.members(entry)
+        return [(number, joined(members[number])) for number in self.own if members[number]]
+
+    def members(self, entry: Round) -> list[list[Round]]:
+        """The shards of every pass."""
+        shards = entry.shards(self.num_shards)
+        return [shards[each.start : each.stop] for each in self.shards]
+
+    def own_images(self, entry: Round) -> slice:
+        """The places in the batch of the images of the own passes."""
+        members = self.members(entry)
+        before, own = members[: self.own.start], members[self.own.start : self.own.stop]
+        first = sum(shard.size for shards in before for shard in shards)
+        return slice(first, first + sum(shard.size for shards in own for shard in shards))
+
+    def number(self, entry: Round) -> int:
+        """The number of passes of ``entry``."""
+        return sum(map(bool, self.members(entry)))
+
+
+ONE_PASS = Passes()  # of a batch of one shard
+
+
+def joined(shards: Sequence[Round]) -> Round:
+    """The round of consecutive shards together."""
+    first, *others = shards
+    return replace(first, size=sum(shard.size for shard in shards)) if others else first
 
 
 @dataclass(frozen=True)
@@ -75,6 +128,7 @@ class Stats:
 
 Message = Alpha | Target | Stats
 SentMessage = TypeVar("SentMessage", bound=Message, contravariant=True)
+ShardedMessage = TypeVar("ShardedMessage", "Alpha", "Target")
 ReceivedMessage = TypeVar("ReceivedMessage", bound=Message, covariant=True)
 
 
@@ -116,3 +170,37 @@ class Store(Protocol):
 def messages(rounds: Iterator[Round]) -> Iterator[Round]:
     """The rounds with activations and targets."""
     return (entry for entry in rounds if entry.has_messages)
+
+
+def split(message: ShardedMessage, rounds: Sequence[Round]) -> list[ShardedMessage]:
+    """The messages about shards of the images that ``message`` is about; their tensors are views."""
+    tensors, sizes = _tensors(message), [each.size for each in rounds]
+    parts = [tensor.split(sizes) for tensor in tensors.values()]
+    return [
+        replace(message, round=each, **dict(zip(tensors, own, strict=True)))
+        for each, *own in zip(rounds, *parts, strict=True)
+    ]
+
+
+def join(messages: Sequence[ShardedMessage], entry: Round) -> ShardedMessage:
+    """The message of ``entry``, which is about the shards of ``messages`` together."""
+    parts = [_tensors(message) for message in messages]
+    whole: dict[str, Any] = {name: _cat([part[name] for part in parts]) for name in parts[0]}
+    return replace(messages[0], round=entry, **whole)
+
+
+def copied(message: ShardedMessage) -> ShardedMessage:
+    """The message in memory of its own."""
+    own: dict[str, Any] = {name: tensor.clone() for name, tensor in _tensors(message).items()}
+    return replace(message, **own)
+
+
+def _cat(parts: Sequence[Tensor]) -> Tensor:
+    from torch import cat  # whoever has tensors has imported torch
+
+    return cat(list(parts))
+
+
+def _tensors(message: Alpha | Target) -> dict[str, Tensor]:
+    names = (field.name for field in fields(message) if field.name != "round")
+    return {name: tensor for name in names if (tensor := getattr(message, name)) is not None}

@@ -5,14 +5,24 @@
 target stats        target stats        target stats        target stats
    | v                 | v                 | v                 | v
    +------------------- rank 4: one feedback loop a block -----+
+
+A block may have several replicas, a rank each. A batch is then several shards, of which every replica owns some. The
+alpha of a shard goes from its owner in one block to its owner in the next one, here with replicas [2, 3] and 4 shards:
+
+    shards             0         1         2         3
+    block 0            rank 0    rank 0    rank 1    rank 1
+    block 1            rank 2    rank 3    rank 4    rank 4
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Literal, NamedTuple
 
 from bllpipe.errors import ConfigError
+from bllpipe.messages import Passes
 
 EdgeKind = Literal["alpha", "target", "stats"]
 # The parts that ranks of a job hold: a block each, which learns locally; in a synchronous pipeline with P ranks
@@ -32,33 +42,112 @@ class Edge:
         return f"{self.kind} {self.src}->{self.dst}"
 
 
+class Seat(NamedTuple):
+    """What a rank holds: one replica of one block."""
+
+    block: int
+    replica: int
+
+
 @dataclass(frozen=True)
 class Topology:
-    """``num_blocks`` forward ranks in a chain, and one feedback rank after them unless ``has_feedback`` is false."""
+    """``num_blocks`` blocks in a chain, and one feedback rank after them unless ``has_feedback`` is false.
+
+    ``replicas`` are the numbers of ranks of the blocks, one each if it is empty. A batch is ``num_shards`` shards,
+    which go through a block one by one, or with ``joins_shards`` all those of a replica together.
+    """
 
     num_blocks: int
     has_feedback: bool = True
     placement: Placement = "block"
+    num_shards: int = 1
+    replicas: tuple[int, ...] = ()
+    joins_shards: bool = False
+
+    @cached_property
+    def seats(self) -> tuple[Seat, ...]:
+        """The seats of all ranks but the feedback's, the replicas of a block one after another."""
+        replicas = self.replicas or (1,) * self.num_blocks
+        return tuple(Seat(block, replica) for block, number in enumerate(replicas) for replica in range(number))
 
     @property
     def world_size(self) -> int:
-        return self.num_blocks + self.has_feedback
+        return len(self.seats) + self.has_feedback
 
     @property
     def feedback_rank(self) -> int:
-        return self.num_blocks
+        return len(self.seats)
 
     @property
     def block_ranks(self) -> range:
-        return range(self.num_blocks)
+        """All ranks but the feedback's."""
+        return range(len(self.seats))
+
+    def block_of(self, rank: int) -> int:
+        return self.seats[rank].block
+
+    def replica_of(self, rank: int) -> int:
+        return self.seats[rank].replica
+
+    def ranks_of(self, block: int) -> range:
+        """The ranks of the replicas of ``block``."""
+        ranks = [rank for rank, seat in enumerate(self.seats) if seat.block == block]
+        return range(ranks[0], ranks[-1] + 1)
+
+    @property
+    def lead_ranks(self) -> tuple[int, ...]:
+        """The first replica of every block, which logs, tests and saves for all of them."""
+        return tuple(rank for rank, seat in enumerate(self.seats) if seat.replica == 0)
+
+    def is_lead(self, rank: int) -> bool:
+        return rank == self.feedback_rank or self.replica_of(rank) == 0
+
+    @property
+    def num_parts(self) -> int:
+        """The parts of a checkpoint: one a block, and one of the feedback; in a synchronous engine one a rank."""
+        return self.num_blocks + self.has_feedback
+
+    @property
+    def part_ranks(self) -> tuple[int, ...]:
+        """The rank of every part of a checkpoint."""
+        return (*self.lead_ranks, *((self.feedback_rank,) if self.has_feedback else ()))
+
+    def part_of(self, rank: int) -> int:
+        """The part of a checkpoint that ``rank`` reads, and writes if it is the first replica of its block."""
+        return self.num_blocks if rank == self.feedback_rank else self.block_of(rank)
+
+    def shards_of(self, rank: int) -> range:
+        """The shards that ``rank`` owns."""
+        block, replica = self.seats[rank]
+        number = len(self.ranks_of(block))
+        return range(replica * self.num_shards // number, (replica + 1) * self.num_shards // number)
+
+    def owner(self, block: int, shard: int) -> int:
+        """The rank that owns ``shard`` in ``block``."""
+        return next(rank for rank in self.ranks_of(block) if shard in self.shards_of(rank))
+
+    def passes_of(self, rank: int) -> Passes:
+        """How a batch goes through the replica of ``rank``."""
+        block, replica = self.seats[rank]
+        if not self.joins_shards:
+            each = tuple(range(shard, shard + 1) for shard in range(self.num_shards))
+            return Passes(self.num_shards, each, self.shards_of(rank))
+        held = tuple(self.shards_of(other) for other in self.ranks_of(block))
+        return Passes(self.num_shards, held, range(replica, replica + 1))
 
     def role(self, rank: int) -> str:
-        """``block 2`` or ``feedback``; ``stage 2``, ``stages 0+3`` or ``replica 2`` in a synchronous engine."""
+        """``block 2``, ``block 2 replica 1`` if it has several, or ``feedback``; ``stage 2``, ``stages 0+3`` or
+        ``replica 2`` in a synchronous engine."""
+        is_one = rank == self.feedback_rank or len(self.ranks_of(self.block_of(rank))) == 1
+        return self.part_role(rank) + ("" if is_one else f" replica {self.replica_of(rank)}")
+
+    def part_role(self, rank: int) -> str:
+        """The role of a rank without the number of its replica."""
         if rank == self.feedback_rank:
             return "feedback"
         if self.placement in ("loop", "v"):
             return "stages " + "+".join(map(str, self.stages_of(rank)))
-        return f"{self.placement} {rank}"
+        return f"{self.placement} {self.block_of(rank)}"
 
     @property
     def num_stages(self) -> int:
@@ -81,46 +170,71 @@ class Topology:
     @property
     def tested_ranks(self) -> tuple[int, ...]:
         """The ranks with class scores: every block has a head, but an end-to-end network has scores on one rank."""
-        return tuple(self.block_ranks) if self.placement == "block" else (self.scoring_rank,)
+        return self.lead_ranks if self.placement == "block" else (self.scoring_rank,)
 
     @property
     def scoring_rank(self) -> int:
         """The rank of a synchronous engine with the class scores of the network."""
         return 0 if self.placement in ("v", "replica") else self.num_blocks - 1
 
-    def alpha_edge(self, block: int) -> Edge | None:
-        """The edge on which ``block`` sends its activations; the last block sends none."""
-        return Edge("alpha", block, block + 1) if block + 1 < self.num_blocks else None
+    def alpha_edge(self, block: int, shard: int = 0) -> Edge | None:
+        """The edge on which ``block`` sends the activations of ``shard``; the last block sends none."""
+        if block + 1 == self.num_blocks:
+            return None
+        return Edge("alpha", self.owner(block, shard), self.owner(block + 1, shard))
 
-    def target_edge(self, block: int) -> Edge:
-        return Edge("target", self.feedback_rank, block)
+    def target_edge(self, block: int, shard: int = 0) -> Edge:
+        return Edge("target", self.feedback_rank, self.owner(block, shard))
 
-    def stats_edge(self, block: int) -> Edge:
-        return Edge("stats", block, self.feedback_rank)
+    def stats_edge(self, block: int, shard: int = 0) -> Edge:
+        return Edge("stats", self.owner(block, shard), self.feedback_rank)
+
+    def edge(self, kind: EdgeKind, block: int, shard: int) -> Edge | None:
+        """The edge of ``kind`` that carries ``shard`` from or to ``block``; of alpha, from it."""
+        match kind:
+            case "alpha":
+                return self.alpha_edge(block, shard)
+            case "target":
+                return self.target_edge(block, shard)
+            case "stats":
+                return self.stats_edge(block, shard)
+
+    def shards_on(self, edge: Edge) -> range:
+        """The shards that travel on ``edge``."""
+        block = self.block_of(edge.dst if edge.kind == "target" else edge.src)
+        shards = [shard for shard in range(self.num_shards) if self.edge(edge.kind, block, shard) == edge]
+        return range(shards[0], shards[-1] + 1)
 
     def edges(self) -> tuple[Edge, ...]:
         """All edges, in the order in which all ranks open them."""
-        alphas = [edge for edge in map(self.alpha_edge, self.block_ranks) if edge is not None]
-        if self.placement != "block":
-            return ()  # torch carries the messages
-        if not self.has_feedback:
-            return tuple(alphas)
-        targets, stats = map(self.target_edge, self.block_ranks), map(self.stats_edge, self.block_ranks)
-        return (*alphas, *targets, *stats)
+        return tuple(dict.fromkeys(self._edges())) if self.placement == "block" else ()  # or torch carries the messages
+
+    def _edges(self) -> Iterator[Edge]:
+        kinds: tuple[EdgeKind, ...] = ("alpha", "target", "stats") if self.has_feedback else ("alpha",)
+        for kind in kinds:
+            for block in range(self.num_blocks):
+                for shard in range(self.num_shards):
+                    if (edge := self.edge(kind, block, shard)) is not None:
+                        yield edge
 
     def check_world_size(self, found: int) -> None:
-        """Raises ConfigError unless torchrun started one rank a block and one for the feedback, or the number of ranks
-        of a synchronous engine."""
-        if found != self.world_size and self.placement != "block":
+        """Raises ConfigError unless torchrun started one rank a replica of a block and one for the feedback, or the
+        number of ranks of a synchronous engine."""
+        if found == self.world_size:
+            return
+        use = f"use --nproc_per_node={self.world_size}"
+        if self.placement != "block":
             each, kind = len(self.stages_of(0)), "replica" if self.placement == "replica" else "stage"
             parts = f"{self.num_stages} {kind}{'s' if self.num_stages > 1 else ''}{', two a rank,' if each > 1 else ''}"
             raise ConfigError(
-                f"{parts} need {self.world_size} ranks, but torchrun started {found}; "
-                f"use --nproc_per_node={self.world_size}, or --set blocks={each * found}"
+                f"{parts} need {self.world_size} ranks, but torchrun started {found}; {use}, or --set "
+                f"blocks={each * found}"
             )
-        if found != self.world_size:
-            blocks = "1 block" if self.num_blocks == 1 else f"{self.num_blocks} blocks"
-            raise ConfigError(
-                f"{blocks} and 1 feedback rank need {self.world_size} ranks, but torchrun started {found}; "
-                f"use --nproc_per_node={self.world_size}" + (f", or --set blocks={found - 1}" if found > 1 else "")
-            )
+        blocks = "1 block" if self.num_blocks == 1 else f"{self.num_blocks} blocks"
+        need = f"and 1 feedback rank need {self.world_size} ranks, but torchrun started {found}"
+        if len(self.seats) > self.num_blocks:
+            replicas = found // self.num_blocks if found % self.num_blocks == 1 else 0
+            other = f", or --set replicas={replicas}" if 0 < replicas <= self.num_shards else ""
+            held = " + ".join(str(len(self.ranks_of(block))) for block in range(self.num_blocks))
+            raise ConfigError(f"{blocks} with {held} replicas {need}; {use} on one node, or as many over all{other}")
+        raise ConfigError(f"{blocks} {need}; {use}" + (f", or --set blocks={found - 1}" if found > 1 else ""))

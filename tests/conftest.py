@@ -10,16 +10,23 @@ For every seed torch writes down the whole stack, once for each kind of device t
 from __future__ import annotations
 
 import gc
+from collections.abc import Generator
 from types import SimpleNamespace
 
+import pytest
 import torch
 
-gc.disable()  # while tests are collected
 for device in (torch.cuda, torch.xpu, torch.mtia):
     setattr(device, "traceback", SimpleNamespace(format_stack=list))  # noqa: B010  # not for type checkers
 
 
-def pytest_collection_finish() -> None:
-    gc.enable()
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported and made while tests are collected stays to the end."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()

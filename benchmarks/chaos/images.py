@@ -29,7 +29,8 @@ from benchmarks.chaos.hostile import (
 from benchmarks.chaos.tensors import pickle_by_torch, pickle_in_a_zip
 from benchmarks.chaos.texts import written
 from bllpipe.config.schema import DataConfig
-from bllpipe.data.image_folder import FORMATS, MAX_BYTES, FolderImages
+from bllpipe.data.decoding import FORMATS, MAX_BYTES
+from bllpipe.data.image_folder import FolderImages
 
 OTHERS = ("TGA", "PCX", "SGI", "PDF", "EPS", "DDS", "IM", "ICO")  # what else Pillow writes and reads
 MAGICS = (

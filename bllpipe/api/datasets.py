@@ -1,4 +1,5 @@
-"""Data of a script: tensors, which stay in memory, or torch Datasets, whose items are read on request.
+"""Data of a script: tensors, which stay in memory, torch Datasets, whose items are read on request, and data sets of
+Hugging Face.
 
 Shapes: N images of a split, B of a batch, C channels, H x W positions.
 """
@@ -18,16 +19,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from bllpipe.api.hugging_face import hub_data
 from bllpipe.config.schema import DataConfig
-from bllpipe.data.base import Arrays, LabelSet, MemoryImages, Split, UserData, labels_sha256
+from bllpipe.data.base import Arrays, ImageSet, LabelSet, Split, UserData, labels_sha256
 from bllpipe.data.catalog import DataSpec, check_labels
 from bllpipe.data.npz import check_finite, check_label_form, label_array, plain_array
+from bllpipe.data.registry import array_images
 from bllpipe.errors import DataError
 from bllpipe.utils.tensors import part_digest
 
 Array = Tensor | np.ndarray[Any, Any] | Sequence[Any]
 UserSplit = Dataset[Any] | tuple[Array, Array] | Sequence[tuple[Any, int]]  # one split
-Data = tuple[UserSplit, UserSplit] | str
+Data = tuple[UserSplit, UserSplit] | Mapping[str, Any] | str  # the mapping: a DatasetDict
 SPLITS: tuple[Split, Split] = ("train", "test")
 MOST_COMPARED = 64  # items of a split whose labels are compared between ranks
 EXPECTED = "expected (train, test), each a pair (images, labels) of tensors or a torch Dataset of (image, label)"
@@ -38,6 +41,8 @@ def user_data(data: Data) -> tuple[str, UserData | None]:
     """``data.name``, and the data passed as objects; DataError for data that cannot be trained on."""
     if isinstance(data, str):
         return data, None
+    if (found := hub_data(data)) is not None:
+        return "given", found
     if not isinstance(data, (tuple, list)) or len(data) != 2:
         raise DataError(f"the data are {_kind(data)}; {EXPECTED}")
     pairs = [_pair(split, name) for split, name in zip(data, SPLITS, strict=True)]
@@ -59,8 +64,8 @@ class TensorData:
     def is_float(self) -> bool:
         return self.arrays.train_NCHW.dtype != torch.uint8
 
-    def images(self, data: DataConfig) -> MemoryImages:
-        return MemoryImages(self.arrays, data)
+    def images(self, data: DataConfig, seed: int = 0) -> ImageSet:
+        return array_images(self.arrays, data, seed)
 
     def labels(self) -> LabelSet:
         return LabelSet(self.arrays.train_N, self.arrays.test_N, self.arrays.num_classes)
@@ -78,7 +83,7 @@ class ItemData:
     def __init__(self, train: Any, test: Any) -> None:
         self._sets: dict[Split, Any] = {"train": train, "test": test}
 
-    def images(self, data: DataConfig) -> ItemImages:
+    def images(self, data: DataConfig, seed: int = 0) -> ItemImages:
         return ItemImages(self._sets, self._labels)  # these before the first image is read: a set may be empty
 
     def labels(self) -> LabelSet:

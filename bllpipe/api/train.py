@@ -62,9 +62,9 @@ def train(
         model: any nn.Module, such as one of torchvision's, a list of modules, a function (in_channels, num_classes)
             that returns one, built under the run's seed, or a name, such as ``resnet18`` or
             ``torchvision:convnext_tiny``; None: that of the config.
-        data: (train, test), each (images, labels) as tensors or a torch Dataset of (image, label); or a name such as
-            ``digits``. Floats [N, ...] are taken as they are; uint8 [N, C, H, W] are normalised, and augmented as
-            ``data.augment`` says. None: those of the config.
+        data: (train, test), each (images, labels) as tensors or a torch Dataset of (image, label); a DatasetDict of
+            Hugging Face; or a name such as ``digits``. Floats [N, ...] are taken as they are; uint8 [N, C, H, W] are
+            normalised, and augmented as ``data.augment`` says. None: those of the config.
         blocks: how many, or the cuts: after how many modules, or after the one of which name; or ``balanced 4``.
         objective: a function (alpha, scores, target, x) -> dict of terms, a class of modules with that forward, or
             ``bll``, ``dgl``, ``predsim``, and ``bp`` for the whole network.
@@ -187,7 +187,8 @@ def _mapping(arguments: TrainArguments, keys: Mapping[str, Any]) -> dict[str, An
 def _check_floats(config: Config) -> None:
     """Raises ConfigError for settings that have no effect on float images."""
     data, changes = config.data, config.data.augment
-    idle = {"data.augment": changes.crop_padding or changes.flip or changes.rotation}
+    is_augmented = changes.crop_padding or changes.flip or changes.rotation or changes.recipe != "none"
+    idle = {"data.augment": is_augmented}
     idle |= {"data.mean": data.mean is not None, "data.std": data.std is not None}
     asked = [key for key, is_set in idle.items() if is_set]
     if data.user_data is not None and data.user_data.is_float and asked:

@@ -95,9 +95,10 @@ class Manifest:
             raise CheckpointError(f"{path} was changed: its content does not match its own SHA-256")
         return manifest
 
-    def verify(self, directory: Path) -> None:
-        """Raises CheckpointError for the first file that is missing or differs from what was written."""
-        if problem := next(self.problems(directory), None):
+    def verify(self, directory: Path, sizes_only: bool = False) -> None:
+        """Raises CheckpointError for the first file that is missing or differs from what was written, in its size or,
+        unless ``sizes_only``, in any byte."""
+        if problem := next(self.problems(directory, sizes_only), None):
             raise CheckpointError(problem)
 
     def problems(self, directory: Path, sizes_only: bool = False) -> Iterator[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -53,6 +53,14 @@ class Checkpoint:
             views |= tensors
         return views
 
+    def verify(self, names: Container[str]) -> None:
+        """Reads every byte of the parts that hold any tensor of these ``names``. Raises CheckpointError for a part that
+        differs from what was written."""
+        files = Manifest.read(self.path).files
+        for file in map(tensor_file, range(self.world_size)):
+            if any(name in names for name in tensor_entries(self.path / file)):
+                files[file].verify(self.path / file)
+
     def names(self) -> list[str]:
         """The names of all tensors, in order of rank; no values are read."""
         return [name for rank in range(self.world_size) for name in tensor_entries(self.path / tensor_file(rank))]
@@ -96,14 +104,15 @@ def find_checkpoint(directory: Path, warn: Callable[[str], None]) -> Checkpoint 
     return None
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint at ``path``: a step directory, or the newest one of a run or checkpoints directory.
+def open_checkpoint(path: Path, sizes_only: bool = False) -> Checkpoint:
+    """The checkpoint at ``path``: a step directory, or the newest one of a run or checkpoints directory. With
+    ``sizes_only`` no byte of its parts is read: for ranks that restore from some of them, and ``verify`` these.
 
     Raises CheckpointError if it is damaged: a checkpoint that is named is never replaced by another one.
     """
     candidates = checkpoints_at(path)
     try:
-        return _verified(candidates[0])
+        return _verified(candidates[0], sizes_only)
     except CheckpointError as error:
         if DirectoryName.parse(_resolved(path).name) is not None:
             raise
@@ -161,9 +170,9 @@ def _resolved(path: Path) -> Path:
         raise CheckpointError(f"{path} cannot be read: {error}; use a run directory or a checkpoint") from error
 
 
-def _verified(path: Path) -> Checkpoint:
+def _verified(path: Path, sizes_only: bool = False) -> Checkpoint:
     manifest = Manifest.read(path)
-    manifest.verify(path)
+    manifest.verify(path, sizes_only)
     return Checkpoint(path, manifest.step, manifest.world_size)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,11 @@ from bllpipe.config.loader import flat, with_defaults
 from bllpipe.errors import ConfigError
 from bllpipe.utils.files import check_length, refused_paths
 
-# Keys that do not change the results.
-HARMLESS = ("name", "stop_at", "device", "data.path", "data.workers", "feedback.device", "evaluate.ensemble")
+# Keys that do not change the results. ``replicas`` without a number of shards does: that is compared, too.
+HARMLESS = (
+    *("name", "stop_at", "replicas", "device", "data.path", "data.workers", "feedback.device"),
+    "evaluate.ensemble",
+)
 HARMLESS_SECTIONS = ("backend.", "gpu.", "log.", "metrics.", "trace.", "checkpoint.")
 SAME_BITS = ("ranks", "threads", "sequential", "streams")  # engines with the same results
 ABSENT = "nothing"
@@ -75,7 +78,9 @@ def changes_since(
     Raises CheckpointError if the checkpoint holds no config; ConfigError for any other change, and if ``directory``
     holds later checkpoints, with the old values: after an interruption the run would resume from them.
     """
-    changed = changes(with_defaults(checkpoint.config()), to_mapping(config)) + ([data] if data else [])
+    then, now = (_with_shards(each) for each in (with_defaults(checkpoint.config()), to_mapping(config)))
+    is_exact = config.norm == "shard" and config.reduce == "ordered"
+    changed = [replace(each, is_exact=is_exact) for each in changes(then, now)] + ([data] if data else [])
     refuse_others(changed, accepted, str(checkpoint.path))
     if all(change.is_harmless for change in changed):
         return changed
@@ -88,13 +93,22 @@ def changes_since(
     return changed
 
 
+def _with_shards(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with the number of shards that null stands for."""
+    replicas = mapping["replicas"]
+    most = max(replicas, default=1) if isinstance(replicas, list) else replicas
+    return {**mapping, "shards": most if mapping["shards"] is None else mapping["shards"]}
+
+
 @dataclass(frozen=True)
 class Change:
-    """A key with the value ``then`` in the checkpoint and another one ``now``, both in JSON."""
+    """A key with the value ``then`` in the checkpoint and another one ``now``, both in JSON. ``is_exact``: sums over
+    replicas have the same bits for any number of replicas."""
 
     key: str
     then: str
     now: str
+    is_exact: bool = True
 
     def __str__(self) -> str:
         return f"{self.key}: {self.then} then, {self.now} now"
@@ -104,6 +118,8 @@ class Change:
         """Whether the results do not change."""
         if self.key == "engine":
             return all(value in map(json.dumps, SAME_BITS) for value in (self.then, self.now))
+        if self.key == "replicas" and not self.is_exact:
+            return False
         return self.key in HARMLESS or self.key.startswith(HARMLESS_SECTIONS)
 
     def is_accepted(self, accepted: Sequence[str]) -> bool:

@@ -18,7 +18,7 @@ from bllpipe.topology import Topology
 from bllpipe.utils.console import show, table
 
 if TYPE_CHECKING:
-    from bllpipe.tools.planning.dry_run import Estimates  # torch
+    from bllpipe.tools.planning.estimates import Estimates  # torch
 
 NO_DATA = (
     "shapes, bytes and memory depend on the data, which were not found: data.name is {name}, data.path {path}; use "

@@ -8,6 +8,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from bllpipe.config.fields import key, user_object
+from bllpipe.config.running import (
+    BackendConfig,
+    CheckpointConfig,
+    EvaluateConfig,
+    GpuConfig,
+    LogConfig,
+    MetricsConfig,
+    PipelineConfig,
+    PrecisionConfig,
+    TraceConfig,
+)
+
 END_TO_END = ("bp", "fa", "usf", "dfa")
 TWO_STAGES = ("interleaved", "zbv", "dualpipev")  # pipelines in which every rank holds two stages
 TORCH_PIPELINES = ("gpipe", "1f1b", *TWO_STAGES)
@@ -15,21 +28,6 @@ PIPELINES = (*TORCH_PIPELINES, "deepspeed")
 SYNCHRONOUS = (*PIPELINES, "ddp")
 DEFAULT_BALANCED = 4  # blocks for ``balanced`` without a number
 TRACKERS = ("tensorboard", "wandb", "mlflow")  # packages, and extras, of the same names
-NEVER = "never"  # a value of keys for intervals
-USER_OBJECT = "user_object"  # in the metadata of a field that is not a key
-
-
-def user_object() -> Any:
-    """A field for an object that a script passes in place of a name. It is not a key: no file reads or stores it."""
-    return field(default=None, repr=False, compare=False, metadata={USER_OBJECT: True})
-
-
-def key(default: Any, doc: str, *, least: float | None = None, most: float | None = None) -> Any:
-    """A config key: its default, its meaning in one line, and the closed range it may take."""
-    metadata = {"doc": doc, "least": least, "most": most}
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -55,24 +53,36 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes of the training images; a pure function of seed, epoch and step."""
+    """Random changes of the training images; a pure function of seed, epoch and step, for a recipe of the image."""
 
     crop_padding: int = key(1, "pad by this many zero pixels on each side and crop at random; 0: off", least=0)
     flip: bool = key(False, "mirror left and right at random")
     rotation: float = key(10.0, "rotate by at most this many degrees either way; 0: off", least=0, most=180)
+    recipe: Literal["none", "cifar", "imagenet", "trivial"] = key(
+        "none",
+        "in place of the keys above: cifar (crop, flip), imagenet (random resized crop, flip), trivial (the same, "
+        "TrivialAugment, random erasing)",
+    )
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Where images and labels come from."""
 
-    name: Literal["digits", "cifar10", "cifar100", "fashion_mnist", "imagefolder", "npz", "synthetic", "given"] = key(
-        "digits", "digits, cifar10, cifar100, fashion_mnist, imagefolder, npz, synthetic; given: passed by a script"
+    name: Literal[
+        "digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "imagefolder", "npz", "synthetic", "given"
+    ] = key(
+        "digits",
+        "digits, cifar10, cifar100, mnist, fashion_mnist, imagefolder, npz, synthetic; given: passed by a script",
     )
     path: str | None = key(None, "folder or file of the data; digits and synthetic need none")
     batch_size: int = key(64, "images in a global mini-batch", least=1)
     image_size: int = key(32, "imagefolder and synthetic: height and width of images", least=1)
-    workers: int = key(0, "imagefolder: processes that decode images; 0: the rank itself decodes", least=0)
+    workers: int = key(
+        0,
+        "processes that decode images, or run a recipe; 0: the rank itself decodes, and a recipe has one process",
+        least=0,
+    )
     mean: list[float] | None = key(None, "subtracted from every channel (pixels in 0..1); null: known or measured")
     std: list[float] | None = key(None, "divides every channel; null: known or measured")
     synthetic_images: int = key(1024, "synthetic: training images; the test set has a quarter as many", least=1)
@@ -122,22 +132,16 @@ class ObjectiveConfig:
         "none", "bll: divide kl_weight by the size of the message (channels), by the number of classes, or by both"
     )
     kl_block_factor: float = key(1.0, "bll: factor of kl_weight from block to block; below 1 it falls", least=0)
-    kl_final_fraction: float = key(
-        1.0, "bll: fraction of kl_weight at the end of the run, towards which it goes linearly", least=0
-    )
+    kl_final_fraction: float = key(1.0, "bll: fraction of kl_weight at the end of the run, reached linearly", least=0)
     message: Literal["means", "cells", "embedding"] = key(
-        "means",
-        "bll: what beta is about: the channel means of alpha; those in each of 2x2 cells; or the input of the head's "
-        "last layer",
+        "means", "bll: what beta is about: channel means of alpha; those in each of 2x2 cells; the head's embedding"
     )
     pred_weight: float = key(1.0, "bll, dgl: weight of the local head's cross-entropy", least=0)
     sim_share: float = key(0.99, "predsim: share of the similarity-matching loss, the rest predicts", least=0, most=1)
     keep_weight: float = key(
         0.0, "weight of the reconstruction loss: the input of the block, decoded from alpha (InfoPro)", least=0
     )
-    contrast_weight: float = key(
-        0.0, "weight of the supervised contrastive loss of the head's embedding (InfoPro)", least=0
-    )
+    contrast_weight: float = key(0.0, "weight of the contrastive loss of the head's embedding (InfoPro)", least=0)
     family: Literal["gaussian", "gaussian_learned", "bernoulli", "categorical"] = key(
         "gaussian", "bll: distribution of alpha and beta; gaussian: of variance 1; gaussian_learned: one a channel"
     )
@@ -163,9 +167,7 @@ class ObjectiveConfig:
         least=1,
     )
     head_reduce: int | None = key(None, "strided: channels of a 1x1 convolution that comes first; null: none", least=1)
-    head_units: int = key(
-        2, "auglocal: residual units, evenly spaced among those of the network after the block", least=1
-    )
+    head_units: int = key(2, "auglocal: residual units, evenly spaced among those after the block", least=1)
     head_scale: bool | Literal["auto"] = key(
         "auto", "multiply the F features that the head reads, if more than 128, by sqrt(128 / F); auto: for linear only"
     )
@@ -195,115 +197,6 @@ class FeedbackConfig:
     device: Literal["auto", "cpu", "cuda"] = key(
         "auto", "where the feedback rank computes; auto: a GPU of its own, else the CPU"
     )
-
-
-@dataclass(frozen=True)
-class PipelineConfig:
-    """The synchronous pipelines: gpipe, 1f1b, interleaved, zbv, dualpipev, deepspeed."""
-
-    microbatches: int = key(4, "equal parts that every batch is split into; BatchNorm sees one at a time", least=1)
-
-
-@dataclass(frozen=True)
-class BackendConfig:
-    """The backends of messages."""
-
-    alpha: Literal["auto", "nccl", "gloo"] = key("auto", "activations; auto: nccl between distinct GPUs, else gloo")
-    target: Literal["auto", "nccl", "gloo"] = key("auto", "targets; auto: gloo")
-    stats: Literal["auto", "nccl", "gloo"] = key("auto", "statistics; auto: gloo")
-    ring: int = key(2, "receive buffers an edge", least=1)
-    in_flight: int = key(2, "sends in flight an edge", least=1)
-    timeout_seconds: float = key(600.0, "longest wait for a message before the run fails", least=0.1)
-
-
-@dataclass(frozen=True)
-class PrecisionConfig:
-    """Number formats."""
-
-    compute: Literal["fp32", "bf16"] = key("fp32", "bf16: forward and backward under autocast")
-    wire: Literal["fp32", "bf16"] = key("fp32", "format of alpha between ranks")
-
-
-@dataclass(frozen=True)
-class GpuConfig:
-    """How blocks compute on a GPU; without a GPU these keys have no effect."""
-
-    tf32: bool = key(False, "fp32 convolutions and products in TF32: faster, with 10 bits of mantissa")
-    capture: bool | Literal["blocks"] = key(
-        False,
-        "capture steps as CUDA graphs, once, and replay them; engine streams: one graph for all blocks, or with "
-        "blocks one a block",
-    )
-    compile: bool = key(False, "torch.compile of every block and its head")
-    deterministic: bool = key(False, "only kernels that give the same bits in every run")
-    images: Literal["auto", "device", "host"] = key(
-        "auto", "where images are stored and augmented; auto: on the GPU if they take at most a quarter of its memory"
-    )
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """checkpoints/step-N in the run directory."""
-
-    every_steps: int | Literal["never"] | None = key(
-        200,
-        "steps between checkpoints; null: once an epoch; 0: only at the end; never: none, not even when a signal stops "
-        "the run, which then cannot be resumed",
-        least=0,
-    )
-    keep: int = key(2, "newest checkpoints to keep", least=1)
-    if_unwritable: Literal["fail", "go_on"] = key(
-        "fail", "if a checkpoint cannot be written: fail, or go_on to the next one; without the last one a run fails"
-    )
-    tries: int = key(3, "failed attempts from one checkpoint after which the launcher restarts no more", least=1)
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """The test set goes through the same pipeline."""
-
-    every_epochs: int | Literal["never"] = key(
-        1, "evaluate after every so many epochs; 0: only at the end; never: not at the end either", least=0
-    )
-    ensemble: bool = key(
-        False, "also test all heads together (mean class probabilities); tests then send 4 bytes a class and image more"
-    )
-
-
-@dataclass(frozen=True)
-class LogConfig:
-    """metrics.jsonl and progress."""
-
-    every_steps: int = key(20, "steps between two lines of metrics.jsonl a rank", least=1)
-    to: list[str] = key([], "trackers that show the run while it trains: tensorboard, wandb, mlflow")
-    plain_seconds: float = key(10.0, "seconds between progress lines when the output is not a terminal", least=0.1)
-    if_unwritable: Literal["fail", "go_on"] = key(
-        "go_on", "if metrics or spans cannot be written: go_on without them and warn, or fail"
-    )
-
-
-@dataclass(frozen=True)
-class MetricsConfig:
-    """Metrics of each rank for Prometheus."""
-
-    port: int | None = key(
-        None, "rank r serves its metrics at this port + r; 0: at any free port; null: off", least=0, most=65535
-    )
-    host: str = key("127.0.0.1", "address that the ports listen at; 0.0.0.0: every address of the machine")
-    discovery: str | None = key(
-        None, "directory for a copy of the run's prometheus.json, by which Prometheus finds all runs; null: none"
-    )
-    textfile: str | None = key(
-        None, "directory of node-exporter's textfile collector, for metrics without a port; null: off"
-    )
-
-
-@dataclass(frozen=True)
-class TraceConfig:
-    """spans/rank-N.jsonl in the run directory: the spans of each rank, for bllpipe timeline."""
-
-    first_step: int = key(0, "first step that is traced", least=0)
-    num_steps: int = key(0, "steps that are traced, with the tests and checkpoints after them; 0: off", least=0)
 
 
 @dataclass(frozen=True)
@@ -345,6 +238,17 @@ class Config:
         "number of blocks; or cuts, by number of residual units ([4, 8, 12]) or by name ([layer1.2, layer2.3]); or "
         "balanced, or balanced 8: equal operations",
     )
+    replicas: int | list[int] = key(1, "ranks: ranks that share a block; one number for all, or one each: [2, 1, 1, 1]")
+    shards: int | None = key(
+        None,
+        "equal parts of a batch, which pass the blocks one by one; results depend on their number; null: the largest "
+        "number of replicas",
+        least=1,
+    )
+    norm: Literal["shard", "sync"] = key("shard", "BatchNorm of every shard by itself, or of the whole batch")
+    reduce: Literal["ordered", "native"] = key(
+        "ordered", "sums over replicas; ordered: the same bits for any replicas; native: the backend's all-reduce"
+    )
     device: Literal["auto", "cpu", "cuda"] = key("auto", "where the blocks compute; auto: GPUs if there are any")
     cpu_threads: int = key(1, "CPU threads of each rank; results depend on their number", least=1)
     channels_last: bool | Literal["auto"] = key(
@@ -367,6 +271,21 @@ class Config:
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     trace: TraceConfig = field(default_factory=TraceConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    @property
+    def block_replicas(self) -> tuple[int, ...]:
+        """The number of replicas of every block."""
+        return tuple(self.replicas) if isinstance(self.replicas, list) else (self.replicas,) * self.num_blocks
+
+    @property
+    def num_shards(self) -> int:
+        """``shards`` as a number."""
+        return self.shards or max(self.block_replicas)
+
+    @property
+    def num_passes(self) -> int:
+        """The parts of a batch with statistics of BatchNorm of their own: the shards, or the whole batch."""
+        return self.num_shards if self.norm == "shard" else 1
 
     @property
     def is_end_to_end(self) -> bool:

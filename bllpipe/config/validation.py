@@ -12,25 +12,17 @@ from functools import cache
 from itertools import pairwise
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from bllpipe.config.data_checks import check_data
+from bllpipe.config.fields import NEVER, USER_OBJECT
 from bllpipe.config.networks import DEPTHS
-from bllpipe.config.schema import (
-    END_TO_END,
-    NEVER,
-    PIPELINES,
-    SYNCHRONOUS,
-    TRACKERS,
-    TWO_STAGES,
-    USER_OBJECT,
-    Config,
-)
+from bllpipe.config.scaling import check_divisible, check_shards
+from bllpipe.config.schema import END_TO_END, PIPELINES, SYNCHRONOUS, TRACKERS, TWO_STAGES, Config
 from bllpipe.errors import ConfigError
 
-WITHOUT_PATH = ("digits", "synthetic", "given")
 NAME = r"[^/\0\ud800-\udfff]{0,100}"  # of a folder
 FUNCTION = r"[\w.]+:\w+"
 STREAMS = 32  # in torch's pool of a GPU; the next one is the first again
 MAX_CAPTURED_BLOCKS = STREAMS // 3
-NEED_PATH = ("imagefolder", "npz")
 LAST_PORT = 65535
 NAMES = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", type(None): "null"}
 MAX_SHOWN = 200  # characters of a value in a message
@@ -46,10 +38,11 @@ def check(config: Config) -> None:
         _check_blocks,
         _check_pipeline,
         _check_replicas,
+        check_shards,
         _check_model,
         _check_objective,
         _check_message,
-        _check_data,
+        check_data,
         _check_optimizer,
         _check_feedback,
         _check_evaluate,
@@ -152,7 +145,7 @@ def _check_pipeline(config: Config) -> None:
             f"engine interleaved on {per_round} ranks cannot divide {microbatches} microbatches into equal rounds; "
             f"use --set pipeline.microbatches={microbatches // per_round * per_round}"
         )
-    _check_divisible(config, microbatches, "microbatches")
+    check_divisible(config, microbatches, "microbatches")
 
 
 def _check_replicas(config: Config) -> None:
@@ -163,16 +156,7 @@ def _check_replicas(config: Config) -> None:
             f"engine ddp has no cuts: expected its number of replicas as blocks, got {config.blocks}; "
             f"use --set blocks={config.num_parts}"
         )
-    _check_divisible(config, config.blocks, "replicas")
-
-
-def _check_divisible(config: Config, parts: int, kind: str) -> None:
-    size = config.data.batch_size
-    if size % parts:
-        raise ConfigError(
-            f"data.batch_size is {size}, which {parts} {kind} cannot divide equally; "
-            f"use --set data.batch_size={-(-size // parts) * parts}"
-        )
+    check_divisible(config, config.blocks, "replicas")
 
 
 def _check_model(config: Config) -> None:
@@ -221,14 +205,6 @@ def _check_message(config: Config) -> None:
             f"objective.head is auglocal, which takes residual units of {', '.join(DEPTHS)}, but model.name is "
             f"{shown(config.model.name)}; use --set objective.head=strided"
         )
-
-
-def _check_data(config: Config) -> None:
-    data = config.data
-    if data.name in NEED_PATH and data.path is None:
-        raise ConfigError(f"data.name {data.name} expected data.path, got null; use --set data.path=PATH")
-    if data.name in WITHOUT_PATH and data.path is not None:
-        raise ConfigError(f"data.path is {shown(data.path)}, but {data.name} reads no files; leave it out")
 
 
 def _check_optimizer(config: Config) -> None:

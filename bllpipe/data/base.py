@@ -7,7 +7,7 @@ All random draws are made on the CPU and copied to the device of the images; the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -20,9 +20,11 @@ from bllpipe.data.catalog import DataSpec
 from bllpipe.errors import ConfigError
 
 Split = Literal["train", "test"]
-# Over the training pixels in 0..1, by channel.
-MEAN_AND_STD: dict[str, tuple[list[float], list[float]]] = {
+Statistics = tuple[list[float], list[float]]  # mean and standard deviation by channel
+# Over the training pixels in 0..1.
+MEAN_AND_STD: dict[str, Statistics] = {
     "digits": ([0.3050], [0.3763]),
+    "mnist": ([0.1307], [0.3081]),
     "fashion_mnist": ([0.2860], [0.3530]),
     "cifar10": ([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]),
     "cifar100": ([0.5071, 0.4865, 0.4409], [0.2673, 0.2564, 0.2762]),
@@ -55,18 +57,22 @@ class ImageSet(Protocol):
     """The images of a data set, as the first block reads them."""
 
     spec: DataSpec
-    mean: list[float]
-    std: list[float]
+
+    @property
+    def mean(self) -> list[float]: ...
+
+    @property
+    def std(self) -> list[float]: ...
 
     def batches(self, wanted: Iterable[tuple[Split, Tensor]]) -> Iterator[Tensor]:
         """uint8 images [B, C, H, W] for every (split, index_B) in ``wanted``, in that order; or float32 [B, ...], which
-        are neither augmented nor normalised."""
+        are neither augmented nor normalised. With a recipe, image i of epoch e has the number e * num_train + i."""
 
 
 class UserData(Protocol):
     """A script's own data, in ``data.user_data``."""
 
-    def images(self, data: DataConfig) -> ImageSet: ...
+    def images(self, data: DataConfig, seed: int) -> ImageSet: ...
 
     def labels(self) -> LabelSet: ...
 
@@ -96,11 +102,14 @@ class MemoryImages:
         return sum(images.nbytes for images in self._splits.values())
 
 
-def mean_and_std(data: DataConfig, channels: int, train_NCHW: Tensor | None) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation by channel: configured, known for the set, or measured on the training images."""
-    known = MEAN_AND_STD.get(data.name)
-    if known is None and train_NCHW is not None and (data.mean is None or data.std is None):
-        known = _measured(train_NCHW)
+def mean_and_std(
+    data: DataConfig, channels: int, train_NCHW: Tensor | None, measure: Callable[[], Statistics] | None = None
+) -> Statistics:
+    """Mean and standard deviation by channel: configured, what ``measure`` returns, known for the set, or measured on
+    the training images."""
+    known = None if measure else MEAN_AND_STD.get(data.name)
+    if known is None and (data.mean is None or data.std is None):
+        known = measure() if measure else None if train_NCHW is None else _measured(train_NCHW)
     assert known is not None or (data.mean is not None and data.std is not None), "one of the three is there"
     mean = known[0] if data.mean is None and known else data.mean or []
     std = known[1] if data.std is None and known else data.std or []
@@ -112,7 +121,7 @@ def mean_and_std(data: DataConfig, channels: int, train_NCHW: Tensor | None) -> 
     return mean, std
 
 
-def _measured(train_NCHW: Tensor) -> tuple[list[float], list[float]]:
+def _measured(train_NCHW: Tensor) -> Statistics:
     """Mean and deviation over at most the first 5,000 images; a channel without variation is divided by 1."""
     pixels = train_NCHW[:5000].to(torch.float64) / 255
     std = [value if value > 0 else 1.0 for value in pixels.std(dim=(0, 2, 3), correction=0).tolist()]

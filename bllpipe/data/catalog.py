@@ -1,8 +1,8 @@
 """What is known of a data set without loading it: its sizes, its download address, and the files of a folder, with a
 count of those that are left out.
 
-A folder holds PATH/train/CLASS/* and PATH/test/CLASS/* (or PATH/val). The two may be links to anywhere; links inside
-them must not leave the data set.
+A folder holds PATH/train/CLASS/* and PATH/test/CLASS/*, or the images of a split as its metadata file says. The two may
+be links to anywhere; links inside them must not leave the data set.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from bllpipe.config.schema import DataConfig
+from bllpipe.data.metadata import Sample, metadata_samples
 from bllpipe.errors import DataError
 
 MAX_CLASSES = 100_000  # then a last layer of 512 channels has 200 MB
 DEFAULT_PATH = "data"
 SERVER_TIMEOUT_SECONDS = 4.0
+TEST_FOLDERS = ("test", "val", "validation", "valid")  # the first that is there
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff")
-Sample = tuple[str, Path]  # class and file
 
 
 @dataclass
@@ -104,6 +105,7 @@ class DataSpec:
 
 PUBLISHED = {
     "digits": DataSpec(1442, 355, (1, 8, 8), 10),
+    "mnist": DataSpec(60_000, 10_000, (1, 28, 28), 10),
     "fashion_mnist": DataSpec(60_000, 10_000, (1, 28, 28), 10),
     "cifar10": DataSpec(50_000, 10_000, (3, 32, 32), 10),
     "cifar100": DataSpec(50_000, 10_000, (3, 32, 32), 100),
@@ -155,35 +157,27 @@ def check_labels(train_N: Any, test_N: Any, source: str) -> int:
 
 @dataclass(frozen=True)
 class Download:
-    """``kind`` is torchvision's class; one of ``traces`` is in the folder once the set has been downloaded."""
+    """``kind`` is torchvision's class, ``url`` a file of the set."""
 
     kind: str
-    traces: tuple[str, ...]
     url: str
 
 
 DOWNLOADS = {
-    "cifar10": Download(
-        "CIFAR10",
-        ("cifar-10-batches-py", "cifar-10-python.tar.gz"),
-        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-    ),
-    "cifar100": Download(
-        "CIFAR100",
-        ("cifar-100-python", "cifar-100-python.tar.gz"),
-        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-    ),
+    "cifar10": Download("CIFAR10", "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"),
+    "cifar100": Download("CIFAR100", "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"),
+    "mnist": Download("MNIST", "https://ossci-datasets.s3.amazonaws.com/mnist/train-labels-idx1-ubyte.gz"),
     "fashion_mnist": Download(
-        "FashionMNIST",
-        ("FashionMNIST",),
-        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/train-labels-idx1-ubyte.gz",
+        "FashionMNIST", "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/train-labels-idx1-ubyte.gz"
     ),
 }
 
 
 def check_obtainable(name: str, path: str) -> None:
-    """Raises DataError when ``name`` is not in the folder ``path`` and its server does not answer."""
-    if any((Path(path) / trace).exists() for trace in DOWNLOADS[name].traces):
+    """Raises DataError when the files of ``name`` are not under ``path`` and its server does not answer."""
+    from bllpipe.data.original_files import is_there  # and readers of archives, which few commands need
+
+    if is_there(name, path):
         return
     try:
         urlopen(Request(DOWNLOADS[name].url, method="HEAD"), timeout=SERVER_TIMEOUT_SECONDS).close()  # noqa: S310  # one of the above
@@ -198,7 +192,7 @@ def missing(name: str, path: str, error: Exception) -> DataError:
     return DataError(
         f"{name} is not in {path} and could not be downloaded ({error}); on a machine with a network type\n"
         f"  bllpipe data fetch {name} --path {path}\n"
-        f"and copy that folder here, or name its place with --set data.path=FOLDER; delete it first if it is damaged"
+        f"and copy that folder here, or name the place of the original files with --set data.path=FOLDER"
     )
 
 
@@ -212,7 +206,8 @@ def listing(path: str, warn: Callable[[str], None] = lambda text: None) -> dict[
 def split_folders(path: str) -> dict[str, Path]:
     """The folders of both splits; DataError when there is none."""
     root = Path(path)
-    folders = {"train": root / "train", "test": root / "test" if (root / "test").is_dir() else root / "val"}
+    found = [root / name for name in TEST_FOLDERS if (root / name).is_dir()]
+    folders = {"train": root / "train", "test": found[0] if found else root / "val"}
     for folder in folders.values():
         if not folder.is_dir():
             raise DataError(f"{folder} does not exist; expected {root}/train/CLASS/*.png and {root}/test/CLASS/*.png")
@@ -220,6 +215,10 @@ def split_folders(path: str) -> dict[str, Path]:
 
 
 def _samples(folder: Path, root: Path, warn: Callable[[str], None]) -> list[Sample]:
+    if (listed := metadata_samples(folder, SUFFIXES)) is not None:
+        for _, file in listed:
+            _check_inside(file, root)
+        return listed
     samples, left_out = [], LeftOut()
     for group in _entries(folder):
         if is_hidden(group):

@@ -14,29 +14,31 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from math import pi
 from threading import Thread
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, pad
 
-from bllpipe.config.schema import AugmentConfig, GpuConfig
+from bllpipe.config.running import GpuConfig
+from bllpipe.config.schema import AugmentConfig
 from bllpipe.data.base import ImageSet, LabelSet, MemoryImages, Split, to_device
 from bllpipe.data.catalog import DataSpec
 from bllpipe.distributed.local_links import Channel
 from bllpipe.errors import ConfigError
-from bllpipe.messages import Alpha, Round, Target, messages
+from bllpipe.messages import ONE_PASS, Alpha, Passes, Round, Target, messages
 from bllpipe.utils.tensors import stream
 
 CPU = torch.device("cpu")
 LARGEST_SHARE = 4  # with gpu.images=auto images take at most 1 / LARGEST_SHARE of the memory of a GPU
+ALL = slice(None)
 DEPTH = 2  # batches that are drawn ahead
 Item = TypeVar("Item")
 
 
 class ImageSource:
-    """A receiver of image batches, augmented in training. They are copied to ``device`` as bytes and augmented there;
-    float32 images of a script are not changed."""
+    """A receiver of image batches, or of the images in them that are in the own ``passes``, augmented in training. They
+    are copied to ``device`` as bytes and augmented there; float32 images of a script are not changed."""
 
     def __init__(
         self,
@@ -45,8 +47,10 @@ class ImageSource:
         seed: int,
         config: AugmentConfig,
         device: torch.device = CPU,
+        passes: Passes = ONE_PASS,
     ) -> None:
         self._images, self._seed, self._config, self._device = images, seed, config, device
+        self._passes = passes
         self._entries: list[Round] = []
         self._batches = images.batches(self._wanted(messages(rounds)))
 
@@ -55,15 +59,21 @@ class ImageSource:
         entry = self._entries.pop(0)
         if images_BCHW.dtype != torch.uint8:
             return Alpha(entry, images_BCHW)
-        if entry.phase == "train":
+        if entry.phase == "train" and self._config.recipe == "none":
             draws = stream(self._seed, "augment", entry.epoch, entry.batch)
-            images_BCHW = augment(images_BCHW, self._config, draws)
+            place = Place(entry.size, self._passes.own_images(entry))
+            images_BCHW = augment(images_BCHW, self._config, draws, place)
         return Alpha(entry, normalise(images_BCHW, self._images.mean, self._images.std))
 
     def _wanted(self, rounds: Iterator[Round]) -> Iterator[tuple[Split, Tensor]]:
         """The images of each round; a loader may draw several rounds ahead."""
         for entry, split, index_B in _indices(rounds, self._images.spec.num_train, self._seed):
+            index_B = index_B[self._passes.own_images(entry)]
+            if not len(index_B):  # a small test batch may have none for a replica
+                continue
             self._entries.append(entry)
+            if entry.phase == "train" and self._config.recipe != "none":
+                index_B = index_B + entry.epoch * self._images.spec.num_train  # whose draws differ by epoch
             yield split, index_B
 
 
@@ -118,8 +128,8 @@ def stays_on_device(images: ImageSet, config: GpuConfig, memory_bytes: int) -> b
     if not isinstance(images, MemoryImages):
         if config.images == "device":
             raise ConfigError(
-                "gpu.images is device, but the images of a folder are decoded as they are needed; "
-                "use --set gpu.images=host"
+                "gpu.images is device, but the images of a folder are decoded as they are needed, and recipes run in "
+                "processes; use --set gpu.images=host"
             )
         return False
     fits = images.num_bytes * LARGEST_SHARE <= memory_bytes
@@ -183,14 +193,24 @@ def batch_index(order: Tensor, batch: int, batch_size: int) -> Tensor:
     return order[batch * batch_size : (batch + 1) * batch_size]
 
 
-def augment(images_BCHW: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
-    """uint8 images of the same shape, randomly cropped, flipped and rotated as ``config`` says."""
+class Place(NamedTuple):
+    """The places of some images in a batch of ``batch_size``: they get the draws of these places."""
+
+    batch_size: int
+    own: slice
+
+
+def augment(
+    images_BCHW: Tensor, config: AugmentConfig, generator: torch.Generator, place: Place | None = None
+) -> Tensor:
+    """uint8 images of the same shape, randomly cropped, flipped and rotated as ``config`` says; a whole batch, or those
+    at a ``place`` in one."""
     if config.crop_padding:
-        images_BCHW = _crop(images_BCHW, config.crop_padding, generator)
+        images_BCHW = _crop(images_BCHW, config.crop_padding, generator, place)
     if config.flip:
-        images_BCHW = _flip(images_BCHW, generator)
+        images_BCHW = _flip(images_BCHW, generator, place)
     if config.rotation:
-        images_BCHW = _rotate(images_BCHW, config.rotation, generator)
+        images_BCHW = _rotate(images_BCHW, config.rotation, generator, place)
     return images_BCHW
 
 
@@ -202,28 +222,35 @@ def normalise(images_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) 
     return scaled.add_(to_device(shift_C, images_BCHW.device).view(-1, 1, 1)).contiguous()
 
 
-def _crop(images_BCHW: Tensor, padding: int, generator: torch.Generator) -> Tensor:
+def _crop(images_BCHW: Tensor, padding: int, generator: torch.Generator, place: Place | None = None) -> Tensor:
     """A window of the original size at a random place of the zero-padded image: one gather for the whole batch."""
     batch, _, height, width = images_BCHW.shape
-    corners = torch.stack([torch.arange(batch), *torch.randint(0, 2 * padding + 1, (2, batch), generator=generator)])
-    number_B, top_B, left_B = to_device(corners, images_BCHW.device)
+    size, own = place or Place(batch, ALL)
+    corners = torch.randint(0, 2 * padding + 1, (2, size), generator=generator)[:, own]
+    number_B, top_B, left_B = to_device(torch.cat([torch.arange(batch)[None], corners]), images_BCHW.device)
     windows = pad(images_BCHW, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # [B, C, top, left, H, W]
     return windows[number_B, :, top_B, left_B]
 
 
-def _flip(images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+def _flip(images_BCHW: Tensor, generator: torch.Generator, place: Place | None = None) -> Tensor:
     """Images flipped left to right with probability 0.5."""
-    mirrored_B = torch.rand(len(images_BCHW), generator=generator) < 0.5
+    mirrored_B = _uniform(images_BCHW, generator, place) < 0.5
     return torch.where(to_device(mirrored_B, images_BCHW.device).view(-1, 1, 1, 1), images_BCHW.flip(3), images_BCHW)
 
 
-def _rotate(images_BCHW: Tensor, degrees: float, generator: torch.Generator) -> Tensor:
+def _uniform(images_BCHW: Tensor, generator: torch.Generator, place: Place | None) -> Tensor:
+    """A number from 0 to 1 for every image."""
+    size, own = place or Place(len(images_BCHW), ALL)
+    return torch.rand(size, generator=generator)[own]
+
+
+def _rotate(images_BCHW: Tensor, degrees: float, generator: torch.Generator, place: Place | None = None) -> Tensor:
     """Each image rotated by its own angle, bilinear, padded with zeros.
 
     The grid's coordinates go from -1 to 1 along both sides, so the sines carry the ratio of the sides.
     """
     height, width = images_BCHW.shape[2:]
-    angle_B = (2 * torch.rand(len(images_BCHW), generator=generator) - 1) * degrees * pi / 180
+    angle_B = (2 * _uniform(images_BCHW, generator, place) - 1) * degrees * pi / 180
     cos_B, sin_B, zero_B = angle_B.cos(), angle_B.sin(), torch.zeros_like(angle_B)
     rows = [
         torch.stack([cos_B, -sin_B * height / width, zero_B], 1),

@@ -1,14 +1,12 @@
-"""Data sets by name: handwritten digits, CIFAR and Fashion-MNIST through torchvision, NumPy archives, image folders
-and synthetic images. The first block gets images; the feedback rank loads labels alone.
+"""Data sets by name: handwritten digits, CIFAR and (Fashion-)MNIST from their original files, NumPy archives, image
+folders and synthetic images. The first block gets images; the feedback rank loads labels alone.
 """
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +15,17 @@ from torch.nn.functional import interpolate
 
 from bllpipe.config.schema import DataConfig
 from bllpipe.data.base import Arrays, ImageSet, LabelSet, MemoryImages
-from bllpipe.data.catalog import DEFAULT_PATH, DOWNLOADS, SERVER_TIMEOUT_SECONDS, DataSpec, check_user_data, missing
+from bllpipe.data.catalog import (
+    DEFAULT_PATH,
+    DOWNLOADS,
+    PUBLISHED,
+    SERVER_TIMEOUT_SECONDS,
+    DataSpec,
+    check_user_data,
+    missing,
+)
 from bllpipe.data.npz import open_archive
+from bllpipe.data.originals import Splits, read_original
 from bllpipe.errors import DataError
 from bllpipe.utils.tensors import stream
 
@@ -43,61 +50,68 @@ def digits() -> Arrays:
     return Arrays(images_NCHW[~is_test], labels_N[~is_test], images_NCHW[is_test], labels_N[is_test], num_classes=10)
 
 
-def torchvision_set(name: str, path: str) -> Arrays:
-    """CIFAR-10, CIFAR-100 or Fashion-MNIST from the folder ``path``; downloads what is missing."""
-    train, test = (_open(name, path, is_train) for is_train in (True, False))
-    (train_NCHW, train_N), (test_NCHW, test_N) = _tensors(train), _tensors(test)
-    return Arrays(train_NCHW, train_N, test_NCHW, test_N, num_classes=len(train.classes))
+def original_set(name: str, path: str) -> Arrays:
+    """A published set from its files under ``path``, which are downloaded if there are none."""
+    splits = read_original(name, path)
+    if splits is None:
+        fetch(name, path)
+        splits = read_original(name, path)
+        assert splits is not None, "they have just been downloaded"
+    return _arrays(name, splits)
 
 
-def _open(name: str, path: str, is_train: bool) -> Any:
-    """torchvision's data set. Missing files are downloaded if there is a network; torchvision checks their digests."""
-    from torchvision import datasets
+def stored(name: str, path: str) -> DataSpec:
+    """The sizes of a published set under ``path``, without a download; DataError if it is missing or damaged."""
+    splits = read_original(name, path)
+    if splits is None:
+        raise DataError(
+            f"{name} is missing: its original files are not in {path}; use bllpipe data fetch {name} --path {path}"
+        )
+    train_NCHW, test_NCHW = splits["train"][0], splits["test"][0]
+    return DataSpec(len(train_NCHW), len(test_NCHW), train_NCHW.shape[1:], PUBLISHED[name].num_classes)
 
-    kind = getattr(datasets, DOWNLOADS[name].kind)
-    with suppress(RuntimeError):  # not there, or damaged
-        return kind(path, train=is_train, download=False)
+
+def fetch(name: str, path: str) -> None:
+    """Downloads the original files into ``path``, where torchvision finds them too, and verifies their MD5."""
     default_timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SERVER_TIMEOUT_SECONDS)  # torchvision sets none
     try:
-        return kind(path, train=is_train, download=True)
+        _download(name, path)
     except (OSError, RuntimeError) as error:
         raise missing(name, path, error) from error
     finally:
         socket.setdefaulttimeout(default_timeout)
 
 
-def stored(name: str, path: str) -> DataSpec:
-    """The sizes of a set in the folder ``path``, without a download; DataError if a file is missing or its digest is
-    not the published one."""
+def _download(name: str, path: str) -> None:
+    """torchvision's own addresses, names and digests; its classes would also unpickle what they have downloaded."""
     from torchvision import datasets
+    from torchvision.datasets.utils import download_and_extract_archive
 
     kind = getattr(datasets, DOWNLOADS[name].kind)
-    try:
-        train, test = (kind(path, train=is_train, download=False) for is_train in (True, False))
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
-        raise DataError(
-            f"{name} in {path} is missing or damaged ({error}); delete it there, and use "
-            f"bllpipe data fetch {name} --path {path}"
-        ) from error
-    channels, height, width = _tensors(train)[0].shape[1:]
-    return DataSpec(len(train.targets), len(test.targets), (channels, height, width), len(train.classes))
+    if hasattr(kind, "tgz_md5"):
+        download_and_extract_archive(kind.url, path, filename=kind.filename, md5=kind.tgz_md5)
+        return
+    for file, md5 in kind.resources:
+        for mirror in kind.mirrors:
+            try:
+                download_and_extract_archive(f"{mirror}{file}", f"{path}/{kind.__name__}/raw", filename=file, md5=md5)
+                break
+            except (OSError, RuntimeError):
+                if mirror == kind.mirrors[-1]:
+                    raise
 
 
-def _tensors(dataset: Any) -> tuple[Tensor, Tensor]:
-    """uint8 [N, C, H, W] and int64 [N]."""
-    return _channels_first(torch.as_tensor(dataset.data)), torch.as_tensor(dataset.targets, dtype=torch.int64)
+def _arrays(name: str, splits: Splits) -> Arrays:
+    (train_NCHW, train_N), (test_NCHW, test_N) = (
+        tuple(torch.from_numpy(np.array(each)) for each in splits[split]) for split in ("train", "test")
+    )
+    return Arrays(train_NCHW, train_N, test_NCHW, test_N, PUBLISHED[name].num_classes)
 
 
 def _channels_first(images: Tensor) -> Tensor:
     """[N, H, W] or [N, H, W, C] as [N, C, H, W]."""
     return (images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2)).contiguous()
-
-
-def fetch(name: str, path: str) -> None:
-    """Downloads a torchvision set into ``path`` and checks it."""
-    for is_train in (True, False):
-        _open(name, path, is_train)
 
 
 def synthetic(data: DataConfig, seed: int) -> Arrays:
@@ -137,20 +151,29 @@ LOADERS: dict[str, Callable[[DataConfig, int], Arrays]] = {
     "digits": lambda data, seed: digits(),
     "synthetic": synthetic,
     "npz": lambda data, seed: read_arrays(str(data.path)),
-    **dict.fromkeys(DOWNLOADS, lambda data, seed: torchvision_set(data.name, data.path or DEFAULT_PATH)),
+    **dict.fromkeys(DOWNLOADS, lambda data, seed: original_set(data.name, data.path or DEFAULT_PATH)),
 }
 
 
 def load_images(data: DataConfig, seed: int) -> ImageSet:
     """The images of ``data.name``; DataError if they are missing or invalid."""
     if data.user_data is not None:
-        images: ImageSet = data.user_data.images(data)
+        images: ImageSet = data.user_data.images(data, seed)
         return images
     if data.name == "imagefolder":
         from bllpipe.data.image_folder import FolderImages
 
-        return FolderImages(data)
-    return MemoryImages(load_arrays(data, seed), data)
+        return FolderImages(data, seed)
+    return array_images(load_arrays(data, seed), data, seed)
+
+
+def array_images(arrays: Arrays, data: DataConfig, seed: int) -> ImageSet:
+    """Images in memory, or those of a recipe."""
+    if data.augment.recipe == "none":
+        return MemoryImages(arrays, data)
+    from bllpipe.data.decoded_images import ArrayImages
+
+    return ArrayImages(arrays, data, seed)
 
 
 def load_labels(data: DataConfig, seed: int) -> LabelSet:

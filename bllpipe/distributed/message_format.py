@@ -26,18 +26,18 @@ from bllpipe.errors import WireError
 from bllpipe.messages import Alpha, Message, Phase, Round, Stats, Target
 from bllpipe.topology import Edge
 
-VERSION = 3  # of this format
+VERSION = 4  # of this format
 NAME = b"BLLPIPE"
 MAGIC = NAME + bytes([VERSION])
 HEADER_BYTES = 256
-TRAILER_BYTES = 64  # magic, edge and round
+TRAILER_BYTES = 64  # magic, edge and round: all that differs between messages in the same buffer
 ALIGNMENT = 64
 KINDS = ("alpha", "target", "stats")
 LIMIT = "at most"  # in place of a phase: the largest message of any phase
 PHASES = ("train", "evaluate", LIMIT)
 DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.float16)
 MAX_DIMS = 5
-_NUMBERS = struct.Struct("<29q")
+_NUMBERS = struct.Struct("<30q")
 Shapes = Sequence[tuple[torch.dtype, tuple[int, ...]]]  # of the tensors of a message
 
 
@@ -80,20 +80,21 @@ class Layout:
 
     def largest(self) -> bytes:
         """The header of the largest message, of no round; both ends of the edge must agree on it."""
-        return self._header(LIMIT, 0, 0, self.max_batch, self.shapes(self.max_batch, LIMIT))
+        return self._header(LIMIT, Round("train", 0, size=self.max_batch), self.shapes(self.max_batch, LIMIT))
 
     def expected_header(self, entry: Round) -> bytes:
         """The header that the message of this round must have."""
-        return self._header(entry.phase, entry.step, entry.batch, entry.size, self.shapes(entry.size, entry.phase))
+        return self._header(entry.phase, entry, self.shapes(entry.size, entry.phase))
 
     def header(self, entry: Round, tensors: list[Tensor]) -> bytes:
         """The header that describes ``tensors`` as they are."""
         shapes = [(tensor.dtype, tuple(tensor.shape)) for tensor in tensors]
-        return self._header(entry.phase, entry.step, entry.batch, entry.size, shapes)
+        return self._header(entry.phase, entry, shapes)
 
-    def _header(self, phase: str, step: int, batch: int, size: int, shapes: Shapes) -> bytes:
-        kind, src, dst = KINDS.index(self.edge.kind), self.edge.src, self.edge.dst
-        numbers = (kind, src, dst, PHASES.index(phase), step, batch, size, len(shapes), *_shape_numbers(tuple(shapes)))
+    def _header(self, phase: str, entry: Round, shapes: Shapes) -> bytes:
+        edge = KINDS.index(self.edge.kind), self.edge.src, self.edge.dst
+        when = PHASES.index(phase), entry.step, entry.batch, entry.shard
+        numbers = (*edge, *when, entry.size, len(shapes), *_shape_numbers(tuple(shapes)))
         return (MAGIC + _NUMBERS.pack(*numbers)).ljust(HEADER_BYTES, b"\0")
 
     def check(self, header: bytes, trailer: bytes, entry: Round) -> None:
@@ -216,9 +217,10 @@ def _describe(header: bytes) -> str:
         return f"bytes that are no bllpipe header ({header[:12].hex(' ')} ...)"
     if header[: len(MAGIC)] != MAGIC:
         return f"a header of version {header[len(NAME)]}, not {VERSION}"
-    kind, src, dst, phase, step, batch, size, count, *rest = _NUMBERS.unpack_from(header, len(MAGIC))
+    kind, src, dst, phase, step, batch, shard, size, count, *rest = _NUMBERS.unpack_from(header, len(MAGIC))
     tensors = [_describe_tensor(rest[i * 7 : i * 7 + 7]) for i in range(min(max(count, 0), 3))]
-    when = f"{_name(PHASES, phase)} step {step} batch {batch} of" if phase != PHASES.index(LIMIT) else LIMIT
+    of_shard = f" shard {shard}" if shard else ""
+    when = f"{_name(PHASES, phase)} step {step} batch {batch}{of_shard} of" if phase != PHASES.index(LIMIT) else LIMIT
     return f"{_name(KINDS, kind)} {src}->{dst}, {when} {size} images, {' '.join(tensors)}"
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from bllpipe.config.schema import BackendConfig
+from bllpipe.config.running import BackendConfig
 from bllpipe.distributed.gloo import GlooReceiver, GlooSender
 from bllpipe.distributed.message_format import Layout
 from bllpipe.distributed.nccl import NcclReceiver, NcclSender

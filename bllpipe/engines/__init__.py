@@ -108,7 +108,10 @@ def topology(config: Config) -> Topology:
     if config.engine in SYNCHRONOUS:
         each = 2 if config.engine in TWO_STAGES else 1
         return Topology(config.num_parts // each, has_feedback=False, placement=PLACEMENTS[config.engine])
-    return Topology(config.num_blocks, has_feedback=not config.is_end_to_end)
+    if config.engine != "ranks" or max(config.block_replicas) == 1:  # a process has all shards of the blocks it holds
+        return Topology(config.num_blocks, has_feedback=not config.is_end_to_end, num_shards=config.num_passes)
+    joins = config.norm == "sync"
+    return Topology(config.num_blocks, num_shards=config.num_shards, replicas=config.block_replicas, joins_shards=joins)
 
 
 def engine(name: str) -> Engine:

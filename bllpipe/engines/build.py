@@ -10,20 +10,31 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from bllpipe.checkpoint import CheckpointWriter
+from bllpipe.checkpoint.replicas import ReplicaWriter
 from bllpipe.config import to_mapping
 from bllpipe.config.schema import PIPELINES
 from bllpipe.data.base import ImageSet, LabelSet, data_identity
 from bllpipe.data.loader import LabelSource, label_batches
+from bllpipe.distributed.replica_sum import ReplicaSum
 from bllpipe.distributed.torchrun import is_lead
 from bllpipe.engines.job import Job, JobStore
-from bllpipe.engines.ports import ActorPorts, Links, NullSender, PortWrapper, identity, image_port, message_size_of
+from bllpipe.engines.ports import (
+    ActorPorts,
+    Links,
+    NullSender,
+    PortWrapper,
+    identity,
+    image_port,
+    in_passes,
+    message_size_of,
+)
 from bllpipe.errors import CheckpointError, ConfigError
 from bllpipe.learn.block import Block, alpha_shape, make_block
 from bllpipe.learn.cuda_graphs import speed_up
@@ -31,6 +42,8 @@ from bllpipe.learn.distributions import FAMILIES
 from bllpipe.learn.feedback import make_feedback
 from bllpipe.learn.feedback_alignment import propagate
 from bllpipe.learn.memory_format import place, without_cudnn
+from bllpipe.learn.sync_norm import synchronize_norms
+from bllpipe.messages import Round
 from bllpipe.models.partition import cut
 from bllpipe.models.registry import (
     check_batches,
@@ -42,7 +55,7 @@ from bllpipe.models.registry import (
 )
 from bllpipe.models.units import Segment, Unit
 from bllpipe.training.instrument import guard, trace
-from bllpipe.training.loops import BlockLoop, FeedbackLoop, Loop
+from bllpipe.training.loops import BlockLoop, FeedbackLoop, Loop, OneReplica, Replicas
 from bllpipe.training.metrics_logger import MetricsLogger
 from bllpipe.training.timing import Metered, Stopwatch
 from bllpipe.training.tracing import Clock, SpanFile, align_clock, machine_id
@@ -67,33 +80,62 @@ class JobBuilder:
         wrap_port: PortWrapper = identity,
         ahead: bool = False,
         beside_nccl: bool = False,
+        replica_group: Any = None,
     ) -> None:
         self.job, self.store, self.links, self.wrap_port = job, store, links, wrap_port
-        self.ahead, self.beside_nccl = ahead, beside_nccl
+        self.ahead, self.beside_nccl, self.replica_group = ahead, beside_nccl, replica_group
 
     def block_worker(self, rank: int, segment: Segment, device: torch.device, images: ImageSet | None) -> Worker:
-        """The worker of one block; that of the first block reads the images."""
-        layout, ports = self.job.topology, self._ports()
+        """The worker of one replica of a block; those of the first block read the images."""
+        layout, ports, number = self.job.topology, self._ports(), self.job.topology.block_of(rank)
+        block, passes = self._block(number, segment), layout.passes_of(rank)
         loop = BlockLoop(
-            self._block(rank, segment),
-            inputs=image_port(self.job, images, device, ahead=self.ahead)
+            block,
+            inputs=image_port(self.job, images, device, ahead=self.ahead, passes=passes)
             if images is not None
-            else ports.receiver(layout.alpha_edge(rank - 1)),
-            targets=ports.receiver(layout.target_edge(rank)),
-            alphas=ports.sender(layout.alpha_edge(rank)),
-            stats=ports.sender(layout.stats_edge(rank)),
+            else ports.block_inputs(rank),
+            targets=ports.block_targets(rank),
+            alphas=ports.block_alphas(rank),
+            stats=ports.sender(layout.stats_edge(number, layout.shards_of(rank)[0])),
+            passes=passes,
+            replicas=self._replicas(rank, block, ports),
         )
-        return self._worker(rank, [self._actor(rank, f"block {rank}", loop, ports, device)])
+        # the metrics of the first replica are those of the block
+        name = layout.part_role(rank) if layout.is_lead(rank) else layout.role(rank)
+        return self._worker(rank, [self._actor(rank, name, loop, ports, device)])
+
+    def _replicas(self, rank: int, block: Block, ports: ActorPorts) -> Replicas:
+        """The sums over the replicas of the block of ``rank``; BatchNorm uses them too if ``norm`` is sync."""
+        layout, config = self.job.topology, self.job.config
+        ranks = layout.ranks_of(layout.block_of(rank))
+        if len(ranks) == 1:
+            return OneReplica()
+        name = f"sum of block {layout.block_of(rank)}"
+        port = ReplicaSum(
+            name,
+            ranks,
+            layout.replica_of(rank),
+            [layout.passes_of(other) for other in ranks],
+            self.replica_group,
+            self.store,
+            block.learner.trainable(),
+            ordered=config.reduce == "ordered",
+        )
+        if config.norm == "sync":
+            for part in (block.segment, block.local):
+                synchronize_norms(part, port.add_up)
+        return ports.sum_over_replicas(port, name)
 
     def network_worker(self, segment: Segment, device: torch.device, images: ImageSet, labels: LabelSet) -> Worker:
         """The only worker of a network that learns end to end: it reads images and labels, and sends nothing."""
-        rounds, nowhere = self.job.rounds("train", "evaluate"), NullSender()
+        rounds, nowhere, passes = self.job.rounds("train", "evaluate"), NullSender(), self.job.topology.passes_of(0)
         loop = BlockLoop(
             self._block(0, segment),
-            inputs=image_port(self.job, images, device, ahead=self.ahead),
-            targets=LabelSource(labels, rounds, self.job.config.seed, device),
+            inputs=image_port(self.job, images, device, ahead=self.ahead, passes=passes),
+            targets=in_passes(LabelSource(labels, rounds, self.job.config.seed, device), passes),
             alphas=nowhere,
             stats=nowhere,
+            passes=passes,
         )
         return self._worker(0, [self._actor(0, "block 0", loop, self._ports(), device)])
 
@@ -107,20 +149,21 @@ class JobBuilder:
                 name,
                 make_feedback(config.feedback, job.spec.num_classes, channels, config.seed, name, device, family),
                 labels=(label_B for _, label_B in label_batches(labels, job.rounds(), config.seed, device)),
-                targets=ports.sender(job.topology.target_edge(block)),
-                stats=ports.receiver(job.topology.stats_edge(block)),
+                targets=ports.feedback_targets(block),
+                stats=ports.feedback_stats(block),
                 lag=config.feedback.lag,
+                passes=job.topology.passes_of(job.topology.ranks_of(block)[0]),
             )
             actors.append(self._actor(rank, f"lane {block}", loop, ports, device))
         return self._worker(rank, actors)
 
-    def _block(self, rank: int, segment: Segment) -> Block:
+    def _block(self, number: int, segment: Segment) -> Block:
         job = self.job
-        shapes = self.store.input_shape(rank, job.spec.image_shape), self.store.shape_of(rank)
-        is_last = rank == job.topology.num_blocks - 1
+        shapes = self.store.input_shape(number, job.spec.image_shape), self.store.shape_of(number)
+        is_last = number == job.topology.num_blocks - 1
         sizes = job.spec.num_classes, job.schedule.total_steps
-        block = make_block(segment, *shapes, job.config, *sizes, is_last, width_for_heads(job), rank)
-        if rank == 0 and isinstance(block.objective, nn.Module):
+        block = make_block(segment, *shapes, job.config, *sizes, is_last, width_for_heads(job), number)
+        if number == 0 and isinstance(block.objective, nn.Module):
             warn_of_draws(dict(block.objective.named_children()), "the objective")
         if self.beside_nccl and block.channels_last and not job.config.gpu.compile:  # a compiler has kernels of its own
             for part in (block.segment, block.local):
@@ -150,7 +193,8 @@ def make_actor(
     """``loop`` with stopwatch, metrics logger, a check of its losses and, with ``trace.num_steps``, spans."""
     stopwatch = Stopwatch(ports, int(job.start + STEADY_AFTER * (job.schedule.last_step - job.start)))
     place = {"rank": rank, "role": role, "actor": name}
-    metrics = MetricsLogger(place, job.directory, store, stopwatch, job.config.log.every_steps)
+    log_every, writes = job.config.log.every_steps, job.topology.is_lead(rank)
+    metrics = MetricsLogger(place, job.directory, store, stopwatch, log_every, writes)
     actor = guard(Actor(loop, stopwatch, metrics), at_lines=device.type != "cpu")
     settings = job.config.trace
     window = range(settings.first_step, settings.first_step + settings.num_steps)
@@ -160,13 +204,16 @@ def make_actor(
 def make_worker(job: Job, store: JobStore, rank: int, actors: list[Actor]) -> Worker:
     """A rank: its actors, restored from the checkpoint, and the writer of its shard of every checkpoint."""
     restore_actors(job, store, rank, actors)
-    settings, num_ranks = job.config.checkpoint, job.topology.world_size
+    settings, layout = job.config.checkpoint, job.topology
     writer = CheckpointWriter(
-        job.directory.checkpoints, store, num_ranks, job.attempt, settings.keep, settings.if_unwritable
+        job.directory.checkpoints, store, layout.num_parts, job.attempt, settings.keep, settings.if_unwritable
     )
-    metadata = {"config": to_mapping(job.config), "data": data_identity(job.spec)}
+    place = {"rank": layout.part_of(rank), "role": layout.part_role(rank)}
+    metadata = {**place, "config": to_mapping(job.config), "data": data_identity(job.spec)}
     spans = _span_file(job, store, rank, actors)
-    worker = Worker(rank, job.topology.role(rank), actors, writer, metadata, spans)
+    ranks = () if rank == layout.feedback_rank else layout.ranks_of(layout.block_of(rank))
+    replicas = ReplicaWriter(writer, store, layout.role(ranks[0]), ranks, rank - ranks[0]) if len(ranks) > 1 else None
+    worker = Worker(rank, layout.role(rank), actors, replicas or writer, metadata, spans, layout.part_of(rank))
     for callback in job.callbacks:
         callback.on_start(job, store, worker)
     return worker
@@ -187,6 +234,8 @@ def restore_actors(job: Job, store: JobStore, rank: int, actors: Sequence[Actor]
     """Restores the actors of a rank from the checkpoint; a warning names what starts fresh."""
     if job.checkpoint is None:
         return
+    own_names = {name for actor in actors for name in (*actor.loop.weights(), *actor.loop.state())}
+    job.checkpoint.verify(own_names)
     found, place = job.checkpoint.mapped(), job.checkpoint.path.name
     taken, fresh = set[str](), set[str]()
     for actor in actors:
@@ -298,7 +347,8 @@ def _smallest_batches(job: Job) -> tuple[int, int]:
     parts = config.pipeline.microbatches if config.engine in PIPELINES else 1
     if config.engine == "ddp":
         parts = job.topology.num_blocks
-    return size // parts, num_test % size or min(size, num_test)
+    last = num_test % size or min(size, num_test)
+    return size // max(parts, config.num_passes), Round("evaluate", 0, size=last).shards(config.num_passes)[-1].size
 
 
 def _output_shape(segment: Segment, input_shape: tuple[int, ...], device: torch.device, name: str) -> tuple[int, ...]:

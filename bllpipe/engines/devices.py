@@ -119,7 +119,7 @@ class RankDevices:
     def _feedback_has_gpu(self) -> bool:
         """Whether the feedback rank has a GPU without a block, as far as this machine shows."""
         on_gpu = self.config.feedback.device != "cpu" and _use_gpus(self.config, self.machine)
-        return on_gpu and (not self.environment.on_one_machine or self.machine.gpus > self.topology.num_blocks)
+        return on_gpu and (not self.environment.on_one_machine or self.machine.gpus > len(self.topology.block_ranks))
 
     def sharing_warning(self) -> str:
         """The warning for blocks that share a GPU; empty if none do."""
@@ -136,13 +136,15 @@ class RankDevices:
         rank, blocks = self.environment.rank, list(self.topology.block_ranks)
         if rank in blocks:
             store.set(f"own gpu/{rank}", str(int(self.has_distinct_gpus())))
-        without = [block for block in blocks if not int(store.get(f"own gpu/{block}"))]
-        if rank == 0 and self.config.backend.alpha == "auto" and 0 < len(without) < len(blocks):
-            warn(
-                f"the machines of ranks {', '.join(map(str, without))} have no GPU for each of their blocks: "
-                f"activations go over gloo between all ranks; NCCL needs a GPU for every block"
-            )
-        return chosen_backends(self.config.backend, distinct_gpus=not without)
+        if rank == 0:  # one rank asks for all, and the others ask for one key
+            without = [block for block in blocks if not int(store.get(f"own gpu/{block}"))]
+            store.set("own gpu/all", str(int(not without)))
+            if self.config.backend.alpha == "auto" and 0 < len(without) < len(blocks):
+                warn(
+                    f"the machines of ranks {', '.join(map(str, without))} have no GPU for each of their blocks: "
+                    f"activations go over gloo between all ranks; NCCL needs a GPU for every block"
+                )
+        return chosen_backends(self.config.backend, distinct_gpus=store.get("own gpu/all") == b"1")
 
 
 def _use_gpus(config: Config, machine: Machine) -> bool:

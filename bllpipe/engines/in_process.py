@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from bllpipe.config import Config
-from bllpipe.config.schema import NEVER
+from bllpipe.config.fields import NEVER
 from bllpipe.data.registry import load_images, load_labels
 from bllpipe.distributed.cuda_streams import streams_on
 from bllpipe.distributed.local_links import LocalLinks
@@ -128,7 +128,7 @@ def links_in_turn(job: Job, device: torch.device) -> Links:
 
 def run_in_turn(job: Job, workers: list[Worker], links: Links) -> None:
     """In every round the lanes run first, as the blocks need their targets; then the blocks from first to last."""
-    blocks = job.topology.num_blocks
+    blocks = len(job.topology.block_ranks)
     for entry in job.steps("all"):
         for worker in (*workers[blocks:], *workers[:blocks]):
             for actor in worker.actors:

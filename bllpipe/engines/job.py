@@ -136,7 +136,8 @@ def agree(
         decided["attempt"],
         spec,
         RunSchedule.of(config, spec.num_train, spec.num_test),
-        open_checkpoint(Path(decided["checkpoint"])) if decided["checkpoint"] else None,
+        # the rank that decided has read every byte; any other one reads the parts that it restores from
+        open_checkpoint(Path(decided["checkpoint"]), sizes_only=True) if decided["checkpoint"] else None,
         decided["tested"],
         stop or StopAgreement(),
         options.output,

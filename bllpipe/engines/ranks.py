@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
 from bllpipe.config import Config
-from bllpipe.config.schema import NEVER
+from bllpipe.config.fields import NEVER
 from bllpipe.data.base import ImageSet
 from bllpipe.data.registry import load_images, load_labels
-from bllpipe.distributed.process_group import World, close_group, open_edges, open_group
+from bllpipe.distributed.process_group import World, close_group, open_edges, open_group, open_replica_groups
 from bllpipe.distributed.process_links import ProcessLinks
 from bllpipe.distributed.torchrun import RankEnvironment
 from bllpipe.engines import Options, topology
@@ -26,6 +26,7 @@ from bllpipe.engines.failure import enter, fail, leave
 from bllpipe.engines.job import Job, JobStore, agree
 from bllpipe.engines.ports import PortWrapper, identity, rounds_of
 from bllpipe.engines.runner import is_complete, prepare_process, report_complete, train
+from bllpipe.topology import Topology
 from bllpipe.training.stopping import StopAgreement
 from bllpipe.training.watchdog import Watchdog
 from bllpipe.utils.console import warn
@@ -55,13 +56,15 @@ def run_in_world(
         return report_complete(job) if rank == 0 else None
     # only now, as the first rank may have downloaded them
     labels = load_labels(config.data, config.seed) if rank == layout.feedback_rank else None
-    segment = None if labels else build_job_segment(job, store, rank, device)
-    links = open_links(job, world, device)
-    builder = JobBuilder(job, store, links, wrap_port, ahead=True, beside_nccl=links.has_nccl)
+    segment = None if labels else build_job_segment(job, store, layout.block_of(rank), device)
+    links, group = open_links(job, world, device), open_replica_group(job.topology, rank)
+    builder = JobBuilder(job, store, links, wrap_port, ahead=True, beside_nccl=links.has_nccl, replica_group=group)
     if labels:
         worker = builder.feedback_worker(labels, device)
     else:
         assert segment is not None
+        if images is None and layout.block_of(rank) == 0:  # another replica of the first block
+            images = load_images(config.data, config.seed)
         worker = builder.block_worker(rank, segment, device, images)
     watchdog.watch([worker])
     links.agree()
@@ -100,6 +103,13 @@ def open_links(job: Job, world: World, device: torch.device) -> ProcessLinks:
     patience = job.config.backend.timeout_seconds + GRACE_SECONDS
     settings = replace(job.config.backend, timeout_seconds=patience)
     return ProcessLinks(groups, backends, settings, device, world.store)
+
+
+def open_replica_group(layout: Topology, rank: int) -> Any:
+    """The group of the replicas of the block of ``rank``; None if there is one, and for the feedback."""
+    blocks = [layout.ranks_of(block) for block in range(layout.num_blocks)]
+    groups = open_replica_groups(ranks for ranks in blocks if len(ranks) > 1)
+    return next((group for ranks, group in groups.items() if rank in ranks), None)
 
 
 def run_process(config: Config, options: Options, run_rank: RunRank) -> int:

@@ -77,7 +77,7 @@ def finish(job: Job, store: JobStore, started: float) -> None:
     seconds, stopped = time.perf_counter() - started, job.stop.stopped
     done = stopped.step if stopped else job.schedule.last_step
     schedule = replace(job.schedule, last_step=done)
-    summary = summarise(job.config, job.topology.tested_ranks, reports, schedule, seconds)
+    summary = summarise(job.config, job.topology, reports, schedule, seconds)
     try:  # before anything is printed: a terminal may block
         job.directory.write_summary(summary)
         if done == schedule.total_steps and (stopped is None or stopped.tested):

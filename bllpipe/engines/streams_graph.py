@@ -37,6 +37,7 @@ from bllpipe.messages import Alpha, Round
 from bllpipe.training.loops import BlockLoop, FeedbackLoop, Loop
 from bllpipe.training.timing import Metered
 from bllpipe.training.worker import Actor, Worker
+from bllpipe.utils.tree_sum import Sums
 
 WavefrontStep = Sequence[tuple[int, Round]]  # the rounds of its columns, the last column first
 
@@ -245,7 +246,10 @@ class ReplayedBlock:
     def stats(self, alpha: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
         return PLACEHOLDER, PLACEHOLDER
 
-    def update(self, alpha: Tensor, target: object, step: int) -> Outcome:
+    def learn(self, alpha: Tensor, target: object, share: float) -> Sums:
+        return {}
+
+    def step(self, total: Sums, step: int) -> Outcome:
         return self.outcome
 
 

@@ -28,11 +28,14 @@ from bllpipe.learn.heads import classify, embed, make_head, message_size
 from bllpipe.learn.losses import LossContext, Objective, last_block, loss_terms, make_objective
 from bllpipe.learn.memory_format import as_channels_last, place, uses_channels_last
 from bllpipe.learn.optimizer import Learner
-from bllpipe.messages import Target
+from bllpipe.learn.running_buffers import RunningBuffers
+from bllpipe.messages import Target, copied
 from bllpipe.models.registry import check_complete, trial_size, units_after
 from bllpipe.models.units import Segment, Unit
-from bllpipe.utils.tensors import derived_seed
+from bllpipe.utils.tensors import derived_seed, full_precision
+from bllpipe.utils.tree_sum import Sums
 
+TERM, CORRECT, ENSEMBLE_CORRECT = "term.", "correct", "ensemble correct"  # names in sums over shards
 SECOND_BACKWARD = "backward through the graph a second time"  # in torch's message about a freed graph
 
 
@@ -81,7 +84,9 @@ class Block:
                 f"the block that ends with {unit} has nothing to train: all of its parameters are frozen, and it has "
                 f"no local head; let some of them require gradients, or cut somewhere else"
             )
+        self.running_buffers = RunningBuffers(self.learner.modules, config.num_passes)
         self.x, self._training = torch.empty(0), False
+        self._watch: Callable[[], dict[str, Tensor]] | None = None  # of the first shard of the current batch
         self.channels_last = uses_channels_last(config, self.learner.device)
         self._set_mode(True)
 
@@ -96,16 +101,30 @@ class Block:
     def forward(self, x: Tensor) -> Tensor:
         """alpha = f_k(x) (paper, eq. 1), in training mode; saves what the local backward needs."""
         self._set_mode(True)
+        self.running_buffers.begin_shard()
         self.x, self.means_BC = as_channels_last(x) if self.channels_last else x, None
         with self.learner.autocast():
             return self.segment(self.x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
-    def update(self, alpha: Tensor, target: Target, step: int) -> Outcome:
-        """One step on the local loss of ``alpha``, the output of ``forward``."""
+    def learn(self, alpha: Tensor, target: Target, share: float = 1.0) -> Sums:
+        """What a step adds up over the shards of its batch: the gradients of the local loss of ``alpha``, the output of
+        ``forward`` for a shard with a ``share`` of the images, the terms of the loss, and the hits."""
         terms, _, hits = self.losses(alpha, target)
+        terms = _weighted(terms, share)
         self.backward(terms)
+        self._watch_first(alpha, target, share, learned=True)
+        return {**self.learner.gradients(), **self.running_buffers.moves(), **_sums(terms, hits)}
+
+    def step(self, total: Sums, step: int) -> Outcome:
+        """Training step ``step`` along ``total``, the sum over all shards of what ``learn`` returned."""
+        self.learner.set_gradients(total)
+        self.running_buffers.move(total)
         lr = self.step_optimizer(step)
-        return self.outcome(terms, alpha, hits, target, lr)
+        return self.outcome(total, lr)
+
+    def update(self, alpha: Tensor, target: Target, step: int) -> Outcome:
+        """One step on the local loss of ``alpha``, the output of ``forward`` for a batch of one shard."""
+        return self.step(self.learn(alpha, target), step)
 
     def losses(
         self, alpha: Tensor, target: Target, scores_BK: Tensor | None = None
@@ -137,21 +156,22 @@ class Block:
         """One step along the gradients; returns its learning rate."""
         return self.learner.step(step)
 
+    def outcome(self, total: Sums, lr: float = 0.0) -> Outcome:
+        """The result of the batch, for the metrics: ``total`` is the sum over its shards."""
+        terms = {name.removeprefix(TERM): value for name, value in total.items() if name.startswith(TERM)}
+        assert self._watch is not None, "a batch has a first shard"
+        watch, self._watch = self._watch, None
+        return Outcome(terms, total[CORRECT], lr, watch, total.get(ENSEMBLE_CORRECT))
+
     @torch.no_grad()
-    def outcome(
-        self,
-        terms: Mapping[str, Tensor],
-        alpha: Tensor,
-        hits: Tensor,
-        target: Target,
-        lr: float,
-        learned: bool = True,
-    ) -> Outcome:
-        """The result of the batch, for the metrics; there are gradients if it ``learned``."""
-        # the message is small, while alpha would keep its memory for as long as the outcome lives
-        kept = alpha.detach() if self.means_BC is None else self.means_BC.detach()
-        watch = partial(self._watched_metrics, kept, self.means_BC is not None, target, learned)
-        return Outcome({name: term.detach() for name, term in terms.items()}, hits, lr, watch)
+    def _watch_first(self, alpha: Tensor, target: Target, share: float, learned: bool) -> None:
+        """Metrics that are not minimised are those of the first shard of a batch; there are gradients if it
+        ``learned``."""
+        if self._watch is None:
+            # the message is small, while alpha would keep its memory for as long as the outcome lives
+            kept = alpha.detach() if self.means_BC is None else self.means_BC.detach()
+            target = target if share == 1 else copied(target)  # the message of the next shard may overwrite it
+            self._watch = partial(self._watched_metrics, kept, self.means_BC is not None, target, learned)
 
     def stats(self, alpha: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
         """Class sums [K, C] and counts [K] of the statistic of alpha (for Gaussians its channel means), for the
@@ -180,16 +200,20 @@ class Block:
         return add_votes(votes_BK, scores_BK) if self.config.evaluate.ensemble else None
 
     @torch.no_grad()
-    def score(self, alpha: Tensor, scores_BK: Tensor, target: Target, votes_BK: Tensor | None = None) -> Outcome:
-        """The local loss and the local head's hits on a test batch; in the last block also the hits of ``votes_BK``. A
+    def score(
+        self, alpha: Tensor, scores_BK: Tensor, target: Target, votes_BK: Tensor | None = None, share: float = 1.0
+    ) -> Sums:
+        """What is added up over the shards of a test batch, for ``outcome``: the terms of the local loss for a shard
+        with a ``share`` of the images, and the local head's hits; in the last block also the hits of ``votes_BK``. A
         user-defined loss may compute gradients itself, in tests as in training."""
         takes_gradients = self.config.method == "own"
         with torch.set_grad_enabled(takes_gradients):
             terms, _, hits = self.losses(alpha, target, None if takes_gradients else scores_BK)
-        outcome = self.outcome(terms, alpha, hits, target, lr=0.0, learned=False)
-        if votes_BK is None or not self.is_last:
-            return outcome
-        return replace(outcome, ensemble_correct=(votes_BK.argmax(dim=1) == target.label_B).sum())
+        self._watch_first(alpha, target, share, learned=False)
+        sums = _sums(_weighted(terms, share), hits)
+        if votes_BK is not None and self.is_last:
+            sums[ENSEMBLE_CORRECT] = (votes_BK.argmax(dim=1) == target.label_B).sum()
+        return sums
 
     def _set_mode(self, train: bool) -> None:
         """Training or evaluation mode, for all parts. The call is slow, and the mode seldom changes."""
@@ -220,14 +244,23 @@ class Block:
         if self.config.is_end_to_end:
             return norm
         read_BC = kept if is_means else self._message(kept)
-        message_BC = NORMALIZATIONS[self.config.objective.normalize](read_BC.float())
+        message_BC = NORMALIZATIONS[self.config.objective.normalize](full_precision(read_BC))
         return {"alignment": alignment(message_BC, target.beta_BC, target.known_B), **norm}
+
+
+def _weighted(terms: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """The part of a mean over the batch that comes from a shard with a ``share`` of its images."""
+    return dict(terms) if share == 1 else {name: term * share for name, term in terms.items()}
+
+
+def _sums(terms: Mapping[str, Tensor], hits: Tensor) -> Sums:
+    return {**{f"{TERM}{name}": term.detach() for name, term in terms.items()}, CORRECT: hits}
 
 
 def add_votes(votes_BK: Tensor | None, scores_BK: Tensor) -> Tensor:
     """Soft voting: the class probabilities of one more head plus those of the heads before it, float32 [B, K]. The
     class of the largest sum is that of the largest mean."""
-    probabilities_BK = scores_BK.float().softmax(dim=1)
+    probabilities_BK = full_precision(scores_BK).softmax(dim=1)
     return probabilities_BK if votes_BK is None else votes_BK + probabilities_BK
 
 
@@ -336,7 +369,7 @@ class Statistics(nn.Module):
     def forward(self, alpha: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The sums, the counts, and the message [B, C] of alpha."""
         means_BC = self.read(alpha)
-        message_BC = NORMALIZATIONS[self.config.normalize](means_BC.detach().float())
+        message_BC = NORMALIZATIONS[self.config.normalize](full_precision(means_BC.detach()))
         statistic_BC = FAMILIES[self.config.family].statistic(message_BC)
         return (*class_statistics(statistic_BC, label_B, self.num_classes), means_BC)
 

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, layer_norm, softplus
 
+from bllpipe.utils.tensors import full_precision
+
 MIN_PROBABILITY = 1e-6  # of beta
 MIN_DEVIATION = 1e-3  # of a channel over the batch
 CELLS = 2  # rows, and columns, of cells
@@ -162,13 +164,15 @@ FAMILIES: dict[str, Family] = {
 
 
 def channel_means(alpha: Tensor, tokens: str = "mean") -> Tensor:
-    """The parameters a of the forward message, float32 [B, C]: [B, C, H, W] over positions, [B, T, C] over tokens, or
-    with ``tokens`` "class" those of the first token."""
-    if alpha.dim() == 4:  # accumulated in float32 without a float32 copy of alpha
-        return alpha.mean(dim=(2, 3), dtype=torch.float32)
+    """The parameters a of the forward message, [B, C] in at least float32: [B, C, H, W] over positions, [B, T, C] over
+    tokens, or with ``tokens`` "class" those of the first token."""
     if alpha.dim() == 3 and tokens == "class":
-        return alpha[:, 0].float()
-    return alpha.mean(dim=1, dtype=torch.float32) if alpha.dim() == 3 else alpha.float()
+        return full_precision(alpha[:, 0])
+    if alpha.dim() < 3:
+        return full_precision(alpha)
+    dtype = alpha.dtype if alpha.dtype == torch.float64 else torch.float32
+    # accumulated in float32 without a float32 copy of alpha
+    return alpha.mean(dim=(2, 3) if alpha.dim() == 4 else 1, dtype=dtype)
 
 
 def cell_means(alpha: Tensor, tokens: str = "mean") -> Tensor:

@@ -60,7 +60,7 @@ class ClosedForm(nn.Module):
     def table(self) -> tuple[Tensor, Tensor]:
         known_K = self.counts_K > 0
         beta_KC = self.family.message(self.sums_KC / (self.counts_K + self.ridge).unsqueeze(1))
-        return torch.where(known_K.unsqueeze(1), beta_KC, 0.0), known_K.float()
+        return torch.where(known_K.unsqueeze(1), beta_KC, 0.0), known_K.to(beta_KC.dtype)
 
     def state(self) -> dict[str, Tensor]:
         return dict(self.state_dict())

@@ -40,6 +40,7 @@ from bllpipe.learn.distributions import (
 from bllpipe.learn.memory_format import without_autocast
 from bllpipe.learn.user_loss import user_loss
 from bllpipe.messages import Target
+from bllpipe.utils.tensors import full_precision
 
 # (alpha, scores_BK, target, x) -> named terms whose sum is the loss of the block; x is the input of the block.
 Objective = Callable[[Tensor, Tensor, Target, Tensor], dict[str, Tensor]]
@@ -112,7 +113,7 @@ class BlockLocal(nn.Module):
     def _message(self, alpha: Tensor, means_BC: Tensor | None, embedding_BF: Tensor | None) -> Tensor:
         """Channel means that are known have no graph; all other messages have theirs."""
         if embedding_BF is not None:
-            return embedding_BF.float()
+            return full_precision(embedding_BF)
         if means_BC is None:
             return MESSAGES[self.config.message](alpha, self.config.tokens)
         return known_means(alpha, means_BC, self.config.tokens) if self.config.message == "means" else means_BC
@@ -208,7 +209,7 @@ def kl_weight(config: ObjectiveConfig, context: LossContext, num_classes: int) -
 
 def predictive(config: ObjectiveConfig, scores_BK: Tensor, target: Target) -> Tensor:
     """Cross-entropy of a head's class scores (Nokland & Eidnes 2019), nats, mean over the batch."""
-    return cross_entropy(scores_BK.float(), target.label_B, label_smoothing=config.label_smoothing)
+    return cross_entropy(full_precision(scores_BK), target.label_B, label_smoothing=config.label_smoothing)
 
 
 def posterior_kl(family: Family, alpha_BC: Tensor, beta_BC: Tensor, known_B: Tensor) -> Tensor:
@@ -264,7 +265,7 @@ def similarity_matrix(features: Tensor) -> Tensor:
     one position; each sample is then centred over its features.
     """
     with without_autocast(features.device):
-        features = features.float()
+        features = full_precision(features)
         if features.dim() == 4 and features.shape[2:].numel() > 1:
             features = features.flatten(2).std(dim=2)
         centred_BF = features.flatten(1) - features.flatten(1).mean(dim=1, keepdim=True)
@@ -306,7 +307,7 @@ class ContrastLoss(nn.Module):
 def supervised_contrast(projected_BF: Tensor, label_B: Tensor) -> Tensor:
     """The supervised contrastive loss, nats, mean over the images whose class has another image in the batch."""
     with without_autocast(projected_BF.device):
-        unit_BF = normalize(projected_BF.float(), dim=1)
+        unit_BF = normalize(full_precision(projected_BF), dim=1)
         same_BB = label_B.unsqueeze(0) == label_B.unsqueeze(1)
         itself_BB = torch.eye(len(label_B), dtype=torch.bool, device=label_B.device)
         logits_BB = (unit_BF @ unit_BF.T / TEMPERATURE).masked_fill(itself_BB, -torch.inf)
@@ -357,8 +358,10 @@ class ReconstructionLoss(nn.Module):
         means_BC: Tensor | None = None,
         embedding_BF: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        x_BCHW = x.float()
-        decoded_BCHW = interpolate(self.decoder(alpha).float(), size=x.shape[2:], mode="bilinear", align_corners=False)
+        x_BCHW = full_precision(x)
+        decoded_BCHW = interpolate(
+            full_precision(self.decoder(alpha)), size=x.shape[2:], mode="bilinear", align_corners=False
+        )
         reconstruction = mse_loss(decoded_BCHW, x_BCHW) / x_BCHW.var().clamp(min=SMALLEST)
         terms = loss_terms(self.objective, alpha, scores_BK, target, x, means_BC, embedding_BF)
         return {**terms, **_added("keep", self.weight * reconstruction, terms)}

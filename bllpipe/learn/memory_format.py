@@ -24,6 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bllpipe.config.schema import Config
 from bllpipe.models.units import Segment
+from bllpipe.utils.tensors import full_precision
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -77,8 +78,9 @@ class DeterministicAvgPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         (height, width), (h, w) = x.shape[-2:], self.size
         with without_autocast(x.device):
-            pooled_Ww = x.float() @ _pool_weights(width, w, x.device)
-            pooled_hw = _pool_weights(height, h, x.device).T @ pooled_Ww
+            x_HW = full_precision(x)
+            pooled_Ww = x_HW @ _pool_weights(width, w, x.device).to(x_HW.dtype)
+            pooled_hw = _pool_weights(height, h, x.device).to(x_HW.dtype).T @ pooled_Ww
         return pooled_hw.to(x.dtype)
 
 

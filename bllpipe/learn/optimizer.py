@@ -25,6 +25,7 @@ from bllpipe.utils.tensors import restore
 
 ENTRIES = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq", "step")}
 PREFIX = "optimizer."
+GRADIENT = "gradient."  # in front of the names of gradients
 HEADS = "heads."  # prefix of the names of local heads' parameters
 Norm = Callable[[Sequence[Tensor]], Tensor]  # of gradients, as of one long vector
 
@@ -172,6 +173,19 @@ class Learner:
             self._unclipped = self.norm(self._gradients())
             nn.utils.clip_grads_with_norm_(self.parameters.values(), clip_norm, self._unclipped)
         self.optimizer.apply()
+
+    def trainable(self) -> dict[str, Tensor]:
+        """The parameters that may get a gradient, by the names of ``gradients``."""
+        return {f"{GRADIENT}{name}": p.detach() for name, p in self.parameters.items() if p.requires_grad}
+
+    def gradients(self) -> dict[str, Tensor]:
+        """The gradients of the parameters that have one, by ``gradient.`` and their names."""
+        return {f"{GRADIENT}{name}": p.grad for name, p in self.parameters.items() if p.grad is not None}
+
+    def set_gradients(self, sums: Mapping[str, Tensor]) -> None:
+        """Replaces the current gradients by those in ``sums``, which have the names of ``gradients``."""
+        for name, parameter in self.parameters.items():
+            parameter.grad = sums.get(f"{GRADIENT}{name}")
 
     def gradient_norm(self) -> Tensor:
         """The norm of the last step's gradients before clipping."""

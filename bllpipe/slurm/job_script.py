@@ -70,9 +70,12 @@ def check_fit(config: Config, num_nodes: int, gpus_per_node: int | None) -> None
 def _too_few_gpus(config: Config, num_gpus: int, num_nodes: int, gpus_per_node: int) -> ConfigError:
     layout, found = topology(config), num_nodes * gpus_per_node
     blocks = _count(layout.num_blocks, "block") if layout.placement == "block" else _count(num_gpus, "rank")
-    feedback = num_gpus - layout.num_blocks
+    feedback = num_gpus - len(layout.block_ranks)
+    if len(layout.block_ranks) > layout.num_blocks:
+        blocks += f" with {_count(len(layout.block_ranks), 'replica')}"
     also = " and the feedback, whose feedback.device is cuda," if feedback else ""
-    fewer = found - feedback if layout.placement in ("block", "stage", "replica") else 0
+    has_one_each = len(layout.block_ranks) == layout.num_blocks
+    fewer = found - feedback if has_one_each and layout.placement in ("block", "stage", "replica") else 0
     return ConfigError(
         f"{blocks}{also} need {num_gpus} GPUs, but {_count(num_nodes, 'node')} with "
         f"{_count(gpus_per_node, 'GPU')} each have {found}; use --nodes {-(-num_gpus // gpus_per_node)}"

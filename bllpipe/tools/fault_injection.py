@@ -39,6 +39,7 @@ STEPS: dict[str, list[tuple[str, str, bool]]] = {
     "waiting": [("inputs", "recv", BEFORE), ("stats", "recv", BEFORE), ("images", "recv", BEFORE)],
     "forward": [("block", "forward", AFTER), ("feedback", "table", BEFORE)],
     "sent": [("alphas", "send", AFTER), ("targets", "send", AFTER)],
+    "sum": [("replicas", "total", BEFORE)],
     "update": [("block", "step_optimizer", BEFORE), ("feedback", "absorb", BEFORE), ("trainer", "step", BEFORE)],
     "updated": [("block", "outcome", AFTER), ("feedback", "absorb", AFTER), ("trainer", "step", AFTER)],
     "evaluate": [("block", "infer", BEFORE), ("trainer", "outcome", BEFORE)],
@@ -47,6 +48,7 @@ Point = Literal[
     "waiting",  # before a rank waits for its input
     "forward",  # alpha is computed, and not sent
     "sent",  # alpha, or the target of a feedback loop, is sent
+    "sum",  # before the gradients are added up over the replicas of a block
     "update",  # the gradients are computed, the weights are not updated
     "updated",  # the step is done
     "evaluate",  # in a test batch

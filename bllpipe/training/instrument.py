@@ -129,7 +129,7 @@ def trace(actor: Actor, window: range) -> Actor:
     track = actor.track = Track(actor.metrics.place["actor"], window)
     ports = actor.stopwatch.ports
     for port in ports:
-        trace_methods(port, {"send": "send", "recv": "receive"}, track, port.meter.edge)
+        trace_methods(port, {"send": "send", "recv": "receive", "total": "wait"}, track, port.meter.edge)
     for name, kinds in KINDS.items():
         found = getattr(actor.loop, name, None)
         for part in found if isinstance(found, list) else [found]:

@@ -15,8 +15,9 @@ from bllpipe.errors import CheckpointError
 from bllpipe.learn.block import Block, Outcome
 from bllpipe.learn.feedback import Feedback
 from bllpipe.learn.optimizer import Learner
-from bllpipe.messages import Alpha, Receiver, Round, Sender, Stats, Target
+from bllpipe.messages import ONE_PASS, Alpha, Passes, Receiver, Round, Sender, Stats, Target
 from bllpipe.utils.tensors import restore
+from bllpipe.utils.tree_sum import Sums, TreeSum
 
 
 class Loop(Protocol):
@@ -64,8 +65,29 @@ class LearnerLoop(Loop, Protocol):
         self.learner.load(state)
 
 
+class Replicas(Protocol):
+    """The replicas of a block."""
+
+    def total(self, own: TreeSum) -> Sums:
+        """The sum of the trees of all replicas, the same in each; nothing for one that has no shard of the batch."""
+
+
+class OneReplica:
+    """The replicas of a block that has one."""
+
+    def total(self, own: TreeSum) -> Sums:
+        return own.total()
+
+
+ONE_REPLICA = OneReplica()
+
+
 class BlockLoop(LearnerLoop):
-    """Block k: alpha_k = f_k(alpha_{k-1}), and one step on its local loss."""
+    """Block k: alpha_k = f_k(alpha_{k-1}), and one step on its local loss.
+
+    A batch goes through the block in ``passes``, one after another. The step is along the sum of their gradients over
+    all ``replicas``.
+    """
 
     def __init__(
         self,
@@ -74,32 +96,43 @@ class BlockLoop(LearnerLoop):
         targets: Receiver[Target],
         alphas: Sender[Alpha],
         stats: Sender[Stats],
+        passes: Passes = ONE_PASS,
+        replicas: Replicas = ONE_REPLICA,
     ) -> None:
         self.block, self.inputs, self.targets, self.alphas, self.stats = block, inputs, targets, alphas, stats
-        self.learner = block.learner
+        self.learner, self.passes, self.replicas = block.learner, passes, replicas
 
     def train(self, entry: Round) -> Outcome:
-        alpha_BCHW = self.block.forward(self.inputs.recv().alpha_BCHW)
-        self.alphas.send(Alpha(entry, alpha_BCHW))  # before the update: the next block never waits for our backward
-        target = self.targets.recv()
-        # before the update too: statistics do not depend on it
-        self.stats.send(Stats(entry, *self.block.stats(alpha_BCHW, target.label_B)))
-        return self.block.update(alpha_BCHW, target, entry.step)
+        own = TreeSum(self.passes.number(entry))
+        for number, shard in self.passes.own_of(entry):
+            alpha_BCHW = self.block.forward(self.inputs.recv().alpha_BCHW)
+            self.alphas.send(Alpha(shard, alpha_BCHW))  # before backward: the next block never waits for ours
+            target = self.targets.recv()
+            # before backward too: statistics do not depend on it
+            self.stats.send(Stats(shard, *self.block.stats(alpha_BCHW, target.label_B)))
+            own.add(number, self.block.learn(alpha_BCHW, target, shard.size / entry.size))
+        return self.block.step(self.replicas.total(own), entry.step)
 
-    def evaluate(self, entry: Round) -> Outcome:
-        received = self.inputs.recv()
-        alpha_BCHW = self.block.infer(received.alpha_BCHW)
-        scores_BK = self.block.scores(alpha_BCHW)
-        votes_BK = self.block.vote(scores_BK, received.votes_BK)  # None without evaluate.ensemble
-        self.alphas.send(Alpha(entry, alpha_BCHW, votes_BK))
-        return self.block.score(alpha_BCHW, scores_BK, self.targets.recv(), votes_BK)
+    def evaluate(self, entry: Round) -> Outcome | None:
+        own = TreeSum(self.passes.number(entry))
+        for number, shard in self.passes.own_of(entry):
+            received = self.inputs.recv()
+            alpha_BCHW = self.block.infer(received.alpha_BCHW)
+            scores_BK = self.block.scores(alpha_BCHW)
+            votes_BK = self.block.vote(scores_BK, received.votes_BK)  # None without evaluate.ensemble
+            self.alphas.send(Alpha(shard, alpha_BCHW, votes_BK))
+            share, target = shard.size / entry.size, self.targets.recv()
+            own.add(number, self.block.score(alpha_BCHW, scores_BK, target, votes_BK, share))
+        total = self.replicas.total(own)
+        return self.block.outcome(total) if total else None
 
 
 class FeedbackLoop:
     """The feedback of block k: beta_k = g_k(y), where g_k has absorbed the statistics up to step t - lag.
 
-    It exchanges messages with one block only, so a slow block delays no other. The lag is fixed and does not depend on
-    which messages have arrived, so runs are reproducible.
+    Every shard of a batch has a target of its own. Every one of its ``passes`` through the block has statistics, which
+    are added up in the order of shards. The loop exchanges messages with one block only, so a slow block delays no
+    other. The lag is fixed and does not depend on which messages have arrived, so runs are reproducible.
     """
 
     def __init__(
@@ -110,9 +143,10 @@ class FeedbackLoop:
         targets: Sender[Target],
         stats: Receiver[Stats],
         lag: int,
+        passes: Passes = ONE_PASS,
     ) -> None:
         self.name, self.feedback, self.labels = name, feedback, labels
-        self.targets, self.stats, self.lag = targets, stats, lag
+        self.targets, self.stats, self.lag, self.passes = targets, stats, lag, passes
         self._ahead: deque[tuple[Tensor, Tensor]] = deque()  # statistics that a checkpoint holds, not absorbed yet
         self._next = 0  # the step whose statistics are absorbed next
 
@@ -122,9 +156,11 @@ class FeedbackLoop:
                 self.feedback.absorb(*(self._ahead.popleft() if self._ahead else self._received_stats()))
                 self._next += 1
         if entry.has_messages:
-            label_B = next(self.labels)
+            shards = entry.shards(self.passes.num_shards)
+            labels = next(self.labels).split([shard.size for shard in shards])
             beta_KC, known_K = self.feedback.table()
-            self.targets.send(Target(entry, beta_KC[label_B], known_K[label_B], label_B))
+            for shard, label_B in zip(shards, labels, strict=True):
+                self.targets.send(Target(shard, beta_KC[label_B], known_K[label_B], label_B))
         if entry.phase in ("save", "end"):
             # A checkpoint holds the statistics that are not absorbed yet; at the end their sender waits until they are
             # received.
@@ -134,8 +170,16 @@ class FeedbackLoop:
         return None
 
     def _received_stats(self) -> tuple[Tensor, Tensor]:
+        """The statistics of one step; they stay valid until the next call."""
         stats = self.stats.recv()
-        return stats.sums_KC, stats.counts_K
+        sums_KC, counts_K = stats.sums_KC, stats.counts_K
+        if len(self.passes.shards) > 1:  # the next message may overwrite them
+            sums_KC, counts_K = sums_KC.clone(), counts_K.clone()
+        for _ in self.passes.shards[1:]:
+            stats = self.stats.recv()
+            sums_KC += stats.sums_KC
+            counts_K += stats.counts_K
+        return sums_KC, counts_K
 
     def weights(self) -> dict[str, Tensor]:
         return {f"feedback.{self.name}.{key}": value for key, value in self.feedback.state().items()}

@@ -100,7 +100,8 @@ def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor], images: int) -> 
 
 
 class MetricsLogger:
-    """Logs the metrics of one block or lane. ``trained`` and ``tested`` are the means of its last lines of each kind.
+    """Logs the metrics of one block or lane; a replica that is not the first of its block ``writes`` no lines, as its
+    metrics are those of the first. ``trained`` and ``tested`` are the means of its last lines of each kind.
     ``look`` gets the terms of every line before the line is written."""
 
     def __init__(
@@ -110,9 +111,10 @@ class MetricsLogger:
         store: Store,
         stopwatch: Stopwatch,
         log_every: int,
+        writes: bool = True,
     ) -> None:
         self.place, self.directory, self.store, self.stopwatch = place, directory, store, stopwatch
-        self.log_every = log_every
+        self.log_every, self._writes = log_every, writes
         self.look: Callable[[Mapping[str, float]], None] = lambda terms: None
         self.trained: MetricMeans | None = None
         self.tested: MetricMeans | None = None
@@ -132,7 +134,7 @@ class MetricsLogger:
             self.look(self.tested.terms)
             line = {"phase": "evaluate", "step": entry.step, "epoch": entry.epoch, **self.place}
             line["training_seconds"] = round(self.stopwatch.training.seconds, 3)
-            self.directory.add_metrics({**line, **self.tested.to_json()})
+            self._write({**line, **self.tested.to_json()})
             self._post({"step": entry.step, "test_accuracy": self.tested.accuracy})
 
     def _record_step(self, entry: Round, outcome: Outcome | None) -> None:
@@ -151,10 +153,14 @@ class MetricsLogger:
             line["images_per_second"] = round(self.stopwatch.take_interval(), 2)
             line["waiting"] = {edge: round(seconds, 4) for edge, seconds in self.stopwatch.waiting.items()}
             line["resident_bytes"] = resident_bytes()
-            self.directory.add_metrics(line)
+            self._write(line)
             self._post(line)
         elif time.monotonic() - self._posted > POST_SECONDS:
             self._post({"step": done})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self._writes:
+            self.directory.add_metrics(line)
 
     def _post(self, latest: Mapping[str, Any]) -> None:
         """Posts the latest value of every metric, for the progress display."""

@@ -17,6 +17,7 @@ import torch
 from bllpipe.config import Config, to_yaml
 from bllpipe.errors import CheckpointError
 from bllpipe.messages import Store
+from bllpipe.topology import Topology
 from bllpipe.training.run_schedule import RunSchedule
 from bllpipe.utils.console import percent, warn
 from bllpipe.utils.files import IfUnwritable, WritePolicy, append_line, atomic_write, json_object, read_record, writing
@@ -172,17 +173,17 @@ def _git_revision() -> str | None:
 
 def summarise(
     config: Config,
-    tested_ranks: Sequence[int],
+    layout: Topology,
     reports: Sequence[Mapping[str, Any]],
     schedule: RunSchedule,
     seconds: float,
 ) -> dict[str, Any]:
     """summary.json. Accuracies are fractions of the test set, ``busy`` fractions of the training time; ``waiting``
     seconds and ``sent_bytes`` bytes of the training, by edge; ``cpu_seconds`` those of all threads, tests included.
-    Lists go by rank, the feedback rank last, but ``block_accuracy`` goes by ``tested_ranks``; of a run without a test
-    it is empty, and ``test_accuracy`` null. ``ensemble_accuracy``, of all heads together, is only there with
-    ``evaluate.ensemble``."""
-    tested = [reports[rank] for rank in tested_ranks]
+    Lists go by rank, the feedback rank last, but ``block_accuracy`` goes by the tested ranks; of a run without a test
+    it is empty, and ``test_accuracy`` null. ``state_sha256`` is that of one replica of every block.
+    ``ensemble_accuracy``, of all heads together, is only there with ``evaluate.ensemble``."""
+    tested = [reports[rank] for rank in layout.tested_ranks]
     accuracies = [report["accuracy"] for report in tested]
     ensemble = {"ensemble_accuracy": tested[-1]["ensemble_accuracy"]} if config.evaluate.ensemble else {}
     return {
@@ -194,7 +195,7 @@ def summarise(
         "test_accuracy": accuracies[-1],
         "block_accuracy": [] if all(accuracy is None for accuracy in accuracies) else accuracies,
         **ensemble,
-        "tested_ranks": list(tested_ranks),
+        "tested_ranks": list(layout.tested_ranks),
         "images_per_second": tested[-1]["images_per_second"],
         "seconds": seconds,
         "roles": [report["role"] for report in reports],
@@ -204,17 +205,18 @@ def summarise(
         "cpu_seconds": [report["cpu_seconds"] for report in reports],
         "peak_memory_bytes": [report["peak_memory_bytes"] for report in reports],
         "parameters": [report["parameters"] for report in reports],
-        "state_sha256": state_sha256([report["digest"] for report in reports]),
+        "state_sha256": state_sha256([reports[rank]["digest"] for rank in layout.part_ranks]),
     }
 
 
 def table(summary: Mapping[str, Any]) -> str:
     """The summary as a table with a row for each rank, and the results below."""
-    rows = [f"{'rank':>4}  {'role':<9} {'test accuracy':>13} {'busy':>6} {'parameters':>11} {'peak memory':>12}"]
+    wide = max(9, *map(len, summary["roles"]))
+    rows = [f"{'rank':>4}  {'role':<{wide}} {'test accuracy':>13} {'busy':>6} {'parameters':>11} {'peak memory':>12}"]
     accuracies = dict(zip(summary["tested_ranks"], summary["block_accuracy"], strict=False))
     for rank, role in enumerate(summary["roles"]):
         rows.append(
-            f"{rank:>4}  {role:<9} {percent(accuracies.get(rank)):>13} {percent(summary['busy'][rank]):>6} "
+            f"{rank:>4}  {role:<{wide}} {percent(accuracies.get(rank)):>13} {percent(summary['busy'][rank]):>6} "
             f"{summary['parameters'][rank]:>11,} {summary['peak_memory_bytes'][rank] / 2**20:>8.0f} MiB"
         )
     if "ensemble_accuracy" in summary:

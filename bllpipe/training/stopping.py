@@ -3,7 +3,7 @@
 When a stop is requested the ranks are at different rounds, and some wait for messages of others. Therefore
 
   freeze   every rank posts the number of rounds that its furthest actor has begun, and no actor begins another one
-  decide   the run ends at the maximum over all ranks
+  decide   rank 0 posts the maximum over all ranks: there the run ends
            all ranks continue to that round, write a checkpoint and exit
 
 No rank has passed that round, and every rank receives the messages that it needs to reach it.
@@ -30,6 +30,7 @@ from bllpipe.utils.console import print_line
 
 AGREEMENT_SECONDS = 15.0
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+END = "stop/end"  # the key of the number of rounds after which the run ends
 PATIENCE_SECONDS = 3.0  # a second signal within these is the same one: terminal and launcher both send it
 
 
@@ -115,12 +116,13 @@ class GracefulStop:
         if not self.agreement.is_frozen:
             begun = self.agreement.freeze(self._store.get("stop/requested").decode())
             self._store.set(self._keys[self._rank], str(begun))
-        if self._store.check(self._keys):
-            self.agreement.decide(max(int(self._store.get(key)) for key in self._keys))
-            if self._rank == 0:
-                how = "with" if self.agreement.saves else "without"
-                key = "" if self.agreement.saves else " (checkpoint.every_steps=never)"
-                print_line(f"\nbllpipe: {self.agreement.reason}: stopping {how} a checkpoint{key}", sys.stderr)
+        if self._rank == 0 and self._store.check(self._keys):  # one rank asks for all, and the others ask for one key
+            self._store.set(END, str(max(int(self._store.get(key)) for key in self._keys)))
+            how = "with" if self.agreement.saves else "without"
+            key = "" if self.agreement.saves else " (checkpoint.every_steps=never)"
+            print_line(f"\nbllpipe: {self.agreement.reason}: stopping {how} a checkpoint{key}", sys.stderr)
+        if self._store.check([END]):
+            self.agreement.decide(int(self._store.get(END)))
 
 
 class StopSignals:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol
 
 from bllpipe.messages import ReceivedMessage, Receiver, Round, Sender, SentMessage
+from bllpipe.utils.tree_sum import Sums, TreeSum
 
 
 @dataclass
@@ -42,6 +43,14 @@ class Metered(Protocol):
     """A port in which an actor may wait."""
 
     meter: Meter
+
+
+class ReplicaPort(Protocol):
+    """This process's end of the sums over the replicas of a block."""
+
+    sent_bytes: int
+
+    def total(self, own: TreeSum) -> Sums: ...
 
 
 class TimedSender(Generic[SentMessage]):
@@ -79,6 +88,21 @@ class TimedReceiver(Generic[ReceivedMessage]):
         message = self._port.recv()
         self.meter.end()
         return message
+
+
+class TimedSum:
+    """The sum over the replicas of a block: adds up the seconds spent in it, and the bytes sent."""
+
+    def __init__(self, port: ReplicaPort, edge: str) -> None:
+        self._port, self.meter = port, Meter(edge)
+
+    def total(self, own: TreeSum) -> Sums:
+        before = self._port.sent_bytes
+        self.meter.begin()
+        total = self._port.total(own)
+        self.meter.end()
+        self.meter.sent += self._port.sent_bytes - before
+        return total
 
 
 @dataclass

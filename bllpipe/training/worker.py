@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from bllpipe.checkpoint import CheckpointWriter
+from bllpipe.checkpoint.replicas import ReplicaWriter
 from bllpipe.messages import Round
 from bllpipe.training.loops import Loop
 from bllpipe.training.metrics_logger import MetricsLogger
@@ -92,9 +93,10 @@ class Worker:
     rank: int
     role: str
     actors: list[Actor]
-    checkpoints: CheckpointWriter
+    checkpoints: CheckpointWriter | ReplicaWriter
     metadata: Mapping[str, Any]
     spans: SpanFile | None = None
+    part: int | None = None  # of checkpoints; None: the number of the rank
     _arrived: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _number_arrived: dict[int, int] = field(default_factory=dict)
@@ -127,11 +129,11 @@ class Worker:
         if not complete:
             return
         tensors = self._arrived.pop(entry.step)
-        place = {"rank": self.rank, "role": self.role}
+        place = {"rank": self.rank, "role": self.role}  # in ``metadata`` there may be those of the part
         metadata = {**place, "step": entry.step, "epoch": entry.epoch, "tested": entry.tested, **self.metadata}
         with self.saves.writing(entry.step):
             self._require_finite(tensors, f"checkpoint of step {entry.step}")
-            self.checkpoints.write(entry.step, self.rank, tensors, metadata)
+            self.checkpoints.write(entry.step, self.rank if self.part is None else self.part, tensors, metadata)
         self.last_saved = entry.step
 
     def _require_finite(self, tensors: Mapping[str, Tensor], where: str) -> None:

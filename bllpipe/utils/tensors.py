@@ -111,6 +111,11 @@ def require_finite(tensors: Mapping[str, Tensor], rank: int, role: str, when: st
             raise NonFiniteError(f"{place}: {describe(name, tensor)}; {ADVICE}")
 
 
+def full_precision(tensor: Tensor) -> Tensor:
+    """The tensor as float32, unless it is float64."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 def is_finite(tensor: Tensor) -> bool:
     """Whether no value is NaN or Inf; always true for integers."""
     return not tensor.is_floating_point() or bool(tensor.isfinite().all())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from bllpipe.config.schema import BackendConfig
+from bllpipe.config.running import BackendConfig
 from bllpipe.distributed.message_format import Layout
 from bllpipe.distributed.nccl import NcclReceiver, NcclSender
 from bllpipe.distributed.process_links import ProcessLinks

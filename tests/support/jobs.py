@@ -38,11 +38,16 @@ def in_this_process(run_dir: Path, *settings: str, options: tuple[str, ...] = ()
 
 
 def ranks(
-    num_ranks: int, arguments: list[str], module: str = "bllpipe.launch", timeout: float = PATIENCE, **variables: str
+    num_ranks: int,
+    arguments: list[str],
+    module: str = "bllpipe.launch",
+    timeout: float = PATIENCE,
+    fault: str = "",
+    **variables: str,
 ) -> subprocess.CompletedProcess[str]:
     """A job whose ranks find what torchrun would tell them, and are forked: for what is not about torchrun itself, and
-    in a fraction of its time."""
-    return launch_ranks(num_ranks, arguments, {**CALM, **variables}, module, timeout)
+    in a fraction of its time; with a fault on purpose."""
+    return launch_ranks(num_ranks, arguments, {**CALM, **fault_variables(fault), **variables}, module, timeout)
 
 
 def torchrun(

@@ -53,6 +53,7 @@ WITHOUT_TORCH = [
     "bllpipe.cli.results",
     "bllpipe.cli.watch",
     "bllpipe.config.loader",
+    "bllpipe.config.data_checks",
     "bllpipe.config.networks",
     "bllpipe.config.schema",
     "bllpipe.config.validation",

@@ -203,6 +203,6 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-c", "from bllpipe.cli import main; raise SystemExit(main(['check']))"]
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60, cwd=REPOSITORY)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120, cwd=REPOSITORY)
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, "")

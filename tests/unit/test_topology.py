@@ -6,6 +6,7 @@ from itertools import product
 import pytest
 
 from bllpipe.errors import ConfigError
+from bllpipe.messages import Passes, Round
 from bllpipe.topology import Edge, Topology
 
 SIZES = [1, 2, 4, 8]
@@ -116,3 +117,85 @@ def test_any_other_world_size_is_refused(num_blocks: int, found: int) -> None:
 def test_wrong_world_size_says_what_to_type(num_blocks: int, found: int, message: str) -> None:
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         Topology(num_blocks).check_world_size(found)
+
+
+def edges_of(*replicas: int, shards: int, joins: bool = False) -> str:
+    topology = Topology(len(replicas), num_shards=shards, replicas=replicas, joins_shards=joins)
+    return " ".join(str(edge) for edge in topology.edges())
+
+
+def test_alpha_goes_from_the_owner_of_a_shard_to_its_owner_in_the_next_block() -> None:
+    assert edges_of(2, 3, shards=4) == (
+        "alpha 0->2 alpha 0->3 alpha 1->4 "
+        "target 5->0 target 5->1 target 5->2 target 5->3 target 5->4 "
+        "stats 0->5 stats 1->5 stats 2->5 stats 3->5 stats 4->5"
+    )
+    assert edges_of(1, 2, shards=2) == (
+        "alpha 0->1 alpha 0->2 target 3->0 target 3->1 target 3->2 stats 0->3 stats 1->3 stats 2->3"
+    )
+    assert edges_of(1, 1, shards=4) == BY_HAND[2], "shards alone need no more edges"
+
+
+def test_replicas_own_consecutive_shards() -> None:
+    topology = Topology(3, num_shards=4, replicas=(1, 3, 2))
+    assert topology.world_size == 7
+    assert [topology.shards_of(rank) for rank in topology.block_ranks] == [
+        *(range(4), range(1), range(1, 2), range(2, 4)),
+        *(range(2), range(2, 4)),
+    ]
+    assert topology.shards_on(Edge("alpha", 0, 3)) == range(2, 4)
+    assert topology.shards_on(Edge("target", 6, 5)) == range(2, 4)
+    assert topology.shards_on(Edge("stats", 1, 6)) == range(1)
+    assert [topology.owner(1, shard) for shard in range(4)] == [1, 2, 3, 3]
+
+
+def test_roles_of_replicas_and_parts_of_checkpoints() -> None:
+    topology = Topology(2, num_shards=2, replicas=(2, 1))
+    roles = ["block 0 replica 0", "block 0 replica 1", "block 1", "feedback"]
+    assert [topology.role(rank) for rank in range(4)] == roles
+    assert [topology.part_role(rank) for rank in range(4)] == ["block 0", "block 0", "block 1", "feedback"]
+    assert [topology.part_of(rank) for rank in range(4)] == [0, 0, 1, 2]
+    assert topology.part_ranks == (0, 2, 3)
+    assert topology.tested_ranks == topology.lead_ranks == (0, 2)
+    assert [rank for rank in range(4) if topology.is_lead(rank)] == [0, 2, 3]
+    assert topology.num_parts == 3
+
+
+def test_passes_are_shards_or_all_shards_of_a_replica() -> None:
+    shards = Topology(2, num_shards=4, replicas=(1, 3))
+    assert shards.passes_of(3) == Passes(4, (range(1), range(1, 2), range(2, 3), range(3, 4)), range(2, 4))
+    joined = Topology(2, num_shards=4, replicas=(1, 3), joins_shards=True)
+    assert joined.passes_of(3) == Passes(4, (range(1), range(1, 2), range(2, 4)), range(2, 3))
+    entry = Round("train", 0, size=8)
+    assert [(number, each.shard, each.size) for number, each in shards.passes_of(3).own_of(entry)] == [
+        (2, 2, 2),
+        (3, 3, 2),
+    ]
+    assert [(number, each.shard, each.size) for number, each in joined.passes_of(3).own_of(entry)] == [(2, 2, 4)]
+
+
+def test_a_small_test_batch_has_no_pass_in_some_replicas() -> None:
+    passes = Topology(1, num_shards=4, replicas=(2,)).passes_of(1)
+    entry = Round("evaluate", 0, size=2)
+    assert passes.number(entry) == 2
+    assert passes.own_of(entry) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (
+            3,
+            "2 blocks with 2 + 3 replicas and 1 feedback rank need 6 ranks, but torchrun started 3; use "
+            "--nproc_per_node=6 on one node, or as many over all, or --set replicas=1",
+        ),
+        (
+            4,
+            "2 blocks with 2 + 3 replicas and 1 feedback rank need 6 ranks, but torchrun started 4; use "
+            "--nproc_per_node=6 on one node, or as many over all",
+        ),
+    ],
+)
+def test_wrong_world_size_with_replicas(found: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        Topology(2, num_shards=4, replicas=(2, 3)).check_world_size(found)

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from bllpipe.checkpoint import Checkpoint, find_checkpoint
 from bllpipe.config import Config
+from bllpipe.config.data_checks import WITHOUT_PATH
+from bllpipe.config.fields import NEVER
 from bllpipe.config.loader import load_stored_config
-from bllpipe.config.schema import NEVER
-from bllpipe.config.validation import WITHOUT_PATH
 from bllpipe.data.base import ImageSet
 from bllpipe.data.loader import ImageSource, label_batches
 from bllpipe.data.registry import load_images, load_labels

@@ -31,7 +31,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import ThreadingWSGIServer
 
 from bllpipe.config.loader import load_stored_config
-from bllpipe.config.schema import MetricsConfig
+from bllpipe.config.running import MetricsConfig
 from bllpipe.engines import Callback
 from bllpipe.engines.job import Job
 from bllpipe.errors import BllpipeError

@@ -39,7 +39,9 @@ class ProgressDisplay(Callback):
             return Live(job.directory.path, job.schedule.last_step, write_json(sys.stdout, seconds))
         if job.output == "live" or (job.output == "auto" and can_move):
             return Live(job.directory.path, job.schedule.last_step, draw(sys.stdout))
-        actors = [NETWORK] if job.config.is_end_to_end else [f"block {rank}" for rank in job.topology.block_ranks]
+        actors = (
+            [NETWORK] if job.config.is_end_to_end else [f"block {block}" for block in range(job.topology.num_blocks)]
+        )
         return Progress(store, actors, job.start, job.schedule.last_step, sys.stdout, seconds, can_move)
 
     def on_exit(self) -> None:

@@ -10,12 +10,13 @@ Shapes: B images, K classes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
+from functools import partial
+from itertools import chain, permutations
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -41,117 +42,11 @@ from bllpipe.learn.feedback import make_feedback
 from bllpipe.learn.optimizer import Learner
 from bllpipe.messages import Round, Target
 from bllpipe.models.units import Segment
+from bllpipe.tools.planning.estimates import EdgeEstimate, Estimates, Memory, PlaceEstimate, RankEstimate, TensorSpec
 from bllpipe.tools.planning.profiler import kept_bytes, storages
 from bllpipe.topology import Topology
 from bllpipe.training.run_directory import RunDirectory
 from bllpipe.training.run_schedule import RunSchedule
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One tensor of a message, with the number of images in front of ``shape``."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"{self.dtype}{list(self.shape)}"
-
-
-@dataclass(frozen=True)
-class EdgeEstimate:
-    """The messages from rank ``src`` to rank ``dst`` in a training step: ``num_messages`` of ``message_bytes`` each,
-    with header and trailer if there are any. ``kind`` is that of an Edge, or ``gradient``. ``ensemble_bytes``: the
-    additional bytes of a test batch's message with ``evaluate.ensemble``."""
-
-    kind: str
-    src: int
-    dst: int
-    tensors: tuple[TensorSpec, ...]
-    message_bytes: int
-    num_messages: int
-    step_bytes: int
-    ensemble_bytes: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.src}->{self.dst}"
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of a rank, an estimate. ``activations``: what its backward passes keep, with their inputs, at their peak;
-    ``messages``: the buffers of its edges."""
-
-    weights: int
-    gradients: int
-    optimizer: int
-    activations: int
-    messages: int = 0
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.messages
-
-
-@dataclass(frozen=True)
-class RankEstimate:
-    """``parameters`` as in summary.json: all numbers that training changes, statistics of normalisations with them.
-
-    Of them ``head_parameters`` are those of the local head and of its loss. ``operations`` are those of a forward pass
-    of one image through block, head and loss (a multiplication and an addition are two), ``head_operations`` those of
-    head and loss alone.
-    """
-
-    rank: int
-    role: str
-    parameters: int
-    memory: Memory
-    head_parameters: int = 0
-    operations: int = 0
-    head_operations: int = 0
-
-
-@dataclass(frozen=True)
-class PlaceEstimate:
-    """A place at which a traced network can be cut: after ``unit``, where one tensor of ``shape`` (without the batch)
-    is alive. ``parameters`` are those of the unit."""
-
-    unit: str
-    shape: tuple[int, ...]
-    parameters: int
-
-
-@dataclass(frozen=True)
-class Estimates:
-    """All ranks and edges of a run of ``steps`` steps, each of a batch; the ``places`` of a network that is traced."""
-
-    steps: int
-    steps_per_epoch: int
-    ranks: tuple[RankEstimate, ...]
-    edges: tuple[EdgeEstimate, ...]
-    places: tuple[PlaceEstimate, ...] = ()
-
-    def sent(self, rank: int) -> int:
-        """Bytes that ``rank`` sends in a training step."""
-        return sum(edge.step_bytes for edge in self.edges if edge.src == rank)
-
-    def received(self, rank: int) -> int:
-        """Bytes that ``rank`` receives in a training step."""
-        return sum(edge.step_bytes for edge in self.edges if edge.dst == rank)
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields, and the sums."""
-        ranks = [
-            {
-                **asdict(each),
-                "memory": {**asdict(each.memory), "total": each.memory.total},
-                "sent_bytes": self.sent(each.rank),
-                "received_bytes": self.received(each.rank),
-            }
-            for each in self.ranks
-        ]
-        return {**asdict(self), "ranks": ranks}
-
 
 SHAPES_ONLY = torch.device("meta")
 COUNTED = 2  # images: normalisations reject one image with a single position
@@ -172,10 +67,12 @@ def count(config: Config, spec: DataSpec) -> Estimates:
     store = JobStore(dist.HashStore())  # type: ignore[arg-type]  # satisfies the protocol
     schedule = RunSchedule.of(config, spec.num_train, spec.num_test)
     job = Job(config, topology(config), RunDirectory(Path()), "", spec, schedule, None)
+    edges: Iterable[EdgeEstimate]
     with _explained(config):  # the edges need the shapes that counting the ranks leaves in the store
         match job.topology.placement:
             case "block":
-                ranks, edges = tuple(_blocks(job, store)), _message_edges(job, store)
+                ranks = tuple(_blocks(job, store))
+                edges = chain(_message_edges(job, store), _sums(job.topology, ranks))
             case "replica":
                 ranks, edges = tuple(_replicas(job, store)), _gradient_ring(job, store)
             case _:
@@ -242,30 +139,35 @@ def _tensor(dtype: torch.dtype, shape: tuple[int, ...]) -> TensorSpec:
 
 def _blocks(job: Job, store: JobStore) -> Iterator[RankEstimate]:
     """The ranks of the blocks in their order in the network, as each needs the shapes before it, and the feedback."""
-    for rank in job.topology.block_ranks:
-        yield _block(job, store, rank)
+    for block in range(job.topology.num_blocks):
+        yield from _replicas_of(job, store, block)
     if job.topology.has_feedback:
         yield _feedback(job, store)
 
 
-def _block(job: Job, store: JobStore, rank: int) -> RankEstimate:
-    segment = build_job_segment(job, store, rank, SHAPES_ONLY)
-    input_shape, alpha_shape = store.input_shape(rank, job.spec.image_shape), store.shape_of(rank)
-    is_last = rank == job.topology.num_blocks - 1
+def _replicas_of(job: Job, store: JobStore, number: int) -> Iterator[RankEstimate]:
+    """The replicas of a block, each of which holds as many images at once as go through it together."""
+    segment = build_job_segment(job, store, number, SHAPES_ONLY)
+    input_shape, alpha_shape = store.input_shape(number, job.spec.image_shape), store.shape_of(number)
+    is_last = number == job.topology.num_blocks - 1
     sizes = job.spec.num_classes, job.schedule.total_steps
-    block = make_block(segment, input_shape, alpha_shape, job.config, *sizes, is_last, width_for_heads(job), rank)
-    learner, size = block.learner, job.config.data.batch_size
+    block = make_block(segment, input_shape, alpha_shape, job.config, *sizes, is_last, width_for_heads(job), number)
+    learner, batch = block.learner, Round("train", 0, size=job.config.data.batch_size)
+    parameters, of_head = (_num_parameters(part.values()) for part in (learner.weights(), block.local.state_dict()))
+    operations = _operations(block, input_shape)
 
-    def forward() -> Iterator[Tensor]:
-        """One batch up to the losses. The gradient of alpha exists at the peak of memory, too."""
+    def forward(size: int) -> Iterator[Tensor]:
+        """One pass up to the losses. The gradient of alpha exists at the peak of memory, too."""
         x = _zeros(size, input_shape)
         alpha = block.forward(x)
         terms, scores_BK, _ = block.losses(alpha, _target(size, block.message_size))
         yield from (x, alpha, scores_BK, torch.empty_like(alpha), *terms.values())
 
-    memory = _rank_memory(learner, kept_bytes(forward, learner.weights().values()), _message_buffers(job, store, rank))
-    parameters, of_head = (_num_parameters(part.values()) for part in (learner.weights(), block.local.state_dict()))
-    return RankEstimate(rank, job.topology.role(rank), parameters, memory, of_head, *_operations(block, input_shape))
+    for rank in job.topology.ranks_of(number):
+        size = max(each.size for _, each in job.topology.passes_of(rank).own_of(batch))
+        kept = kept_bytes(partial(forward, size), learner.weights().values())
+        memory = _rank_memory(learner, kept, _message_buffers(job, store, rank))
+        yield RankEstimate(rank, job.topology.role(rank), parameters, memory, of_head, *operations)
 
 
 @torch.no_grad()
@@ -302,13 +204,26 @@ def _message_buffers(job: Job, store: JobStore, rank: int) -> int:
 
 
 def _message_edges(job: Job, store: JobStore) -> Iterator[EdgeEstimate]:
-    """Every edge has one message a training step."""
-    size = job.config.data.batch_size
-    for edge in job.topology.edges():
+    """Every edge has one message a training step for each of its shards; of statistics, for each pass."""
+    ranks = job.topology
+    for edge in ranks.edges():
         layout = layout_of(job, store, edge)
+        size = layout.max_batch
+        number = len(ranks.passes_of(edge.src).own if edge.kind == "stats" else ranks.shards_on(edge))
         tensors = tuple(_tensor(dtype, shape) for dtype, shape in layout.shapes(size, "train"))
         num_bytes, more = layout.message_bytes(size, "train"), layout.message_bytes(size, LIMIT)
-        yield EdgeEstimate(edge.kind, edge.src, edge.dst, tensors, num_bytes, 1, num_bytes, more - num_bytes)
+        sizes = num_bytes, number, number * num_bytes, more - num_bytes
+        yield EdgeEstimate(edge.kind, edge.src, edge.dst, tensors, *sizes)
+
+
+def _sums(layout: Topology, ranks: Sequence[RankEstimate]) -> Iterator[EdgeEstimate]:
+    """The gradients that replicas of a block add up: each sends every other one a chunk of them, and the sum of its
+    own."""
+    for replicas in map(layout.ranks_of, range(layout.num_blocks)):
+        chunk = -(-ranks[replicas[0]].memory.gradients // len(replicas))
+        tensor = _tensor(torch.float32, (chunk // torch.float32.itemsize,))
+        for src, dst in permutations(replicas, 2):
+            yield EdgeEstimate("gradient", src, dst, (tensor,), chunk, 2, 2 * chunk)
 
 
 def _pipeline_ranks(job: Job, store: JobStore) -> Iterator[RankEstimate]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import socket
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,6 @@ from tests.support.waiting import PATIENCE
 TOUR = REPOSITORY / "docs" / "examples" / "tour.ipynb"
 MAX_BYTES = 300_000
 ACCURACIES = re.compile(r"([\d.]+) by torchvision, ([\d.]+) in the run")
-
-SEQUENTIAL = (
-    "torch.nn.Sequential(torch.nn.Sequential(torch.nn.Conv2d(3, 16, 5, 2, 2), torch.nn.BatchNorm2d(16), "
-    "torch.nn.ReLU()), torch.nn.Sequential(torch.nn.Conv2d(16, 32, 3, 2, 1), torch.nn.BatchNorm2d(32), "
-    "torch.nn.ReLU()), torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), "
-    "torch.nn.Linear(512, 4)))"
-)
 
 
 def printed(notebook: Any) -> str:
@@ -45,9 +37,6 @@ def test_the_notebook_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.Monk
     place = tmp_path / "place"
     place.mkdir()
     notebook = nbformat.read(TOUR, as_version=4)
-    if find_spec("bllpipe.models.tracing") is None:  # without it only an nn.Sequential is cut
-        for cell in notebook.cells:
-            cell.source = cell.source.replace("shufflenet_v2_x0_5(num_classes=4)", SEQUENTIAL)
     resources = {"metadata": {"path": str(place)}}
     NotebookClient(notebook, timeout=2 * PATIENCE, kernel_name="python3", resources=resources).execute()
     found = ACCURACIES.search(printed(notebook))

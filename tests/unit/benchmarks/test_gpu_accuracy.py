@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from benchmarks.gpu_accuracy import Probe, accuracies_of, bll_recipe, cut_short
 from benchmarks.gpu_first import best_setting, gpu_tests, outcomes, went_well
 from benchmarks.gpu_second import BP, COMMON, OF_SET, affordable, cost_of, runs
 from bllpipe.config import load_config
+from bllpipe.learn.balanced_cut import with_balanced_cut
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -58,9 +60,12 @@ def test_it_learns_with_the_config_that_we_ship(model: str) -> None:
     (run,) = (each for each in runs(bll_recipe()) if each.name == f"{model} bll 4 blocks s0")
     size = ("model.width=64", "epochs=30", "data.path=some.npz")
     ours = load_config(None, [*COMMON, *OF_SET["cifar10"], *size, *run.settings("true")])
-    shipped = load_config(str(CONFIGS / f"cifar10_{model}.yaml"), ["data.path=some.npz"])
+    shipped = with_balanced_cut(load_config(str(CONFIGS / f"cifar10_{model}.yaml")), (3, 32, 32), 10)
     assert shipped.objective == ours.objective and shipped.model == ours.model and shipped.blocks == ours.blocks
     if model == "resnet18":
+        eight = with_balanced_cut(replace(shipped, blocks="balanced 8"), (3, 32, 32), 10)
+        (run,) = (each for each in runs(bll_recipe()) if each.name == "resnet18 bll 8 blocks s1")
+        assert load_config(None, list(run.settings("true"))).blocks == eight.blocks
         assert (shipped.optimizer, shipped.epochs, shipped.data.augment) == (ours.optimizer, 30, ours.data.augment)
         assert (shipped.schedule, shipped.data.batch_size) == (ours.schedule, 256)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bllpipe.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
-from bllpipe.checkpoint.format import DirectoryName
+from bllpipe.checkpoint.format import DirectoryName, FileEntry
 from bllpipe.errors import CheckpointError
 from tests.support.checkpoint_samples import flip_bit, sample, write_checkpoint
 
@@ -143,3 +143,30 @@ def test_when_all_were_renamed_the_run_does_not_start_over(tmp_path: Path) -> No
 @pytest.mark.parametrize("digits", [19, 200, 5000])
 def test_a_step_beyond_all_numbers_is_no_name(digits: int) -> None:
     assert DirectoryName.parse("step-" + "9" * digits) is None
+
+
+def test_a_rank_reads_the_bytes_of_the_parts_that_it_needs_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(tmp_path, 5, {rank: sample(rank, 5) for rank in range(4)})
+    read: list[str] = []
+    verify = FileEntry.verify
+
+    def noted(entry: FileEntry, path: Path) -> None:
+        read.append(path.name)
+        verify(entry, path)
+
+    monkeypatch.setattr(FileEntry, "verify", noted)
+    checkpoint = open_checkpoint(tmp_path, sizes_only=True)
+    assert read == []
+    checkpoint.verify({"block2.weight", "of no part"})
+    assert read == ["rank-2.safetensors"]
+
+
+def test_a_part_that_is_needed_and_damaged_is_refused(tmp_path: Path) -> None:
+    part = write_checkpoint(tmp_path, 5) / "rank-1.safetensors"
+    flip_bit(part, 8 * part.stat().st_size - 1)  # of a value: the header is read at once
+    checkpoint = open_checkpoint(tmp_path, sizes_only=True)
+    checkpoint.verify({"block0.weight"})
+    with pytest.raises(CheckpointError, match=r"rank-1\.safetensors is damaged"):
+        checkpoint.verify({"block1.weight"})

@@ -61,3 +61,8 @@ def test_all_that_is_refused_is_named_at_once() -> None:
 
 def test_nested_keys_become_dotted_ones() -> None:
     assert flat({"a": {"b": {"c": 1}}, "d": 2}) == {"a.b.c": 1, "d": 2}
+
+
+def test_replicas_are_harmless_while_their_sums_are_exact() -> None:
+    assert Change("replicas", "1", "2").is_harmless
+    assert not Change("replicas", "1", "2", is_exact=False).is_harmless

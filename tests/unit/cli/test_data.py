@@ -33,7 +33,8 @@ def test_an_archive_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize(
-    ("words", "message"), [(["nothing"], "is neither a file or folder"), (["cifar10"], "missing or damaged")]
+    ("words", "message"),
+    [(["nothing"], "is neither a file or folder"), (["cifar10"], "cifar10 is missing: its original files are not in")],
 )
 def test_what_is_not_there_is_refused(
     words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -163,7 +163,9 @@ def test_types_in_words(kind: Any, words: str) -> None:
 
 
 def test_declared_types_of_a_section() -> None:
-    assert field_types(AugmentConfig) == {"crop_padding": int, "flip": bool, "rotation": float}
+    recipes = Literal["none", "cifar", "imagenet", "trivial"]
+    expected = {"crop_padding": int, "flip": bool, "rotation": float, "recipe": recipes}
+    assert field_types(AugmentConfig) == expected
     assert field_types(DataConfig)["augment"] is AugmentConfig
     assert field_types(Config)["blocks"] == int | str | list[int | str]
 

@@ -11,11 +11,11 @@ from typing import Any
 from urllib.error import URLError
 
 import pytest
-from torchvision import datasets
+from torchvision.datasets import utils
 
 from bllpipe.data import catalog
 from bllpipe.data.catalog import DOWNLOADS, check_obtainable
-from bllpipe.data.registry import fetch, torchvision_set
+from bllpipe.data.registry import fetch, original_set
 from bllpipe.errors import DataError
 
 
@@ -28,17 +28,32 @@ def advice(name: str, path: Path, failure: str) -> str:
 
 @pytest.mark.parametrize("name", DOWNLOADS)
 @pytest.mark.parametrize("failure", [URLError("no route to host"), OSError("disk full"), RuntimeError("bad digest")])
-@pytest.mark.parametrize("load", [torchvision_set, fetch])
+@pytest.mark.parametrize("load", [original_set, fetch])
 def test_without_data_and_network_the_message_names_the_command(
     name: str, failure: Exception, load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def download(dataset: object) -> None:
+    def download(url: str, root: str, filename: str, md5: str) -> None:
+        asked.append(url)
         raise failure
 
-    monkeypatch.setattr(getattr(datasets, DOWNLOADS[name].kind), "download", download)
+    asked: list[str] = []
+    monkeypatch.setattr(utils, "download_and_extract_archive", download)
     with pytest.raises(DataError, match=advice(name, tmp_path, str(failure))):
         load(name, str(tmp_path))
     assert socket.getdefaulttimeout() is None
+    assert len(asked) == (2 if name == "mnist" else 1)  # which has two mirrors
+
+
+@pytest.mark.parametrize("name", DOWNLOADS)
+def test_what_has_been_downloaded_is_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(url: str, root: str, filename: str, md5: str) -> None:
+        Path(root).mkdir(parents=True, exist_ok=True)
+        (Path(root) / filename).write_bytes(b"")
+        assert url.endswith(filename) and len(md5) == 32
+
+    monkeypatch.setattr(utils, "download_and_extract_archive", download)
+    with pytest.raises(DataError, match="is damaged, or of another set"):
+        original_set(name, str(tmp_path))
 
 
 class Refusing(BaseHTTPRequestHandler):
@@ -88,7 +103,22 @@ def test_a_server_that_answers_is_enough(tmp_path: Path, refusing_server: int, m
     check_obtainable("cifar10", str(tmp_path))
 
 
-@pytest.mark.parametrize(("name", "trace"), [(name, trace) for name in DOWNLOADS for trace in DOWNLOADS[name].traces])
+IDX = [f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+ALL_FILES = {  # of the folder of a trace
+    "cifar-10-batches-py/data_batch_1": [*(f"data_batch_{number}" for number in range(2, 6)), "test_batch"],
+    "cifar-100-binary/test.bin": ["train.bin"],
+    "MNIST/raw/t10k-labels-idx1-ubyte": IDX,
+    "t10k-labels-idx1-ubyte.gz": [f"{name}.gz" for name in IDX],
+}
+TRACES = {
+    "cifar10": ["cifar-10-batches-py/data_batch_1", "cifar-10-python.tar.gz"],
+    "cifar100": ["cifar-100-binary/test.bin", "cifar-100-python.tar.gz"],
+    "mnist": ["MNIST/raw/t10k-labels-idx1-ubyte"],
+    "fashion_mnist": ["t10k-labels-idx1-ubyte.gz"],
+}
+
+
+@pytest.mark.parametrize(("name", "trace"), [(name, trace) for name in DOWNLOADS for trace in TRACES[name]])
 def test_a_set_that_is_there_needs_no_server(
     name: str, trace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,5 +126,8 @@ def test_a_set_that_is_there_needs_no_server(
     monkeypatch.setitem(DOWNLOADS, name, replace(DOWNLOADS[name], url="http://127.0.0.1:1/"))
     with pytest.raises(DataError, match=f"{name} is not in"):
         check_obtainable(name, str(tmp_path))
+    (tmp_path / trace).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / trace).touch()
+    for other in ALL_FILES.get(trace, []):
+        (tmp_path / trace).with_name(other).touch()
     check_obtainable(name, str(tmp_path))

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from bllpipe.config.schema import DataConfig
-from bllpipe.data.image_folder import MAX_BYTES, FolderImages, folder_labels
+from bllpipe.data.decoding import MAX_BYTES
+from bllpipe.data.image_folder import FolderImages, folder_labels
 from bllpipe.errors import DataError
 from tests.support.memory import little_memory
 

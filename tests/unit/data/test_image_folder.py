@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms import CenterCrop, Compose, Resize
 
 from bllpipe.config.schema import DataConfig
-from bllpipe.data import image_folder
+from bllpipe.data import decoding, metadata
 from bllpipe.data.base import Split
 from bllpipe.data.image_folder import FolderImages, folder_labels
 from bllpipe.errors import DataError
@@ -194,7 +194,7 @@ def test_a_file_that_is_no_image(root: Path, damage: str) -> None:
 
 
 def test_a_file_with_too_many_pixels(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_folder, "MAX_PIXELS", SIZE * SIZE)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", SIZE * SIZE)
     save(noise(SIZE, SIZE + 1), root / "train" / "cat" / "0.png")
     assert len(decoded(root, "train", 1)) == 1
     with pytest.raises(DataError, match=r"cat/0\.png has 16 x 17 pixels; at most 256 are decoded"):
@@ -269,4 +269,105 @@ def test_a_class_folder_that_is_a_link_to_elsewhere(root: Path, tmp_path_factory
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (root / "train" / "other").symlink_to(elsewhere)
     with pytest.raises(DataError, match=r"train/other is a link to .*, outside of .*; copy the images instead"):
+        folder_labels(configured(root))
+
+
+@pytest.mark.parametrize("name", ["val", "validation", "valid"])
+def test_every_name_of_the_test_split(root: Path, name: str) -> None:
+    (root / "test").rename(root / name)
+    assert folder_labels(configured(root)).test_N.tolist() == [0, 0, 1, 1]
+
+
+def with_metadata(root: Path, name: str, lines: dict[str, list[str]]) -> None:
+    """The images of every split in one folder, and what is said of them."""
+    for split, text in lines.items():
+        for number, file in enumerate(sorted((root / split).rglob("*.png"))):
+            (root / split / "images").mkdir(exist_ok=True)
+            file.rename(root / split / "images" / f"{number}.png")
+        (root / split / name).write_text("\n".join(text), encoding="utf-8")
+
+
+CSV = {
+    "train": ["file_name,label", "images/0.png,dog", "images/2.png,ant", 'images/1.png,"ant"'],
+    "test": ["file_name,text,label", "images/0.png,a,dog"],
+}
+JSONL = {
+    "train": [f'{{"file_name": "images/{number}.png", "label": {label}}}' for number, label in enumerate([10, 0, 2])],
+    "test": ["", '{"file_name": "images/0.png", "label": "2"}'],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "train", "test"),
+    [("metadata.csv", CSV, [0, 0, 1], [1]), ("metadata.jsonl", JSONL, [0, 1, 2], [1])],
+)
+def test_labels_of_a_metadata_file(
+    root: Path, name: str, lines: dict[str, list[str]], train: list[int], test: list[int]
+) -> None:
+    with_metadata(root, name, lines)
+    labels, images = folder_labels(configured(root)), FolderImages(configured(root))
+    assert labels.train_N.tolist() == train and labels.test_N.tolist() == test
+    order = [1, 2, 0]  # by class, and in it by name; numbers sort as numbers
+    cats_and_dogs = [1, 3, 5, 0, 2, 4]
+    expected = [torch.from_numpy(noise(SIZE, SIZE, cats_and_dogs[number])).permute(2, 0, 1) for number in order]
+    (found_BCHW,) = images.batches([("train", torch.arange(3))])
+    assert torch.equal(found_BCHW, torch.stack(expected))
+
+
+def test_a_metadata_file_without_labels_leaves_the_folders(root: Path) -> None:
+    (root / "train" / "metadata.csv").write_text("file_name,text\ncat/0.png,a cat\n")
+    assert folder_labels(configured(root)).train_N.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("metadata.csv", "file_name,label\n,cat", "image 1: file_name is ''; expected the path of an image below"),
+        ("metadata.csv", "file_name,label\n../a.png,cat", r"file_name is '\.\./a\.png'; expected the path of an image"),
+        ("metadata.csv", "file_name,label\n/a.png,cat", "file_name is '/a.png'; expected the path of an image below"),
+        (
+            "metadata.csv",
+            "file_name,label\ncat/1.png,",
+            "image 1: label is ''; expected the name of a class, or its num",
+        ),
+        ("metadata.csv", "file_name,label\na.png,cat", "a.png is no image here; expected a file with a suffix of .png"),
+        ("metadata.csv", "file_name,label\nmetadata.csv,cat", "metadata.csv is no image here; expected a file with a"),
+        ("metadata.csv", b"file_name,label\n\xff,cat", "metadata.csv cannot be read: .*; expected a line an image"),
+        (
+            "metadata.jsonl",
+            '{"file_name": 1, "label": 0}',
+            "image 1: file_name is 1; expected the path of an image bel",
+        ),
+        ("metadata.jsonl", '{"file_name": "cat/1.png", "label": -1}', "label is -1; expected the name of a class, or"),
+        ("metadata.jsonl", '{"file_name": "cat/1.png", "label": true}', "label is True; expected the name of a class"),
+        ("metadata.jsonl", '{"file_name": "cat/1.png", "label": [1]}', r"label is \[1\]; expected the name of a class"),
+        ("metadata.jsonl", '{"label": ', "metadata.jsonl cannot be read: .*; expected a line an image"),
+        ("metadata.jsonl", "[1]", "metadata.jsonl holds a line that is no object; expected lines such as"),
+        ("metadata.jsonl", "[" * 100_000, "metadata.jsonl cannot be read: .*; expected a line an image"),
+        ("metadata.csv", 'file_name,label\n"' + "a" * 200_000 + '",b', "metadata.csv cannot be read: field larger"),
+    ],
+)
+def test_metadata_that_cannot_be_followed(root: Path, name: str, text: str | bytes, message: str) -> None:
+    (root / "train" / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DataError, match=message):
+        folder_labels(configured(root))
+
+
+def test_a_metadata_file_that_is_too_large(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "MAX_BYTES", 10)
+    (root / "train" / "metadata.csv").write_text("file_name,label\n")
+    with pytest.raises(
+        DataError, match="metadata.csv cannot be read: it has more than 10 bytes; expected a line an ima"
+    ):
+        folder_labels(configured(root))
+
+
+def test_a_metadata_file_names_no_link_that_points_outside(
+    root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    outside = tmp_path_factory.mktemp("outside") / "secret.png"
+    save(noise(SIZE, SIZE), outside)
+    (root / "train" / "link.png").symlink_to(outside)
+    (root / "train" / "metadata.csv").write_text("file_name,label\nlink.png,cat\n")
+    with pytest.raises(DataError, match=r"train/link\.png is a link to .*secret\.png, outside of .*; copy the image"):
         folder_labels(configured(root))

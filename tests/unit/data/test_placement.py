@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bllpipe.config.schema import AugmentConfig, DataConfig, GpuConfig
+from bllpipe.config.running import GpuConfig
+from bllpipe.config.schema import AugmentConfig, DataConfig
 from bllpipe.data.base import ImageSet, MemoryImages, Split, to_device
 from bllpipe.data.catalog import DataSpec
 from bllpipe.data.loader import ImageSource, PrefetchedImages, placed, stays_on_device

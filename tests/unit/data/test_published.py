@@ -1,7 +1,6 @@
-"""Well-known sets: the fixed split of the digits, and the form that torchvision's sets get."""
+"""The digits: their fixed split, sizes and statistics."""
 
 import hashlib
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from torch import Tensor
 from bllpipe.config.schema import DataConfig
 from bllpipe.data.base import MEAN_AND_STD, Arrays, MemoryImages
 from bllpipe.data.catalog import PUBLISHED
-from bllpipe.data.registry import _tensors, digits
+from bllpipe.data.registry import digits
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +64,3 @@ def test_mean_and_deviation_of_the_digits_are_the_measured_ones(arrays: Arrays) 
     (mean,), (std,) = MEAN_AND_STD["digits"]
     assert mean == pytest.approx(pixels.mean().item(), abs=1e-3)
     assert std == pytest.approx(pixels.std().item(), abs=1e-3)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_torchvisions_arrays_become_channels_first(channels: int) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 6, channels), dtype=np.uint8)
-    data = torch.from_numpy(pixels[..., 0]) if channels == 1 else pixels  # Fashion-MNIST's form, and CIFAR's
-    images_NCHW, labels_N = _tensors(SimpleNamespace(data=data, targets=[3, 1, 0, 2, 1]))
-    assert images_NCHW.is_contiguous() and np.array_equal(images_NCHW.numpy(), pixels.transpose(0, 3, 1, 2))
-    assert labels_N.dtype == torch.int64 and labels_N.tolist() == [3, 1, 0, 2, 1]

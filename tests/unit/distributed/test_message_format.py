@@ -14,6 +14,7 @@ from bllpipe.distributed.message_format import (
     ALIGNMENT,
     HEADER_BYTES,
     TRAILER_BYTES,
+    VERSION,
     Layout,
     alpha_fields,
     copy_into,
@@ -144,16 +145,17 @@ def test_votes_stay_float32_with_activations_in_bfloat16(size: int) -> None:
     ("position", "words"),
     [
         (0, "sends bytes that are no bllpipe header"),
-        (7, "sends a header of version 2, not 3"),
+        (7, f"sends a header of version {VERSION ^ 1}, not {VERSION}"),
         (8, "sends target 0->1"),
         (16, "sends alpha 1->1"),
         (24, "sends alpha 0->0"),
         (32, "evaluate step 5"),
         (40, "train step 4"),
         (48, "batch 1 of"),
-        (56, "of 2 images"),
-        (72, "bfloat16[3, 2, 4, 4]"),
-        (88, "float32[2, 2, 4, 4]"),
+        (56, "shard 1 of 3 images"),
+        (64, "of 2 images"),
+        (80, "bfloat16[3, 2, 4, 4]"),
+        (96, "float32[2, 2, 4, 4]"),
         (200, "but block 0 sends"),
         (255, "but block 0 sends"),
     ],
@@ -168,13 +170,14 @@ def test_every_wrong_byte_is_noticed_and_described(position: int, words: str) ->
     assert str(caught.value).startswith("edge alpha 0->1 (block 0 to block 1): block 1 expected")
 
 
+@pytest.mark.parametrize("earlier", [Round("train", 4, size=3), Round("train", 5, size=3, shard=1)], ids=str)
 @pytest.mark.parametrize("kept", [HEADER_BYTES, HEADER_BYTES + 64, -TRAILER_BYTES])
-def test_a_message_that_was_cut_short_is_no_message(kept: int) -> None:
+def test_a_message_that_was_cut_short_is_no_message(kept: int, earlier: Round) -> None:
     """gloo fills as much of a receive as there is, and says nothing."""
     layout = alpha_layout()
-    buffers = {entry: MessageBuffer(layout) for entry in (STEP, Round("train", 4, size=3))}
+    buffers = {entry: MessageBuffer(layout) for entry in (STEP, earlier)}
     sent, before = (buffer.write(Alpha(entry, torch.ones(3, 2, 4, 4))) for entry, buffer in buffers.items())
-    before[:kept] = sent[:kept]  # the receiver's buffer has held the message of the step before
+    before[:kept] = sent[:kept]  # the receiver's buffer has held an earlier message
     with pytest.raises(WireError, match=r"block 1 got a truncated message for step 5: expected 704 bytes from block 0"):
         list(buffers.values())[1].check(STEP)
 

@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bllpipe.config.schema import Config, ObjectiveConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig
+from bllpipe.config.running import PrecisionConfig
+from bllpipe.config.schema import Config, ObjectiveConfig, OptimizerConfig, ScheduleConfig
 from bllpipe.errors import CheckpointError, ConfigError
 from bllpipe.learn.block import Block, alpha_shape, build_segments, make_block
 from bllpipe.learn.distributions import NORMALIZATIONS, Gaussian, channel_means
@@ -64,7 +65,9 @@ def test_the_norm_that_is_watched_is_that_of_the_gradients_before_they_are_clipp
     watched = block.update(block.forward(images()), aim, step=0).watch()
     torch.testing.assert_close(watched["gradient_norm"], torch.cat(gradients).norm())
     alpha = block.infer(images())
-    assert "gradient_norm" not in block.score(alpha, block.scores(alpha), aim).watch(), "a test has no gradients"
+    assert "gradient_norm" not in block.outcome(block.score(alpha, block.scores(alpha), aim)).watch(), (
+        "a test has no gradients"
+    )
 
 
 def test_what_is_normalised_for_the_kl_is_normalised_for_the_feedback() -> None:

@@ -74,7 +74,7 @@ def run(block: Block, inputs: Callable[[int], Tensor]) -> list[Any]:
         told += [outcome.correct.clone(), torch.tensor(outcome.lr), *sent, *watched]
         if step == 5:
             alpha = block.infer(images(50, 3))
-            tested = block.score(alpha, block.scores(alpha), target(50, 3))
+            tested = block.outcome(block.score(alpha, block.scores(alpha), target(50, 3)))
             told += [*tested.terms.values(), tested.correct]
     return told
 

@@ -83,7 +83,7 @@ def test_kl_and_statistics_are_about_the_message(message: Any) -> None:
     block, aim = strided(message=message), target(6, WIDTHS[message])
     assert block.message_size == WIDTHS[message]
     alpha = block.infer(images())
-    outcome = block.score(alpha, block.scores(alpha), aim)
+    outcome = block.outcome(block.score(alpha, block.scores(alpha), aim))
     expected = message_of(block, alpha)
     torch.testing.assert_close(
         outcome.terms["kl"], posterior_kl(Gaussian(), expected, aim.beta_BC, aim.known_B), rtol=1e-5, atol=1e-6

@@ -36,6 +36,12 @@ NOT_ENOUGH = [
         "4 ranks need 4 GPUs, but 1 node with 2 GPUs each have 2; .* --set blocks=2$",
     ),
     (["method=bp", "engine=zbv", "blocks=8"], 1, 2, "4 ranks need 4 GPUs, but .* have 2; use --nodes 2$"),
+    (
+        ["blocks=2", "replicas=[3, 2]", "data.batch_size=66"],
+        1,
+        4,
+        "2 blocks with 5 replicas need 5 GPUs, .* have 4; use --nodes 2, or --set backend.alpha=gloo to let",
+    ),
     ([*BP, "backend.alpha=gloo"], 1, 2, "4 ranks need 4 GPUs, .* --set blocks=2$"),
 ]
 

@@ -50,9 +50,13 @@ class Watched(Block):
 
     events: list[str]
 
-    def update(self, *arguments: Any) -> Any:
-        self.events.append("update")
-        return super().update(*arguments)
+    def learn(self, *arguments: Any) -> Any:
+        self.events.append("learn")
+        return super().learn(*arguments)
+
+    def step(self, *arguments: Any) -> Any:
+        self.events.append("step")
+        return super().step(*arguments)
 
 
 def train(step: int) -> Round:
@@ -88,7 +92,7 @@ def test_alpha_leaves_before_the_target_is_asked_for_and_everything_before_the_u
     events: list[str] = []
     loop = block_loop([train(0)], events)
     loop.run(train(0))
-    assert events == ["recv alpha", "send alpha", "recv target", "send stats", "update"]
+    assert events == ["recv alpha", "send alpha", "recv target", "send stats", "learn", "step"]
 
 
 def test_stats_are_those_of_the_alpha_that_was_sent() -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import random
+import signal
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 from bllpipe.config import load_config
 from bllpipe.errors import WireError
-from bllpipe.messages import Round
+from bllpipe.messages import Round, Store
 from bllpipe.training.run_schedule import RunSchedule
-from bllpipe.training.stopping import StopAgreement
+from bllpipe.training.stopping import GracefulStop, StopAgreement
 from tests.support.waiting import PATIENCE
 
 # 7 training images in batches of 3 (2 steps an epoch), 4 test images
@@ -115,3 +118,52 @@ def test_ranks_that_do_not_answer_are_not_waited_for_for_ever() -> None:
     stop.freeze("SIGTERM at rank 0")
     with pytest.raises(WireError, match=r"a stop was requested \(SIGTERM at rank 0\), but not all ranks posted"):
         list(stop.until_stop("block", ROUNDS, saved=False))
+
+
+class Counted:
+    """A store that counts the keys it is asked for."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self.keys = store, 0
+
+    def set(self, key: str, value: str) -> None:
+        self.keys += 1
+        self._store.set(key, value)
+
+    def get(self, key: str) -> bytes:
+        self.keys += 1
+        return self._store.get(key)
+
+    def add(self, key: str, amount: int) -> int:
+        self.keys += 1
+        return self._store.add(key, amount)
+
+    def check(self, keys: list[str]) -> bool:
+        self.keys += len(keys)
+        return self._store.check(keys)
+
+    def compare_set(self, key: str, expected: str, desired: str) -> bytes:
+        self.keys += 1
+        return self._store.compare_set(key, expected, desired)
+
+
+def keys_to_stop(num_ranks: int) -> list[int]:
+    """The keys that each rank asks for until all have agreed."""
+    shared: Any = dist.HashStore()
+    stores = [Counted(shared) for _ in range(num_ranks)]
+    stops = [
+        GracefulStop(store, rank, num_ranks, StopAgreement(), leave=lambda code: None)
+        for rank, store in enumerate(stores)
+    ]
+    stops[num_ranks // 2].on_signal(signal.SIGTERM)
+    for _ in range(3):  # looks of the watchdogs
+        for stop in stops:
+            stop.agree()
+    assert all(stop.agreement.is_decided for stop in stops)
+    return [store.keys for store in stores]
+
+
+def test_what_a_stop_costs_a_rank_does_not_grow_with_their_number() -> None:
+    few, many = keys_to_stop(5), keys_to_stop(17)
+    assert many[1] == few[1] and max(many[1:]) == max(few[1:]), "but for the rank that asks for all"
+    assert many[0] < few[0] * 17 / 5 + 1

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from bllpipe.config import Config
-from bllpipe.config.schema import EvaluateConfig
+from bllpipe.config.running import EvaluateConfig
+from bllpipe.topology import Topology
 from bllpipe.training.run_directory import summarise, table
 from bllpipe.training.run_schedule import RunSchedule
 
@@ -40,7 +41,7 @@ REPORTS = [report("block 0", 0.5, "a"), report("block 1", 0.75, "b"), report("fe
 
 
 def summary(reports: list[dict[str, Any]] = REPORTS) -> dict[str, Any]:
-    return summarise(Config(blocks=2), (0, 1), reports, PLAN, seconds=4.0)
+    return summarise(Config(blocks=2), Topology(2), reports, PLAN, seconds=4.0)
 
 
 def test_the_summary_has_every_key_of_the_contract() -> None:
@@ -72,7 +73,7 @@ def test_the_table_has_a_row_a_rank() -> None:
 def test_all_heads_together_have_a_line_beside_the_last_block(accuracy: float | None, shown: str) -> None:
     config = Config(blocks=2, evaluate=EvaluateConfig(ensemble=True))
     reports = [REPORTS[0], {**REPORTS[1], "ensemble_accuracy": accuracy}, REPORTS[2]]
-    found = summarise(config, (0, 1), reports, PLAN, seconds=4.0)
+    found = summarise(config, Topology(2), reports, PLAN, seconds=4.0)
     assert (found["ensemble_accuracy"], found["test_accuracy"]) == (accuracy, 0.75)
     rows = table(found).splitlines()
     assert rows[4].split("together")[1].strip() == shown and rows[4].startswith("all heads together ")
@@ -93,3 +94,16 @@ def test_a_run_that_was_stopped_early_has_no_rate() -> None:
     """It once trained 0 images/s in steady state."""
     found = summary([{**one, "images_per_second": 0.0} for one in REPORTS])
     assert table(found).splitlines()[4].endswith("in 4.0 s; it ended before its rate was steady")
+
+
+def test_replicas_of_a_block_count_once() -> None:
+    """They are as wide as their roles in the table, and the digest is that of one of each block."""
+    roles = ("block 0 replica 0", "block 0 replica 1", "block 1", "feedback")
+    reports = [report(role, 0.5, letter) for role, letter in zip(roles, "axbc", strict=True)]
+    layout = Topology(2, num_shards=2, replicas=(2, 1))
+    found = summarise(Config(blocks=2, replicas=[2, 1]), layout, reports, PLAN, seconds=4.0)
+    assert found["state_sha256"] == summary()["state_sha256"]
+    assert (found["world_size"], found["tested_ranks"]) == (4, [0, 2])
+    rows = table(found).splitlines()
+    assert rows[2].startswith("   1  block 0 replica 1             - "), "its accuracy is that of the first"
+    assert len({len(row) for row in rows[1:5]}) == 1

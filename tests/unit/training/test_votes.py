@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bllpipe.config import Config
-from bllpipe.config.schema import EvaluateConfig
+from bllpipe.config.running import EvaluateConfig
 from bllpipe.learn.block import Block, Outcome, make_block
 from bllpipe.messages import Alpha, Round, Target
 from bllpipe.models.partition import cut

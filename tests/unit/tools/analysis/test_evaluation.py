@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bllpipe.cli.results import evaluation_table
-from bllpipe.config.schema import PrecisionConfig
+from bllpipe.config.running import PrecisionConfig
 from bllpipe.errors import ConfigError
 from bllpipe.tools.analysis.evaluation import (
     BlockCost,

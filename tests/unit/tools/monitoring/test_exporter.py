@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from bllpipe.config.schema import MetricsConfig
+from bllpipe.config.running import MetricsConfig
 from bllpipe.tools.monitoring import exporter
 from bllpipe.tools.monitoring.exporter import Exporter, _RequestHandler
 from bllpipe.training.run_directory import RunDirectory

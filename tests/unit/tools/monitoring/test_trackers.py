@@ -95,6 +95,7 @@ def records_of(path: Path) -> Iterator[Any]:
             yield record
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's own use of SQLAlchemy
 def test_mlflow_continues_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("mlflow", "sqlalchemy", "alembic"):
         pytest.importorskip(package, reason=f"{package} is not installed; pip install '.[mlflow]'")

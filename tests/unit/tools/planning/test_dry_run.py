@@ -17,7 +17,8 @@ from bllpipe.config import load_config
 from bllpipe.data.catalog import PUBLISHED, DataSpec
 from bllpipe.engines import topology
 from bllpipe.errors import ConfigError, DataError
-from bllpipe.tools.planning.dry_run import Estimates, Memory, NeedsRealTensors, count, held_microbatches
+from bllpipe.tools.planning.dry_run import NeedsRealTensors, count, held_microbatches
+from bllpipe.tools.planning.estimates import Estimates, Memory
 
 SMALL = ("model.name=tests.support.networks.dry_run:small", "blocks=2", "data.batch_size=16")
 
@@ -190,3 +191,26 @@ def test_a_local_head_is_counted_with_its_share_of_the_block() -> None:
     assert first.head_parameters == weights + 4 * (16 + 32 + 64), "BatchNorm has four numbers a channel"
     assert last.head_parameters == last.head_operations == 0 < last.operations
     assert "block 0" in estimates_table(estimates, config).split("local head of")[1]
+
+
+def test_replicas_hold_a_shard_and_add_up_their_gradients() -> None:
+    whole, many = estimates_of("blocks=2"), estimates_of("blocks=2", "replicas=[2, 1]", "shards=4")
+    assert [each.role for each in many.ranks] == ["block 0 replica 0", "block 0 replica 1", "block 1", "feedback"]
+    assert [each.parameters for each in many.ranks[1:3]] == [each.parameters for each in whole.ranks[:2]]
+    assert many.ranks[0].memory.activations == many.ranks[1].memory.activations < whole.ranks[0].memory.activations / 3
+    edges = {str(edge): edge for edge in many.edges}
+    alphas = [edges["alpha 0->2"], edges["alpha 1->2"]]
+    assert [edge.num_messages for edge in alphas] == [2, 2]
+    one = next(edge for edge in whole.edges if edge.kind == "alpha")
+    assert 0 < sum(edge.step_bytes for edge in alphas) - one.step_bytes < 4 * 512, "but for headers"
+    gradients = whole.ranks[0].memory.gradients
+    assert {name: edge.step_bytes for name, edge in edges.items() if edge.kind == "gradient"} == {
+        "gradient 0->1": gradients,
+        "gradient 1->0": gradients,
+    }
+
+
+def test_with_norm_sync_the_shards_of_a_replica_go_together() -> None:
+    many = estimates_of("blocks=2", "replicas=2", "shards=4", "norm=sync")
+    stats = [edge for edge in many.edges if edge.kind == "stats"]
+    assert [edge.num_messages for edge in stats] == [1] * 4

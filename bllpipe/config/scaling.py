@@ -1,0 +1,75 @@
+"""Shards and replicas that are impossible."""
+
+from __future__ import annotations
+
+from bllpipe.config.schema import PIPELINES, SYNCHRONOUS, Config
+from bllpipe.errors import ConfigError
+
+
+def check_shards(config: Config) -> None:
+    """Raises ConfigError for replicas that do not fit the blocks, and for shards that an engine or a loss has not."""
+    _check_block_replicas(config)
+    number = config.num_shards
+    if number == 1:
+        return
+    found = f"shards is {number}" + (", the largest number of replicas," if config.shards is None else ",")
+    if config.engine in SYNCHRONOUS:
+        other = "pipeline.microbatches" if config.engine in PIPELINES else "blocks, which are its replicas"
+        raise ConfigError(f"{found} but engine {config.engine} divides batches by {other}; use --set shards=1")
+    if config.engine == "streams" or config.gpu.capture:
+        key = "engine is streams" if config.engine == "streams" else "gpu.capture is on"
+        raise ConfigError(
+            f"{found} but {key}, which was never tried on a GPU with several shards; use --set shards=1, or --set "
+            + ("engine=sequential" if config.engine == "streams" else "gpu.capture=false")
+        )
+    check_divisible(config, number, "shards")
+    if config.norm == "sync" and (part := _batch_wide(config)):
+        raise ConfigError(
+            f"norm is sync, which has the results of one shard, but {part} depends on which images are in a shard; "
+            f"use --set norm=shard"
+        )
+
+
+def _check_block_replicas(config: Config) -> None:
+    replicas = config.block_replicas
+    if len(replicas) != config.num_blocks:
+        raise ConfigError(
+            f"replicas is {config.replicas}, but there are {config.num_blocks} blocks; use one number for each, or one "
+            f"for all: --set replicas={max(replicas, default=1)}"
+        )
+    if min(replicas) < 1:
+        raise ConfigError(f"replicas is {config.replicas}; expected at least 1 for every block")
+    if max(replicas) > 1 and (config.engine in SYNCHRONOUS or config.is_end_to_end):
+        other = "; for replicas of the whole network use --set engine=ddp --set method=bp, with their number as blocks"
+        raise ConfigError(
+            f"replicas is {config.replicas}, but engine {config.engine} has no replicas of blocks; use --set replicas=1"
+            f"{other if config.engine == 'single' else ''}"
+        )
+    if max(replicas) > config.num_shards:
+        raise ConfigError(
+            f"replicas is {config.replicas}, but a batch has {config.num_shards} shards, and every replica needs one; "
+            f"use --set shards={max(replicas)} or more, which changes the results, or fewer replicas"
+        )
+
+
+def _batch_wide(config: Config) -> str | None:
+    """A part of the loss that is no mean over images, so that it depends on the shards."""
+    if config.method == "predsim":
+        return "method predsim, which compares all images of a shard,"
+    if config.method == "bll" and config.objective.normalize == "batch":
+        return "objective.normalize=batch"
+    if config.method == "bll" and config.objective.family == "gaussian_learned":
+        return "objective.family=gaussian_learned, whose variance is that of a shard,"
+    if config.objective.contrast_weight:
+        return "objective.contrast_weight, which compares the images of a shard,"
+    return "objective.keep_weight, which divides by the variance of a shard," if config.objective.keep_weight else None
+
+
+def check_divisible(config: Config, parts: int, kind: str) -> None:
+    """Raises ConfigError unless a batch has ``parts`` equal parts."""
+    size = config.data.batch_size
+    if size % parts:
+        raise ConfigError(
+            f"data.batch_size is {size}, which {parts} {kind} cannot divide equally; "
+            f"use --set data.batch_size={-(-size // parts) * parts}"
+        )
