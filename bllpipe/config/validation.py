@@ -21,7 +21,6 @@ from bllpipe.errors import ConfigError
 
 NAME = r"[^/\0\ud800-\udfff]{0,100}"  # of a folder
 FUNCTION = r"[\w.]+:\w+"
-ZOO = r"(torchvision|timm):[\w.-]+"
 STREAMS = 32  # in torch's pool of a GPU; the next one is the first again
 MAX_CAPTURED_BLOCKS = STREAMS // 3
 LAST_PORT = 65535
@@ -162,7 +161,7 @@ def _check_replicas(config: Config) -> None:
 
 def _check_model(config: Config) -> None:
     name = config.model.name
-    if re.fullmatch(FUNCTION, name) or re.fullmatch(ZOO, name):
+    if re.fullmatch(rf"{FUNCTION}|(torchvision|timm):[\w.-]+", name):
         return
     if name not in DEPTHS:
         close = difflib.get_close_matches(name, DEPTHS, n=1)
