@@ -3,6 +3,7 @@
 #
 #   sbatch --partition=PARTITION --account=ACCOUNT launch/slurm_nodes.sh --config configs/cifar10_resnet50.yaml
 #   sbatch --nodes=4 --gpus-per-node=4 launch/slurm_nodes.sh --set model.name=resnet152 --set blocks=16
+#   sbatch --nodes=2 --gpus-per-node=4 launch/slurm_nodes.sh --set replicas=2   # two GPUs a block
 #
 # Otherwise as launch/slurm_one_node.sh; see docs/slurm.md.
 #SBATCH --job-name=bllpipe

@@ -174,6 +174,23 @@ def test_nan_in_one_replica_is_named_before_others_have_it(tmp_path: Path) -> No
     assert "rank 1 (block 0 replica 1)" in failed.stderr
 
 
+def test_torchrun_starts_replicas(tmp_path: Path) -> None:
+    """torchrun itself, as a user types it; all other tests fork their ranks."""
+    settings = (*TINY, "steps=2", "shards=2")
+    words = jobs.words(tmp_path / "torchrun", *settings, "replicas=[2, 1]")
+    jobs.succeed(jobs.torchrun(4, words))
+    assert jobs.summary(tmp_path / "torchrun")["world_size"] == 4
+    in_one_process(tmp_path / "one", *settings)
+    assert state_digest(tmp_path / "torchrun") == state_digest(tmp_path / "one")
+
+
+def test_torchrun_with_another_number_of_ranks_is_refused(tmp_path: Path) -> None:
+    refused = jobs.torchrun(3, jobs.words(tmp_path / "run", *TINY, "shards=2", "replicas=[2, 1]"))
+    assert refused.returncode == 1, "torchrun's own exit code for any failure"
+    assert "need 4 ranks, but torchrun started 3; use --nproc_per_node=4 on one node" in refused.stderr
+    assert not (tmp_path / "run").exists(), "refused before the ranks wait for each other"
+
+
 def test_errors_name_the_ranks_that_are_expected(tmp_path: Path) -> None:
     refused = jobs.ranks(3, jobs.words(tmp_path / "run", *SHARDS, "replicas=[2, 1]"))
     assert refused.returncode == 2

@@ -88,9 +88,25 @@ def test_what_is_left_over_goes_to_the_last_nodes(nodes: int, ranks: list[int]) 
     assert ranks_of_nodes(num_ranks(load_config(None, ["blocks=8"])), nodes) == ranks
 
 
-def test_what_a_job_asks_before_it_starts_ranks(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["2", "3", "--run-dir", "runs/a b", "--resume", "auto", "--set", "blocks=5"]) == 0
-    assert capsys.readouterr().out == "6 runs/a b\n"
+@pytest.mark.parametrize(
+    ("settings", "ranks"),
+    [(["blocks=5"], 6), (["blocks=2", "replicas=[2, 1]"], 4), (["replicas=2", "device=cpu"], 9)],
+)
+def test_what_a_job_asks_before_it_starts_ranks(
+    settings: list[str], ranks: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for setting in settings for word in ("--set", setting)]
+    assert main(["2", "3", "--run-dir", "runs/a b", "--resume", "auto", *words]) == 0
+    assert capsys.readouterr().out == f"{ranks} runs/a b\n"
+
+
+def test_a_script_for_replicas_reserves_cpus_for_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two replicas of four blocks and the feedback rank are nine ranks: four on one node, five on the other."""
+    words = ["--set", "replicas=2", "--nodes", "2", "--out", str(tmp_path / "job.sh")]
+    assert cli.main(["slurm", *words]) == 0
+    assert "for 9 ranks; submit it with" in capsys.readouterr().out
+    found = directives((tmp_path / "job.sh").read_text())
+    assert (found["ntasks-per-node"], found["cpus-per-task"]) == ("1", "10"), "two CPUs a rank; torchrun starts ranks"
 
 
 @pytest.mark.parametrize(
