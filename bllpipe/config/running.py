@@ -34,7 +34,9 @@ class PrecisionConfig:
     """Number formats."""
 
     compute: Literal["fp32", "bf16"] = key("fp32", "bf16: forward and backward under autocast")
-    wire: Literal["fp32", "bf16"] = key("fp32", "format of alpha between ranks")
+    wire: Literal["fp32", "bf16", "int8"] = key(
+        "fp32", "format of alpha between ranks; int8: with a scale and an offset for each channel"
+    )
 
 
 @dataclass(frozen=True)

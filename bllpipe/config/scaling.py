@@ -53,7 +53,7 @@ def _check_block_replicas(config: Config) -> None:
 
 
 def _batch_wide(config: Config) -> str | None:
-    """A part of the loss that is no mean over images, so that it depends on the shards."""
+    """A part of the loss that is no mean over images, or of messages, so that it depends on the shards."""
     if config.method == "predsim":
         return "method predsim, which compares all images of a shard,"
     if config.method == "bll" and config.objective.normalize == "batch":
@@ -62,7 +62,9 @@ def _batch_wide(config: Config) -> str | None:
         return "objective.family=gaussian_learned, whose variance is that of a shard,"
     if config.objective.contrast_weight:
         return "objective.contrast_weight, which compares the images of a shard,"
-    return "objective.keep_weight, which divides by the variance of a shard," if config.objective.keep_weight else None
+    if config.objective.keep_weight:
+        return "objective.keep_weight, which divides by the variance of a shard,"
+    return "precision.wire=int8, whose scales are those of a shard," if config.precision.wire == "int8" else None
 
 
 def check_divisible(config: Config, parts: int, kind: str) -> None:

@@ -46,6 +46,7 @@ def check(config: Config) -> None:
         _check_optimizer,
         _check_feedback,
         _check_evaluate,
+        _check_wire,
         _check_backends,
         _check_gpu,
         _check_metrics,
@@ -246,6 +247,21 @@ def _check_gpu(config: Config) -> None:
         raise ConfigError(
             f"engine streams captures with three streams a block, of which torch has {STREAMS} a GPU, but blocks gives "
             f"{config.num_blocks}; use at most {MAX_CAPTURED_BLOCKS}, or --set gpu.capture=false"
+        )
+
+
+def _check_wire(config: Config) -> None:
+    if config.precision.wire != "int8":
+        return
+    if config.engine in PIPELINES:
+        raise ConfigError(
+            f"precision.wire is int8, but stages of engine {config.engine} send gradients too, which 8 bits do not "
+            f"hold; use --set precision.wire=bf16"
+        )
+    if config.engine == "streams":
+        raise ConfigError(
+            "precision.wire is int8, but blocks of engine streams share the memory of one GPU, so messages need not be "
+            "small; use --set precision.wire=bf16, or --set engine=sequential"
         )
 
 

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from bllpipe.distributed.message_format import LIMIT, Layout, copy_into, message_of, parts_of
+from bllpipe.distributed.message_format import LIMIT, Layout, copy_into, message_of
 from bllpipe.messages import Message, Round
 from bllpipe.topology import Edge
 
@@ -172,7 +172,8 @@ class RingBuffer:
         stream = self.streams.current()
         if slot.free is not None:
             stream.wait(slot.free)
-        for buffer, part in zip(slot.tensors, parts_of(message), strict=False):  # smaller messages fill a part of it
+        parts = self.layout.sent_parts(message)
+        for buffer, part in zip(slot.tensors, parts, strict=False):  # smaller messages fill a part of it
             copy_into(part, buffer[: len(part)])
         return stream.record()
 

@@ -30,7 +30,6 @@ from bllpipe.distributed.message_format import (
     Layout,
     copy_into,
     message_of,
-    parts_of,
 )
 from bllpipe.errors import WireError
 from bllpipe.messages import Message, Round
@@ -187,7 +186,7 @@ class MessageBuffer:
         self._layout.check_shapes(message)
         views, header = self._views_of(message.round), self._layout.expected_header(message.round)
         self._header[:] = header
-        for part, view in zip(parts_of(message), views.parts, strict=True):
+        for part, view in zip(self._layout.sent_parts(message), views.parts, strict=True):
             copy_into(part, view)
         views.trailer[:] = header[:TRAILER_BYTES]
         return views.whole

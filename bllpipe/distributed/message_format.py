@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from bllpipe.config.schema import Config
+from bllpipe.distributed import eight_bits
 from bllpipe.errors import WireError
 from bllpipe.messages import Alpha, Message, Phase, Round, Stats, Target
 from bllpipe.topology import Edge
@@ -35,7 +36,7 @@ ALIGNMENT = 64
 KINDS = ("alpha", "target", "stats")
 LIMIT = "at most"  # in place of a phase: the largest message of any phase
 PHASES = ("train", "evaluate", LIMIT)
-DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.float16)
+DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.float16, torch.uint8)
 MAX_DIMS = 5
 _NUMBERS = struct.Struct("<30q")
 Shapes = Sequence[tuple[torch.dtype, tuple[int, ...]]]  # of the tensors of a message
@@ -44,12 +45,14 @@ Shapes = Sequence[tuple[torch.dtype, tuple[int, ...]]]  # of the tensors of a me
 @dataclass(frozen=True)
 class Field:
     """One tensor of a message; if ``batched``, the number of images comes before ``shape``. With ``only`` it is sent in
-    messages of this phase only; such fields come last."""
+    messages of this phase only; such fields come last. ``is_range``: scales and offsets of the field before, which is
+    in 8 bits."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     batched: bool = True
     only: Phase | None = None
+    is_range: bool = False
 
     def full_shape(self, size: int) -> tuple[int, ...]:
         return (size, *self.shape) if self.batched else self.shape
@@ -117,12 +120,24 @@ class Layout:
     def check_shapes(self, message: Message) -> None:
         """Raises WireError, naming both sides and the edge, unless the message has the shapes of the layout."""
         entry = message.round
-        for part, (_, shape) in zip(parts_of(message), self.shapes(entry.size, entry.phase), strict=True):
-            if tuple(part.shape) != shape:
+        fields = [field for field in self.fields_in(entry.phase) if not field.is_range]
+        for part, field in zip(parts_of(message), fields, strict=True):
+            if tuple(part.shape) != (shape := field.full_shape(entry.size)):
                 raise WireError(
                     f"{self}: at {entry} {self.roles[0]} has {list(part.shape)} to send, but {self.roles[1]} expects "
                     f"{list(shape)}; use modules whose output has the same shape in every step"
                 )
+
+    @property
+    def in_eight_bits(self) -> bool:
+        """Whether the first tensor is sent in 8 bits, followed by its scales and offsets."""
+        return any(field.is_range for field in self.fields)
+
+    def sent_parts(self, message: Message) -> list[Tensor]:
+        """The tensors of ``message`` in the order of the fields, not yet in their dtypes. The message must have passed
+        ``check_shapes``."""
+        first, *others = parts_of(message)
+        return [*eight_bits.quantise(first), *others] if self.in_eight_bits else [first, *others]
 
     def payload_bytes(self, size: int, phase: str) -> int:
         return sum(_aligned(_num_bytes(dtype, shape)) for dtype, shape in self.shapes(size, phase))
@@ -143,14 +158,23 @@ class Layout:
 
 def wire_dtype(config: Config) -> torch.dtype:
     """The dtype of activations in messages, ``precision.wire``."""
-    return torch.bfloat16 if config.precision.wire == "bf16" else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.uint8}[config.precision.wire]
+
+
+def through_wire(alpha: Tensor, dtype: torch.dtype) -> Tensor:
+    """What arrives of ``alpha`` that is sent in ``dtype`` as one message."""
+    return eight_bits.dequantise(*eight_bits.quantise(alpha)) if dtype == torch.uint8 else alpha.to(dtype)
 
 
 def alpha_fields(shape: tuple[int, ...], dtype: torch.dtype, voted_classes: int = 0) -> tuple[Field, ...]:
-    """Activations of ``shape`` (without the batch) in ``dtype``; with ``voted_classes``, tests also send the sums of
-    their probabilities, always float32."""
-    alpha = Field(dtype, shape)
-    return (alpha, Field(torch.float32, (voted_classes,), only="evaluate")) if voted_classes else (alpha,)
+    """Activations of ``shape`` (without the batch) in ``dtype``; of uint8 also their scales and offsets; with
+    ``voted_classes``, tests also send the sums of their probabilities, always float32."""
+    fields = [Field(dtype, shape)]
+    if dtype == torch.uint8:
+        fields.append(Field(torch.float32, (2, eight_bits.num_channels(shape)), batched=False, is_range=True))
+    if voted_classes:
+        fields.append(Field(torch.float32, (voted_classes,), only="evaluate"))
+    return tuple(fields)
 
 
 def target_fields(channels: int) -> tuple[Field, ...]:
@@ -184,13 +208,16 @@ def copy_into(part: Tensor, buffer: Tensor) -> None:
 
 def tensors_of(message: Message, layout: Layout, device: torch.device) -> list[Tensor]:
     """The message's tensors as they are sent: detached, contiguous, in the layout's dtypes, on ``device``."""
-    pairs = zip(parts_of(message), layout.fields_in(message.round.phase), strict=True)
+    pairs = zip(layout.sent_parts(message), layout.fields_in(message.round.phase), strict=True)
     return [part.detach().to(device, field.dtype).contiguous() for part, field in pairs]
 
 
 def message_of(entry: Round, tensors: list[Tensor], layout: Layout, device: torch.device) -> Message:
     """The message for its receiver: on ``device``, floats in the dtype ``layout.received``."""
     moved = [part.to(device, non_blocking=True) for part in tensors]
+    if layout.in_eight_bits:
+        codes, ranges_2C, *others = moved
+        moved = [eight_bits.dequantise(codes, ranges_2C), *others]
     parts = [part.to(layout.received if part.is_floating_point() else part.dtype) for part in moved]
     match layout.edge.kind:
         case "alpha":

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bllpipe.distributed.cuda_streams import DONE, CudaStreams, Event, HostStreams, Streams
-from bllpipe.distributed.message_format import LIMIT, Layout, copy_into, message_of, parts_of
+from bllpipe.distributed.message_format import LIMIT, Layout, copy_into, message_of
 from bllpipe.messages import Message, Round
 
 HIGH_PRIORITY = -1  # of the edges' streams: messages go before queued computations
@@ -43,7 +43,8 @@ class NcclSender:
     def send(self, message: Message) -> None:
         self._layout.check_shapes(message)
         buffer, entry = self._next_buffer(), message.round
-        for part, view in zip(parts_of(message), self._layout.views(buffer, entry.size, entry.phase), strict=True):
+        views = self._layout.views(buffer, entry.size, entry.phase)
+        for part, view in zip(self._layout.sent_parts(message), views, strict=True):
             copy_into(part, view)
         self._stream.wait(self._streams.current().record())
         self._send(buffer, entry)

@@ -70,8 +70,8 @@ def layout_of(job: Job, store: JobStore, edge: Edge) -> Layout:
     match edge.kind:
         case "alpha":
             fields = alpha_fields(shape, job.alpha_dtype, num_classes if config.evaluate.ensemble else 0)
-            if config.precision.compute == "bf16":
-                received = job.alpha_dtype  # a block that computes in bf16 reads the message in place
+            if config.precision.compute == config.precision.wire == "bf16":
+                received = torch.bfloat16  # a block that computes in bf16 reads the message in place
         case "target":
             fields = target_fields(message_size_of(job, store, block))
         case "stats":

@@ -72,6 +72,21 @@ def test_other_settings_have_the_same_bits_too(tmp_path: Path) -> None:
     assert in_replicas(tmp_path / "many", [4, 3], *TINY, *settings)["state_sha256"] == expected
 
 
+def test_messages_in_eight_bits_have_the_same_bits_everywhere(tmp_path: Path, reference: Path) -> None:
+    """Their scales are those of a shard, which no number of replicas and no engine changes."""
+    settings = (*SHARDS, "precision.wire=int8")
+    in_one_process(tmp_path / "one", *settings)
+    jobs.in_this_process(tmp_path / "threads", "engine=threads", *settings)
+    in_replicas(tmp_path / "run", [3, 2], *settings, "stop_at=4")
+    in_replicas(tmp_path / "run", [1, 2], *settings, options=("--resume", "auto"))
+    digests = {state_digest(tmp_path / name) for name in ("one", "threads", "run")}
+    assert len(digests) == 1 and digests != {state_digest(reference)}
+    assert places(tmp_path / "run") == places(tmp_path / "one")
+    refused = jobs.forked(jobs.words(tmp_path / "one", *SHARDS, "engine=sequential", options=("--resume", "auto")))
+    assert refused.returncode == 2
+    assert 'precision.wire: "int8" then, "fp32" now' in refused.stderr
+
+
 @pytest.mark.parametrize(("first", "then"), [([2, 1], [1, 2]), ([1, 2], [4, 4])], ids=str)
 def test_a_run_is_resumed_with_other_replicas_to_the_same_bits(
     tmp_path: Path, reference: Path, first: list[int], then: list[int]

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from bllpipe.distributed.message_format import through_wire
 from bllpipe.errors import ConfigError
 from bllpipe.learn.block import Block, add_votes
+from bllpipe.messages import Round
 from bllpipe.tools.analysis.finished_run import FinishedRun, evaluation_batches, load_blocks
 
 THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -155,7 +157,8 @@ def exit_scores(run: FinishedRun, blocks: Sequence[Block], x: Tensor, wire_dtype
         alpha = block.infer(x)
         with run.autocast():
             scores.append(block.head.eval()(alpha))
-        sent = alpha.to(wire_dtype)
+        shards = Round("evaluate", 0, size=len(alpha)).shards(run.config.num_shards)  # a message each
+        sent = torch.cat([through_wire(part, wire_dtype) for part in alpha.split([each.size for each in shards])])
         x = sent if run.config.precision.compute == "bf16" else sent.float()  # as the next block receives it
     return scores
 

@@ -177,8 +177,8 @@ def _checked(run: FinishedRun, target: str, metadata: Mapping[str, str], expecte
     elif recorded == accuracy:
         origin = "exactly that of summary.json"
     else:
-        bf16 = run.wire_dtype == torch.bfloat16
-        why = "bfloat16 between its blocks" if bf16 else "another device or processor, perhaps"
+        wires = {"bf16": "bfloat16 between its blocks", "int8": "8 bits between its blocks"}
+        why = wires.get(run.config.precision.wire, "another device or processor, perhaps")
         origin = f"while summary.json has {percent(recorded)}, measured with {why}"
     return [
         f"checked: the file loads strictly into {network}",

@@ -22,6 +22,7 @@ from bllpipe.distributed.message_format import (
     parts_of,
     stats_fields,
     target_fields,
+    through_wire,
 )
 from bllpipe.errors import WireError
 from bllpipe.messages import Alpha, Message, Round, Stats, Target
@@ -139,6 +140,39 @@ def test_votes_stay_float32_with_activations_in_bfloat16(size: int) -> None:
             assert torch.equal(found.alpha_BCHW, sent.alpha_BCHW.bfloat16().float())
             assert (found.votes_BK is None) is (entry is not test)
             assert found.votes_BK is None or torch.equal(found.votes_BK, votes)
+
+
+@pytest.mark.parametrize("size", [4, 3, 1])
+def test_activations_in_eight_bits_come_with_their_ranges(size: int) -> None:
+    """Through a buffer of gloo and inside a process, with votes and without: the same bits, a quarter of the bytes."""
+    fields = alpha_fields((2, 4, 4), torch.uint8, voted_classes=10)
+    layout, entries = replace(alpha_layout(), fields=fields), (Round("evaluate", 5, size=size), STEP)
+    buffer, wires = MessageBuffer(layout), LocalLinks(CPU, timeout=1)
+    sender, receiver = wires.sender(layout), wires.receiver(layout, iter(entries))
+    for entry in entries:
+        votes = torch.rand(entry.size, 10) if entry.phase == "evaluate" else None
+        sent = Alpha(entry, torch.randn(entry.size, 2, 4, 4), votes)
+        assert buffer.write(sent).numel() == layout.message_bytes(entry.size, entry.phase)
+        buffer.check(entry)
+        sender.send(sent)
+        expected = through_wire(sent.alpha_BCHW, torch.uint8)
+        assert not torch.equal(expected, sent.alpha_BCHW)
+        for found in (buffer.read(entry, CPU), receiver.recv()):
+            assert isinstance(found, Alpha) and torch.equal(found.alpha_BCHW, expected)
+            assert (found.votes_BK is None) is (votes is None)
+            assert found.votes_BK is None or (votes is not None and torch.equal(found.votes_BK, votes))
+    alone = replace(layout, fields=alpha_fields((2, 4, 4), torch.uint8))
+    ranges = 64  # two scales and two offsets, aligned
+    assert 4 * (alone.payload_bytes(16, "train") - ranges) == alpha_layout().payload_bytes(16, "train")
+
+
+def test_a_sender_in_eight_bits_refuses_another_shape_and_another_wire() -> None:
+    layout = replace(alpha_layout(), fields=alpha_fields((2, 4, 4), torch.uint8))
+    with pytest.raises(WireError, match=re.escape("block 0 has [3] to send, but block 1 expects [3, 2, 4, 4]")):
+        MessageBuffer(layout).write(Alpha(STEP, torch.zeros(3)))
+    words = "float32[4, 2, 4, 4], but block 0 sends alpha 0->1, at most 4 images, uint8[4, 2, 4, 4] float32[2, 2]"
+    with pytest.raises(WireError, match=re.escape(words)):
+        layout.compare(layout.largest(), alpha_layout().largest())
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from tests.unit.engines.test_job import job_of
 
 
 @pytest.mark.parametrize("compute", ["fp32", "bf16"])
-@pytest.mark.parametrize("wire", ["fp32", "bf16"])
+@pytest.mark.parametrize("wire", ["fp32", "bf16", "int8"])
 def test_only_a_block_that_computes_in_bf16_reads_it(tmp_path: Path, wire: str, compute: str) -> None:
     job, store = job_of(tmp_path, "blocks=2", f"precision.wire={wire}", f"precision.compute={compute}")
     for number in range(2):

@@ -13,6 +13,7 @@ from torch import nn
 
 from bllpipe.cli.results import evaluation_table
 from bllpipe.config.running import PrecisionConfig
+from bllpipe.distributed.eight_bits import dequantise, quantise
 from bllpipe.errors import ConfigError
 from bllpipe.tools.analysis.evaluation import (
     BlockCost,
@@ -51,15 +52,25 @@ def test_every_exit_has_the_accuracy_that_the_run_measured(digits: FinishedRun, 
     assert len(set(summary["block_accuracy"])) > 1, "a run that could not tell exits apart"
 
 
-@pytest.mark.parametrize("precision", ["wire", "compute"])
+@pytest.mark.parametrize("precision", ["wire=bf16", "compute=bf16", "wire=int8"])
 def test_the_runs_precision_is_kept(precision: str, tmp_path: Path) -> None:
-    run = finished(tmp_path, "steps=45", f"precision.{precision}=bf16")
+    run = finished(tmp_path, "steps=45", f"precision.{precision}")
     recorded = jobs.summary(run.path)["block_accuracy"]
     assert [each.test_accuracy for each in evaluate_run(run).exits] == recorded
     plain = replace(run, config=replace(run.config, precision=PrecisionConfig()))
     x_BCHW = next(evaluation_batches(run))[0]
     kept, lost = (exit_scores(each, load_blocks(each), x_BCHW, each.wire_dtype)[-1] for each in (run, plain))
     assert not torch.equal(kept, lost), "which hits seldom tell"
+
+
+def test_activations_in_eight_bits_have_the_ranges_of_their_shard(digits: FinishedRun) -> None:
+    blocks, x_BCHW = load_blocks(digits), next(evaluation_batches(digits))[0]
+    run = replace(digits, config=replace(digits.config, shards=2))
+    _, found, *_ = exit_scores(run, blocks, x_BCHW, torch.uint8)
+    halves = blocks[0].infer(x_BCHW).chunk(2)
+    x = torch.cat([dequantise(*quantise(half)) for half in halves])
+    assert torch.equal(found, blocks[1].head(blocks[1].infer(x)))
+    assert not torch.equal(found, exit_scores(digits, blocks, x_BCHW, torch.uint8)[1]), "one range for all"
 
 
 def test_activations_are_rounded_between_blocks_as_on_the_wire(digits: FinishedRun) -> None:

@@ -100,6 +100,7 @@ def test_the_sums_of_probabilities_are_counted_for_tests_and_their_buffers() -> 
     "overrides",
     [
         ("engine=sequential", "blocks=3", "model.width=4", "objective.family=gaussian_learned"),
+        ("engine=sequential", "blocks=2", "model.width=4", "precision.wire=int8", "shards=2"),
         ("engine=sequential", "blocks=balanced 2", "model.width=4", "feedback.update=sgd", "precision.wire=bf16"),
         ("engine=single", "method=dfa", "model.width=4"),
         ("engine=single", "method=fa", "model.width=4"),

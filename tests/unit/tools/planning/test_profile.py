@@ -72,12 +72,13 @@ def test_sizes(profile: Profile) -> None:
     [
         ["precision.compute=bf16", "precision.wire=bf16", "optimizer.clip_norm=1"],
         ["method=predsim", "objective.keep_weight=0.1", "optimizer.name=adamw"],
+        ["precision.wire=int8"],
     ],
 )
 def test_other_settings(settings: list[str]) -> None:
     config = load_config(None, [*SMALL, *settings])
-    half = config.precision.wire == "bf16"
-    assert profile_of(config).units[0].output_bytes == 8 * 4 * 8 * 8 * (2 if half else 4)
+    width = {"fp32": 4, "bf16": 2, "int8": 1}[config.precision.wire]
+    assert profile_of(config).units[0].output_bytes == 8 * 4 * 8 * 8 * width
 
 
 def test_a_network_of_ones_own_that_begins_in_place_and_ends_without_parameters() -> None:
