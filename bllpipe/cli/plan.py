@@ -13,9 +13,20 @@ from typing import Any
 from bllpipe.config import Config, to_yaml
 from bllpipe.config.loader import add_config_options, config_from_options
 from bllpipe.errors import ConfigError
-from bllpipe.models.partition import Link, UnitCost, best_cut, largest, local_cost, memory_bytes, part_size, stage_cost
+from bllpipe.models.partition import (
+    Link,
+    UnitCost,
+    best_cut,
+    bounds,
+    largest,
+    local_cost,
+    memory_bytes,
+    part_size,
+    stage_cost,
+)
 from bllpipe.tools.planning.predict import Prediction, PredictionInputs, predict_all, predict_local
 from bllpipe.tools.planning.profile import Profile, cut_table, load_profile, rate_text, save_profile, unit_table
+from bllpipe.tools.planning.replicas import ReplicaPlan, best_replicas, possible_shards, predict_replicas, replica_text
 from bllpipe.utils.console import Bar, show, table
 from bllpipe.utils.files import output_file, write_result
 
@@ -45,6 +56,13 @@ def add_plan(commands: Any) -> None:
         nargs="+",
         metavar="P",
         help="numbers of devices (default: 2 4 8 ... up to the number of units)",
+    )
+    plan.add_argument(
+        "--ranks",
+        type=int,
+        metavar="N",
+        help="find the best cut and replicas for so many ranks, the feedback's included: into --blocks P blocks, or "
+        "any number",
     )
     plan.add_argument(
         "--link",
@@ -92,7 +110,8 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     )
     # the parts of a batch that engines compute at once, of at least 2 images for the sake of batch normalisation
     batch_size = config.data.batch_size
-    sizes = {part_size(batch_size, number) for number in (*options.microbatches, *(options.blocks or BLOCKS))}
+    shards = _shards(config, options.ranks)
+    sizes = {part_size(batch_size, number) for number in (*options.microbatches, *(options.blocks or BLOCKS), *shards)}
     parts = sorted(sizes - {1, batch_size}, reverse=True)
     # end-to-end training is compared with bll, whose heads are measured
     local = replace(config, method="bll", engine="ranks") if config.is_end_to_end else config
@@ -110,14 +129,21 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     show(unit_table(profile))
     for number in shown:
         show(f"\n{cut_table(profile, by_link[0], _best(profile, by_link[0], number, limit), steps)}")
+    if max(config.block_replicas) > 1:
+        show(f"\n{replica_text(profile, by_link[0], _given(config, profile, by_link[0]))}")
+    best = _best_replicas(profile, by_link[0], options, shards, limit) if options.ranks else None
+    if best is not None:
+        show(f"\n{replica_text(profile, by_link[0], best)}")
     predictions = [[predict_all(each, number, options.microbatches, limit) for number in numbers] for each in by_link]
     unmeasured = [size for size in parts if size not in profile.parts]
     show(f"\n{prediction_table(by_link, numbers, predictions, unmeasured)}")
     for line in _left_out(profile, options):
         show(line)
     if json_file:
-        _write_json(json_file, profile, by_link, predictions)
-    if yaml_file:
+        _write_json(json_file, profile, by_link, predictions, best)
+    if yaml_file and best is not None:
+        _write_replicas(yaml_file, config, profile, best)
+    elif yaml_file:
         _write_config(yaml_file, config, profile, by_link[0], shown[0], limit)
     return 0
 
@@ -129,6 +155,7 @@ def _check(options: argparse.Namespace) -> None:
         ("microbatches", options.microbatches, 1),
         ("repetitions", [options.repetitions], 2),
         ("beside", [options.beside], 0),
+        ("ranks", [] if options.ranks is None else [options.ranks], 2),
         ("overhead", [options.overhead], 0),
     ):
         if any(value < least for value in values):
@@ -136,8 +163,9 @@ def _check(options: argparse.Namespace) -> None:
     for name, values in (("link", options.link), ("memory", [] if options.memory is None else [options.memory])):
         if not all(0 < value < inf for value in values):
             raise ConfigError(f"--{name} is {' '.join(f'{value:g}' for value in values)}; expected a number above 0")
-    if options.write and len(options.blocks or ()) > 1:
-        raise ConfigError(f"--write writes one cut, but --blocks are {options.blocks}; name one, such as --blocks 4")
+    for option, wanted in (("--write writes", options.write), ("--ranks finds", options.ranks)):
+        if wanted and len(options.blocks or ()) > 1:
+            raise ConfigError(f"{option} one cut, but --blocks are {options.blocks}; name one, such as --blocks 4")
 
 
 def _left_out(profile: Profile, options: argparse.Namespace) -> Iterator[str]:
@@ -172,6 +200,45 @@ def _profile(config: Config, options: argparse.Namespace, file: Path | None, par
     return profile
 
 
+def _shards(config: Config, num_ranks: int | None) -> list[int]:
+    """The numbers of shards to choose from: the config's, or all that fit if it leaves them open and replicas are asked
+    for. ConfigError for a method without replicas."""
+    if num_ranks is not None and config.is_end_to_end:
+        raise ConfigError(
+            f"--ranks is {num_ranks}, but method {config.method} learns end to end, without replicas of blocks; leave "
+            f"--ranks out, or use --set method=bll"
+        )
+    if num_ranks is None or config.shards is not None:
+        return [config.num_shards]
+    return possible_shards(config.data.batch_size, num_ranks)
+
+
+def _given(config: Config, profile: Profile, inputs: PredictionInputs) -> ReplicaPlan:
+    """The prediction for the replicas of ``config`` and its cut; for ``blocks: balanced``, the best cut."""
+    if isinstance(config.blocks, str):
+        cut: Sequence[int] = _best(profile, inputs, config.num_blocks, inf).cut
+    else:
+        cut = [end for _, end in bounds(profile.names, config.blocks)[:-1]]
+    return predict_replicas(inputs, cut, config.block_replicas, config.num_shards)
+
+
+def _best_replicas(
+    profile: Profile, inputs: PredictionInputs, options: argparse.Namespace, shards: Sequence[int], limit: float
+) -> ReplicaPlan:
+    """The best cut and replicas for ``--ranks``; ConfigError if there are none."""
+    number = options.blocks[0] if options.blocks else None
+    if number is not None and number >= options.ranks:
+        raise ConfigError(
+            f"--ranks {options.ranks}, but {number} blocks and the feedback need at least {number + 1}; use --ranks "
+            f"{number + 1} or more"
+        )
+    best = best_replicas(inputs, options.ranks, shards, number, limit)
+    if best is None:
+        _best(profile, inputs, number or min(options.ranks - 1, len(profile.units)), limit)  # raises, with the reason
+    assert best is not None, "a cut without replicas would be a plan"
+    return best
+
+
 def _best(profile: Profile, inputs: PredictionInputs, number: int, limit: float) -> Prediction:
     """The best cut into ``number`` blocks; a ConfigError names the memory that they need, and a number that fits."""
     if (best := predict_local(inputs, number, limit)) is not None:
@@ -204,19 +271,23 @@ def _write_json(
     profile: Profile,
     by_link: Sequence[PredictionInputs],
     predictions: Sequence[Sequence[Sequence[Prediction]]],
+    replicas: ReplicaPlan | None,
 ) -> None:
     found = [
         {
             "link_bytes_per_second": inputs.link.bytes_per_second,
             "latency_seconds": inputs.link.latency,
             **asdict(prediction),
-            "cut": [profile.names[position - 1] for position in prediction.cut],
+            "cut": profile.cut_names(prediction.cut),
         }
         for inputs, of_link in zip(by_link, predictions, strict=True)
         for of_number in of_link
         for prediction in of_number
     ]
-    write_result(file, json.dumps({"profile": profile.to_json(), "predictions": found}, indent=1) + "\n")
+    record: dict[str, Any] = {"profile": profile.to_json(), "predictions": found}
+    if replicas is not None:
+        record["replicas"] = {**asdict(replicas), "cut": profile.cut_names(replicas.prediction.cut)}
+    write_result(file, json.dumps(record, indent=1) + "\n")
     show(f"wrote {file}")
 
 
@@ -229,10 +300,20 @@ def _write_config(
         assert cut is not None, "a cut allowed for blocks with heads is allowed for stages without heads"
     else:
         cut = list(_best(profile, inputs, number, limit).cut)
-    blocks: list[int | str] = [profile.names[position - 1] for position in cut]
-    head = f"# Cut by bllpipe plan on {profile.environment['processor']} ({profile.device}).\n"
-    write_result(file, head + to_yaml(replace(config, blocks=blocks or 1)))
+    blocks: list[int | str] = [*profile.cut_names(cut)]
+    write_result(file, _head(profile) + to_yaml(replace(config, blocks=blocks or 1)))
     show(f"wrote {file} with blocks: {blocks or 1}")
+
+
+def _write_replicas(file: Path, config: Config, profile: Profile, best: ReplicaPlan) -> None:
+    blocks: list[int | str] = [*profile.cut_names(best.prediction.cut)]
+    made = replace(config, blocks=blocks or 1, replicas=list(best.replicas), shards=best.shards)
+    write_result(file, _head(profile) + to_yaml(made))
+    show(f"wrote {file} with blocks: {blocks or 1}, replicas: {made.replicas}, shards: {best.shards}")
+
+
+def _head(profile: Profile) -> str:
+    return f"# Cut by bllpipe plan on {profile.environment['processor']} ({profile.device}).\n"
 
 
 def prediction_table(

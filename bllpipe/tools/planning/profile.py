@@ -101,6 +101,10 @@ class Profile:
     def names(self) -> list[str]:
         return [unit.name for unit in self.units]
 
+    def cut_names(self, cut: Sequence[int]) -> list[str]:
+        """The units after which ``cut`` cuts."""
+        return [self.names[position - 1] for position in cut]
+
     @property
     def seconds(self) -> float:
         """Forward and backward of all units, with heads."""

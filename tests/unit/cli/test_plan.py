@@ -13,6 +13,7 @@ import pytest
 
 from bllpipe.cli import main
 from bllpipe.config import load_config
+from bllpipe.engines import topology
 from bllpipe.errors import ConfigError
 from bllpipe.tools.planning import profiler
 from bllpipe.tools.planning.profile import load_profile, save_profile
@@ -48,6 +49,34 @@ def test_tables_and_files(profile: str, tmp_path: Path, capsys: pytest.CaptureFi
     assert len(record["predictions"]) == 3 * 3 * (2 + 3 * 3)
     best = next(each for each in record["predictions"] if (each["engine"], each["num_blocks"]) == ("bll", 4))
     assert best["cut"] == written.blocks and max(best["busy"]) == pytest.approx(1.0)
+
+
+def test_the_best_cut_and_replicas_for_a_number_of_ranks(
+    profile: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is written can be trained with as many ranks."""
+    file, words = tmp_path / "plan.yaml", ["plan", *SMALL, "--profile", profile]
+    files = ["--json", str(tmp_path / "plan.json"), "--write", str(file)]
+    assert main([*words, "--ranks", "6", "--blocks", "2", *files]) == 0
+    shown = capsys.readouterr().out
+    written = load_config(str(file))
+    assert written.num_blocks == 2 and written.shards in (1, 2, 4)
+    assert 3 <= (ranks := topology(written).world_size) <= 6
+    assert f"{ranks} ranks at 1 GB/s: --set blocks='[" in shown
+    assert f"--set 'replicas={written.replicas}' --set shards={written.shards}" in shown
+    record = json.loads((tmp_path / "plan.json").read_text())["replicas"]
+    assert (record["cut"], record["replicas"]) == (written.blocks, written.replicas)
+
+
+@pytest.mark.parametrize("blocks", ["3", "balanced 3"])
+def test_replicas_of_the_config_are_predicted(profile: str, blocks: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--set", f"blocks={blocks}", "--set", "replicas=[4, 2, 1]"]
+    assert main(["plan", *SMALL, *words, "--profile", profile]) == 0
+    shown = capsys.readouterr().out
+    found = re.search(r"^8 ranks at 1 GB/s: .* --set 'replicas=\[4, 2, 1\]' --set shards=4$", shown, re.MULTILINE)
+    assert found
+    rows = re.findall(r"^block [012] +\S+ - \S+ +(\d) +(\d) +\d+\.\d %$", shown[found.end() :], re.MULTILINE)
+    assert rows == [("4", "1"), ("2", "2"), ("1", "4")]
 
 
 @pytest.mark.ranks
@@ -138,6 +167,18 @@ def test_a_busy_device_is_reported(profile: str, tmp_path: Path, capsys: pytest.
         (["--memory", "-1"], "--memory is -1; expected a number above 0"),
         (["--memory", "1e-7"], "no larger number of blocks fits either"),
         (["--blocks", "2", "4", "--write", "x.yaml"], "--write writes one cut, but --blocks are [2, 4]; name one"),
+        (["--blocks", "2", "4", "--ranks", "9"], "--ranks finds one cut, but --blocks are [2, 4]; name one"),
+        (["--ranks", "1"], "--ranks is 1; expected at least 2"),
+        (
+            ["--ranks", "4", "--blocks", "4"],
+            "--ranks 4, but 4 blocks and the feedback need at least 5; use --ranks 5 or more",
+        ),
+        (["--ranks", "4", "--memory", "1e-7"], "no larger number of blocks fits either"),
+        (
+            ["--ranks", "4", "--set", "method=bp", "--set", "engine=gpipe"],
+            "--ranks is 4, but method bp learns end to end, without replicas of blocks; leave --ranks out, or use "
+            "--set method=bll",
+        ),
         (["--json", "."], ". is a directory; expected the name of a file, such as ./FILE"),
         (
             ["--json", "none/x.json"],
