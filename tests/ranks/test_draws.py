@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, relu
+from torch.nn.functional import cross_entropy, dropout, relu
 
+import bllpipe
+from bllpipe.engines import build
+from bllpipe.learn.draws import NOT_SEEDED
 from tests.support import jobs
 from tests.support.same_bits import metrics_without_timing, state_digest
 
@@ -27,6 +31,11 @@ class Functional(nn.Module):
         return dropout(relu(self.linear(x.flatten(1))), 0.5, self.training)
 
 
+def noisy(alpha: Tensor, scores: Tensor, target: bllpipe.Target, x: Tensor) -> dict[str, Tensor]:
+    """A loss that draws."""
+    return {"pred": cross_entropy(scores + torch.randn_like(scores), target.label_B)}
+
+
 def modules(in_channels: int, num_classes: int, kind: str) -> list[nn.Module]:
     last, drop = nn.Linear(8, num_classes), nn.Dropout(0.5 if kind == "layers" else 0.0)
     if kind == "functions":
@@ -36,7 +45,8 @@ def modules(in_channels: int, num_classes: int, kind: str) -> list[nn.Module]:
 
 
 def settings(kind: str, *others: str) -> tuple[str, ...]:
-    return (*SETTINGS, f"model.name={__name__}:modules", f"model.args.kind={kind}", *others)
+    loss = ("method=own", f"objective.function={__name__}:noisy") if kind == "loss" else ()
+    return (*SETTINGS, f"model.name={__name__}:modules", f"model.args.kind={kind}", *loss, *others)
 
 
 def in_one_process(run_dir: Path, *words: str, resume: bool = False) -> None:
@@ -80,18 +90,27 @@ def test_replicas_go_on_with_what_one_process_began(tmp_path: Path, run: tuple[s
     assert state_digest(tmp_path / "run") == state_digest(reference)
 
 
-def test_backpropagation_is_resumed_to_the_same_bits(tmp_path: Path, kind: str) -> None:
-    words = settings(kind, "method=bp", "engine=single")
+def test_streams_have_the_bits_of_one_process(tmp_path: Path, kind: str) -> None:
+    for engine in ("sequential", "streams"):
+        in_one_process(tmp_path / engine, f"engine={engine}", *settings(kind, "blocks=2"))
+    assert state_digest(tmp_path / "streams") == state_digest(tmp_path / "sequential")
+
+
+@pytest.mark.parametrize("what", ["layers", "functions"])
+def test_backpropagation_is_resumed_to_the_same_bits(tmp_path: Path, what: str) -> None:
+    words = settings(what, "method=bp", "engine=single")
     in_one_process(tmp_path / "whole", *words)
     in_one_process(tmp_path / "halves", *words, "stop_at=2")
     in_one_process(tmp_path / "halves", *words, resume=True)
     assert state_digest(tmp_path / "halves") == state_digest(tmp_path / "whole")
 
 
-def test_shards_draw_other_numbers_in_every_step(tmp_path: Path, kind: str) -> None:
+def test_a_run_that_is_not_seeded_is_resumed_to_other_bits(
+    tmp_path: Path, run: tuple[str, ...], reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Or the other tests would prove nothing: the network does draw."""
-    digests = set()
-    for seed in range(2):
-        in_one_process(tmp_path / str(seed), *settings(kind, "engine=sequential", "blocks=2"), f"seed={seed}")
-        digests.add(state_digest(tmp_path / str(seed)))
-    assert len(digests) == 2
+    monkeypatch.setattr(build, "make_draws", lambda *about: NOT_SEEDED)
+    in_one_process(tmp_path / "run", "engine=sequential", *run)
+    in_one_process(tmp_path / "halves", "engine=sequential", *run, "stop_at=2")
+    in_one_process(tmp_path / "halves", "engine=sequential", *run, resume=True)
+    assert len({state_digest(path) for path in (reference, tmp_path / "run", tmp_path / "halves")}) == 3
