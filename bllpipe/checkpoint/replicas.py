@@ -40,7 +40,8 @@ class ReplicaWriter:
             raise DriftError(
                 f"at step {step} the state of rank {ranks} differs from that of rank {self._ranks[0]} ({self._role}), "
                 f"though replicas of a block compute the same; the checkpoint is not written, and those before it are "
-                f"untouched. If the network draws random numbers, use replicas=1; else check that machine"
+                f"untouched. If the network draws from Python's or NumPy's random numbers, use torch's; else check "
+                f"that machine"
             )
         self._writer.write(step, part, tensors, metadata)
 

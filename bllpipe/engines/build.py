@@ -24,6 +24,7 @@ from bllpipe.data.base import ImageSet, LabelSet, data_identity
 from bllpipe.data.loader import LabelSource, label_batches
 from bllpipe.distributed.replica_sum import ReplicaSum
 from bllpipe.distributed.torchrun import is_lead
+from bllpipe.engines.draws import make_draws, warn_of_draws
 from bllpipe.engines.job import Job, JobStore
 from bllpipe.engines.ports import (
     ActorPorts,
@@ -51,7 +52,6 @@ from bllpipe.models.registry import (
     last_width,
     network_units,
     single_value_norms,
-    stochastic_modules,
 )
 from bllpipe.models.units import Segment, Unit
 from bllpipe.training.instrument import guard, trace
@@ -99,6 +99,7 @@ class JobBuilder:
             stats=ports.sender(layout.stats_edge(number, layout.shards_of(rank)[0])),
             passes=passes,
             replicas=self._replicas(rank, block, ports),
+            draws=make_draws(block, self.job.config, images, self.ahead),
         )
         # the metrics of the first replica are those of the block
         name = layout.part_role(rank) if layout.is_lead(rank) else layout.role(rank)
@@ -129,13 +130,15 @@ class JobBuilder:
     def network_worker(self, segment: Segment, device: torch.device, images: ImageSet, labels: LabelSet) -> Worker:
         """The only worker of a network that learns end to end: it reads images and labels, and sends nothing."""
         rounds, nowhere, passes = self.job.rounds("train", "evaluate"), NullSender(), self.job.topology.passes_of(0)
+        block = self._block(0, segment)
         loop = BlockLoop(
-            self._block(0, segment),
+            block,
             inputs=image_port(self.job, images, device, ahead=self.ahead, passes=passes),
             targets=in_passes(LabelSource(labels, rounds, self.job.config.seed, device), passes),
             alphas=nowhere,
             stats=nowhere,
             passes=passes,
+            draws=make_draws(block, self.job.config, images, self.ahead),
         )
         return self._worker(0, [self._actor(0, "block 0", loop, self._ports(), device)])
 
@@ -164,7 +167,7 @@ class JobBuilder:
         sizes = job.spec.num_classes, job.schedule.total_steps
         block = make_block(segment, *shapes, job.config, *sizes, is_last, width_for_heads(job), number)
         if number == 0 and isinstance(block.objective, nn.Module):
-            warn_of_draws(dict(block.objective.named_children()), "the objective")
+            warn_of_draws(dict(block.objective.named_children()), "the objective", job.config, block.learner.device)
         if self.beside_nccl and block.channels_last and not job.config.gpu.compile:  # a compiler has kernels of its own
             for part in (block.segment, block.local):
                 without_cudnn(part)
@@ -302,7 +305,8 @@ def build_job_segment(
     parts = cut(units, config.cuts if kind == "block" else config.blocks)
     segment = Segment(parts[number], config.seed)
     if number == 0:  # units that come with bllpipe draw nothing
-        warn_of_draws({unit.name: unit.layers[0].make() for unit in units if unit.is_built}, "the model")
+        built = {unit.name: unit.layers[0].make() for unit in units if unit.is_built}
+        warn_of_draws(built, "the model", config, device)
         _report_classifier(job, units)
     if device.type != "meta":
         check_has_values(segment, name)
@@ -318,15 +322,6 @@ def build_job_segment(
         )
     store.set_shape(number, shape)
     return segment
-
-
-def warn_of_draws(modules: Mapping[str, nn.Module], owner: str) -> None:
-    """A warning names the user-defined modules of ``owner`` in which a layer draws random numbers."""
-    if (names := stochastic_modules(modules)) and is_lead():
-        warn(
-            f"{', '.join(names)} of {owner} draws random numbers in training, which engines do in different orders: "
-            f"another engine, or a run that resumes from a checkpoint, ends in other bits"
-        )
 
 
 def _report_classifier(job: Job, units: Sequence[Unit]) -> None:

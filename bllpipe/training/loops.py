@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bllpipe.errors import CheckpointError
 from bllpipe.learn.block import Block, Outcome
+from bllpipe.learn.draws import NOT_SEEDED, Draws
 from bllpipe.learn.feedback import Feedback
 from bllpipe.learn.optimizer import Learner
 from bllpipe.messages import ONE_PASS, Alpha, Passes, Receiver, Round, Sender, Stats, Target
@@ -86,7 +87,7 @@ class BlockLoop(LearnerLoop):
     """Block k: alpha_k = f_k(alpha_{k-1}), and one step on its local loss.
 
     A batch goes through the block in ``passes``, one after another. The step is along the sum of their gradients over
-    all ``replicas``.
+    all ``replicas``. ``draws`` are the random numbers of its layers and of its loss.
     """
 
     def __init__(
@@ -98,19 +99,24 @@ class BlockLoop(LearnerLoop):
         stats: Sender[Stats],
         passes: Passes = ONE_PASS,
         replicas: Replicas = ONE_REPLICA,
+        draws: Draws = NOT_SEEDED,
     ) -> None:
         self.block, self.inputs, self.targets, self.alphas, self.stats = block, inputs, targets, alphas, stats
-        self.learner, self.passes, self.replicas = block.learner, passes, replicas
+        self.learner, self.passes, self.replicas, self.draws = block.learner, passes, replicas, draws
 
     def train(self, entry: Round) -> Outcome:
         own = TreeSum(self.passes.number(entry))
         for number, shard in self.passes.own_of(entry):
-            alpha_BCHW = self.block.forward(self.inputs.recv().alpha_BCHW)
+            received = self.inputs.recv()
+            with self.draws.of("forward", entry.step, number):
+                alpha_BCHW = self.block.forward(received.alpha_BCHW)
             self.alphas.send(Alpha(shard, alpha_BCHW))  # before backward: the next block never waits for ours
             target = self.targets.recv()
             # before backward too: statistics do not depend on it
             self.stats.send(Stats(shard, *self.block.stats(alpha_BCHW, target.label_B)))
-            own.add(number, self.block.learn(alpha_BCHW, target, shard.size / entry.size))
+            with self.draws.of("loss", entry.step, number):
+                sums = self.block.learn(alpha_BCHW, target, shard.size / entry.size)
+            own.add(number, sums)
         return self.block.step(self.replicas.total(own), entry.step)
 
     def evaluate(self, entry: Round) -> Outcome | None:
