@@ -39,12 +39,19 @@ def _lines(path: Path) -> list[Mapping[str, Any]]:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".csv":
             return list(csv.DictReader(StringIO(text, newline="")))
-        found = [json.loads(line) for line in text.splitlines() if line.strip()]
+        found = [_parsed(line, number) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise DataError(f"{path} cannot be read: {error!s:.200}; expected a line an image") from error
     if not all(isinstance(line, dict) for line in found):
         raise DataError(f'{path} holds a line that is no object; expected lines such as {{"file_name": "1.png"}}')
     return found
+
+
+def _parsed(line: str, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:  # it counts lines within this one
+        raise ValueError(f"line {number}: {error!s}".replace("line 1 column", "column")) from error
 
 
 def _pair(line: Mapping[str, Any], path: Path, number: int, suffixes: Sequence[str]) -> tuple[int | str, Path]:

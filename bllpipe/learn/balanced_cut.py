@@ -91,7 +91,10 @@ def _count(
 
 
 def _backward_operations(alpha: Tensor, wanted: Sequence[Tensor]) -> int:
-    """Those of the gradients of ``wanted``."""
+    """Those of the gradients of ``wanted``, without frozen parameters."""
+    wanted = [tensor for tensor in wanted if tensor.requires_grad]
+    if not wanted or not alpha.requires_grad:
+        return 0
     with FlopCounterMode(display=False) as counter:
         torch.autograd.grad(alpha, wanted, torch.empty_like(alpha), retain_graph=True, allow_unused=True)
     return int(counter.get_total_flops())

@@ -7,6 +7,7 @@ Shapes: B images, C channels.
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -202,7 +203,7 @@ def _units(model: ModelConfig, image_shape: Sequence[int], num_classes: int, see
     function, source = _function(model), f"model.name={model.name} returned"
     with torch_defaults():
         torch.manual_seed(derived_seed(seed, "weights"))
-        network = function(in_channels=image_shape[0], num_classes=num_classes, **model.args)
+        network = called(function, image_shape[0], num_classes, model.args, f"model.name={model.name}")
         modules = None if is_traced(network) else in_order(network, source)  # a generator draws its weights only here
         if modules is None:
             check_network({type(network).__name__: network}, "the model")
@@ -210,6 +211,24 @@ def _units(model: ModelConfig, image_shape: Sequence[int], num_classes: int, see
             return plan.units(network)
     check_network(modules, "the model")
     return units_from_modules(modules)
+
+
+def called(
+    function: Callable[..., Any], in_channels: int, num_classes: int, args: Mapping[str, Any], source: str
+) -> Any:
+    """The network of ``function``; ConfigError, which begins with ``source``, for arguments that it does not take."""
+    if known := sorted({"in_channels", "num_classes"} & args.keys()):
+        raise ConfigError(f"model.args.{known[0]} is {args[known[0]]!r}, but it is that of the data; leave it out")
+    try:
+        inspect.signature(function).bind(in_channels=in_channels, num_classes=num_classes, **args)
+    except TypeError as error:
+        raise ConfigError(
+            f"{source} cannot be called: {error}; expected a function of in_channels, num_classes and the names in "
+            f"model.args, which are {', '.join(args) or 'none'}; in a script pass the network itself instead"
+        ) from error
+    except ValueError:  # a callable of C, without a signature
+        pass
+    return function(in_channels=in_channels, num_classes=num_classes, **args)
 
 
 def _function(model: ModelConfig) -> Callable[..., Any]:
@@ -265,7 +284,7 @@ def _traced(key: Key, args: Mapping[str, Any], seed: int, source: str) -> Plan:
 
     with _disable_current_modes(), torch_defaults():  # tensors with values, also where others only count operations
         torch.manual_seed(derived_seed(seed, "weights"))
-        network = key.function(in_channels=key.image_shape[0], num_classes=key.num_classes, **args)
+        network = called(key.function, key.image_shape[0], key.num_classes, args, source.removesuffix(" returned"))
         return plan_network(network, key.image_shape, source)
 
 

@@ -33,7 +33,7 @@ from bllpipe.models.places import (
     shared,
     state_keys,
 )
-from bllpipe.models.tracing import BY_HAND, SHOWN, NotTraced, Traced, check_signature, export, trace
+from bllpipe.models.tracing import BY_HAND, NotTraced, Traced, check_signature, does_not_fit, export, first_line, trace
 from bllpipe.models.units import Layer, Segment, Stretch, Unit
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -131,11 +131,7 @@ def _analysed(model: nn.Module, traced: Sequence[Traced], shape: Sequence[int], 
         try:
             analysis = analyse(each, model, training, shape)
         except Exception as error:  # of the network's own operations
-            raise ConfigError(
-                f"{source} {type(model).__name__}, which cannot take images of {list(shape)}: "
-                f"{str(error).strip() or type(error).__name__:.{SHOWN}}; use images of a size that it takes, or "
-                f"arguments for theirs, such as model.args.image_size or model.args.img_size"
-            ) from error
+            raise does_not_fit(model, shape, error, source) from error
         scores = result(analysis)
         if not isinstance(scores, fx.Node) or not analysis.is_tensor(scores):
             kind = type(analysis.values[scores][0] if isinstance(scores, fx.Node) else scores).__name__
@@ -317,9 +313,11 @@ def _code(
     graph, own = fx.Graph(), set(nodes)
     x = graph.placeholder("x")
     entering = x
-    if start is not None and start.permutation is not None:  # contiguous, as the tensor was in the network
+    if start is not None and start.permutation is not None:
         inverse = [start.permutation.index(dim) for dim in range(len(start.permutation))]
-        entering = graph.call_method("contiguous", (graph.call_method("permute", (x, *inverse)),))
+        entering = graph.call_method("permute", (x, *inverse))
+        if analysis.values[start.node][0].is_contiguous():  # as in the network: other strides have other bits
+            entering = graph.call_method("contiguous", (entering,))
     elif start is not None and start.channels_last:
         entering = graph.call_method("contiguous", (x,), {"memory_format": torch.channels_last})
     made: dict[fx.Node, fx.Node] = {}
@@ -376,11 +374,20 @@ def _compare(model: nn.Module, plan: Plan, image_shape: Sequence[int], source: s
         row = [Segment([unit], seed=0) for unit in plan.units(ours)]
         for training in MODES:
             torch.manual_seed(1)
-            expected = theirs.train(training)(images)
+            try:
+                expected = theirs.train(training)(images.clone())  # some change their input in place
+            except Exception as error:  # of the network's own operations
+                raise does_not_fit(model, image_shape, error, source) from error
             torch.manual_seed(1)
-            x = images
-            for segment in row:
-                x = segment.train(training)(x)
+            x = images.clone()
+            try:
+                for segment in row:
+                    x = segment.train(training)(x)
+            except Exception as error:  # of code that torch wrote
+                raise NotTraced(
+                    f"{source} {type(model).__name__}, whose traced operations cannot be carried out: "
+                    f"{first_line(error)}; use a forward of plain operations, {BY_HAND}"
+                ) from error
             if not torch.equal(x, expected) and not bool(torch.isnan(expected).any()):
                 when = "training" if training else "evaluation"
                 raise NotTraced(

@@ -11,10 +11,12 @@ This module imports torchvision, which takes seconds: only networks that are tra
 from __future__ import annotations
 
 import inspect
+import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +64,22 @@ def mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 def check_signature(model: nn.Module, source: str) -> None:
-    """Raises ConfigError for a ``forward`` that does not take one input, and for hooks of the whole network."""
+    """Raises ConfigError for a ``forward`` that does not take one input, for hooks of the whole network, and for one
+    that torch has compiled or that cannot be copied."""
+    scripted = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    where = next(iter(scripted), "")  # the network itself has no name
+    if scripted or type(model).__name__ == "OptimizedModule":  # whose import takes seconds
+        raise ConfigError(
+            f"{source} {type(model).__name__}, which torch has compiled{f' ({where})' if where else ''}, so its "
+            f"operations cannot be divided; use the network as it was before torch.compile or torch.jit"
+        )
+    try:
+        deepcopy(model)
+    except Exception as error:  # attributes of a user's module may raise any error
+        raise ConfigError(
+            f"{source} {type(model).__name__}, which cannot be copied: {first_line(error)}; expected a network for "
+            f"copy.deepcopy, on which a cut is tried; use attributes that can be copied, {BY_HAND}"
+        ) from error
     parameters = list(inspect.signature(model.forward).parameters.values())
     required = [each.name for each in parameters if each.default is each.empty and each.kind not in (2, 4)]
     if len(required) > 1 or not any(each.kind in (0, 1, 2) for each in parameters):
@@ -91,13 +108,18 @@ def trace(model: nn.Module, training: bool, source: str) -> Traced:
                     f"other mode, which blocks would not do; use requires_grad_(False) for what shall not change"
                 )
             tracer = _Tracer(model, opaque)
-            before = _attributes(model)
+            before, python = _attributes(model), random.getstate()
             try:
                 graph, error = tracer.trace(model), None
             except Exception as caught:  # a forward on placeholders may raise anything
                 graph, error = fx.Graph(), caught
             constants = _constants(model)
             changed = _restore(model, before)
+        if random.getstate() != python:  # the operations would be those of one draw
+            raise ConfigError(
+                f"{source} {type(model).__name__}, whose forward draws random numbers of Python; expected a forward "
+                f"that does the same at every call; use those of torch, {BY_HAND}"
+            )
         resisting = tracer.failed if error is not None else next(iter(changed), None)
         if error is None and resisting is None:
             return Traced(
@@ -111,7 +133,7 @@ def trace(model: nn.Module, training: bool, source: str) -> Traced:
             )
         if resisting in (None, model) or type(resisting) in opaque:
             raise NotTraced(
-                f"{source} {type(model).__name__}, whose forward cannot be traced: {_first_line(error)}; use a forward "
+                f"{source} {type(model).__name__}, whose forward cannot be traced: {first_line(error)}; use a forward "
                 f"whose operations do not depend on values, {BY_HAND}"
             ) from error
         opaque.add(type(resisting))
@@ -133,7 +155,7 @@ def export(model: nn.Module, training: bool, image_shape: Sequence[int], source:
         except Exception as error:  # torch.export has no error of its own
             raise ConfigError(
                 f"{source} {type(model).__name__}, whose forward neither torch.fx nor torch.export can follow: "
-                f"{_first_line(error)}; use a forward whose operations do not depend on values, {BY_HAND}"
+                f"{first_line(error)}; use a forward whose operations do not depend on values, {BY_HAND}"
             ) from error
         finally:
             _restore(model, before)
@@ -181,13 +203,30 @@ def _exported_name(node: fx.Node) -> str:
     return ".".join([part for part in path if part] + [node.name])
 
 
-def _first_line(error: BaseException | None) -> str:
+def first_line(error: BaseException | None) -> str:
+    """What an error says, without what torch adds below about its compilers."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:SHOWN]
 
 
+def does_not_fit(model: nn.Module, shape: Sequence[int], error: Exception, source: str) -> ConfigError:
+    """For an error of the network's own operations with images of ``shape``."""
+    others = {each.dtype for each in model.parameters() if each.is_floating_point()} - {torch.float32}
+    use = (
+        f"use parameters of float32, as images are, in place of {min(map(str, others))}: model.float()"
+        if others
+        else "use images of a size that it takes, or arguments for theirs, such as model.args.image_size or "
+        "model.args.img_size"
+    )
+    return ConfigError(
+        f"{source} {type(model).__name__}, which cannot take images of {list(shape)}: {first_line(error)}; {use}"
+    )
+
+
 def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 def _takes(function: Callable[..., Any], argument: str) -> bool:

@@ -139,7 +139,13 @@ def _structure_copy(module: nn.Module) -> nn.Module:
 
 def attach(root: nn.Module, parts: Mapping[str, nn.Module | Tensor], unsaved: frozenset[str]) -> None:
     """Adds modules, parameters and buffers to ``root`` under their paths, those first that contain others; the buffers
-    ``unsaved`` are in no state_dict."""
+    ``unsaved`` are in no state_dict. Raises ConfigError for a name that ``root`` itself uses."""
+    for name in sorted({path.partition(".")[0] for path in parts}):
+        if name in vars(root) or hasattr(type(root), name):
+            raise ConfigError(
+                f"the model has a module or tensor with the name {name}, which blocks use themselves; use another name "
+                f"for it"
+            )
     for path, part in sorted(parts.items()):
         *parents, leaf = path.split(".")
         node = root

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from typing import Any
 
 import torch
@@ -206,3 +207,64 @@ class SharedDropout(nn.Module):
 
 def tokens(in_channels: int, num_classes: int) -> nn.Module:
     return Tokens(num_classes, rate=0.0)
+
+
+class Uncopied(nn.Module):
+    """A network that holds what no copy can hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head, self.lock = nn.Linear(6, 8), nn.Linear(8, 3), threading.Lock()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.first(x))  # type: ignore[no-any-return]  # nn.Module is untyped
+
+
+class InPlace(nn.Module):
+    """A network that changes its images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(self.first(x.mul_(2))))  # type: ignore[no-any-return]  # nn.Module is untyped
+
+
+class NamedAsBlocks(nn.Module):
+    """A network with a module that has the name of an attribute of blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unit_ends, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.unit_ends(x))  # type: ignore[no-any-return]  # nn.Module is untyped
+
+
+class InHalf(nn.Module):
+    """A network with autocast in its ``forward``, in which the norm differs between the modes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8)), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            x = self.first(x)
+        return self.head(x.float())  # type: ignore[no-any-return]  # nn.Module is untyped
+
+
+class Rearranged(nn.Module):
+    """Maps that are sequences in between, by views alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.norm, self.head = nn.BatchNorm2d(4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size, _, height, width = x.shape
+        x = self.first(x).reshape(size, 4, height * width).transpose(1, 2)
+        x = x.reshape(size, height, width, 4).permute(0, 3, 1, 2)
+        return self.head(self.norm(self.second(x)).mean((2, 3)))  # type: ignore[no-any-return]  # nn.Module is untyped

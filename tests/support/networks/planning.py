@@ -23,3 +23,9 @@ def small(in_channels: int, num_classes: int, looks: bool = False) -> list[nn.Mo
 
 def no_list(**settings: Any) -> list[nn.Module]:
     return []
+
+
+def half_frozen(in_channels: int, num_classes: int) -> list[nn.Module]:
+    """Begins with a convolution that does not learn."""
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(6, num_classes))
+    return [nn.Conv2d(in_channels, 6, 3).requires_grad_(False), nn.Conv2d(6, 6, 3), head]

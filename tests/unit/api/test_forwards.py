@@ -175,6 +175,11 @@ def test_check_shows_the_places(capsys: pytest.CaptureFixture[str]) -> None:
             "is no classifier of torchvision; did you mean resnet1",
         ),
         ({"name": "torchvision:resnet18", "args": {"depth": 3}}, "cannot be built with these model.args: .*depth"),
+        (
+            {"name": "torchvision:resnet18", "args": {"num_classes": 3}},
+            "model.args.num_classes is 3, but it is that of",
+        ),
+        ({"name": "torch.nn:Linear"}, "model.name=torch.nn:Linear cannot be called: .*; expected a function of in_ch"),
         ({"name": "torchvision:resnet18", "channels": 1}, "takes images of 3 channels, but those of the data have 1"),
     ],
 )

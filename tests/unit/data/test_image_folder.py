@@ -323,6 +323,11 @@ def test_a_metadata_file_without_labels_leaves_the_folders(root: Path) -> None:
     ("name", "text", "message"),
     [
         ("metadata.csv", "file_name,label\n,cat", "image 1: file_name is ''; expected the path of an image below"),
+        (
+            "metadata.jsonl",
+            '{"file_name": "cat/0.png"}\n\n{oops',
+            "cannot be read: line 3: Expecting .*: column 2 .char 1",
+        ),
         ("metadata.csv", "file_name,label\n../a.png,cat", r"file_name is '\.\./a\.png'; expected the path of an image"),
         ("metadata.csv", "file_name,label\n/a.png,cat", "file_name is '/a.png'; expected the path of an image below"),
         (

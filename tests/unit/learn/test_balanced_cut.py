@@ -165,3 +165,12 @@ def test_a_run_writes_its_cut_down_and_goes_on(tmp_path: Path) -> None:
     assert written == with_balanced_cut(load_config(None, ["model.width=4", "blocks=balanced 2"]), DIGITS, 10).blocks
     assert launch.main(words("blocks=balanced 2")) == 0
     assert len(summary(tmp_path / "run")["block_accuracy"]) == 2
+
+
+def test_frozen_units_have_no_operations_for_gradients_of_their_weights() -> None:
+    """They were refused: "One of the differentiated Tensors does not require grad"."""
+    frozen = count_operations(
+        load_config(None, ["model.name=tests.support.networks.planning:half_frozen"]), (3, 8, 8), 5
+    )
+    unit = next(iter(frozen.values()))
+    assert unit.backward == unit.backward_of_input == unit.forward > 0 and unit.backward_without_input == 0

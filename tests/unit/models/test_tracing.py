@@ -206,10 +206,26 @@ def test_a_layer_without_parameters_is_in_every_block_its_own() -> None:
         (forwards.TwoInputs(), "whose forward takes images, sizes; expected one input, the images; wrap it"),
         (
             forwards.Drawing(),
-            "Drawing, whose traced operations give other scores than its forward in training mode, by",
+            "Drawing, whose forward draws random numbers of Python; expected a forward that does the same at every",
         ),
         (forwards.StaysFrozen(), r"whose train\(True\) leaves norm in the other mode"),
         (forwards.Counting(), "whose forward assigns Counting.last; expected state in parameters and buffers"),
+        (
+            forwards.Uncopied(),
+            "Uncopied, which cannot be copied: cannot pickle '_thread.lock' object; expected",
+        ),
+        (
+            forwards.NamedAsBlocks(),
+            "a module or tensor with the name unit_ends, which blocks use themselves; use",
+        ),
+        (
+            torch.compile(nn.Sequential(nn.Linear(6, 3)), backend="eager"),
+            "OptimizedModule, which torch has compiled, so its operations cannot be divided; use the",
+        ),
+        (
+            forwards.InPlace().double(),
+            r"cannot take images of \[6\]: .*; use parameters of float32, .* torch.float64: model.float\(\)$",
+        ),
         (nn.Identity(), "no place between two of its operations where one tensor"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
@@ -233,6 +249,46 @@ def test_hooks_and_sizes_that_do_not_fit() -> None:
         plan_network(_vit(), (3, 20, 20), "the model is")
     with pytest.raises(ConfigError, match="GoogLeNet, which returns a .* in training mode; .*aux_logits=false"):
         plan_network(models.googlenet(init_weights=False), (3, 96, 96), "the model is")
+
+
+def test_views_keep_their_strides() -> None:
+    """A copy in another order gave other bits in the norm, for which the network was refused."""
+    check_same(forwards.Rearranged(), (3, 8, 8), 4)
+
+
+def test_autocast_in_a_forward_is_refused() -> None:
+    """torch.fx drops it without a word; torch.export keeps it, and its code of one mode does not fit the other."""
+    with pytest.raises(ConfigError, match="InHalf, whose traced operations give other scores than its fo") as caught:
+        plan_network(forwards.InHalf(), (6,), "the model is")
+    assert "InHalf, whose traced operations cannot be carried out: forward() missing" in str(caught.value.__cause__)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_a_module_that_is_scripted_is_refused() -> None:
+    network = forwards.InPlace()
+    network.add_module("second", torch.jit.script(network.second))
+    with pytest.raises(ConfigError, match=r"InPlace, which torch has compiled \(second\), so its operations"):
+        plan_network(network, (6,), "the model is")
+
+
+def test_a_network_may_change_its_images() -> None:
+    network = forwards.InPlace()
+    x = torch.randn(4, 6)
+    assert torch.equal(in_a_row(segments(network, (6,)), x.clone(), False), network(x.clone()))
+
+
+def test_hooks_before_the_backward_pass_stay() -> None:
+    """They were dropped without a word: such a module was divided."""
+    network = forwards.InPlace()
+    network.second.register_full_backward_pre_hook(lambda module, gradients: (torch.zeros(4, 8),))
+    row = segments(network, (6,))
+    x = torch.randn(4, 6)
+    in_a_row(row, x, True).sum().backward()
+    found = {name: p.grad for segment in row for name, p in segment.named_parameters() if p.grad is not None}
+    assert not found["second.weight"].any() and found["head.weight"].any()
+    network.register_full_backward_pre_hook(lambda module, gradients: None)
+    with pytest.raises(ConfigError, match="InPlace, which has hooks of its own"):
+        plan_network(network, (6,), "the model is")
 
 
 def test_a_module_with_hooks_runs_them() -> None:
