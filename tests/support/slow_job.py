@@ -30,7 +30,7 @@ def noting(run_dir: str, slow_block: int, last_step: int, first: list[str]) -> N
     """Wraps the block's and the lane's work so that this rank's events are written beside the run."""
     rank = int(os.environ["RANK"])
     path = Path(run_dir + f"-events-{rank}.json")
-    forward, update, send = Block.forward, Block.update, FeedbackLoop.run
+    forward, update, send = Block.forward, Block.step, FeedbackLoop.run
     count = {"forward": 0}
 
     def over(actor: str) -> Path:
@@ -42,10 +42,10 @@ def noting(run_dir: str, slow_block: int, last_step: int, first: list[str]) -> N
         count["forward"] += 1
         return forward(self, x)
 
-    def noted_update(self: Block, alpha: Tensor, target: Any, step: int) -> Any:
+    def noted_step(self: Block, total: Any, step: int) -> Any:
         if rank == slow_block and step == 0:
             wait_until(lambda: all(over(actor).exists() for actor in first))
-        outcome = update(self, alpha, target, step)
+        outcome = update(self, total, step)
         EVENTS.append(("updated", step, time.monotonic()))
         path.write_text(json.dumps(EVENTS))
         if step == last_step:
@@ -61,7 +61,7 @@ def noting(run_dir: str, slow_block: int, last_step: int, first: list[str]) -> N
         elif entry.phase == "save":
             path.write_text(json.dumps(EVENTS))
 
-    Block.forward, Block.update, FeedbackLoop.run = noted_forward, noted_update, noted_lane  # type: ignore[method-assign]
+    Block.forward, Block.step, FeedbackLoop.run = noted_forward, noted_step, noted_lane  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -191,7 +191,7 @@ def test_train_is_launch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "state_sha256" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", [[], ["trian"], ["data", "fetch", "mnist"]])
+@pytest.mark.parametrize("words", [[], ["trian"], ["data", "fetch", "imagenet"]])
 def test_an_unknown_command_says_which_there_are(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         cli.main(words)

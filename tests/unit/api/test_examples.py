@@ -12,7 +12,7 @@ import bllpipe
 from tests.support import forks
 from tests.support.jobs import REPOSITORY, succeed
 
-LEAST = {"own_sequential": 0.8, "user_loss": 0.5, "vision_transformer": 0.2}  # accuracy after an epoch; chance: 0.1
+LEAST = {"own_sequential": 0.8, "user_loss": 0.5, "vision_transformer": 0.2}  # accuracy after two epochs; chance: 0.1
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3")
 IN_A_ROW = str(Path(__file__).parents[2] / "support" / "in_a_row.py")
 
