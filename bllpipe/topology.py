@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
 from bllpipe.errors import ConfigError
@@ -91,8 +92,13 @@ class Topology:
 
     def ranks_of(self, block: int) -> range:
         """The ranks of the replicas of ``block``."""
-        ranks = [rank for rank, seat in enumerate(self.seats) if seat.block == block]
-        return range(ranks[0], ranks[-1] + 1)
+        return self._ranks[block]
+
+    @cached_property
+    def _ranks(self) -> list[range]:
+        """The ranks of every block."""
+        numbers = self.replicas or (1,) * self.num_blocks
+        return [range(end - number, end) for number, end in zip(numbers, accumulate(numbers), strict=True)]
 
     @property
     def lead_ranks(self) -> tuple[int, ...]:
@@ -124,7 +130,8 @@ class Topology:
 
     def owner(self, block: int, shard: int) -> int:
         """The rank that owns ``shard`` in ``block``."""
-        return next(rank for rank in self.ranks_of(block) if shard in self.shards_of(rank))
+        ranks = self.ranks_of(block)
+        return ranks[((shard + 1) * len(ranks) - 1) // self.num_shards]  # the one whose ``shards_of`` has it
 
     def passes_of(self, rank: int) -> Passes:
         """How a batch goes through the replica of ``rank``."""
@@ -201,9 +208,8 @@ class Topology:
 
     def shards_on(self, edge: Edge) -> range:
         """The shards that travel on ``edge``."""
-        block = self.block_of(edge.dst if edge.kind == "target" else edge.src)
-        shards = [shard for shard in range(self.num_shards) if self.edge(edge.kind, block, shard) == edge]
-        return range(shards[0], shards[-1] + 1)
+        held = [self.shards_of(rank) for rank in (edge.src, edge.dst) if rank != self.feedback_rank]
+        return range(max(each.start for each in held), min(each.stop for each in held))
 
     def edges(self) -> tuple[Edge, ...]:
         """All edges, in the order in which all ranks open them."""

@@ -47,8 +47,8 @@ def _check_block_replicas(config: Config) -> None:
         )
     if max(replicas) > config.num_shards:
         raise ConfigError(
-            f"replicas is {config.replicas}, but a batch has {config.num_shards} shards, and every replica needs one; "
-            f"use --set shards={max(replicas)} or more, which changes the results, or fewer replicas"
+            f"replicas is {config.replicas}, but the number of shards of a batch is {config.num_shards}, and every "
+            f"replica needs one; use --set shards={max(replicas)} or more, which changes the results, or fewer replicas"
         )
 
 

@@ -199,3 +199,15 @@ def test_a_small_test_batch_has_no_pass_in_some_replicas() -> None:
 def test_wrong_world_size_with_replicas(found: int, message: str) -> None:
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         Topology(2, num_shards=4, replicas=(2, 3)).check_world_size(found)
+
+
+@pytest.mark.parametrize("replicas", [(1, 3), (2, 5), (7, 4), (9, 1, 6)])
+def test_every_shard_of_many_is_on_the_edge_between_its_owners(replicas: tuple[int, ...]) -> None:
+    layout = Topology(len(replicas), num_shards=9, replicas=replicas)
+    for edge in layout.edges():
+        block = layout.block_of(edge.dst if edge.kind == "target" else edge.src)
+        on_it = [shard for shard in range(9) if layout.edge(edge.kind, block, shard) == edge]
+        assert list(layout.shards_on(edge)) == on_it
+        for rank in {edge.src, edge.dst} - {layout.feedback_rank}:
+            assert all(layout.owner(layout.block_of(rank), shard) == rank for shard in on_it)
+            assert set(on_it) <= set(layout.shards_of(rank))

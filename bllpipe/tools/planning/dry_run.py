@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import chain, permutations
 from math import prod
 from pathlib import Path
@@ -156,6 +156,10 @@ def _replicas_of(job: Job, store: JobStore, number: int) -> Iterator[RankEstimat
     parameters, of_head = (_num_parameters(part.values()) for part in (learner.weights(), block.local.state_dict()))
     operations = _operations(block, input_shape)
 
+    @cache
+    def kept(size: int) -> int:
+        return kept_bytes(partial(forward, size), learner.weights().values())
+
     def forward(size: int) -> Iterator[Tensor]:
         """One pass up to the losses. The gradient of alpha exists at the peak of memory, too."""
         x = _zeros(size, input_shape)
@@ -165,8 +169,7 @@ def _replicas_of(job: Job, store: JobStore, number: int) -> Iterator[RankEstimat
 
     for rank in job.topology.ranks_of(number):
         size = max(each.size for _, each in job.topology.passes_of(rank).own_of(batch))
-        kept = kept_bytes(partial(forward, size), learner.weights().values())
-        memory = _rank_memory(learner, kept, _message_buffers(job, store, rank))
+        memory = _rank_memory(learner, kept(size), _message_buffers(job, store, rank))
         yield RankEstimate(rank, job.topology.role(rank), parameters, memory, of_head, *operations)
 
 

@@ -86,8 +86,8 @@ def test_norm_sync_is_for_losses_that_are_means_over_images(setting: str, what: 
         (["replicas=[2, 0]", "blocks=2"], "replicas is [2, 0]; expected at least 1 for every block"),
         (
             ["replicas=3", "shards=2"],
-            "replicas is 3, but a batch has 2 shards, and every replica needs one; use --set shards=3 or more, which "
-            "changes the results, or fewer replicas",
+            "replicas is 3, but the number of shards of a batch is 2, and every replica needs one; use --set "
+            "shards=3 or more, which changes the results, or fewer replicas",
         ),
         (
             ["replicas=2", "engine=ddp", "method=bp"],
