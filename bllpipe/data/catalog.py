@@ -207,7 +207,7 @@ def split_folders(path: str) -> dict[str, Path]:
     """The folders of both splits; DataError when there is none."""
     root = Path(path)
     found = [root / name for name in TEST_FOLDERS if (root / name).is_dir()]
-    folders = {"train": root / "train", "test": found[0] if found else root / "val"}
+    folders = {"train": root / "train", "test": found[0] if found else root / "test"}
     for folder in folders.values():
         if not folder.is_dir():
             raise DataError(f"{folder} does not exist; expected {root}/train/CLASS/*.png and {root}/test/CLASS/*.png")

@@ -218,8 +218,9 @@ def test_a_link_that_stays_inside(root: Path) -> None:
 @pytest.mark.parametrize("read", [FolderImages, folder_labels])
 def test_a_missing_folder(root: Path, missing: str, read: Any) -> None:
     (root / missing).rename(root / "elsewhere")
-    found = "val" if missing == "test" else "train"
-    with pytest.raises(DataError, match=rf"/{found} does not exist; expected .*/train/CLASS/\*.png and .*/test/CLASS"):
+    with pytest.raises(
+        DataError, match=rf"/{missing} does not exist; expected .*/train/CLASS/\*.png and .*/test/CLASS"
+    ):
         read(configured(root))
 
 
