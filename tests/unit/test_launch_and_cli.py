@@ -158,9 +158,13 @@ def test_help_tells_the_exit_codes(command: Any, capsys: pytest.CaptureFixture[s
     assert launch.EXIT_CODES.strip() in capsys.readouterr().out
 
 
-def test_a_fault_of_a_users_module_is_shown_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--set", "engine=sequential", "--set", "model.name=builtins:sorted", "--run-dir", str(tmp_path / "run")]
-    assert launch.main(words) == 1
+def test_a_fault_of_a_users_module_is_shown_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "faulty_network.py").write_text("def network(in_channels, num_classes):\n    return 1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    model = "model.name=faulty_network:network"
+    assert launch.main(["--set", "engine=sequential", "--set", model, "--run-dir", str(tmp_path / "run")]) == 1
     error = capsys.readouterr().err
     assert "this is a fault in bllpipe or in a module of yours" in error
     assert error.count("Traceback") == 1
