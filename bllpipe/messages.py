@@ -196,7 +196,7 @@ def copied(message: ShardedMessage) -> ShardedMessage:
 
 
 def _cat(parts: Sequence[Tensor]) -> Tensor:
-    from torch import cat  # whoever has tensors has imported torch
+    from torch import cat  # a process that has tensors has imported torch
 
     return cat(list(parts))
 
