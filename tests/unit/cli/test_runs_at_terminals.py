@@ -83,7 +83,7 @@ def test_ctrl_z_at_a_shell_stops_all_and_fg_goes_on(terminal: Terminal, tmp_path
         os.write(terminal.ours, f"clear; {command}\n".encode())
         terminal.look_until(is_drawn)
         os.write(terminal.ours, b"\x1a")
-        terminal.look_until(lambda shown: "Stopped" in "\n".join(shown))
+        terminal.look_until(lambda shown: "Stopped" in "\n".join(shown) and has_prompt(shown))
         wait_until(lambda: states(run) == {"T"})
         assert in_order(terminal), terminal.shown()
         written = len(terminal.written), (run / "metrics.jsonl").read_bytes()
@@ -115,6 +115,11 @@ def test_ctrl_z_at_a_shell_stops_all_and_fg_goes_on(terminal: Terminal, tmp_path
                 os.killpg(group, signal.SIGKILL)
     assert status(run) == "preempted"
     assert in_order(terminal)
+
+
+def has_prompt(shown: list[str]) -> bool:
+    """The shell has written its prompt, after all else that is on the screen."""
+    return "\n".join(shown).rstrip().endswith("shell>")
 
 
 def groups(folder: Path) -> set[int]:
