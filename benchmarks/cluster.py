@@ -35,7 +35,7 @@ from bllpipe.config import load_config
 from bllpipe.engines import topology
 from bllpipe.utils.console import Bar
 
-KEEP_WINDOW = "net.ipv4.tcp_slow_start_after_idle=0"
+SEGMENTS, BUFFER = "1000", 8 << 20  # of TCP
 SLOW_LINKS = "benchmarks.links"
 START_SECONDS = 120.0
 WINDOWS = 40  # simulated runs as long as a measured one
@@ -125,17 +125,33 @@ def _launch_on_hosts(cell: Cell, settings: Sequence[str], words: Sequence[str], 
     number = topology(config).world_size
     delay, rate = LINKS[cell.link].delay, LINKS[cell.link].tc_rate
     with hosts.Network(number, delay, rate, links.PORT) as network:
-        for host in range(number):  # or a connection that was idle for as long as a step begins slowly again
-            subprocess.run(network.on(host, ["sysctl", "-q", "-w", KEEP_WINDOW]), check=True)
+        for host in range(number):
+            _widen(network, host)
         ranks = [links.start_rank(network, rank, words, log) for rank in range(number)]
-        threading.Thread(target=_put_first, args=(ranks, log.parent / "run" / "metrics.jsonl"), daemon=True).start()
+        relay = network._relay  # None without a delay
+        processes = [*ranks, *([relay.pid] if relay else [])]
+        threading.Thread(target=_put_first, args=(processes, log.parent / "run" / "metrics.jsonl"), daemon=True).start()
         if not links.all_succeed(ranks):
             raise SystemExit(f"{cell} failed:\n{log.read_text()}")
 
 
+def _widen(network: Any, host: int) -> None:
+    """Gives connections of a host windows for whole messages, from the start and after a pause: predictions know a
+    latency and a rate, but not how TCP finds them out."""
+    network_of_host = network.on(host, ["ip", "-o", "route", "show", "default"])
+    route = subprocess.run(network_of_host, capture_output=True, text=True, check=True).stdout.split()
+    for words in (
+        ["ip", "route", "replace", *route, "initcwnd", SEGMENTS, "initrwnd", SEGMENTS],
+        ["sysctl", "-q", "-w", "net.ipv4.tcp_slow_start_after_idle=0"],
+        ["sysctl", "-q", "-w", f"net.ipv4.tcp_rmem=4096 {BUFFER} {BUFFER}"],
+        ["sysctl", "-q", "-w", f"net.ipv4.tcp_wmem=4096 {BUFFER} {BUFFER}"],
+    ):
+        subprocess.run(network.on(host, words), check=True)
+
+
 def _put_first(ranks: Sequence[int], metrics: Path) -> None:
-    """Lets the threads of ranks run as soon as they can, once the first step is done, whatever else the machine does:
-    they need a fraction of its time. Without the right to do so they run like all others."""
+    """Lets the threads of processes run as soon as they can, once the first step is done, whatever else the machine
+    does: they need a fraction of its time. Without the right to do so they run like all others."""
     end = time.monotonic() + START_SECONDS
     while not metrics.exists() and time.monotonic() < end:
         time.sleep(0.05)

@@ -72,7 +72,7 @@ def show_cluster(
     )
     images = profile.steps_per_epoch * profile.batch_size
     with Bar("bllpipe plan --cluster", len(cluster.gpus), quiet=True) as bar:
-        predictions = predict_cluster(inputs, images, bar.at)
+        predictions = predict_cluster(inputs, images, lambda number: bar.advance(f"{number} GPUs"))
     if not predictions:
         raise ConfigError(
             f"expected a layout that divides the GPUs of {options.cluster} and fits their memory, got none; use other "

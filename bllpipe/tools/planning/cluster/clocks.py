@@ -193,9 +193,9 @@ class _Local:
         total = self._shards * self._pipelines
         if len(self._arrived[number]) == self._times.lag:
             arrived = self._arrived[number].popleft().T.reshape(-1)  # in the order of shards
-            left = np.arange(total, 0, -1) * each
+            left = each * np.arange(total, 0, -1, dtype=np.float64)
             now = max(now + total * each, float((arrived + left).max()))
-        ready = (now + each * np.arange(1, total + 1)).reshape(self._pipelines, self._shards)
+        ready = (now + each * np.arange(1, total + 1, dtype=np.float64)).reshape(self._pipelines, self._shards)
         for shard in range(self._shards):
             self._targets[number, self._blocks[number].owner(shard, self._shards)].send(ready[:, shard])
         self._feedback[number] = now + total * each

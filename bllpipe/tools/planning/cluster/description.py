@@ -106,7 +106,7 @@ class Cluster:
         A GPU's link to itself counts as one within its node."""
         nodes, others = one // self.gpus_per_node, other // self.gpus_per_node
         per_rack = self.nodes_per_rack or MOST_GPUS
-        return (nodes != others).astype(np.int64) + (nodes // per_rack != others // per_rack)
+        return np.add(nodes != others, nodes // per_rack != others // per_rack, dtype=np.int64)
 
     def latencies(self, one: Places, other: Places) -> Floats:
         """Seconds, element by element."""

@@ -10,7 +10,7 @@ replicas of its blocks. A cluster holds as many such pipelines as fit, and sums 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, pairwise
 from math import inf
@@ -75,20 +75,22 @@ class ClusterInputs:
         sizes = sorted(known)
         nearest = min(max(images, sizes[0]), sizes[-1])
         scale = images / nearest / device.speed / network.contention
-        return [
-            replace(
-                whole,
-                **{
-                    name: scale * float(np.interp(nearest, sizes, [getattr(known[size][at], name) for size in sizes]))
-                    for name in COMPUTED
-                },
+        found = []
+        for at, whole in enumerate(network.units):
+            seconds = {
+                name: scale * float(np.interp(nearest, sizes, [getattr(known[size][at], name) for size in sizes]))
+                for name in COMPUTED
+            }
+            unit = UnitCost(
+                **seconds,
                 update=whole.update / device.speed / network.contention,
+                parameters=whole.parameters,
                 output_bytes=round(whole.output_bytes * images / network.batch_size),
                 memory_bytes=self._memory(whole, images),
                 head_memory_bytes=round(whole.head_memory_bytes * images / network.batch_size),
             )
-            for at, whole in enumerate(network.units)
-        ]
+            found.append(unit)
+        return found
 
     def _memory(self, unit: UnitCost, images: float) -> int:
         fixed = min(unit.memory_bytes, BYTES_OF_A_PARAMETER * unit.parameters)

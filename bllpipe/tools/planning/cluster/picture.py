@@ -29,7 +29,7 @@ def cluster_picture(predictions: Sequence[ClusterPrediction], title: str) -> str
     else:
         _draw(right, predictions, lambda found: found.of_ideal * found.goodput, "the same, failures included")
         right.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-    left.legend(frameon=False, loc="lower left")
+    left.legend(frameon=False)
     return svg_text(figure, title, "chart", {}, standalone=True)
 
 

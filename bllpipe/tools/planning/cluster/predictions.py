@@ -70,14 +70,14 @@ class ClusterPrediction:
 def predict_cluster(
     inputs: ClusterInputs, images_per_epoch: int, advance: Callable[[int], None] = lambda number: None
 ) -> list[ClusterPrediction]:
-    """All engines for all numbers of GPUs, without those that fit none; ``advance`` is called after each number."""
+    """All engines for all numbers of GPUs, without those that fit none; ``advance`` is told each number."""
     found = []
-    for done, number in enumerate(inputs.cluster.gpus, 1):
+    for number in inputs.cluster.gpus:
         for engine in ENGINES:
             layout = best_of(inputs, engine, number)
             if layout is not None:
                 found.append(predict_layout(inputs, layout, images_per_epoch))
-        advance(done)
+        advance(number)
     return found
 
 
@@ -134,7 +134,9 @@ def simulate(inputs: ClusterInputs, layout: Layout, steps: int, jitter: float) -
 def _simulate_local(inputs: ClusterInputs, layout: Layout, steps: int, jitter: float, random: Generator) -> Floats:
     cluster, overhead = inputs.cluster, inputs.network.overhead
     units = inputs.units_of(cluster.batch_per_gpu * sum(layout.replicas) / layout.parts)
-    blocks, alpha, feedback = [], {}, {}
+    blocks = []
+    alpha: dict[tuple[int, int, int], tuple[Floats | float, Floats | float]] = {}
+    feedback: dict[tuple[int, int], Floats | float] = {}
     bounds = list(pairwise([0, *layout.cut, len(units)]))
     places = [layout.places(number) for number in range(len(bounds))]
     for number, (first, end) in enumerate(bounds):
@@ -147,8 +149,8 @@ def _simulate_local(inputs: ClusterInputs, layout: Layout, steps: int, jitter: f
             feedback[number, replica] = cluster.latencies(own, np.zeros_like(own))  # the feedback is on the first node
             for other in range(layout.replicas[number + 1] if number + 1 < len(bounds) else 0):
                 theirs = places[number + 1][:, other]
-                times = cluster.transfers(own, theirs, units[end - 1].output_bytes)
-                alpha[number, replica, other] = cluster.latencies(own, theirs), times
+                transfers = cluster.transfers(own, theirs, units[end - 1].output_bytes)
+                alpha[number, replica, other] = cluster.latencies(own, theirs), transfers
     feedback_ranks = min(len(blocks), -(-layout.num_gpus // RANKS_OF_A_FEEDBACK_RANK))
     message = cluster.feedback_message_us / 1e6 * len(blocks) / feedback_ranks
     times = EdgeTimes(

@@ -173,7 +173,8 @@ class _Pipelines:
         """Simulates a step; returns when it is done."""
         number = len(self._stages)
         left = [list(program(stage, number, microbatches, first))[::-1] for stage in range(number)]
-        self._sends.clear(), self._receives.clear(), self._done.clear()
+        for settled in (self._sends, self._receives, self._done):
+            settled.clear()
         waiting = list(range(number))
         while waiting:
             before = sum(map(len, left))
