@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import cluster
 from benchmarks.cluster_cases import BATCH, ENGINES, LINKS, TEACHER, WORKS, Cell, predicted_step, taught_overhead
-from benchmarks.cluster_devices import stages
+from benchmarks.cluster_devices import VaryingStage, stages
 from bllpipe.config import load_config
 from bllpipe.engines import topology
 
@@ -72,6 +72,7 @@ def test_replicas_draw_differently(monkeypatch: pytest.MonkeyPatch) -> None:
     for rank in ("0", "1", "0"):
         monkeypatch.setenv("RANK", rank)
         (stage,) = stages(3, 10, [1e-6], [2e-6], 32, jitter=0.2)
+        assert isinstance(stage, VaryingStage)
         drawn.append([stage._factor(1.0) for _ in range(3)])
     assert drawn[0] == drawn[2] != drawn[1]
     assert all(0.8 <= each <= 1.2 for each in drawn[0] + drawn[1])

@@ -106,7 +106,8 @@ class Cluster:
         A GPU's link to itself counts as one within its node."""
         nodes, others = one // self.gpus_per_node, other // self.gpus_per_node
         per_rack = self.nodes_per_rack or MOST_GPUS
-        return np.add(nodes != others, nodes // per_rack != others // per_rack, dtype=np.int64)
+        found: Places = (nodes != others).astype(np.int64) + (nodes // per_rack != others // per_rack)
+        return found
 
     def latencies(self, one: Places, other: Places) -> Floats:
         """Seconds, element by element."""
