@@ -18,7 +18,8 @@ from bllpipe.utils.files import check_length, refused_paths
 
 # Keys that do not change the results. ``replicas`` without a number of shards does: that is compared, too.
 HARMLESS = (
-    *("name", "stop_at", "replicas", "device", "data.path", "data.workers", "feedback.device"),
+    *("name", "stop_at", "replicas", "device", "data.path", "data.workers"),
+    *("feedback.device", "feedback.ranks"),
     "evaluate.ensemble",
 )
 HARMLESS_SECTIONS = ("backend.", "gpu.", "log.", "metrics.", "trace.", "checkpoint.")

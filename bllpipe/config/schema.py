@@ -194,6 +194,9 @@ class FeedbackConfig:
     ridge: float = key(1e-3, "closed_form: ridge added to the class counts", least=0)
     lr: float = key(0.1, "sgd: learning rate", least=0)
     momentum: float = key(0.9, "sgd: momentum", least=0, most=1)
+    ranks: int | None = key(
+        None, "ranks: ranks that share the feedback loops of all blocks; null: one for 64 ranks of blocks", least=1
+    )
     device: Literal["auto", "cpu", "cuda"] = key(
         "auto", "where the feedback rank computes; auto: a GPU of its own, else the CPU"
     )

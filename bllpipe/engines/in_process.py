@@ -98,12 +98,12 @@ def _run(
     links = open_links(job, device)
     builder, labels = JobBuilder(job, store, links, wrap_port), load_labels(config.data, config.seed)
     segments = [build_job_segment(job, store, rank, device) for rank in job.topology.block_ranks]
-    if job.topology.has_feedback:
+    if job.topology.num_feedback_ranks:
         workers = [
             builder.block_worker(rank, segment, device, images if rank == 0 else None)
             for rank, segment in enumerate(segments)
         ]
-        workers.append(builder.feedback_worker(labels, device))  # the last one
+        workers.append(builder.feedback_worker(job.topology.feedback_ranks[0], labels, device))
     else:
         workers = [builder.network_worker(segments[0], device, images, labels)]
     report_unused(job, store)

@@ -1,22 +1,32 @@
-"""Engine ``ranks``: a process for every block and one for the feedback, started by torchrun.
+"""Engine ``ranks``: a process for every replica of a block and one for the feedback, started by torchrun.
 
 Also the process of a rank for all engines of several processes: its world, its watchdog, and its end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 
 from bllpipe.config import Config
 from bllpipe.config.fields import NEVER
 from bllpipe.data.base import ImageSet
 from bllpipe.data.registry import load_images, load_labels
-from bllpipe.distributed.process_group import World, close_group, open_edges, open_group, open_replica_groups
+from bllpipe.distributed.process_group import (
+    World,
+    close_group,
+    open_edges,
+    open_group,
+    open_replica_groups,
+    receive_from,
+    send_to,
+)
 from bllpipe.distributed.process_links import ProcessLinks
 from bllpipe.distributed.torchrun import RankEnvironment
 from bllpipe.engines import Options, topology
@@ -30,6 +40,7 @@ from bllpipe.topology import Topology
 from bllpipe.training.stopping import StopAgreement
 from bllpipe.training.watchdog import Watchdog
 from bllpipe.utils.console import warn
+from bllpipe.utils.tensors import plain
 
 # A rank that waits for one that hangs waits longer than its watchdogs, which name that rank.
 GRACE_SECONDS = 5.0
@@ -55,12 +66,13 @@ def run_in_world(
     if is_complete(job):
         return report_complete(job) if rank == 0 else None
     # only now, as the first rank may have downloaded them
-    labels = load_labels(config.data, config.seed) if rank == layout.feedback_rank else None
+    labels = load_labels(config.data, config.seed) if layout.is_feedback(rank) else None
     segment = None if labels else build_job_segment(job, store, layout.block_of(rank), device)
     links, group = open_links(job, world, device), open_replica_group(job.topology, rank)
     builder = JobBuilder(job, store, links, wrap_port, ahead=True, beside_nccl=links.has_nccl, replica_group=group)
     if labels:
-        worker = builder.feedback_worker(labels, device)
+        worker = builder.feedback_worker(rank, labels, device)
+        worker.all_weights = FeedbackWeights(layout, rank, store)
     else:
         assert segment is not None
         if images is None and layout.block_of(rank) == 0:  # another replica of the first block
@@ -110,6 +122,31 @@ def open_replica_group(layout: Topology, rank: int) -> Any:
     blocks = [layout.ranks_of(block) for block in range(layout.num_blocks)]
     groups = open_replica_groups(ranks for ranks in blocks if len(ranks) > 1)
     return next((group for ranks, group in groups.items() if rank in ranks), None)
+
+
+@dataclass(frozen=True)
+class FeedbackWeights:
+    """The weights of all feedback loops, for one digest whatever the number of feedback ranks: the first of these
+    ranks receives those of the others, once a run."""
+
+    layout: Topology
+    rank: int
+    store: JobStore
+
+    def __call__(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All of them in the first feedback rank, the ``own`` ones in any other."""
+        first, *others = self.layout.feedback_ranks
+        found = {name: plain(own[name]) for name in sorted(own)}
+        if self.rank == first:
+            for other in others:
+                for name, dtype, shape in json.loads(self.store.get(f"feedback/{other}")):
+                    found[name] = receive_from(other, torch.empty(shape, dtype=getattr(torch, dtype)))
+            return found
+        layout = [(name, str(each.dtype).removeprefix("torch."), list(each.shape)) for name, each in found.items()]
+        self.store.post("feedback", self.rank, layout)
+        for tensor in found.values():
+            send_to(first, tensor)
+        return found
 
 
 def run_process(config: Config, options: Options, run_rank: RunRank) -> int:

@@ -40,7 +40,7 @@ def num_ranks(config: Config) -> int:
 
 
 def ranks_of_nodes(num_ranks: int, num_nodes: int) -> list[int]:
-    """The number of ranks of each node: the same for all, plus one on the last nodes, where the feedback rank is."""
+    """The number of ranks of each node: the same for all, plus one on the last nodes, where the feedback is."""
     share, left = divmod(num_ranks, num_nodes)
     return [share + (node >= num_nodes - left) for node in range(num_nodes)]
 
@@ -48,12 +48,13 @@ def ranks_of_nodes(num_ranks: int, num_nodes: int) -> list[int]:
 def check_fit(config: Config, num_nodes: int, gpus_per_node: int | None) -> None:
     """Raises ConfigError unless every node gets a rank, and every rank that computes on a GPU has its own.
 
-    The feedback rank computes on a CPU unless feedback.device is cuda. ``gpus_per_node`` is None if unknown. Nodes
+    Feedback ranks compute on a CPU unless feedback.device is cuda. ``gpus_per_node`` is None if unknown. Nodes
     without GPUs hold any number of ranks, and so do GPUs that ranks share, which gloo allows and NCCL refuses.
     """
     ranks = num_ranks(config)
-    feedback_on_cpu = config.engine in SPREAD and topology(config).has_feedback and config.feedback.device != "cuda"
-    num_gpus = 0 if config.device == "cpu" else ranks - feedback_on_cpu
+    feedback_ranks = topology(config).num_feedback_ranks if config.engine in SPREAD else 0
+    on_cpu = 0 if config.feedback.device == "cuda" else feedback_ranks
+    num_gpus = 0 if config.device == "cpu" else ranks - on_cpu
     if num_nodes > ranks:
         raise ConfigError(f"{_count(ranks, 'rank')} cannot be spread over {num_nodes} nodes; use --nodes {ranks}")
     if gpus_per_node == 0:

@@ -180,7 +180,7 @@ def summarise(
 ) -> dict[str, Any]:
     """summary.json. Accuracies are fractions of the test set, ``busy`` fractions of the training time; ``waiting``
     seconds and ``sent_bytes`` bytes of the training, by edge; ``cpu_seconds`` those of all threads, tests included.
-    Lists go by rank, the feedback rank last, but ``block_accuracy`` goes by the tested ranks; of a run without a test
+    Lists go by rank, feedback ranks last, but ``block_accuracy`` goes by the tested ranks; of a run without a test
     it is empty, and ``test_accuracy`` null. ``state_sha256`` is that of one replica of every block.
     ``ensemble_accuracy``, of all heads together, is only there with ``evaluate.ensemble``."""
     tested = [reports[rank] for rank in layout.tested_ranks]
@@ -205,7 +205,7 @@ def summarise(
         "cpu_seconds": [report["cpu_seconds"] for report in reports],
         "peak_memory_bytes": [report["peak_memory_bytes"] for report in reports],
         "parameters": [report["parameters"] for report in reports],
-        "state_sha256": state_sha256([reports[rank]["digest"] for rank in layout.part_ranks]),
+        "state_sha256": state_sha256([reports[rank]["digest"] for rank in layout.digest_ranks]),
     }
 
 

@@ -127,7 +127,7 @@ def _busy(rows: Sequence[Row], wide: bool, unicode: bool) -> Text:
         return Text("")
     share = min(1.0, sum(shares))
     style = "green" if share >= 0.8 else "yellow" if share >= 0.5 else "red"
-    if rows[0].role == "feedback":  # a feedback rank should be idle most of the time
+    if rows[0].role.startswith("feedback"):  # a feedback rank should be idle most of the time
         style = "default"
     return Text(f"{bar(share, WIDE_BAR if wide else BAR, unicode)} {100 * share:3.0f}%", style=style)
 
