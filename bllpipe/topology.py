@@ -6,13 +6,14 @@ target stats        target stats        target stats        target stats
    | v                 | v                 | v                 | v
    +------------------- rank 4: one feedback loop a block -----+
 
-Above 64 ranks of blocks the feedback loops are spread over several feedback ranks, the last ones, in the order of
-blocks. A block may have several replicas, a rank each. A batch is then several shards, of which every replica owns some. The
+A block may have several replicas, a rank each. A batch is then several shards, of which every replica owns some. The
 alpha of a shard goes from its owner in one block to its owner in the next one, here with replicas [2, 3] and 4 shards:
 
     shards             0         1         2         3
     block 0            rank 0    rank 0    rank 1    rank 1
     block 1            rank 2    rank 3    rank 4    rank 4
+
+Above 64 ranks of blocks there are several feedback ranks, the last ones, each with the loops of consecutive blocks.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, count
 from typing import Literal, NamedTuple
 
 from bllpipe.errors import ConfigError
@@ -190,8 +191,8 @@ class Topology:
         return Passes(self.num_shards, held, range(replica, replica + 1))
 
     def role(self, rank: int) -> str:
-        """``block 2``, ``block 2 replica 1`` if it has several, ``feedback``, or ``feedback 1`` of several; ``stage 2``,
-        ``stages 0+3`` or ``replica 2`` in a synchronous engine."""
+        """``block 2``, ``block 2 replica 1`` if it has several; ``feedback``, ``feedback 1`` if there are several;
+        ``stage 2``, ``stages 0+3`` or ``replica 2`` in a synchronous engine."""
         is_one = self.is_feedback(rank) or len(self.ranks_of(self.block_of(rank))) == 1
         return self.part_role(rank) + ("" if is_one else f" replica {self.replica_of(rank)}")
 
@@ -299,3 +300,8 @@ class Topology:
 def num_feedback_ranks(num_block_ranks: int, num_blocks: int) -> int:
     """How many ranks hold the feedback loops of so many blocks on so many ranks: one for 64 ranks of blocks."""
     return min(-(-num_block_ranks // BLOCKS_OF_A_FEEDBACK_RANK), num_blocks)
+
+
+def feedback_ranks_among(num_ranks: int, num_blocks: int) -> int:
+    """How many of ``num_ranks`` ranks hold feedback loops, if the blocks have all others."""
+    return next(found for found in count(1) if num_feedback_ranks(num_ranks - found, num_blocks) <= found)

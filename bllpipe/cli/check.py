@@ -13,7 +13,7 @@ from bllpipe.config.loader import add_config_options, config_from_options
 from bllpipe.config.schema import DataConfig
 from bllpipe.data.catalog import DataSpec, spec_without_files
 from bllpipe.engines import topology
-from bllpipe.launch import check_plan
+from bllpipe.launch import check_number, check_plan
 from bllpipe.topology import Topology
 from bllpipe.utils.console import show, table
 
@@ -56,6 +56,12 @@ def add_check(commands: Any) -> None:
     """Adds the command ``check``."""
     check = commands.add_parser("check", help="validate a config; estimate its messages, parameters and memory")
     add_config_options(check)
+    check.add_argument(
+        "--ranks",
+        type=int,
+        metavar="N",
+        help="with replicas=auto: the replicas for N ranks (default: as many as a run here starts)",
+    )
     shown = check.add_mutually_exclusive_group()
     shown.add_argument("--config-only", action="store_true", help="print the resolved config, with ranks and edges")
     shown.add_argument("--verbose", action="store_true", help="print the resolved config below the tables")
@@ -67,6 +73,8 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     """Prints the tables, the config or JSON; returns the exit code."""
     config = config_from_options(options)
     check_plan(config)
+    check_number(options.ranks, config, None)
+    config = _with_seats(config, options.ranks)
     layout = topology(config)
     resolved = to_yaml(config) + layout_text(layout)
     if options.config_only:
@@ -85,6 +93,17 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     if options.verbose:
         show(f"\n{resolved}")
     return 0
+
+
+def _with_seats(config: Config, ranks: int | None) -> Config:
+    """``config`` with the replicas that ``auto`` stands for on so many ranks of one node."""
+    if config.replicas != "auto" or (spec := known_spec(config.data)) is None:
+        return config
+    from bllpipe.engines.launcher import num_ranks
+    from bllpipe.engines.seats import Decision  # torch
+
+    decision = Decision(config, num_ranks(config, ranks), spec)
+    return decision.made() if decision.is_open else config
 
 
 def _estimates(config: Config) -> tuple[Estimates | None, str | None]:

@@ -184,7 +184,8 @@ def _profile(config: Config, options: argparse.Namespace, file: Path | None, par
     """The profile in ``file``, or a new one that also measures ``parts`` of a batch."""
     if file is not None and file.exists():
         return load_profile(file, config)
-    from bllpipe.tools.planning.profiler import background_load, data_spec, measure  # torch
+    from bllpipe.data.registry import data_spec
+    from bllpipe.tools.planning.profiler import background_load, measure  # torch
 
     spec, alone = data_spec(config), None
     if options.beside:

@@ -120,7 +120,16 @@ def topology(config: Config) -> Topology:
         num_shards=config.num_shards,
         replicas=replicas,
         joins_shards=config.norm == "sync",
+        order="pipeline" if config.placement == "pipeline" else "block",  # on one node ``auto`` is block
     )
+
+
+def check_ranks(config: Config, found: int) -> None:
+    """Raises ConfigError unless torchrun started the number of ranks of a run; for ``replicas: auto`` at least one for
+    every block, and those of the feedback."""
+    layout = topology(config)
+    if config.replicas != "auto" or found < layout.world_size:
+        layout.check_world_size(found)
 
 
 def engine(name: str) -> Engine:

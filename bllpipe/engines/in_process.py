@@ -35,6 +35,7 @@ from bllpipe.engines.runner import (
     report_complete,
     run_actors,
 )
+from bllpipe.engines.seats import in_one_process
 from bllpipe.training.stopping import StopAgreement
 from bllpipe.training.watchdog import Watchdog
 from bllpipe.training.worker import Worker
@@ -89,6 +90,7 @@ def _run(
     wrap_port: PortWrapper,
     stop: StopAgreement,
 ) -> None:
+    config = in_one_process(config, options, store)
     images = load_images(config.data, config.seed)
     job = agree(config, options, store, store, images.spec, attempt=0, stop=stop)
     if is_complete(job):

@@ -36,6 +36,7 @@ from bllpipe.engines.failure import enter, fail, leave
 from bllpipe.engines.job import Job, JobStore, agree
 from bllpipe.engines.ports import PortWrapper, identity, rounds_of
 from bllpipe.engines.runner import is_complete, prepare_process, report_complete, train
+from bllpipe.engines.seats import agree_seats, is_open
 from bllpipe.topology import Topology
 from bllpipe.training.stopping import StopAgreement
 from bllpipe.training.watchdog import Watchdog
@@ -44,14 +45,14 @@ from bllpipe.utils.tensors import plain
 
 # A rank that waits for one that hangs waits longer than its watchdogs, which name that rank.
 GRACE_SECONDS = 5.0
-# Runs this rank of a job, from its data to its summary.
-RunRank = Callable[[World, Watchdog], None]
+# Runs this rank of a job, from its data to its summary, with the config that all ranks have agreed on.
+RunRank = Callable[[Config, World, Watchdog], None]
 
 
 def run(config: Config, options: Options, wrap_port: PortWrapper = identity) -> int:
     """Runs this process's rank of the job. It returns only in a script."""
     return run_process(
-        config, options, lambda world, watchdog: run_in_world(config, options, world, watchdog, wrap_port)
+        config, options, lambda found, world, watchdog: run_in_world(found, options, world, watchdog, wrap_port)
     )
 
 
@@ -157,11 +158,13 @@ def run_process(config: Config, options: Options, run_rank: RunRank) -> int:
         prepare_process(config, environment.rank)
         world = enter(environment, config.backend.timeout_seconds, options.number)
         try:
+            config = agree_seats(config, options, world)
             with watchdog(config, options, world) as watching:
-                run_rank(world, watching)
+                run_rank(config, world, watching)
             options.lock.release()
         except BaseException as error:
-            fail(error, world, environment.rank, topology(config).role(environment.rank), options.callbacks)
+            role = "not placed yet" if is_open(config) else topology(config).role(environment.rank)
+            fail(error, world, environment.rank, role, options.callbacks)
         if options.on_agreed is None:
             leave(0)
     return 0

@@ -2,12 +2,13 @@
 
 import re
 from itertools import product
+from typing import get_args
 
 import pytest
 
 from bllpipe.errors import ConfigError
 from bllpipe.messages import Passes, Round
-from bllpipe.topology import Edge, Topology, num_feedback_ranks
+from bllpipe.topology import Edge, Order, Topology, num_feedback_ranks
 
 SIZES = [1, 2, 4, 8]
 
@@ -159,6 +160,30 @@ def test_roles_of_replicas_and_parts_of_checkpoints() -> None:
     assert topology.tested_ranks == topology.lead_ranks == (0, 2)
     assert [rank for rank in range(4) if topology.is_lead(rank)] == [0, 2, 3]
     assert topology.num_parts == 3
+
+
+def test_a_pipeline_is_placed_after_the_other() -> None:
+    layout = Topology(3, num_shards=4, replicas=(2, 1, 3), order="pipeline")
+    seats = [(0, 0), (1, 0), (2, 0), (2, 1), (0, 1), (2, 2)]
+    assert list(layout.seats) == seats, "by the shards that they begin with: 0, 1/3, 1/2, 2/3 of them"
+    assert [layout.ranks_of(block) for block in range(3)] == [(0, 4), (1,), (2, 3, 5)]
+    assert (layout.lead_ranks, layout.part_ranks) == ((0, 1, 2), (0, 1, 2, 6)), "parts in the order of blocks"
+    assert [layout.role(rank) for rank in (1, 3, 6)] == ["block 1", "block 2 replica 1", "feedback"]
+    even = Topology(2, num_shards=2, replicas=(2, 2), order="pipeline")
+    alphas = [str(edge) for edge in even.edges() if edge.kind == "alpha"]
+    assert alphas == ["alpha 0->1", "alpha 2->3"], "neighbours"
+
+
+@pytest.mark.parametrize("replicas", [(1, 3), (2, 5), (4, 2, 3)])
+def test_the_order_of_ranks_changes_nothing_but_their_numbers(replicas: tuple[int, ...]) -> None:
+    by_block, by_pipeline = (Topology(len(replicas), num_shards=5, replicas=replicas, order=o) for o in get_args(Order))
+    there = {by_block.seats.index(seat): rank for rank, seat in enumerate(by_pipeline.seats)}
+    there[by_block.world_size - 1] = by_pipeline.world_size - 1
+    edges = [Edge(edge.kind, there[edge.src], there[edge.dst]) for edge in by_block.edges()]
+    assert sorted(map(str, edges)) == sorted(map(str, by_pipeline.edges()))
+    for rank in by_block.block_ranks:
+        assert by_block.shards_of(rank) == by_pipeline.shards_of(there[rank])
+        assert by_block.role(rank) == by_pipeline.role(there[rank])
 
 
 @pytest.mark.parametrize(

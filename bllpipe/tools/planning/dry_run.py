@@ -71,7 +71,7 @@ def count(config: Config, spec: DataSpec) -> Estimates:
     with _explained(config):  # the edges need the shapes that counting the ranks leaves in the store
         match job.topology.placement:
             case "block":
-                ranks = tuple(_blocks(job, store))
+                ranks = tuple(sorted(_blocks(job, store), key=lambda each: each.rank))
                 edges = chain(_message_edges(job, store), _sums(job.topology, ranks))
             case "replica":
                 ranks, edges = tuple(_replicas(job, store)), _gradient_ring(job, store)

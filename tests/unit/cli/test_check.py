@@ -22,6 +22,19 @@ def test_the_table_has_a_row_a_rank_and_a_row_an_edge(capsys: pytest.CaptureFixt
     assert "Memory is an estimate: counted, not measured" in lines[-2]
 
 
+def test_replicas_for_a_number_of_ranks(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--set", "blocks=2", "--set", "model.width=4", "--set", "replicas=auto"]
+    assert cli.main(["check", "--config-only", *words, "--ranks", "5"]) == 0
+    out = capsys.readouterr().out
+    assert "replicas:\n- 2\n- 2\nshards: 2\n" in out
+    assert "2 block 1 replica 0, 3 block 1 replica 1, 4 feedback" in out
+    assert cli.main(["check", "--config-only", *words, "--ranks", "2"]) == 2
+    assert "--ranks is 2, but blocks and feedback need at least 3" in capsys.readouterr().err
+    nowhere = ("--set", "data.name=npz", "--set", "data.path=/nowhere/own.npz")
+    assert cli.main(["check", "--config-only", *words, *nowhere, "--ranks", "5"]) == 0
+    assert "replicas: auto\n" in capsys.readouterr().out, "operations depend on the data"
+
+
 def test_messages_of_microbatches_are_counted_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
     words = [word for text in ("method=bp", "engine=1f1b", "blocks=2", "model.width=4") for word in ("--set", text)]
     assert cli.main(["check", *words, "--set", "precision.compute=bf16"]) == 0

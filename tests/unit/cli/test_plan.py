@@ -13,11 +13,11 @@ import pytest
 
 from bllpipe.cli import main
 from bllpipe.config import load_config
+from bllpipe.data.registry import data_spec
 from bllpipe.engines import topology
 from bllpipe.errors import ConfigError
 from bllpipe.tools.planning import profiler
 from bllpipe.tools.planning.profile import load_profile, save_profile
-from bllpipe.tools.planning.profiler import data_spec
 from tests.support.waiting import PATIENCE, wait_until
 
 SMALL = ["--set", "model.width=4", "--set", "data.batch_size=16", "--set", "device=cpu"]
