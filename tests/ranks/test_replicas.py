@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,9 @@ def test_replicas_change_neither_bits_nor_metrics(tmp_path: Path, reference: Pat
     summary = in_replicas(run_dir, replicas, *SHARDS)
     assert state_digest(run_dir) == state_digest(reference)
     assert places(run_dir) == places(reference), "one line a block"
+    times = [json.loads(line) for line in (run_dir / "replicas.jsonl").read_text().splitlines()]
+    others = {f"block {block} replica {number}" for block, end in enumerate(replicas) for number in range(1, end)}
+    assert {line["actor"] for line in times} == others and len(times) == 2 * len(others), "a line every four steps"
     assert summary["world_size"] == sum(replicas) + 1
     parts = {path.name for path in (run_dir / "checkpoints" / "step-00000008").iterdir()}
     assert parts == {path.name for path in (reference / "checkpoints" / "step-00000008").iterdir()}
