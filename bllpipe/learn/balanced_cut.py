@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from bllpipe.config import Config
@@ -71,17 +71,20 @@ def count_units(
     """Every unit, with operations for a batch of two images, by name. Raises ConfigError for a unit that cannot be
     counted, which begins and ends with ``use``: what was asked for, and what to use in its place."""
     found = {}
-    if ":" in config.model.name:  # where it can be cut is found with values, and kept
-        network_units(replace(config.model, weights=None), image_shape, num_classes, config.seed)
-    model = replace(config.model, weights=None, user_model=deepcopy(config.model.user_model))  # nothing changes
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        x = torch.empty(BATCH, *image_shape)
+    # built with values, on which initialisations may depend (torch's trunc_normal_ does); nothing of a run changes
+    model = replace(config.model, weights=None, user_model=deepcopy(config.model.user_model))
+    with torch.random.fork_rng(devices=[]):
         units = network_units(model, image_shape, num_classes, config.seed)
-        for unit in units:
-            segment = Segment([unit], config.seed).train()
+        network = [Segment([unit], config.seed).train() for unit in units]
+        last = None if config.is_end_to_end else last_width(config, units)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        x = torch.empty(BATCH, *image_shape)
+        for unit, built in zip(units, network, strict=True):
+            with FakeCopyMode(mode):
+                segment = deepcopy(built)
             try:
-                width = None if unit is units[-1] or config.is_end_to_end else last_width(config, units)
-                x, found[unit.name] = _count(segment, x, config, num_classes, unit is units[-1], width)
+                is_last = unit is units[-1]
+                x, found[unit.name] = _count(segment, x, config, num_classes, is_last, None if is_last else last)
             except RuntimeError as error:
                 raise ConfigError(
                     f"{use[0]}, but the operations of unit {unit.name} cannot be counted for {list(x.shape[1:])} each: "

@@ -68,6 +68,17 @@ def test_the_best_cut_and_replicas_for_a_number_of_ranks(
     assert (record["cut"], record["replicas"]) == (written.blocks, written.replicas)
 
 
+def test_the_replicas_that_auto_stands_for_are_predicted(profile: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", *SMALL, "--profile", profile, "--set", "blocks=2", "--set", "replicas=auto", "--ranks"]
+    assert main([*words, "5"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(
+        r"^5 ranks at 1 GB/s: --set blocks=.* --set 'replicas=\[2, 2\]' --set shards=2$", shown, re.MULTILINE
+    )
+    assert main([*words, "2"]) == 2
+    assert "--ranks is 2, but blocks and feedback need at least 3" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("blocks", ["3", "balanced 3"])
 def test_replicas_of_the_config_are_predicted(profile: str, blocks: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--set", f"blocks={blocks}", "--set", "replicas=[4, 2, 1]"]
