@@ -14,7 +14,6 @@ from tests.support.same_bits import metrics_without_timing, state_digest
 pytestmark = pytest.mark.ranks
 TINY = ("model.width=2", "data.batch_size=32", "steps=8", "blocks=2", "log.every_steps=4", "checkpoint.every_steps=4")
 RESUMED = ("--resume", "auto")
-LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo"}  # of nodes that are all this one
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +86,7 @@ def test_auto_placement_counts_the_bytes_between_nodes(tmp_path: Path, reference
     """Two nodes of two and three ranks. Alphas of width 2 are small beside the gradients: a block on each node."""
     run_dir = tmp_path / "run"
     words = jobs.words(run_dir, *TINY, "replicas=auto")
-    done = jobs.succeed(jobs.ranks(5, words, nodes=(2, 3), **LOOPBACK))
+    done = jobs.succeed(jobs.ranks(5, words, nodes=(2, 3), GLOO_SOCKET_IFNAME="lo"))
     assert "placement block: " in done.stdout and "a step between nodes, the other order " in done.stdout
     assert held(run_dir) == ([2, 2], 2, "block")
     assert state_digest(run_dir) == state_digest(reference)
