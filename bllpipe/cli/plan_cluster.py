@@ -69,6 +69,7 @@ def show_cluster(
         config.backend.in_flight,
         config.feedback.lag,
         config.reduce == "ordered",
+        config.feedback.ranks,
     )
     images = profile.steps_per_epoch * profile.batch_size
     with Bar("bllpipe plan --cluster", len(cluster.gpus), quiet=True) as bar:

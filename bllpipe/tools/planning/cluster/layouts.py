@@ -66,6 +66,7 @@ class ClusterInputs:
     in_flight: int = 2
     lag: int = 1
     ordered: bool = True
+    feedback_ranks: int | None = None
 
     def units_of(self, images: float) -> list[UnitCost]:
         """The units for so many images at once, on a device of the cluster: between two measured numbers of images

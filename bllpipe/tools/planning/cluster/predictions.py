@@ -34,12 +34,12 @@ from bllpipe.tools.planning.cluster.layouts import (
 from bllpipe.tools.planning.cluster.sums import sum_seconds
 from bllpipe.tools.planning.cluster.synchronous import PROGRAMS, StageClock, simulate_pipelines
 from bllpipe.tools.planning.predict import BYTES_OF_A_GRADIENT
+from bllpipe.topology import num_feedback_ranks
 
 ENGINES = ("bll", *PROGRAMS, "ddp")
 BUCKET_BYTES = 25 * 2**20  # of gradients, which DistributedDataParallel sums up together
 CANDIDATES = 4  # layouts that are tried in a short simulation
 SHORT_STEPS = 6
-RANKS_OF_A_FEEDBACK_RANK = 64
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _simulate_local(inputs: ClusterInputs, layout: Layout, steps: int, jitter: f
                 theirs = places[number + 1][:, other]
                 transfers = cluster.transfers(own, theirs, units[end - 1].output_bytes)
                 alpha[number, replica, other] = cluster.latencies(own, theirs), transfers
-    feedback_ranks = min(len(blocks), -(-layout.num_gpus // RANKS_OF_A_FEEDBACK_RANK))
+    feedback_ranks = inputs.feedback_ranks or num_feedback_ranks(layout.num_gpus, len(blocks))
     message = cluster.feedback_message_us / 1e6 * len(blocks) / feedback_ranks
     times = EdgeTimes(
         alpha,
