@@ -16,6 +16,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests.support import garbage
+
 for device in (torch.cuda, torch.xpu, torch.mtia):
     setattr(device, "traceback", SimpleNamespace(format_stack=list))  # noqa: B010  # not for type checkers
 
@@ -28,5 +30,4 @@ def pytest_collection() -> Generator[None, object, object]:
         return (yield)
     finally:
         gc.enable()
-        gc.collect()
-        gc.freeze()
+        garbage.freeze()

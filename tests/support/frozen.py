@@ -3,7 +3,6 @@ forks, which would copy all of it, as they write to what they look at."""
 
 from __future__ import annotations
 
-import gc
+from tests.support import garbage
 
-gc.collect()
-gc.freeze()
+garbage.freeze()
