@@ -22,7 +22,7 @@ from bllpipe.learn.block import Block
 from bllpipe.learn.cuda_graphs import CapturedStep
 from bllpipe.utils.process import freeze_garbage
 from bllpipe.utils.tensors import torch_defaults
-from tests.support import garbage, jobs
+from tests.support import jobs, quick
 from tests.support.tape import TapeGraphs
 from tests.unit.learn.test_cuda_graphs import images, make, step_of
 
@@ -49,9 +49,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Block]]:
 @pytest.fixture(autouse=True)
 def _nothing_is_frozen() -> Iterator[None]:
     """As in a script; for other tests tests/conftest.py has frozen what there is."""
-    garbage.thaw()
+    quick.thaw()
     yield
-    garbage.freeze()
+    quick.freeze()
 
 
 def words(run_dir: Path, engine: str, *settings: str) -> list[str]:
