@@ -18,7 +18,7 @@ def without_stacks_of_seeds() -> None:
 
 
 def find_plugins_once() -> None:
-    """Every rank looks into all installed packages for backends of torch.distributed: here one look is for all forks."""
+    """Every rank looks into all installed packages for backends of torch.distributed: here one look is for all."""
     find, found = metadata.entry_points, metadata.entry_points(group="torch.distributed.backends")
     asked = {"group": "torch.distributed.backends"}
     setattr(metadata, "entry_points", lambda **of: found if of == asked else find(**of))  # noqa: B010
