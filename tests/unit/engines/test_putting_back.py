@@ -26,7 +26,7 @@ from tests.support import jobs, quick
 from tests.support.tape import TapeGraphs
 from tests.unit.learn.test_cuda_graphs import images, make, step_of
 
-SETTINGS = (*jobs.SMALL, "steps=4", "evaluate.every_epochs=never")
+SETTINGS = (*jobs.TINY, "steps=4", "evaluate.every_epochs=never")
 DIVERGES = ("optimizer.lr=1e30", "schedule.name=constant", "steps=40")  # in NaN
 ENGINES = ["sequential", "threads", "streams", "single"]
 
@@ -46,7 +46,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Block]]:
     return found
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _nothing_is_frozen() -> Iterator[None]:
     """As in a script; for other tests tests/conftest.py has frozen what there is."""
     quick.thaw()
