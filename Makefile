@@ -17,7 +17,8 @@ train: $(READY) ## train the digits on this machine; ARGS="--config configs/... 
 	$(BIN)/python -m bllpipe.launch $(ARGS)
 
 test: $(READY) ## all tests, three files at a time; ARGS="-k name" for some
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest \
+	  --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-prometheus: $(READY) ## a real Prometheus scrapes a real run; installs Debian's where it may
 	tests/prometheus/install.sh

@@ -16,8 +16,8 @@ from tests.support.forks import ForkedPython
 from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.ranks
-TIMEOUT, STEP = 8, 40
-SETTINGS = (*jobs.SMALL, "blocks=2", f"backend.timeout_seconds={TIMEOUT}", "log.every_steps=1")
+TIMEOUT, STEP = 8, 10
+SETTINGS = (*jobs.TINY, f"backend.timeout_seconds={TIMEOUT}", "log.every_steps=1")
 # Rank and role, where it hangs and how, and what is said of it.
 HANGS = {
     "stopped": (1, "block 1", "update", "stop", r"no heartbeat for \d+ s; last seen: block 1 at [\w ]*step \d+"),

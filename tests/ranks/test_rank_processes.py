@@ -20,7 +20,7 @@ from tests.support.running import OWN, Running, in_forks, running
 from tests.support.waiting import PATIENCE, default_action, wait_until
 
 pytestmark = [pytest.mark.ranks, pytest.mark.skipif(sys.platform != "linux", reason="needs prctl and /proc")]
-SETTINGS = (*jobs.SMALL, "blocks=1", "steps=6")
+SETTINGS = (*jobs.TINY, "blocks=1", "steps=6")
 
 
 def server_of(job: Running) -> psutil.Process:
@@ -75,7 +75,7 @@ def test_a_rank_leads_its_process_group_when_the_launcher_hears_of_it(
     slow_forks = "import os, time\nos.register_at_fork(after_in_child=lambda: time.sleep(0.5))\n"
     (tmp_path / "sitecustomize.py").write_text(slow_forks)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
-    words = jobs.words(tmp_path / "run", *jobs.SMALL, "blocks=1", "steps=100000")
+    words = jobs.words(tmp_path / "run", *jobs.UNHURRIED, "blocks=1", "steps=100000")
     with ready(words) as processes, ThreadPoolExecutor(1) as other:
         run = other.submit(processes.run, 0)
         wait_until(processes.processes)
@@ -93,9 +93,9 @@ def test_a_server_that_cannot_import_is_a_failure_of_all_ranks() -> None:
 
 
 def test_ranks_without_their_server_end_and_are_started_again(tmp_path: Path) -> None:
-    settings = (*jobs.SMALL, "blocks=2", "log.every_steps=1", "checkpoint.every_steps=5", "steps=80")
+    settings = (*jobs.UNHURRIED, "log.every_steps=1", "checkpoint.every_steps=5", "steps=40")
     straight = jobs.in_this_process(tmp_path / "straight", *settings, "engine=sequential")
-    with running((*OWN, "--max-restarts=1"), tmp_path / "run", *jobs.words(None, *settings)) as job:
+    with running(in_forks((*OWN, "--max-restarts=1")), tmp_path / "run", *jobs.words(None, *settings)) as job:
         job.wait_for_step(12)
         server_of(job).kill()
         code, said = job.end()
@@ -108,8 +108,8 @@ def test_ranks_without_their_server_end_and_are_started_again(tmp_path: Path) ->
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_to_every_process_of_a_job_is_an_agreed_stop(number: signal.Signals, tmp_path: Path) -> None:
     """As a batch system sends it: the server must not end before the ranks, which would end with it."""
-    words = jobs.words(None, *jobs.SMALL, "blocks=2", "log.every_steps=1", "steps=100000")
-    start = in_forks(OWN) if number == signal.SIGINT else OWN
+    words = jobs.words(None, *jobs.UNHURRIED, "log.every_steps=1", "steps=100000")
+    start = OWN if number == signal.SIGHUP else in_forks(OWN)  # that under nohup ignore SIGHUP
     with default_action(number), running(start, tmp_path / "run", *words) as job:
         job.wait_for_step(3)
         for process in job.processes:
@@ -121,7 +121,7 @@ def test_a_signal_to_every_process_of_a_job_is_an_agreed_stop(number: signal.Sig
 
 
 def test_ranks_have_names_and_sessions_of_their_own(tmp_path: Path) -> None:
-    words = jobs.words(None, *jobs.SMALL, "blocks=1", "log.every_steps=1", "steps=100000")
+    words = jobs.words(None, *jobs.UNHURRIED, "blocks=1", "log.every_steps=1", "steps=100000")
     with running(OWN, tmp_path / "run", *words) as job:
         job.wait_for_step(2)
         server = server_of(job)

@@ -8,7 +8,8 @@ import pytest
 
 from tests.support import jobs
 
-STEPS = 30  # more than one epoch of batches of 64: evaluations and a checkpoint lie in between
+IMAGES = ("data.name=synthetic", "data.synthetic_images=256", "data.image_size=8")
+STEPS = 6  # more than one epoch of batches of 64: evaluations and a checkpoint lie in between
 
 
 LAST = "channels_last=true"
@@ -21,7 +22,7 @@ def digests(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     blocks, *more = request.param
     folder = tmp_path_factory.mktemp(f"blocks-{blocks}")
     length = ("data.batch_size=64", f"steps={STEPS}", "evaluate.every_epochs=1")
-    settings = (*jobs.SMALL, *length, f"blocks={blocks}", *more)
+    settings = (*jobs.SMALL, *IMAGES, *length, f"blocks={blocks}", *more)
     found = {
         engine: jobs.in_this_process(folder / engine, f"engine={engine}", *settings)["state_sha256"]
         for engine in ("sequential", "threads", "streams")
@@ -64,7 +65,7 @@ def test_maps_with_channels_last_are_the_same_whether_they_come_so_or_are_laid_o
 ) -> None:
     """In a wavefront they come as they lie, otherwise as messages do. Behind six of eight blocks they have 2 x 2
     positions or one: of one position strides say little, and kernels are chosen by strides."""
-    settings = (*jobs.SMALL, "steps=6", "blocks=8", "objective.head=conv", *more)
+    settings = (*jobs.SMALL, *IMAGES, "steps=4", "blocks=8", "objective.head=conv", *more)
     digests = {
         jobs.in_this_process(tmp_path / engine, f"engine={engine}", *settings, LAST)["state_sha256"]
         for engine in ("sequential", "threads", "streams")
@@ -77,7 +78,9 @@ def test_maps_with_channels_last_are_the_same_whether_they_come_so_or_are_laid_o
 @pytest.mark.parametrize("variation", VARIATIONS, ids=" ".join)
 def test_threads_equal_sequential_in_every_setting(tmp_path: Path, variation: tuple[str, ...]) -> None:
     digests = {
-        jobs.in_this_process(tmp_path / engine, f"engine={engine}", *jobs.SMALL, "steps=12", *variation)["state_sha256"]
+        jobs.in_this_process(tmp_path / engine, f"engine={engine}", *jobs.SMALL, *IMAGES, "steps=8", *variation)[
+            "state_sha256"
+        ]
         for engine in ("sequential", "threads")
     }
     assert len(digests) == 1
@@ -88,7 +91,7 @@ def test_messages_of_heads_have_the_same_bits_in_every_engine(tmp_path: Path) ->
     """The feedback rank has no heads, and computes how large their embeddings are; weights change over the run."""
     weights = ("objective.kl_final_fraction=0", "objective.kl_block_factor=0.5", "objective.kl_scale=both")
     heads = ("objective.head=auglocal", "objective.head_units=1", "objective.message=embedding")
-    settings = (*jobs.SMALL, "blocks=3", "steps=30", "evaluate.every_epochs=1", *heads, *weights)
+    settings = (*jobs.SMALL, *IMAGES, "blocks=3", "steps=12", "evaluate.every_epochs=1", *heads, *weights)
     digests = {
         jobs.in_this_process(tmp_path / engine, f"engine={engine}", *settings)["state_sha256"]
         for engine in ("sequential", "threads", "streams")
@@ -99,9 +102,9 @@ def test_messages_of_heads_have_the_same_bits_in_every_engine(tmp_path: Path) ->
 
 def test_another_seed_gives_other_bits(tmp_path: Path) -> None:
     digests = {
-        jobs.in_this_process(tmp_path / str(seed), "engine=sequential", *jobs.SMALL, "steps=3", f"seed={seed}")[
-            "state_sha256"
-        ]
+        jobs.in_this_process(
+            tmp_path / str(seed), "engine=sequential", *jobs.SMALL, *IMAGES, "steps=3", f"seed={seed}"
+        )["state_sha256"]
         for seed in (0, 1)
     }
     assert len(digests) == 2

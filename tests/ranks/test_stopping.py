@@ -20,7 +20,7 @@ from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.ranks
 STEPS, EVERY = 400, 10
-SETTINGS = (*jobs.SMALL, "blocks=2", f"steps={STEPS}", "checkpoint.every_steps=0")
+SETTINGS = (*jobs.UNHURRIED, f"steps={STEPS}", "checkpoint.every_steps=0")
 IN_TURN = "engine=sequential"
 
 
@@ -145,7 +145,7 @@ def test_a_run_without_checkpoints_stops_at_one_step_too(tmp_path: Path) -> None
 
 
 def test_ranks_that_never_test_and_never_save_end_with_the_same_bits(tmp_path: Path) -> None:
-    settings = (*jobs.SMALL, "blocks=2", "steps=12", "feedback.lag=3")
+    settings = (*jobs.TINY, "steps=12", "feedback.lag=3")
     never = ("checkpoint.every_steps=never", "evaluate.every_epochs=never")
     jobs.succeed(jobs.ranks(3, jobs.words(tmp_path / "ranks", *settings, *never)))
     here = jobs.in_this_process(tmp_path / "here", *settings, IN_TURN)
@@ -157,7 +157,7 @@ def test_ranks_that_never_test_and_never_save_end_with_the_same_bits(tmp_path: P
 
 @pytest.mark.parametrize("engine", ["ddp", "1f1b"])
 def test_synchronous_engines_that_never_test_and_never_save(tmp_path: Path, engine: str) -> None:
-    settings = (*jobs.SMALL, f"engine={engine}", "method=bp", "blocks=2", "steps=12")
+    settings = (*jobs.TINY, f"engine={engine}", "method=bp", "steps=12")
     never = ("checkpoint.every_steps=never", "evaluate.every_epochs=never")
     jobs.succeed(jobs.ranks(2, jobs.words(tmp_path / "run", *settings, *never)))
     found = jobs.summary(tmp_path / "run")

@@ -1,9 +1,25 @@
-"""Imported last by the process from which tests fork: what it has imported is nothing for the garbage collectors of its
-forks, which would copy all of it, as they write to what they look at."""
+"""Imported last by the process from which tests fork: what its forks would import and work out again, each for itself.
+
+All that is nothing for the garbage collectors of the forks, which would copy it, as they write to what they look at."""
 
 from __future__ import annotations
 
-import gc
+from importlib import import_module
 
-gc.collect()
-gc.freeze()
+from bllpipe.config import load_config
+from tests.support import quick
+
+LATE = (
+    "rich.console",
+    "numpy.ctypeslib",
+    "bllpipe.engines.ddp",
+    "bllpipe.engines.streams",
+    "bllpipe.engines.torch_pipeline",
+)
+
+for name in LATE:
+    import_module(name)
+load_config(None)  # the types of all keys are found once
+quick.without_stacks_of_seeds()
+quick.find_plugins_once()
+quick.freeze()

@@ -24,6 +24,13 @@ REPOSITORY = Path(__file__).parents[2]
 CALM = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
 AS_THEY_ARE = ("data.augment.crop_padding=0", "data.augment.rotation=0")  # the images
 SMALL = ("model.width=4", "data.batch_size=32", "log.every_steps=5")
+# For what does not depend on the network: a step, and a start, in less than half the time. Three blocks at most.
+TINY = (
+    *("model.name=tests.support.networks.engines:quick", "blocks=2", "data.name=synthetic", "data.image_size=8"),
+    *("data.synthetic_images=512", "data.batch_size=16", "log.every_steps=5"),
+)
+# The same with a pause in every step, so that little is computed before a disturbance comes.
+UNHURRIED = (*TINY, "model.name=tests.support.networks.ranks:unhurried", "model.args.seconds=0.03")
 
 
 def words(run_dir: Path | None, *settings: str, options: tuple[str, ...] = ()) -> list[str]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-PATIENCE = 120.0  # seconds
+PATIENCE = 240.0  # seconds
 
 
 def wait_until(is_so: Callable[[], object], seconds: float = PATIENCE) -> None:

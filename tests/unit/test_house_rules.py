@@ -9,6 +9,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,12 @@ def part_of(file: str) -> str:
     return file.split("/")[0].removesuffix(".py")
 
 
+@cache
+def parsed(source: str) -> ast.Module:
+    """Once for all rules."""
+    return ast.parse(source)
+
+
 KNOWN = {name_of(path): str(path.relative_to(PACKAGE)) for path in modules()}
 
 
@@ -146,7 +153,7 @@ def wrong_imports(file: str, source: str) -> list[str]:
     found = []
     part = part_of(file)
     never = NEVER_ANYWHERE | NEVER.get(part, set())
-    for name in imported(ast.parse(source)):
+    for name in imported(parsed(source)):
         if name in KNOWN:
             other = part_of(KNOWN[name])
             if other != part and DEPTH[other] <= DEPTH[part]:
@@ -178,7 +185,7 @@ def circles(arrows: Mapping[str, set[str]]) -> list[list[str]]:
 def wrong_statements(source: str) -> list[str]:
     """Calls that are never right here, and handlers that catch everything and go on."""
     found = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in NEVER_CALLED:
             found.append(f"line {node.lineno}: {ast.unparse(node.func)}")
         if isinstance(node, ast.Call) and "object_list" in ast.unparse(node.func):
@@ -194,7 +201,7 @@ def own_output(source: str) -> list[str]:
     """Every use of a standard stream that a closed or odd one would end in an exception: ``print``, and methods that
     write, of ``sys.stdout`` and ``sys.stderr`` under any name that is theirs."""
     found, streams = [], {"sys.stdout", "sys.stderr", "sys.__stdout__", "sys.__stderr__"}
-    tree = ast.parse(source)
+    tree = parsed(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == "sys":
             streams |= {alias.asname or alias.name for alias in node.names if f"sys.{alias.name}" in streams}
@@ -249,7 +256,7 @@ def test_no_imports_go_in_a_circle() -> None:
     arrows = {KNOWN[name_of(path)]: set[str]() for path in modules()}
     for path in modules():
         file = str(path.relative_to(PACKAGE))
-        arrows[file] = {KNOWN[name] for name in imported(ast.parse(path.read_text())) if name in KNOWN} - {file}
+        arrows[file] = {KNOWN[name] for name in imported(parsed(path.read_text())) if name in KNOWN} - {file}
     assert circles(arrows) == []
 
 
@@ -258,7 +265,7 @@ def test_a_circle_is_found() -> None:
 
 
 def test_the_package_itself_imports_almost_nothing_at_once() -> None:
-    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    tree = parsed((PACKAGE / "__init__.py").read_text())
     assert set(imported_at_once(tree)) <= {"__future__", "bllpipe.version", "typing"}
 
 

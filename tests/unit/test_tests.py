@@ -61,7 +61,10 @@ def _parts(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def is_clock(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and ast.unparse(node.func).removeprefix("time.") in CLOCKS
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute | ast.Name):
+        return False
+    name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+    return name in CLOCKS and ast.unparse(node.func).removeprefix("time.") in CLOCKS
 
 
 def compared_durations(source: str) -> list[str]:

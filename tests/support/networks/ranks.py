@@ -6,6 +6,8 @@ import time
 
 from torch import Tensor, nn
 
+from tests.support.networks.engines import quick
+
 
 class Breaking(nn.Module):
     """Raises in the training step of this number, from 0, of every attempt."""
@@ -43,6 +45,12 @@ def breaking(in_channels: int, num_classes: int, step: int) -> list[nn.Module]:
 def slow(in_channels: int, num_classes: int, seconds: float) -> list[nn.Module]:
     """One block for small synthetic images."""
     return [_classifier(Slow(seconds), in_channels, num_classes)]
+
+
+def unhurried(in_channels: int, num_classes: int, seconds: float) -> list[nn.Module]:
+    """Those of ``engines:quick``, whose steps take their time and no processor's: what disturbs them comes soon."""
+    first, *others = quick(in_channels, num_classes)
+    return [nn.Sequential(Slow(seconds), first), *others]
 
 
 def _classifier(first: nn.Module, in_channels: int, num_classes: int) -> nn.Module:

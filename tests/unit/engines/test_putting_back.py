@@ -22,11 +22,11 @@ from bllpipe.learn.block import Block
 from bllpipe.learn.cuda_graphs import CapturedStep
 from bllpipe.utils.process import freeze_garbage
 from bllpipe.utils.tensors import torch_defaults
-from tests.support import jobs
+from tests.support import jobs, quick
 from tests.support.tape import TapeGraphs
 from tests.unit.learn.test_cuda_graphs import images, make, step_of
 
-SETTINGS = (*jobs.SMALL, "steps=4", "evaluate.every_epochs=never")
+SETTINGS = (*jobs.TINY, "steps=4", "evaluate.every_epochs=never")
 DIVERGES = ("optimizer.lr=1e30", "schedule.name=constant", "steps=40")  # in NaN
 ENGINES = ["sequential", "threads", "streams", "single"]
 
@@ -46,13 +46,12 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Block]]:
     return found
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _nothing_is_frozen() -> Iterator[None]:
     """As in a script; for other tests tests/conftest.py has frozen what there is."""
-    gc.unfreeze()
+    quick.thaw()
     yield
-    gc.collect()
-    gc.freeze()
+    quick.freeze()
 
 
 def words(run_dir: Path, engine: str, *settings: str) -> list[str]:

@@ -25,7 +25,8 @@ from tests.support.watched_streams import RaceDetector, WatchedStream, WatchedSt
 
 # small, and with everything that can lie between two steps: logs, tests and checkpoints
 SMALL = (
-    "model.width=2",
+    "model.name=tests.support.networks.engines:quick",
+    "blocks=3",
     "data.name=synthetic",
     "data.synthetic_images=64",
     "data.image_size=8",
@@ -84,7 +85,7 @@ def engine(folder: Path, name: str, *settings: str) -> str:
         ("feedback.update=sgd", "feedback.lag=3", "evaluate.every_epochs=2"),
         ("precision.wire=bf16", "precision.compute=bf16", "optimizer.clip_norm=1.0"),
         ("blocks=1", "feedback.update=fixed"),
-        ("blocks=8", "objective.family=gaussian_learned"),
+        ("blocks=8", "objective.family=gaussian_learned", "model.name=resnet18", "model.width=2"),
     ],
     ids=" ".join,
 )
