@@ -211,19 +211,20 @@ def simulate_data_parallel(
     forward: float,
     backward: float,
     update: float,
-    hidden: float,
-    exposed: float,
+    total: float,
+    last: float,
     num_replicas: int,
     steps: int,
     jitter: float = 0.0,
     random: Generator | None = None,
 ) -> Floats:
-    """When each step is done, in seconds [steps], of replicas that sum up their gradients: ``hidden`` seconds of it
-    during the backward pass of the slowest one, ``exposed`` after it."""
+    """When each step is done, in seconds [steps], of replicas that sum up their gradients: ``total`` seconds from the
+    beginning of the backward passes on, ``last`` for the last bucket, when the slowest pass is done. Buckets share the
+    links, but not the latencies."""
     draws = Draws(jitter, random)
     forwards = forward * draws.of((steps, num_replicas)) * np.ones((steps, num_replicas))
     passes = forwards + backward * draws.of((steps, num_replicas))
-    ends = np.maximum(passes.max(axis=1), forwards.max(axis=1) + hidden) + exposed + update
+    ends = np.maximum(passes.max(axis=1) + last, forwards.max(axis=1) + total) + update
     return np.cumsum(ends)
 
 

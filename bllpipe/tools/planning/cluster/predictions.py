@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import inf
+from math import ceil, inf
 
 import numpy as np
 from numpy.random import Generator
@@ -37,7 +37,7 @@ from bllpipe.tools.planning.predict import BYTES_OF_A_GRADIENT
 from bllpipe.topology import num_feedback_ranks
 
 ENGINES = ("bll", *PROGRAMS, "ddp")
-BUCKET_BYTES = 25 * 2**20  # of gradients, which DistributedDataParallel sums up together
+FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20  # bytes of gradients that DistributedDataParallel sums up together
 CANDIDATES = 4  # layouts that are tried in a short simulation
 SHORT_STEPS = 6
 
@@ -202,21 +202,24 @@ def _simulate_data_parallel(
     units = inputs.units_of(inputs.cluster.batch_per_gpu)
     work, num_bytes = stage_seconds(units, 0, len(units)), _gradient_bytes(units)
     ways = inputs.sum_ways(layout.places(0).reshape(-1), local=False)
-    last = min(num_bytes, BUCKET_BYTES)
-    exposed = sum_seconds(ways, last)
-    hidden = sum_seconds(ways, num_bytes - last) if num_bytes > last else 0.0
     overhead = inputs.network.overhead
     return simulate_data_parallel(
         work.forward + overhead,
         work.backward + overhead,
         work.update,
-        hidden,
-        exposed,
+        sum_seconds(ways, num_bytes),
+        sum_seconds(ways, last_bucket(num_bytes)),
         layout.num_pipelines,
         steps,
         jitter,
         random,
     )
+
+
+def last_bucket(num_bytes: float) -> float:
+    """Bytes of the last bucket, which no backward pass hides: that of the first layers."""
+    rest = num_bytes - FIRST_BUCKET
+    return num_bytes if rest <= 0 else rest - BUCKET * (ceil(rest / BUCKET) - 1)
 
 
 def _gradient_bytes(units: Sequence[UnitCost]) -> float:

@@ -12,7 +12,14 @@ from bllpipe.models.partition import Link
 from bllpipe.tools.planning.cluster.description import DeviceClass, Failures
 from bllpipe.tools.planning.cluster.layouts import ClusterInputs, Layout, local_layouts, pipeline_layouts
 from bllpipe.tools.planning.cluster.output import cluster_table, layout_text, left_out, to_json
-from bllpipe.tools.planning.cluster.predictions import ENGINES, best_of, predict_cluster, predict_layout, simulate
+from bllpipe.tools.planning.cluster.predictions import (
+    ENGINES,
+    best_of,
+    last_bucket,
+    predict_cluster,
+    predict_layout,
+    simulate,
+)
 from bllpipe.tools.planning.predict import PredictionInputs, predict_local
 from tests.support.clusters import cluster, link
 from tests.support.costs_by_hand import unit
@@ -99,6 +106,11 @@ def test_price_and_epoch_by_hand() -> None:
     assert found.goodput == 0.75
     assert found.seconds_per_epoch == pytest.approx(10 * 14 / 0.75, rel=1e-6)
     assert found.price_per_epoch == pytest.approx(16 * 3 * 10 * 14 / 0.75 / 3600, rel=1e-6)
+
+
+@pytest.mark.parametrize(("mebibytes", "last"), [(0.5, 0.5), (1, 1), (1.5, 0.5), (26, 25), (27, 1), (52, 1)])
+def test_the_last_bucket_is_what_one_of_1_and_others_of_25_mib_leave(mebibytes: float, last: float) -> None:
+    assert last_bucket(mebibytes * 2**20) == last * 2**20
 
 
 def test_parts_of_a_batch_cost_what_was_measured() -> None:
