@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     options = parser().parse_args(arguments)
     if options.show:
-        print(shown(json.loads(Path(options.show).read_text())["results"]))
+        print(shown(json.loads(Path(options.show).read_text())["results"], options.brief))
         return 0
     if reason := hosts.reason_against():
         print(f"benchmarks.links: this machine has no network namespaces for it: {reason}", file=sys.stderr)
@@ -116,6 +116,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--show", metavar="FILE", help="only print the table of these results, for a page")
+    parser.add_argument("--brief", action="store_true", help="with --show: medians alone, for links without a limit")
     return parser
 
 
@@ -219,24 +220,25 @@ def cell_of(job: Job, rates: Sequence[float], seconds: float) -> dict[str, Any]:
     }
 
 
-def shown(results: Sequence[Mapping[str, Any]]) -> str:
+def shown(results: Sequence[Mapping[str, Any]], brief: bool = False) -> str:
     """The table for a page: % of the limit, median and (smallest to largest)."""
+    results = [each for each in results if not (brief and (each["rate"] or each["row"] == "bll"))]
     links = list(dict.fromkeys((each["rate"], each["delay_ms"]) for each in results))
     heads = ["one-way delay", *(f"{delay:g} ms{f', {rate}' if rate else ''}" for rate, delay in links)]
     cells = {(each["row"], each["rate"], each["delay_ms"]): each["rates"] for each in results}
     limits = {each["limit"] for each in results}
     rows = [
-        [NAMES[row], *(_percent(cells.get((row, *link), ()), min(limits)) for link in links)]
+        [NAMES[row], *(_percent(cells.get((row, *link), ()), min(limits), brief) for link in links)]
         for row in dict.fromkeys(each["row"] for each in results)
     ]
     return markdown(heads, rows)
 
 
-def _percent(rates: Sequence[float], limit: float) -> str:
+def _percent(rates: Sequence[float], limit: float, brief: bool) -> str:
     if not rates:
         return "-"
     spread = Spread.of([100 * rate / limit for rate in rates])
-    return f"{spread.median:.1f} % ({spread.least:.1f} to {spread.most:.1f})"
+    return f"{spread.median:.1f} %" if brief else f"{spread.median:.1f} % ({spread.least:.1f} to {spread.most:.1f})"
 
 
 if __name__ == "__main__":

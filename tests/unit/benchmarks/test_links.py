@@ -98,3 +98,5 @@ def test_the_table_is_written_from_the_results(tmp_path: Path, capsys: pytest.Ca
     assert head == "| one-way delay | 0 ms | 50 ms, 100mbit |"
     assert bll == "| **BLL**, lag, ring and in_flight 4 | 97.5 % (96.8 to 98.2) | 96.0 % (96.0 to 96.0) |"
     assert pipeline == "| 1F1B, m = 8 | 60.0 % (60.0 to 60.0) | - |"
+    assert links.main(["--show", str(path), "--brief"]) == 0
+    assert "| **BLL**, lag, ring and in_flight 4 | 97.5 % |" in capsys.readouterr().out.splitlines()
