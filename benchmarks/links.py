@@ -35,7 +35,6 @@ from bllpipe.engines import engine, topology
 from bllpipe.utils.console import Bar
 
 TITLE = "Images per second over slow links"
-CONGESTION_CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 PORT = 29400
 TIMEOUT = 900.0  # seconds a job
 MICROBATCHES = 8
@@ -86,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the hosts are removed
     jobs, rates = list(jobs_of(options)), defaultdict[str, list[float]](list)
-    settings = {**vars(options), "tcp_congestion_control": CONGESTION_CONTROL.read_text().strip()}
+    settings = {**vars(options), "tcp": hosts.TCP}
     for name in {job.case.engine for job in jobs}:
         engine("ranks" if name == "bll" else name)  # imports torch, once for all forks
     with Bar("links", options.repeats * len(jobs), quiet=True) as bar:
