@@ -13,9 +13,11 @@ from bllpipe.config.loader import add_config_options, config_from_options
 from bllpipe.config.schema import DataConfig
 from bllpipe.data.catalog import DataSpec, spec_without_files
 from bllpipe.engines import topology
+from bllpipe.errors import ConfigError
 from bllpipe.launch import check_plan
+from bllpipe.tools.monitoring.tracking import check_trackers
 from bllpipe.topology import Topology
-from bllpipe.utils.console import show, table
+from bllpipe.utils.console import show, table, warn
 
 if TYPE_CHECKING:
     from bllpipe.tools.planning.estimates import Estimates  # torch
@@ -67,6 +69,10 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     """Prints the tables, the config or JSON; returns the exit code."""
     config = config_from_options(options)
     check_plan(config)
+    try:
+        check_trackers(config.log.to)
+    except ConfigError as error:  # as for data that are not here: the run may start on another machine
+        warn(str(error))
     layout = topology(config)
     resolved = to_yaml(config) + layout_text(layout)
     if options.config_only:

@@ -19,12 +19,19 @@ Sample = tuple[str, Path]  # class and file
 
 def metadata_samples(folder: Path, suffixes: Sequence[str]) -> list[Sample] | None:
     """(class, file) of every line, sorted by class and name; None without such a file, or if it has no labels. Numbers
-    sort as numbers. DataError for a line without an image or a label."""
+    sort as numbers. DataError for a line without an image or a label, and for an image with two labels."""
     path = next((folder / name for name in NAMES if (folder / name).is_file()), None)
     lines = [] if path is None else _lines(path)
     if path is None or not any("label" in line for line in lines):
         return None
     pairs = [_pair(line, path, number, suffixes) for number, line in enumerate(lines, 1)]
+    label_of: dict[Path, int | str] = {}
+    for label, file in pairs:
+        if label_of.setdefault(file, label) != label:
+            raise DataError(
+                f"{path}: {file.relative_to(folder)} has the labels {label_of[file]} and {label}; expected one label "
+                f"an image"
+            )
     if all(isinstance(label, int) or label.isdecimal() for label, _ in pairs):
         pairs = [(f"{int(label):09d}", file) for label, file in pairs]
     return sorted((str(label), file) for label, file in pairs)

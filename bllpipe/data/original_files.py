@@ -168,5 +168,7 @@ def _unpacked(path: Path, names: tuple[str, ...]) -> dict[str, bytes]:
                 if name in names and member.isfile() and (file := archive.extractfile(member)) is not None:
                     found[name] = file.read()
     except Exception as error:  # a hostile file can provoke nearly any of them
-        raise damaged(path, str(error)) from error
+        raise damaged(
+            path, str(error).partition("\n")[0].removesuffix(":")
+        ) from error  # tarfile goes on about each format
     return found

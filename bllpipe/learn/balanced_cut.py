@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from bllpipe.config import Config
@@ -50,17 +50,20 @@ def with_balanced_cut(config: Config, image_shape: Sequence[int], num_classes: i
 def count_operations(config: Config, image_shape: Sequence[int], num_classes: int) -> dict[str, UnitCost]:
     """Operations of every unit for a batch of two images, by name; ConfigError for a unit that cannot be counted."""
     costs = {}
-    if ":" in config.model.name:  # where it can be cut is found with values, and kept
-        network_units(replace(config.model, weights=None), image_shape, num_classes, config.seed)
-    model = replace(config.model, weights=None, user_model=deepcopy(config.model.user_model))  # nothing changes
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        x = torch.empty(BATCH, *image_shape)
+    # built with values, on which initialisations may depend (torch's trunc_normal_ does); nothing of a run changes
+    model = replace(config.model, weights=None, user_model=deepcopy(config.model.user_model))
+    with torch.random.fork_rng(devices=[]):
         units = network_units(model, image_shape, num_classes, config.seed)
-        for unit in units:
-            segment = Segment([unit], config.seed).train()
+        network = [Segment([unit], config.seed).train() for unit in units]
+        last = None if config.is_end_to_end else last_width(config, units)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        x = torch.empty(BATCH, *image_shape)
+        for unit, built in zip(units, network, strict=True):
+            with FakeCopyMode(mode):
+                segment = deepcopy(built)
             try:
-                width = None if unit is units[-1] or config.is_end_to_end else last_width(config, units)
-                alpha, costs[unit.name] = _count(segment, x, config, num_classes, unit is units[-1], width)
+                is_last = unit is units[-1]
+                alpha, costs[unit.name] = _count(segment, x, config, num_classes, is_last, None if is_last else last)
             except RuntimeError as error:
                 raise ConfigError(
                     f"blocks is {config.blocks!r}, but the operations of unit {unit.name} cannot be counted for "

@@ -29,3 +29,10 @@ def half_frozen(in_channels: int, num_classes: int) -> list[nn.Module]:
     """Begins with a convolution that does not learn."""
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(6, num_classes))
     return [nn.Conv2d(in_channels, 6, 3).requires_grad_(False), nn.Conv2d(6, 6, 3), head]
+
+
+def truncated(in_channels: int, num_classes: int) -> list[nn.Module]:
+    """Its first weights come from a truncated normal distribution, which is drawn until all values are inside."""
+    hidden = nn.Linear(64, 64)
+    nn.init.trunc_normal_(hidden.weight, std=0.02, a=-0.02, b=0.02)
+    return [nn.Flatten(1), hidden, nn.Linear(64, num_classes)]

@@ -9,6 +9,7 @@ import pytest
 
 from bllpipe import cli
 from bllpipe.config import load_config, to_mapping
+from bllpipe.tools.monitoring import tracking
 
 NOWHERE = ("--set", "data.name=npz", "--set", "data.path=/nowhere/own.npz")
 
@@ -76,6 +77,15 @@ def test_without_the_data_ranks_and_edges_are_shown_and_what_is_missing(capsys: 
     found = json.loads(capsys.readouterr().out)
     assert found["ranks"][4] == {"rank": 4, "role": "feedback"} and "data.path=PATH" in found["unknown"]
     assert found["edges"][0] == {"kind": "alpha", "src": 0, "dst": 1}
+
+
+def test_a_tracker_that_is_missing_here_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As without data it is no error: the run may start on another machine."""
+    monkeypatch.setattr(tracking, "find_spec", lambda package: None)
+    assert cli.main(["check", "--set", "log.to=[mlflow]"]) == 0
+    assert "log.to names mlflow, but the package mlflow is not installed; use pip" in capsys.readouterr().err
 
 
 def test_a_network_that_cannot_be_counted_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:

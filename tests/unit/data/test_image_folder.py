@@ -338,6 +338,11 @@ def test_a_metadata_file_without_labels_leaves_the_folders(root: Path) -> None:
         ),
         ("metadata.csv", "file_name,label\na.png,cat", "a.png is no image here; expected a file with a suffix of .png"),
         ("metadata.csv", "file_name,label\nmetadata.csv,cat", "metadata.csv is no image here; expected a file with a"),
+        (
+            "metadata.csv",
+            "file_name,label\ncat/1.png,cat\ncat/1.png,cat\ncat/./1.png,dog",
+            "cat/1.png has the labels cat and dog; expected one label an image",
+        ),
         ("metadata.csv", b"file_name,label\n\xff,cat", "metadata.csv cannot be read: .*; expected a line an image"),
         (
             "metadata.jsonl",

@@ -104,6 +104,12 @@ def test_a_network_of_ones_own() -> None:
     assert with_balanced_cut(config, DIGITS, 10).blocks in (["0"], ["1"])
 
 
+def test_initial_values_may_depend_on_values() -> None:
+    """torch's trunc_normal_ draws again what lies outside: ConvNeXt, Swin and vision transformers begin with it."""
+    config = load_config(None, ["model.name=tests.support.networks.planning:truncated", "blocks=balanced 2"])
+    assert with_balanced_cut(config, DIGITS, 10).blocks == ["1"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
