@@ -63,7 +63,7 @@ def _process(rank: int, replicas: int, elements: int, times: int, folder: str, a
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", replicas)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=replicas, timeout=GROUP_TIMEOUT)
-    layout, ranks = Topology(1, num_shards=replicas, replicas=(replicas,)), range(replicas)
+    layout, ranks = Topology(1, num_shards=replicas, replicas=(replicas,)), tuple(range(replicas))
     group, held = open_replica_groups([ranks])[ranks], [layout.passes_of(other) for other in ranks]
     gradients = {f"gradient.{number}": torch.randn(elements) for number in range(PARAMETERS)}
     posts: Any = store

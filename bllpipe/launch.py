@@ -31,7 +31,7 @@ from bllpipe.distributed.torchrun import (
     is_lead,
     stop_torchrun,
 )
-from bllpipe.engines import Callback, Options, Output, engine, topology
+from bllpipe.engines import Callback, Options, Output, check_ranks, engine, topology
 from bllpipe.engines.launcher import run_ranks
 from bllpipe.errors import BllpipeError, ConfigError
 from bllpipe.models.partition import bounds
@@ -93,6 +93,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="without torchrun: start the ranks again after a failure, from the newest checkpoint, at most N times",
     )
+    parser.add_argument(
+        "--ranks",
+        metavar="N",
+        type=int,
+        help="with replicas=auto and without torchrun: start N ranks (default: one a GPU, or one a CPU, and the "
+        "feedback's)",
+    )
 
 
 def _count(text: str) -> int:
@@ -131,12 +138,13 @@ def launch(options: argparse.Namespace, argv: Sequence[str]) -> int:
         with refused_paths():
             check_start(config, environment)
         _check_restarts(options.max_restarts, config, environment)
+        check_number(options.ranks, config, environment)
     except BllpipeError as error:
         return fail_before_the_store(error, environment)
     if config.engine in SPREAD and environment is None:
         release_terminal = partial(release, sys.stdout if options.output in ("auto", "live") else None)
         try:
-            return run_ranks(config, argv, options.max_restarts, release_terminal)
+            return run_ranks(config, argv, options.max_restarts, release_terminal, options.ranks)
         finally:
             release_terminal()  # the rank that draws may have been killed
     try:
@@ -176,7 +184,7 @@ def check_start(config: Config, environment: RankEnvironment | None) -> None:
     if environment is None:
         return
     if config.engine in SPREAD:
-        topology(config).check_world_size(environment.world_size)
+        check_ranks(config, environment.world_size)
     elif environment.world_size > 1:
         raise ConfigError(
             f"engine {config.engine} needs a single process, but torchrun started {environment.world_size}; "
@@ -198,6 +206,25 @@ def _check_restarts(max_restarts: int, config: Config, environment: RankEnvironm
             f"--max-restarts {max_restarts} starts ranks again, but engine {config.engine} has one process; "
             f"leave it out, or use --set engine=ranks"
         )
+
+
+def check_number(ranks: int | None, config: Config, environment: RankEnvironment | None) -> None:
+    """Raises ConfigError for --ranks if the config says how many there are, and for another number than torchrun's."""
+    if ranks is None:
+        return
+    if config.replicas != "auto" or config.engine != "ranks":
+        number = topology(config).world_size if config.engine in SPREAD else 1
+        raise ConfigError(
+            f"--ranks is {ranks}, but the number of ranks of this run, {number}, follows from blocks and replicas; "
+            f"leave it out, or use --set replicas=auto"
+        )
+    if environment is not None and environment.world_size != ranks:
+        raise ConfigError(
+            f"--ranks is {ranks}, but torchrun started {environment.world_size}; use torchrun "
+            f"--nproc_per_node={ranks} on one node, or leave --ranks out"
+        )
+    if (least := topology(config).world_size) > ranks:
+        raise ConfigError(f"--ranks is {ranks}, but blocks and feedback need at least {least}; use more")
 
 
 def fail_before_the_store(error: BllpipeError, environment: RankEnvironment | None) -> int:

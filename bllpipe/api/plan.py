@@ -12,12 +12,13 @@ from bllpipe.api.datasets import Data
 from bllpipe.api.models import Model, whole_number
 from bllpipe.api.train import TrainArguments, build_config
 from bllpipe.data.catalog import check_user_data
+from bllpipe.data.registry import data_spec
 from bllpipe.errors import ConfigError
 from bllpipe.models.partition import bounds
 from bllpipe.models.registry import network_units
 from bllpipe.tools.planning.predict import Prediction, PredictionInputs, predict_local
 from bllpipe.tools.planning.profile import Profile, cut_table, unit_table
-from bllpipe.tools.planning.profiler import data_spec, measure, no_progress
+from bllpipe.tools.planning.profiler import measure, no_progress
 from bllpipe.utils.tensors import torch_defaults
 
 REPETITIONS = 7

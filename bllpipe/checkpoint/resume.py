@@ -18,7 +18,8 @@ from bllpipe.utils.files import check_length, refused_paths
 
 # Keys that do not change the results. ``replicas`` without a number of shards does: that is compared, too.
 HARMLESS = (
-    *("name", "stop_at", "replicas", "device", "data.path", "data.workers", "feedback.device"),
+    *("name", "stop_at", "replicas", "placement", "device", "data.path", "data.workers"),
+    *("feedback.device", "feedback.ranks"),
     "evaluate.ensemble",
 )
 HARMLESS_SECTIONS = ("backend.", "gpu.", "log.", "metrics.", "trace.", "checkpoint.")
@@ -93,10 +94,15 @@ def changes_since(
     return changed
 
 
+def num_shards_of(checkpoint: Checkpoint) -> int:
+    """The number of shards of the run that wrote it. Raises CheckpointError if it holds no config."""
+    return int(_with_shards(with_defaults(checkpoint.config()))["shards"])
+
+
 def _with_shards(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration with the number of shards that null stands for."""
     replicas = mapping["replicas"]
-    most = max(replicas, default=1) if isinstance(replicas, list) else replicas
+    most = max(replicas, default=1) if isinstance(replicas, list) else 1 if replicas == "auto" else replicas
     return {**mapping, "shards": most if mapping["shards"] is None else mapping["shards"]}
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from bllpipe.config import Config, to_yaml
 from bllpipe.config.loader import add_config_options, config_from_options
 from bllpipe.errors import ConfigError
+from bllpipe.launch import check_number
 from bllpipe.models.partition import (
     Link,
     UnitCost,
@@ -110,8 +111,9 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     )
     # the parts of a batch that engines compute at once, of at least 2 images for the sake of batch normalisation
     batch_size = config.data.batch_size
-    shards = _shards(config, options.ranks)
-    sizes = {part_size(batch_size, number) for number in (*options.microbatches, *(options.blocks or BLOCKS), *shards)}
+    shards, given = _shards(config, options.ranks), _with_counted(config, options.ranks)
+    numbers_of_parts = (*options.microbatches, *(options.blocks or BLOCKS), *shards, given.num_shards)
+    sizes = {part_size(batch_size, number) for number in numbers_of_parts}
     parts = sorted(sizes - {1, batch_size}, reverse=True)
     # end-to-end training is compared with bll, whose heads are measured
     local = replace(config, method="bll", engine="ranks") if config.is_end_to_end else config
@@ -129,8 +131,8 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     show(unit_table(profile))
     for number in shown:
         show(f"\n{cut_table(profile, by_link[0], _best(profile, by_link[0], number, limit), steps)}")
-    if max(config.block_replicas) > 1:
-        show(f"\n{replica_text(profile, by_link[0], _given(config, profile, by_link[0]))}")
+    if max(given.block_replicas) > 1:
+        show(f"\n{replica_text(profile, by_link[0], _given(given, profile, by_link[0]))}")
     best = _best_replicas(profile, by_link[0], options, shards, limit) if options.ranks else None
     if best is not None:
         show(f"\n{replica_text(profile, by_link[0], best)}")
@@ -184,7 +186,8 @@ def _profile(config: Config, options: argparse.Namespace, file: Path | None, par
     """The profile in ``file``, or a new one that also measures ``parts`` of a batch."""
     if file is not None and file.exists():
         return load_profile(file, config)
-    from bllpipe.tools.planning.profiler import background_load, data_spec, measure  # torch
+    from bllpipe.data.registry import data_spec
+    from bllpipe.tools.planning.profiler import background_load, measure  # torch
 
     spec, alone = data_spec(config), None
     if options.beside:
@@ -211,6 +214,18 @@ def _shards(config: Config, num_ranks: int | None) -> list[int]:
     if num_ranks is None or config.shards is not None:
         return [config.num_shards]
     return possible_shards(config.data.batch_size, num_ranks)
+
+
+def _with_counted(config: Config, num_ranks: int | None) -> Config:
+    """``config`` with the replicas that ``auto`` stands for on ``num_ranks`` ranks, or on as many as start here."""
+    if config.replicas != "auto":
+        return config
+    check_number(num_ranks, config, None)
+    from bllpipe.data.registry import data_spec
+    from bllpipe.engines import launcher
+    from bllpipe.engines.seats import Decision  # torch
+
+    return Decision(config, launcher.num_ranks(config, num_ranks), data_spec(config)).made()
 
 
 def _given(config: Config, profile: Profile, inputs: PredictionInputs) -> ReplicaPlan:

@@ -39,7 +39,7 @@ def _check_block_replicas(config: Config) -> None:
         )
     if min(replicas) < 1:
         raise ConfigError(f"replicas is {config.replicas}; expected at least 1 for every block")
-    if max(replicas) > 1 and (config.engine in SYNCHRONOUS or config.is_end_to_end):
+    if (config.replicas == "auto" or max(replicas) > 1) and (config.engine in SYNCHRONOUS or config.is_end_to_end):
         other = "; for replicas of the whole network use --set engine=ddp --set method=bp, with their number as blocks"
         raise ConfigError(
             f"replicas is {config.replicas}, but engine {config.engine} has no replicas of blocks; use --set replicas=1"

@@ -194,6 +194,9 @@ class FeedbackConfig:
     ridge: float = key(1e-3, "closed_form: ridge added to the class counts", least=0)
     lr: float = key(0.1, "sgd: learning rate", least=0)
     momentum: float = key(0.9, "sgd: momentum", least=0, most=1)
+    ranks: int | None = key(
+        None, "ranks: ranks that share the feedback loops of all blocks; null: one for 64 ranks of blocks", least=1
+    )
     device: Literal["auto", "cpu", "cuda"] = key(
         "auto", "where the feedback rank computes; auto: a GPU of its own, else the CPU"
     )
@@ -238,16 +241,25 @@ class Config:
         "number of blocks; or cuts, by number of residual units ([4, 8, 12]) or by name ([layer1.2, layer2.3]); or "
         "balanced, or balanced 8: equal operations",
     )
-    replicas: int | list[int] = key(1, "ranks: ranks that share a block; one number for all, or one each: [2, 1, 1, 1]")
+    replicas: int | list[int] | Literal["auto"] = key(
+        1,
+        "ranks: ranks that share a block; one number for all, one each: [2, 1, 1, 1], or auto: counted for the ranks "
+        "that are started",
+    )
     shards: int | None = key(
         None,
         "equal parts of a batch, which pass the blocks one by one; results depend on their number; null: the largest "
-        "number of replicas",
+        "number of replicas, or the next one that divides the batch if they are auto",
         least=1,
     )
     norm: Literal["shard", "sync"] = key("shard", "BatchNorm of every shard by itself, or of the whole batch")
     reduce: Literal["ordered", "native"] = key(
         "ordered", "sums over replicas; ordered: the same bits for any replicas; native: the backend's all-reduce"
+    )
+    placement: Literal["auto", "block", "pipeline"] = key(
+        "auto",
+        "order of ranks over nodes: all replicas of a block together (block), or the blocks of a replica (pipeline); "
+        "auto: fewer bytes between nodes",
     )
     device: Literal["auto", "cpu", "cuda"] = key("auto", "where the blocks compute; auto: GPUs if there are any")
     cpu_threads: int = key(1, "CPU threads of each rank; results depend on their number", least=1)
@@ -274,7 +286,9 @@ class Config:
 
     @property
     def block_replicas(self) -> tuple[int, ...]:
-        """The number of replicas of every block."""
+        """The number of replicas of every block; one each while they are ``auto``."""
+        if self.replicas == "auto":
+            return (1,) * self.num_blocks
         return tuple(self.replicas) if isinstance(self.replicas, list) else (self.replicas,) * self.num_blocks
 
     @property

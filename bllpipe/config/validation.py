@@ -226,6 +226,11 @@ def _check_feedback(config: Config) -> None:
             f"feedback.layers is {feedback.layers}, but closed_form solves a single linear layer; "
             f"use --set feedback.update=sgd"
         )
+    if (feedback.ranks or 0) > config.num_blocks:
+        raise ConfigError(
+            f"feedback.ranks is {feedback.ranks}, but the feedback has one loop a block, {config.num_blocks} in all; "
+            f"use --set feedback.ranks={config.num_blocks} or less"
+        )
 
 
 def _check_evaluate(config: Config) -> None:
@@ -281,7 +286,7 @@ def _check_backends(config: Config) -> None:
 
 
 def _check_metrics(config: Config) -> None:
-    metrics, ranks = config.metrics, config.num_parts + 1
+    metrics, ranks = config.metrics, max(config.num_parts, sum(config.block_replicas)) + (config.feedback.ranks or 1)
     if metrics.port is not None and metrics.port + ranks - 1 > LAST_PORT:
         raise ConfigError(
             f"metrics.port is {metrics.port}, but {ranks} ranks need ports up to {metrics.port + ranks - 1} "

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from bllpipe.config.schema import DataConfig
+from bllpipe.config.schema import Config, DataConfig
 from bllpipe.data.base import Arrays, ImageSet, LabelSet, MemoryImages
 from bllpipe.data.catalog import (
     DEFAULT_PATH,
@@ -23,6 +23,7 @@ from bllpipe.data.catalog import (
     DataSpec,
     check_user_data,
     missing,
+    spec_without_files,
 )
 from bllpipe.data.npz import open_archive
 from bllpipe.data.originals import Splits, read_original
@@ -69,6 +70,11 @@ def stored(name: str, path: str) -> DataSpec:
         )
     train_NCHW, test_NCHW = splits["train"][0], splits["test"][0]
     return DataSpec(len(train_NCHW), len(test_NCHW), train_NCHW.shape[1:], PUBLISHED[name].num_classes)
+
+
+def data_spec(config: Config) -> DataSpec:
+    """The sizes of ``config``'s data; published ones are not downloaded for it, synthetic ones are not drawn."""
+    return spec_without_files(config.data) or load_images(config.data, config.seed).spec
 
 
 def fetch(name: str, path: str) -> None:

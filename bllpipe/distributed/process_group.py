@@ -156,7 +156,7 @@ def open_edges(edges: Iterable[Edge], backend: Callable[[Edge], str], device: to
     return groups
 
 
-def open_replica_groups(groups: Iterable[range]) -> dict[range, Any]:
+def open_replica_groups(groups: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], Any]:
     """A group over gloo for the ranks in every one of ``groups``, made by all ranks in the same order."""
     return {ranks: dist.new_group(list(ranks), backend="gloo", timeout=GROUP_TIMEOUT) for ranks in groups}
 

@@ -13,7 +13,7 @@ from bllpipe.config import Config
 from bllpipe.config.loader import check_keys
 from bllpipe.config.schema import SYNCHRONOUS, TORCH_PIPELINES, TWO_STAGES
 from bllpipe.errors import ConfigError
-from bllpipe.topology import Placement, Topology
+from bllpipe.topology import Placement, Topology, num_feedback_ranks
 from bllpipe.utils.files import RunLock
 
 if TYPE_CHECKING:
@@ -107,11 +107,29 @@ def topology(config: Config) -> Topology:
     stages or replicas are spread over ranks."""
     if config.engine in SYNCHRONOUS:
         each = 2 if config.engine in TWO_STAGES else 1
-        return Topology(config.num_parts // each, has_feedback=False, placement=PLACEMENTS[config.engine])
-    if config.engine != "ranks" or max(config.block_replicas) == 1:  # a process has all shards of the blocks it holds
-        return Topology(config.num_blocks, has_feedback=not config.is_end_to_end, num_shards=config.num_passes)
-    joins = config.norm == "sync"
-    return Topology(config.num_blocks, num_shards=config.num_shards, replicas=config.block_replicas, joins_shards=joins)
+        return Topology(config.num_parts // each, num_feedback_ranks=0, placement=PLACEMENTS[config.engine])
+    if config.engine != "ranks":  # a process has all shards of the blocks it holds
+        return Topology(config.num_blocks, int(not config.is_end_to_end), num_shards=config.num_passes)
+    replicas = config.block_replicas
+    feedback_ranks = config.feedback.ranks or num_feedback_ranks(sum(replicas), len(replicas))
+    if max(replicas) == 1:
+        return Topology(config.num_blocks, feedback_ranks, num_shards=config.num_passes)
+    return Topology(
+        config.num_blocks,
+        feedback_ranks,
+        num_shards=config.num_shards,
+        replicas=replicas,
+        joins_shards=config.norm == "sync",
+        order="pipeline" if config.placement == "pipeline" else "block",  # on one node ``auto`` is block
+    )
+
+
+def check_ranks(config: Config, found: int) -> None:
+    """Raises ConfigError unless torchrun started the number of ranks of a run; for ``replicas: auto`` at least one for
+    every block, and those of the feedback."""
+    layout = topology(config)
+    if config.replicas != "auto" or found < layout.world_size:
+        layout.check_world_size(found)
 
 
 def engine(name: str) -> Engine:

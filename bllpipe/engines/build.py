@@ -142,11 +142,12 @@ class JobBuilder:
         )
         return self._worker(0, [self._actor(0, "block 0", loop, self._ports(), device)])
 
-    def feedback_worker(self, labels: LabelSet, device: torch.device) -> Worker:
-        """The worker of the feedback rank: a feedback loop for every block."""
+    def feedback_worker(self, rank: int, labels: LabelSet, device: torch.device) -> Worker:
+        """The worker of a feedback rank: the feedback loops of its blocks."""
         job, config, actors = self.job, self.job.config, []
-        rank, family = job.topology.feedback_rank, FAMILIES[config.objective.family]
-        for block, name in enumerate(unit_names(job)):
+        names, family = unit_names(job), FAMILIES[config.objective.family]
+        for block in job.topology.loops_of(rank):
+            name = names[block]
             ports, channels = self._ports(), message_size_of(job, self.store, block)
             loop = FeedbackLoop(
                 name,
@@ -214,9 +215,10 @@ def make_worker(job: Job, store: JobStore, rank: int, actors: list[Actor]) -> Wo
     place = {"rank": layout.part_of(rank), "role": layout.part_role(rank)}
     metadata = {**place, "config": to_mapping(job.config), "data": data_identity(job.spec)}
     spans = _span_file(job, store, rank, actors)
-    ranks = () if rank == layout.feedback_rank else layout.ranks_of(layout.block_of(rank))
-    replicas = ReplicaWriter(writer, store, layout.role(ranks[0]), ranks, rank - ranks[0]) if len(ranks) > 1 else None
-    worker = Worker(rank, layout.role(rank), actors, replicas or writer, metadata, spans, layout.part_of(rank))
+    ranks = () if layout.is_feedback(rank) else layout.ranks_of(layout.block_of(rank))
+    is_shared, number = len(ranks) > 1, 0 if layout.is_feedback(rank) else layout.replica_of(rank)
+    checkpoints = ReplicaWriter(writer, store, layout.role(ranks[0]), ranks, number) if is_shared else writer
+    worker = Worker(rank, layout.role(rank), actors, checkpoints, metadata, spans, layout.part_of(rank))
     for callback in job.callbacks:
         callback.on_start(job, store, worker)
     return worker

@@ -75,7 +75,7 @@ class RankDevices:
     def device(self) -> torch.device:
         """The device of this rank. Blocks use the GPUs of their machine in turn; the feedback uses one without a block
         if there is any, else the CPU."""
-        if self.environment.rank == self.topology.feedback_rank:
+        if self.topology.is_feedback(self.environment.rank):
             return self._feedback_device()
         return self.machine.gpu(self.environment.local_rank) if _use_gpus(self.config, self.machine) else CPU
 
@@ -119,7 +119,7 @@ class RankDevices:
     def _feedback_has_gpu(self) -> bool:
         """Whether the feedback rank has a GPU without a block, as far as this machine shows."""
         on_gpu = self.config.feedback.device != "cpu" and _use_gpus(self.config, self.machine)
-        return on_gpu and (not self.environment.on_one_machine or self.machine.gpus > len(self.topology.block_ranks))
+        return on_gpu and (not self.environment.on_one_machine or self.machine.gpus >= self.topology.world_size)
 
     def sharing_warning(self) -> str:
         """The warning for blocks that share a GPU; empty if none do."""

@@ -35,6 +35,7 @@ from bllpipe.engines.runner import (
     report_complete,
     run_actors,
 )
+from bllpipe.engines.seats import in_one_process
 from bllpipe.training.stopping import StopAgreement
 from bllpipe.training.watchdog import Watchdog
 from bllpipe.training.worker import Worker
@@ -89,6 +90,7 @@ def _run(
     wrap_port: PortWrapper,
     stop: StopAgreement,
 ) -> None:
+    config = in_one_process(config, options, store)
     images = load_images(config.data, config.seed)
     job = agree(config, options, store, store, images.spec, attempt=0, stop=stop)
     if is_complete(job):
@@ -98,12 +100,12 @@ def _run(
     links = open_links(job, device)
     builder, labels = JobBuilder(job, store, links, wrap_port), load_labels(config.data, config.seed)
     segments = [build_job_segment(job, store, rank, device) for rank in job.topology.block_ranks]
-    if job.topology.has_feedback:
+    if job.topology.num_feedback_ranks:
         workers = [
             builder.block_worker(rank, segment, device, images if rank == 0 else None)
             for rank, segment in enumerate(segments)
         ]
-        workers.append(builder.feedback_worker(labels, device))  # the last one
+        workers.append(builder.feedback_worker(job.topology.feedback_ranks[0], labels, device))
     else:
         workers = [builder.network_worker(segments[0], device, images, labels)]
     report_unused(job, store)

@@ -20,7 +20,8 @@ from bllpipe.config import Config
 from bllpipe.engines import topology
 from bllpipe.engines.rank_processes import RankProcesses
 from bllpipe.errors import NOT_RETRYABLE
-from bllpipe.topology import Topology
+from bllpipe.models.allocation import most_ranks
+from bllpipe.topology import Topology, num_feedback_ranks
 from bllpipe.utils.console import warn
 from bllpipe.utils.process import around_suspension
 
@@ -29,16 +30,21 @@ POLL_SECONDS = 0.05
 
 
 def run_ranks(
-    config: Config, argv: Sequence[str], max_restarts: int, give_back: Callable[[], None] = lambda: None
+    config: Config,
+    argv: Sequence[str],
+    max_restarts: int,
+    give_back: Callable[[], None] = lambda: None,
+    number: int | None = None,
 ) -> int:
     """Starts a process for every rank on this machine, and all of them again after a failure, at most ``max_restarts``
     times; returns the exit code of the launcher. ``argv`` are the arguments of the command line. ``give_back`` gives
-    the terminal back when Ctrl-Z has stopped the ranks."""
-    layout = topology(config)
+    the terminal back when Ctrl-Z has stopped the ranks. ``number`` of ranks with ``replicas: auto``; None: one a device
+    of this machine."""
+    layout = None if config.replicas == "auto" else topology(config)
     with (
         SignalForwarder(PATIENCE_SECONDS) as stopping,
         _ranks_suspended(stopping, give_back),
-        closing(RankProcesses(layout.world_size, argv, config.engine, config.cpu_threads)) as ranks,
+        closing(RankProcesses(num_ranks(config, number), argv, config.engine, config.cpu_threads)) as ranks,
     ):
         stopping.ranks = ranks.processes
         failures: dict[int, int] = {}
@@ -65,14 +71,37 @@ def exit_code_of(failures: Mapping[int, int]) -> int:
     return 1 if any(code < 0 for code in codes) else min(codes, default=1 if failures else 0)
 
 
-def describe_failure(failures: Mapping[int, int], layout: Topology) -> str:
+def num_ranks(config: Config, asked: int | None = None) -> int:
+    """How many ranks a run has here. With ``replicas: auto`` as many as are ``asked`` for, or one for every GPU,
+    without GPUs for every ``cpu_threads`` processors, and those of the feedback: at least one for every block, and at
+    most as many as the shards of a batch allow."""
+    least = topology(config).world_size
+    if config.replicas != "auto":
+        return least
+    if asked is not None:
+        return asked
+    import torch  # which the launcher imports anyway, and bllpipe check for its estimates
+
+    gpus = torch.cuda.device_count() if config.device != "cpu" else 0
+    devices = gpus or usable_processors() // config.cpu_threads
+    of_blocks = min(devices, most_ranks(config.num_blocks, config.data.batch_size, config.shards))
+    return max(least, of_blocks + (config.feedback.ranks or num_feedback_ranks(of_blocks, config.num_blocks)))
+
+
+def usable_processors() -> int:
+    """The processors that this process may use: fewer than the machine has in a container or a job of SLURM."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe_failure(failures: Mapping[int, int], layout: Topology | None) -> str:
     """What happened, as far as exit codes show it: which rank was killed. A rank that failed has reported that itself,
-    and all others ended with it."""
+    and all others ended with it. ``layout`` is None while only the ranks know it."""
     killed = [rank for rank, code in failures.items() if code < 0 and code != -signal.SIGTERM]
     if not killed:
         return f"the ranks ended with exit code {exit_code_of(failures)}"
     number = -failures[killed[0]]
-    return f"rank {killed[0]} ({layout.role(killed[0])}) was killed by signal {number} ({signal.strsignal(number)})"
+    role = f" ({layout.role(killed[0])})" if layout else ""
+    return f"rank {killed[0]}{role} was killed by signal {number} ({signal.strsignal(number)})"
 
 
 def code_after_signal(received: signal.Signals, failures: Mapping[int, int], status: str | None) -> int:

@@ -1,22 +1,32 @@
-"""Engine ``ranks``: a process for every block and one for the feedback, started by torchrun.
+"""Engine ``ranks``: a process for every replica of a block and one for the feedback, started by torchrun.
 
 Also the process of a rank for all engines of several processes: its world, its watchdog, and its end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 
 from bllpipe.config import Config
 from bllpipe.config.fields import NEVER
 from bllpipe.data.base import ImageSet
 from bllpipe.data.registry import load_images, load_labels
-from bllpipe.distributed.process_group import World, close_group, open_edges, open_group, open_replica_groups
+from bllpipe.distributed.process_group import (
+    World,
+    close_group,
+    open_edges,
+    open_group,
+    open_replica_groups,
+    receive_from,
+    send_to,
+)
 from bllpipe.distributed.process_links import ProcessLinks
 from bllpipe.distributed.torchrun import RankEnvironment
 from bllpipe.engines import Options, topology
@@ -26,21 +36,23 @@ from bllpipe.engines.failure import enter, fail, leave
 from bllpipe.engines.job import Job, JobStore, agree
 from bllpipe.engines.ports import PortWrapper, identity, rounds_of
 from bllpipe.engines.runner import is_complete, prepare_process, report_complete, train
+from bllpipe.engines.seats import agree_seats, is_open
 from bllpipe.topology import Topology
 from bllpipe.training.stopping import StopAgreement
 from bllpipe.training.watchdog import Watchdog
 from bllpipe.utils.console import warn
+from bllpipe.utils.tensors import plain
 
 # A rank that waits for one that hangs waits longer than its watchdogs, which name that rank.
 GRACE_SECONDS = 5.0
-# Runs this rank of a job, from its data to its summary.
-RunRank = Callable[[World, Watchdog], None]
+# Runs this rank of a job, from its data to its summary, with the config that all ranks have agreed on.
+RunRank = Callable[[Config, World, Watchdog], None]
 
 
 def run(config: Config, options: Options, wrap_port: PortWrapper = identity) -> int:
     """Runs this process's rank of the job. It returns only in a script."""
     return run_process(
-        config, options, lambda world, watchdog: run_in_world(config, options, world, watchdog, wrap_port)
+        config, options, lambda found, world, watchdog: run_in_world(found, options, world, watchdog, wrap_port)
     )
 
 
@@ -55,12 +67,13 @@ def run_in_world(
     if is_complete(job):
         return report_complete(job) if rank == 0 else None
     # only now, as the first rank may have downloaded them
-    labels = load_labels(config.data, config.seed) if rank == layout.feedback_rank else None
+    labels = load_labels(config.data, config.seed) if layout.is_feedback(rank) else None
     segment = None if labels else build_job_segment(job, store, layout.block_of(rank), device)
     links, group = open_links(job, world, device), open_replica_group(job.topology, rank)
     builder = JobBuilder(job, store, links, wrap_port, ahead=True, beside_nccl=links.has_nccl, replica_group=group)
     if labels:
-        worker = builder.feedback_worker(labels, device)
+        worker = builder.feedback_worker(rank, labels, device)
+        worker.all_weights = FeedbackWeights(layout, rank, store)
     else:
         assert segment is not None
         if images is None and layout.block_of(rank) == 0:  # another replica of the first block
@@ -112,6 +125,31 @@ def open_replica_group(layout: Topology, rank: int) -> Any:
     return next((group for ranks, group in groups.items() if rank in ranks), None)
 
 
+@dataclass(frozen=True)
+class FeedbackWeights:
+    """The weights of all feedback loops, for one digest whatever the number of feedback ranks: the first of these
+    ranks receives those of the others, once a run."""
+
+    layout: Topology
+    rank: int
+    store: JobStore
+
+    def __call__(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All of them in the first feedback rank, the ``own`` ones in any other."""
+        first, *others = self.layout.feedback_ranks
+        found = {name: plain(own[name]) for name in sorted(own)}
+        if self.rank == first:
+            for other in others:
+                for name, dtype, shape in json.loads(self.store.get(f"feedback/{other}")):
+                    found[name] = receive_from(other, torch.empty(shape, dtype=getattr(torch, dtype)))
+            return found
+        layout = [(name, str(each.dtype).removeprefix("torch."), list(each.shape)) for name, each in found.items()]
+        self.store.post("feedback", self.rank, layout)
+        for tensor in found.values():
+            send_to(first, tensor)
+        return found
+
+
 def run_process(config: Config, options: Options, run_rank: RunRank) -> int:
     """Calls ``run_rank`` in its world. It returns only in a script: ending the process is faster than closing torch."""
     environment = RankEnvironment.read()
@@ -120,11 +158,13 @@ def run_process(config: Config, options: Options, run_rank: RunRank) -> int:
         prepare_process(config, environment.rank)
         world = enter(environment, config.backend.timeout_seconds, options.number)
         try:
+            config = agree_seats(config, options, world)
             with watchdog(config, options, world) as watching:
-                run_rank(world, watching)
+                run_rank(config, world, watching)
             options.lock.release()
         except BaseException as error:
-            fail(error, world, environment.rank, topology(config).role(environment.rank), options.callbacks)
+            role = "not placed yet" if is_open(config) else topology(config).role(environment.rank)
+            fail(error, world, environment.rank, role, options.callbacks)
         if options.on_agreed is None:
             leave(0)
     return 0

@@ -50,7 +50,9 @@ Build = Callable[[RankContext], tuple[Loop, list[Metered]]]
 
 def run_synchronous(config: Config, options: Options, build: Build) -> int:
     """Runs this process's rank of the job. It returns only in a script."""
-    return run_process(config, options, lambda world, watchdog: _run_in_world(config, options, world, watchdog, build))
+    return run_process(
+        config, options, lambda found, world, watchdog: _run_in_world(found, options, world, watchdog, build)
+    )
 
 
 def _run_in_world(config: Config, options: Options, world: World, watchdog: Watchdog, build: Build) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,9 +48,29 @@ def with_balanced_cut(config: Config, image_shape: Sequence[int], num_classes: i
     return replace(config, blocks=[names[position - 1] for position in positions] or 1)
 
 
+class CountedUnit(NamedTuple):
+    """A unit, counted: the ``shape`` of its output, without the batch; numbers of one image's message, if a block ends
+    with it; and numbers of trained parameters, of the unit and of the local head that such a block has."""
+
+    shape: tuple[int, ...]
+    cost: UnitCost
+    trained: int
+    message: int = 0
+    head_trained: int = 0
+
+
 def count_operations(config: Config, image_shape: Sequence[int], num_classes: int) -> dict[str, UnitCost]:
     """Operations of every unit for a batch of two images, by name; ConfigError for a unit that cannot be counted."""
-    costs = {}
+    use = f"blocks is {config.blocks!r}", f"use a number, such as --set blocks={config.num_parts}"
+    return {name: unit.cost for name, unit in count_units(config, image_shape, num_classes, use).items()}
+
+
+def count_units(
+    config: Config, image_shape: Sequence[int], num_classes: int, use: tuple[str, str]
+) -> dict[str, CountedUnit]:
+    """Every unit, with operations for a batch of two images, by name. Raises ConfigError for a unit that cannot be
+    counted, which begins and ends with ``use``: what was asked for, and what to use in its place."""
+    found = {}
     # built with values, on which initialisations may depend (torch's trunc_normal_ does); nothing of a run changes
     model = replace(config.model, weights=None, user_model=deepcopy(config.model.user_model))
     with torch.random.fork_rng(devices=[]):
@@ -63,20 +84,19 @@ def count_operations(config: Config, image_shape: Sequence[int], num_classes: in
                 segment = deepcopy(built)
             try:
                 is_last = unit is units[-1]
-                alpha, costs[unit.name] = _count(segment, x, config, num_classes, is_last, None if is_last else last)
+                x, found[unit.name] = _count(segment, x, config, num_classes, is_last, None if is_last else last)
             except RuntimeError as error:
                 raise ConfigError(
-                    f"blocks is {config.blocks!r}, but the operations of unit {unit.name} cannot be counted for "
-                    f"{list(x.shape[1:])} each: {error}; use a number, such as --set blocks={config.num_parts}"
+                    f"{use[0]}, but the operations of unit {unit.name} cannot be counted for {list(x.shape[1:])} each: "
+                    f"{error}; {use[1]}"
                 ) from error
-            x = alpha
-    return costs
+    return found
 
 
 def _count(
     segment: Segment, x: Tensor, config: Config, num_classes: int, is_last: bool, width: int | None
-) -> tuple[Tensor, UnitCost]:
-    """The output of the unit for ``x``, and its operations."""
+) -> tuple[Tensor, CountedUnit]:
+    """The output of the unit for ``x``, and what is counted of it."""
     parameters = list(segment.parameters())
     leaf = x.detach().clone().requires_grad_()
     with FlopCounterMode(display=False) as forward:
@@ -84,13 +104,14 @@ def _count(
     both = _backward_operations(alpha, [leaf, *parameters])
     of_input = _backward_operations(alpha, [leaf])
     without_input = _backward_operations(segment(x.clone()), parameters) if parameters else 0
-    head = (
-        0
-        if is_last or config.is_end_to_end
-        else _head_operations(alpha.detach(), x, config, num_classes, width, segment.last_unit)
-    )
+    alpha, head = alpha.detach(), (0, 0, 0)
+    if not is_last and not config.is_end_to_end:
+        head = _count_head(alpha, x, config, num_classes, width, segment.last_unit)
     size = sum(parameter.numel() for parameter in parameters)
-    return alpha.detach(), UnitCost(forward.get_total_flops(), both, without_input, of_input, 0, head, size)
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    operations, message, head_trained = head
+    cost = UnitCost(forward.get_total_flops(), both, without_input, of_input, 0, operations, size)
+    return alpha, CountedUnit(tuple(alpha.shape[1:]), cost, trained, message, head_trained)
 
 
 def _backward_operations(alpha: Tensor, wanted: Sequence[Tensor]) -> int:
@@ -103,13 +124,15 @@ def _backward_operations(alpha: Tensor, wanted: Sequence[Tensor]) -> int:
     return int(counter.get_total_flops())
 
 
-def _head_operations(alpha: Tensor, x: Tensor, config: Config, num_classes: int, width: int | None, unit: str) -> int:
-    """Forward and backward of local head and objective, down to alpha."""
+def _count_head(
+    alpha: Tensor, x: Tensor, config: Config, num_classes: int, width: int | None, unit: str
+) -> tuple[int, int, int]:
+    """Forward and backward of local head and objective, down to alpha; numbers of a message, and of parameters."""
     local, size = make_local_loss(config, x.shape[1:], alpha.shape[1:], num_classes, width, unit)
     beta_BC = torch.zeros(BATCH, size)
     target = Target(Round("train", 0), beta_BC, torch.ones(BATCH), torch.zeros(BATCH, dtype=torch.int64))
-    alpha.requires_grad_()
+    alpha = alpha.clone().requires_grad_()
     with FlopCounterMode(display=False) as counter:
         terms, _, _ = local(alpha, target, x, None)
         torch.stack(list(terms.values())).sum().backward()
-    return int(counter.get_total_flops())
+    return int(counter.get_total_flops()), size, sum(each.numel() for each in local.parameters())

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from bllpipe.config.loader import config_from_options
 from bllpipe.errors import BllpipeError, ConfigError
-from bllpipe.launch import add_arguments, check_plan
-from bllpipe.slurm.job_script import check_fit, num_ranks
+from bllpipe.launch import add_arguments, check_number, check_plan
+from bllpipe.slurm.job_script import check_fit
 from bllpipe.utils.console import show, warn
 
 
@@ -35,8 +35,8 @@ def main(argv: Sequence[str]) -> int:
             )
         config = config_from_options(options)
         check_plan(config)
-        check_fit(config, options.nodes, options.gpus or None)
-        show(f"{num_ranks(config)} {options.run_dir}")
+        check_number(options.ranks, config, None)
+        show(f"{check_fit(config, options.nodes, options.gpus or None, options.ranks)} {options.run_dir}")
     except BllpipeError as error:
         warn(str(error))
         return error.exit_code

@@ -11,9 +11,10 @@ from typing import Any
 
 from bllpipe.config import Config
 from bllpipe.config.loader import add_config_options, config_from_options
-from bllpipe.engines import topology
+from bllpipe.engines import check_ranks, topology
 from bllpipe.errors import ConfigError
-from bllpipe.launch import SPREAD, check_plan
+from bllpipe.launch import SPREAD, check_number, check_plan
+from bllpipe.topology import num_feedback_ranks
 from bllpipe.utils.console import show
 from bllpipe.utils.files import output_file, write_result
 
@@ -34,26 +35,44 @@ def job_script(sbatch_options: Sequence[str], arguments: Sequence[str]) -> str:
     )
 
 
-def num_ranks(config: Config) -> int:
-    """The number of processes of the run; 1 for engines that run all blocks in one process."""
-    return topology(config).world_size if config.engine in SPREAD else 1
+def num_ranks(config: Config, num_nodes: int = 1, gpus_per_node: int | None = None, asked: int | None = None) -> int:
+    """The number of processes of the run; 1 for engines that run all blocks in one process. With ``replicas: auto`` as
+    many as are ``asked`` for, or one for every GPU and those of the feedback; ConfigError if neither is known."""
+    if config.engine not in SPREAD:
+        return 1
+    if config.replicas != "auto":
+        return topology(config).world_size
+    if asked is not None:
+        return asked
+    if not gpus_per_node or config.device == "cpu":
+        raise ConfigError(
+            "replicas is auto, but there are no GPUs to count the ranks by; use --ranks N with the number of ranks, or "
+            "--set replicas=2"
+        )
+    gpus, feedback = num_nodes * gpus_per_node, config.feedback
+    on_cpu = 0 if feedback.device == "cuda" else feedback.ranks or num_feedback_ranks(gpus, config.num_blocks)
+    return gpus + on_cpu
 
 
 def ranks_of_nodes(num_ranks: int, num_nodes: int) -> list[int]:
-    """The number of ranks of each node: the same for all, plus one on the last nodes, where the feedback rank is."""
+    """The number of ranks of each node: the same for all, plus one on the last nodes, where the feedback is."""
     share, left = divmod(num_ranks, num_nodes)
     return [share + (node >= num_nodes - left) for node in range(num_nodes)]
 
 
-def check_fit(config: Config, num_nodes: int, gpus_per_node: int | None) -> None:
-    """Raises ConfigError unless every node gets a rank, and every rank that computes on a GPU has its own.
+def check_fit(config: Config, num_nodes: int, gpus_per_node: int | None, asked: int | None = None) -> int:
+    """The number of ranks. Raises ConfigError unless every node gets a rank, and every rank that computes on a GPU has
+    its own.
 
-    The feedback rank computes on a CPU unless feedback.device is cuda. ``gpus_per_node`` is None if unknown. Nodes
+    Feedback ranks compute on a CPU unless feedback.device is cuda. ``gpus_per_node`` is None if unknown. Nodes
     without GPUs hold any number of ranks, and so do GPUs that ranks share, which gloo allows and NCCL refuses.
     """
-    ranks = num_ranks(config)
-    feedback_on_cpu = config.engine in SPREAD and topology(config).has_feedback and config.feedback.device != "cuda"
-    num_gpus = 0 if config.device == "cpu" else ranks - feedback_on_cpu
+    ranks = num_ranks(config, num_nodes, gpus_per_node, asked)
+    if config.engine in SPREAD:
+        check_ranks(config, ranks)
+    feedback_ranks = topology(config).num_feedback_ranks if config.engine in SPREAD else 0
+    on_cpu = 0 if config.feedback.device == "cuda" else feedback_ranks
+    num_gpus = 0 if config.device == "cpu" else ranks - on_cpu
     if num_nodes > ranks:
         raise ConfigError(f"{_count(ranks, 'rank')} cannot be spread over {num_nodes} nodes; use --nodes {ranks}")
     if gpus_per_node == 0:
@@ -65,10 +84,17 @@ def check_fit(config: Config, num_nodes: int, gpus_per_node: int | None) -> None
     may_share = config.engine == "ranks" and config.backend.alpha == "gloo"
     if gpus_per_node and num_gpus > num_nodes * gpus_per_node and not may_share:
         raise _too_few_gpus(config, num_gpus, num_nodes, gpus_per_node)
+    return ranks
 
 
 def _too_few_gpus(config: Config, num_gpus: int, num_nodes: int, gpus_per_node: int) -> ConfigError:
     layout, found = topology(config), num_nodes * gpus_per_node
+    if config.replicas == "auto":
+        return ConfigError(
+            f"--ranks asks for {_count(num_gpus, 'GPU')}, but {_count(num_nodes, 'node')} with "
+            f"{_count(gpus_per_node, 'GPU')} each have {found}; leave --ranks out, or use --nodes "
+            f"{-(-num_gpus // gpus_per_node)}"
+        )
     blocks = _count(layout.num_blocks, "block") if layout.placement == "block" else _count(num_gpus, "rank")
     feedback = num_gpus - len(layout.block_ranks)
     if len(layout.block_ranks) > layout.num_blocks:
@@ -97,6 +123,12 @@ def add_slurm(commands: Any) -> None:
     slurm.add_argument(
         "--time", default=DEFAULT_TIME, metavar="HH:MM:SS", help=f"time limit of each start (default: {DEFAULT_TIME})"
     )
+    slurm.add_argument(
+        "--ranks",
+        type=int,
+        metavar="N",
+        help="with replicas=auto: the number of ranks (default: one a GPU, and feedback)",
+    )
     slurm.add_argument("--partition", metavar="P", help="partition of your site")
     slurm.add_argument("--account", metavar="A", help="account of your project")
     slurm.add_argument("--run-dir", metavar="DIR", help="run directory (default: runs/slurm-JOB)")
@@ -109,37 +141,40 @@ def _run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     check_plan(config)
     arguments = ["--config", options.config] if options.config else []
     arguments += [text for override in options.overrides for text in ("--set", override)]
+    arguments += ["--ranks", str(options.ranks)] if options.ranks is not None else []
     arguments += ["--run-dir", options.run_dir] if options.run_dir else []
     for argument in arguments:
         if any("\ud800" <= letter <= "\udfff" for letter in argument):
             raise ConfigError(
                 f"{argument} holds bytes that are not UTF-8, which a job script does not; use another name"
             )
-    text = job_script(_sbatch_options(config, options), arguments)
+    sbatch_options, ranks = _sbatch_options(config, options)
+    text = job_script(sbatch_options, arguments)
     if options.out is None:
         show(text, end="")
         return 0
     file = output_file(options.out)
     write_result(file, text)
-    show(f"wrote {file} for {num_ranks(config)} ranks; submit it with: sbatch {file}")
+    show(f"wrote {file} for {ranks} ranks; submit it with: sbatch {file}")
     return 0
 
 
-def _sbatch_options(config: Config, options: argparse.Namespace) -> list[str]:
-    """The resources of the job as options of sbatch; ConfigError for impossible ones."""
+def _sbatch_options(config: Config, options: argparse.Namespace) -> tuple[list[str], int]:
+    """The resources of the job as options of sbatch, and its number of ranks; ConfigError for impossible ones."""
     for name, least in (("nodes", 1), ("gpus_per_node", 0)):
         if getattr(options, name) < least:
             option = f"--{name.replace('_', '-')}"
             raise ConfigError(f"{option} is {getattr(options, name)}; expected at least {least}; use {option} {least}")
-    check_fit(config, options.nodes, options.gpus_per_node)
-    most_ranks = max(ranks_of_nodes(num_ranks(config), options.nodes))
+    check_number(options.ranks, config, None)
+    ranks = check_fit(config, options.nodes, options.gpus_per_node, options.ranks)
+    most_ranks = max(ranks_of_nodes(ranks, options.nodes))
     cpus = most_ranks * (config.cpu_threads + 1)  # one more for the receiver threads and the watchdog
     lead = min(LEAD_SECONDS, _seconds(options.time) // 4)
     names = {"partition": options.partition, "account": options.account}
     for name, value in names.items():  # text that could become another line of the script
         if value is not None and not re.fullmatch(r"[\w.,@+-]+", value, re.ASCII):
             raise ConfigError(f"--{name} is {value!r}; expected a name of letters, digits and . _ - + @ ,")
-    return [
+    found = [
         "job-name=bllpipe",
         f"nodes={options.nodes}",
         "ntasks-per-node=1",
@@ -152,6 +187,7 @@ def _sbatch_options(config: Config, options: argparse.Namespace) -> list[str]:
         "output=bllpipe-%j.out",
         *(f"{name}={value}" for name, value in names.items() if value),
     ]
+    return found, ranks
 
 
 def _seconds(time: str) -> int:

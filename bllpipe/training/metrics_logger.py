@@ -100,9 +100,9 @@ def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor], images: int) -> 
 
 
 class MetricsLogger:
-    """Logs the metrics of one block or lane; a replica that is not the first of its block ``writes`` no lines, as its
-    metrics are those of the first. ``trained`` and ``tested`` are the means of its last lines of each kind.
-    ``look`` gets the terms of every line before the line is written."""
+    """Logs the metrics of one block or lane; a replica that is not the first of its block ``writes`` none, as its
+    metrics are those of the first, but its times go to a file of their own. ``trained`` and ``tested`` are the means of
+    its last lines of each kind. ``look`` gets the terms of every line before the line is written."""
 
     def __init__(
         self,
@@ -145,16 +145,19 @@ class MetricsLogger:
             if has_line:
                 self._train.watch(outcome, entry.size)
         if has_line:
-            line: dict[str, Any] = {"phase": "train", "step": done, "epoch": entry.epoch, **self.place}
+            place = {"phase": "train", "step": done, "epoch": entry.epoch, **self.place}
+            line: dict[str, Any] = {**place}
             if self._train.images:
                 self.trained, self._train = self._train.read(), MetricSums()
                 self.look(self.trained.terms)
                 line |= {**self.trained.to_json(), "lr": self.trained.lr}
-            line["images_per_second"] = round(self.stopwatch.take_interval(), 2)
-            line["waiting"] = {edge: round(seconds, 4) for edge, seconds in self.stopwatch.waiting.items()}
-            line["resident_bytes"] = resident_bytes()
-            self._write(line)
-            self._post(line)
+            times: dict[str, Any] = {"images_per_second": round(self.stopwatch.take_interval(), 2)}
+            times["waiting"] = {edge: round(seconds, 4) for edge, seconds in self.stopwatch.waiting.items()}
+            times["resident_bytes"] = resident_bytes()
+            self._write(line | times)
+            if not self._writes:
+                self.directory.add_metrics({**place, **times}, of_replica=True)
+            self._post(line | times)
         elif time.monotonic() - self._posted > POST_SECONDS:
             self._post({"step": done})
 

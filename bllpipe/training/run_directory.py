@@ -33,6 +33,7 @@ class RunDirectory:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
+        self.replicas = path / "replicas.jsonl"
         self.targets = path / "prometheus.json"
         self._metrics_log, self._spans_log = (
             WritePolicy(if_unwritable, what, "log.if_unwritable", warn) for what in ("metrics", "spans")
@@ -46,10 +47,10 @@ class RunDirectory:
             atomic_write(self.path / "config.yaml", to_yaml(config))
             atomic_write(self.path / "env.json", json.dumps(environment(), indent=1) + "\n")
             self.targets.unlink(missing_ok=True)  # of an earlier start
-            if self.metrics.is_file():
-                lines = self.metrics.read_text(errors="replace").splitlines(keepends=True)
+            for file in filter(Path.is_file, (self.metrics, self.replicas)):
+                lines = file.read_text(errors="replace").splitlines(keepends=True)
                 kept = [line for line in lines if first_step and _stays(line, first_step, tests_again)]
-                atomic_write(self.metrics, "".join(kept))
+                atomic_write(file, "".join(kept))
 
     def add_resume(self, checkpoint: str, step: int, changes: Mapping[str, Any]) -> None:
         """Appends to resumes.jsonl: the run resumes after ``step``, with settings that differ from the checkpoint."""
@@ -57,12 +58,14 @@ class RunDirectory:
         with writing("what is resumed", self.path / "resumes.jsonl"):
             append_line(self.path / "resumes.jsonl", json.dumps(record))
 
-    def add_metrics(self, record: Mapping[str, Any]) -> None:
-        """Appends one line to metrics.jsonl."""
+    def add_metrics(self, record: Mapping[str, Any], of_replica: bool = False) -> None:
+        """Appends one line to metrics.jsonl; ``of_replica`` to replicas.jsonl, which has the times of all replicas of a
+        block but the first."""
+        file = self.replicas if of_replica else self.metrics
 
         def append() -> None:
-            with writing("metrics", self.metrics):
-                append_line(self.metrics, json.dumps(record))
+            with writing("metrics", file):
+                append_line(file, json.dumps(record))
 
         self._metrics_log.attempt(append)
 
@@ -180,7 +183,7 @@ def summarise(
 ) -> dict[str, Any]:
     """summary.json. Accuracies are fractions of the test set, ``busy`` fractions of the training time; ``waiting``
     seconds and ``sent_bytes`` bytes of the training, by edge; ``cpu_seconds`` those of all threads, tests included.
-    Lists go by rank, the feedback rank last, but ``block_accuracy`` goes by the tested ranks; of a run without a test
+    Lists go by rank, feedback ranks last, but ``block_accuracy`` goes by the tested ranks; of a run without a test
     it is empty, and ``test_accuracy`` null. ``state_sha256`` is that of one replica of every block.
     ``ensemble_accuracy``, of all heads together, is only there with ``evaluate.ensemble``."""
     tested = [reports[rank] for rank in layout.tested_ranks]
@@ -205,7 +208,7 @@ def summarise(
         "cpu_seconds": [report["cpu_seconds"] for report in reports],
         "peak_memory_bytes": [report["peak_memory_bytes"] for report in reports],
         "parameters": [report["parameters"] for report in reports],
-        "state_sha256": state_sha256([reports[rank]["digest"] for rank in layout.part_ranks]),
+        "state_sha256": state_sha256([reports[rank]["digest"] for rank in layout.digest_ranks]),
     }
 
 

@@ -20,7 +20,7 @@ from torch.distributed.run import get_args_parser
 
 from bllpipe.config import Config, load_config
 from bllpipe.distributed.torchrun import fault_text
-from bllpipe.engines import topology
+from bllpipe.engines import check_ranks
 from bllpipe.tools.fault_injection import parse_faults
 from tests.docs.pages import REPOSITORY
 from tests.docs.shell import FAULTS, Call, calls
@@ -155,7 +155,7 @@ def _torchrun(words: Sequence[str], place: Path) -> None:
     assert options.module and options.training_script == "bllpipe.launch", started
     config = configuration(read("bllpipe.launch", options.training_script_args))
     if config is not None and options.nproc_per_node != "1" and options.nnodes in ("1", "1:1"):
-        topology(config).check_world_size(int(options.nproc_per_node))
+        check_ranks(config, int(options.nproc_per_node))
 
 
 def _make(words: Sequence[str], place: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ def in_one_process(run_dir: Path, *settings: str, options: tuple[str, ...] = ())
     return jobs.in_this_process(run_dir, "engine=sequential", *settings, options=options)
 
 
-def in_replicas(run_dir: Path, replicas: list[int], *settings: str, options: tuple[str, ...] = ()) -> dict[str, Any]:
+def in_replicas(
+    run_dir: Path, replicas: list[int], *settings: str, options: tuple[str, ...] = (), feedback_ranks: int = 1
+) -> dict[str, Any]:
     """A run with so many replicas of its blocks."""
-    words = jobs.words(run_dir, *settings, f"replicas={replicas}", options=options)
-    jobs.succeed(jobs.ranks(sum(replicas) + 1, words))
+    settings = (*settings, f"replicas={replicas}", f"feedback.ranks={feedback_ranks}")
+    jobs.succeed(jobs.ranks(sum(replicas) + feedback_ranks, jobs.words(run_dir, *settings, options=options)))
     return jobs.summary(run_dir)
 
 
@@ -56,6 +59,9 @@ def test_replicas_change_neither_bits_nor_metrics(tmp_path: Path, reference: Pat
     summary = in_replicas(run_dir, replicas, *SHARDS)
     assert state_digest(run_dir) == state_digest(reference)
     assert places(run_dir) == places(reference), "one line a block"
+    times = [json.loads(line) for line in (run_dir / "replicas.jsonl").read_text().splitlines()]
+    others = {f"block {block} replica {number}" for block, end in enumerate(replicas) for number in range(1, end)}
+    assert {line["actor"] for line in times} == others and len(times) == 2 * len(others), "a line every four steps"
     assert summary["world_size"] == sum(replicas) + 1
     parts = {path.name for path in (run_dir / "checkpoints" / "step-00000008").iterdir()}
     assert parts == {path.name for path in (reference / "checkpoints" / "step-00000008").iterdir()}
@@ -161,6 +167,40 @@ def test_a_replica_that_was_killed_costs_no_bit(
     words = jobs.words(run_dir, *SHARDS, f"replicas={first}")
     assert jobs.ranks(sum(first) + 1, words, fault=fault).returncode != 0
     in_replicas(run_dir, then, *SHARDS, options=("--resume", "auto"))
+    assert state_digest(run_dir) == state_digest(reference)
+    assert places(run_dir) == places(reference)
+
+
+def test_two_feedback_ranks_have_the_bits_of_one(tmp_path: Path, reference: Path) -> None:
+    run_dir = tmp_path / "run"
+    summary = in_replicas(run_dir, [2, 1], *SHARDS, feedback_ranks=2)
+    assert state_digest(run_dir) == state_digest(reference)
+    assert places(run_dir) == places(reference), "one line a block"
+    assert summary["roles"][3:] == ["feedback 0", "feedback 1"]
+    lanes = {line["rank"]: line["actor"] for line in metrics_without_timing(run_dir) if line["rank"] > 2}
+    assert lanes == {3: "lane 0", 4: "lane 1"}
+    parts = [name for name in ("rank-2.json", "rank-3.json") for _ in run_dir.glob(f"checkpoints/*8/{name}")]
+    assert parts == ["rank-2.json", "rank-3.json"], "each writes a part of its own"
+
+
+@pytest.mark.parametrize(
+    ("fault", "then", "feedback_ranks"),
+    [
+        ("rank=4,step=6,point=update,action=kill", [1, 2], 1),
+        ("rank=3,step=4,point=tensors,action=kill", [2, 2], 2),
+        ("rank=4,step=5,point=sent,action=term", [2, 1], 2),
+    ],
+    ids=str,
+)
+def test_two_feedback_ranks_are_killed_stopped_and_resumed(
+    tmp_path: Path, reference: Path, fault: str, then: list[int], feedback_ranks: int
+) -> None:
+    run_dir = tmp_path / "run"
+    words = jobs.words(run_dir, *SHARDS, "replicas=[2, 1]", "feedback.ranks=2")
+    jobs.ranks(5, words, fault=fault)
+    status = jobs.read_json(run_dir / "status.json")["status"]
+    assert status != "completed", "it was disturbed"
+    in_replicas(run_dir, then, *SHARDS, options=("--resume", "auto"), feedback_ranks=feedback_ranks)
     assert state_digest(run_dir) == state_digest(reference)
     assert places(run_dir) == places(reference)
 

@@ -28,7 +28,7 @@ ENDED = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL")
 SOON_SECONDS = 10  # sooner slurmd takes a new start of a job for the one that it has just ended
 KILL_SECONDS = 30  # from SIGTERM to SIGKILL
 GRACE_SECONDS = 60  # from SIGTERM to the end of a job whose place a more urgent one takes
-TOLD = "^bllpipe: |resumes from|state_sha256"
+TOLD = "^bllpipe: |^placement |^replicas |resumes from|state_sha256"
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"
 
 

@@ -82,6 +82,27 @@ def test_two_nodes(cluster: Cluster, checkout: Path, straight: Path) -> None:
     assert cluster.fact(job, "NodeList") == "n[1-2]"
 
 
+def test_replicas_over_two_nodes(cluster: Cluster, checkout: Path, tmp_path: Path) -> None:
+    """Two replicas of block 0 and one of block 1; then the run goes on with the replicas that five ranks have, to the
+    bits of one process. Who is on which node is decided by counted bytes."""
+    settings = (*jobs.SMALL, "device=cpu", "steps=40", "blocks=2", "shards=2", "checkpoint.every_steps=0")
+    jobs.in_this_process(tmp_path / "one", *settings, "engine=sequential")
+    words, run_dir = jobs.words(None, *settings), checkout / "runs/replicas"
+    options = ("--run-dir", "runs/replicas")
+    job = cluster.submit("launch/slurm_nodes.sh", *words, "--set", "replicas=[2, 1]", "--set", "stop_at=20", *options)
+    cluster.wait_for(job, "COMPLETED")
+    then = cluster.submit("launch/slurm_nodes.sh", *words, "--set", "replicas=auto", "--ranks", "5", *options)
+    cluster.wait_for(then, "COMPLETED")
+    for each in (job, then):
+        cluster.show(each)
+        assert cluster.fact(each, "NodeList") == "n[1-2]"
+        assert " a step between nodes, the other order " in cluster.output(each)
+    assert "replicas [2, 2] for 5 ranks, and 2 shards a batch" in cluster.output(then)
+    assert jobs.summary(run_dir)["world_size"] == 5
+    print(f"undisturbed, in one process: state_sha256 {state_digest(tmp_path / 'one')}")
+    assert state_digest(run_dir) == state_digest(tmp_path / "one")
+
+
 def test_requeued_in_the_middle(cluster: Cluster, checkout: Path, straight: Path) -> None:
     job = cluster.submit("launch/slurm_one_node.sh", *WORDS, **slowly(20, every=10))
     run_dir = checkout / f"runs/slurm-{job}"

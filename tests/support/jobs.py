@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,13 @@ def ranks(
     module: str = "bllpipe.launch",
     timeout: float = PATIENCE,
     fault: str = "",
+    nodes: Sequence[int] = (),
     **variables: str,
 ) -> subprocess.CompletedProcess[str]:
     """A job whose ranks find what torchrun would tell them, and are forked: for what is not about torchrun itself, and
-    in a fraction of its time; with a fault on purpose."""
-    return launch_ranks(num_ranks, arguments, {**CALM, **fault_variables(fault), **variables}, module, timeout)
+    in a fraction of its time; with a fault on purpose. ``nodes`` are numbers of ranks of several nodes."""
+    variables = {**CALM, **fault_variables(fault), **variables}
+    return launch_ranks(num_ranks, arguments, variables, module, timeout, nodes)
 
 
 def torchrun(

@@ -13,7 +13,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from multiprocessing import connection
 from pathlib import Path
@@ -51,17 +51,28 @@ def run_ranks(task: Task, world_size: int, *arguments: Any, timeout: float = PAT
 
 
 def launch_ranks(
-    num_ranks: int, words: list[str], variables: dict[str, str], module: str, timeout: float
+    num_ranks: int,
+    words: list[str],
+    variables: dict[str, str],
+    module: str,
+    timeout: float,
+    nodes: Sequence[int] = (),
 ) -> subprocess.CompletedProcess[str]:
     """``python -m module words`` in ``num_ranks`` processes with the variables of torchrun. As its agent does, it ends
-    all ranks when one has failed, whose exit code is that of the job."""
+    all ranks when one has failed, whose exit code is that of the job. ``nodes`` are numbers of ranks of nodes, all of
+    which are this one."""
     import torch.distributed as dist
 
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    size = {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks), "GROUP_RANK": "0"}
-    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_ranks)]
-    return _launch(module, words, [{**variables, **place, **size, **rank} for rank in ranks], timeout)
+    ranks = [
+        {"GROUP_RANK": str(node), "LOCAL_RANK": str(local), "LOCAL_WORLD_SIZE": str(size)}
+        for node, size in enumerate(nodes or [num_ranks])
+        for local in range(size)
+    ]
+    world = {**place, "WORLD_SIZE": str(num_ranks)}
+    environments = [{**variables, **world, **each, "RANK": str(rank)} for rank, each in enumerate(ranks)]
+    return _launch(module, words, environments, timeout)
 
 
 def _launch(

@@ -2,12 +2,13 @@
 
 import re
 from itertools import product
+from typing import get_args
 
 import pytest
 
 from bllpipe.errors import ConfigError
 from bllpipe.messages import Passes, Round
-from bllpipe.topology import Edge, Topology
+from bllpipe.topology import Edge, Order, Topology, num_feedback_ranks
 
 SIZES = [1, 2, 4, 8]
 
@@ -57,7 +58,7 @@ def test_every_edge_joins_two_ranks_of_the_world(num_blocks: int) -> None:
 def test_ranks_and_roles(num_blocks: int, roles: list[str]) -> None:
     topology = Topology(num_blocks)
     assert topology.world_size == len(roles)
-    assert topology.feedback_rank == roles.index("feedback")
+    assert topology.feedback_ranks == range(roles.index("feedback"), len(roles))
     assert [topology.role(rank) for rank in range(topology.world_size)] == roles
     assert [rank for rank, role in enumerate(roles) if role != "feedback"] == list(topology.block_ranks)
 
@@ -161,6 +162,72 @@ def test_roles_of_replicas_and_parts_of_checkpoints() -> None:
     assert topology.num_parts == 3
 
 
+def test_a_pipeline_is_placed_after_the_other() -> None:
+    layout = Topology(3, num_shards=4, replicas=(2, 1, 3), order="pipeline")
+    seats = [(0, 0), (1, 0), (2, 0), (2, 1), (0, 1), (2, 2)]
+    assert list(layout.seats) == seats, "by the shards that they begin with: 0, 1/3, 1/2, 2/3 of them"
+    assert [layout.ranks_of(block) for block in range(3)] == [(0, 4), (1,), (2, 3, 5)]
+    assert (layout.lead_ranks, layout.part_ranks) == ((0, 1, 2), (0, 1, 2, 6)), "parts in the order of blocks"
+    assert [layout.role(rank) for rank in (1, 3, 6)] == ["block 1", "block 2 replica 1", "feedback"]
+    even = Topology(2, num_shards=2, replicas=(2, 2), order="pipeline")
+    alphas = [str(edge) for edge in even.edges() if edge.kind == "alpha"]
+    assert alphas == ["alpha 0->1", "alpha 2->3"], "neighbours"
+
+
+@pytest.mark.parametrize("replicas", [(1, 3), (2, 5), (4, 2, 3)])
+def test_the_order_of_ranks_changes_nothing_but_their_numbers(replicas: tuple[int, ...]) -> None:
+    by_block, by_pipeline = (Topology(len(replicas), num_shards=5, replicas=replicas, order=o) for o in get_args(Order))
+    there = {by_block.seats.index(seat): rank for rank, seat in enumerate(by_pipeline.seats)}
+    there[by_block.world_size - 1] = by_pipeline.world_size - 1
+    edges = [Edge(edge.kind, there[edge.src], there[edge.dst]) for edge in by_block.edges()]
+    assert sorted(map(str, edges)) == sorted(map(str, by_pipeline.edges()))
+    for rank in by_block.block_ranks:
+        assert by_block.shards_of(rank) == by_pipeline.shards_of(there[rank])
+        assert by_block.role(rank) == by_pipeline.role(there[rank])
+
+
+@pytest.mark.parametrize(
+    ("replicas", "ranks", "expected"),
+    [
+        ((1, 1, 1, 1), 1, [[0, 1, 2, 3]]),
+        ((1, 1, 1, 1), 2, [[0, 1], [2, 3]]),
+        ((1, 1, 1, 1), 4, [[0], [1], [2], [3]]),
+        ((6, 1, 1, 4), 2, [[0], [1, 2, 3]]),
+        ((1, 1, 90), 3, [[0], [1], [2]]),
+        ((90, 1, 1), 3, [[0], [1], [2]]),
+        ((90, 90, 1), 2, [[0], [1, 2]]),
+        ((1, 1, 30, 30, 1, 1), 3, [[0, 1, 2], [3], [4, 5]]),
+    ],
+)
+def test_feedback_loops_are_divided_among_feedback_ranks(
+    replicas: tuple[int, ...], ranks: int, expected: list[list[int]]
+) -> None:
+    layout = Topology(len(replicas), num_feedback_ranks=ranks, num_shards=max(replicas), replicas=replicas)
+    assert [layout.loops_of(rank) for rank in layout.feedback_ranks] == expected
+    for block in range(len(replicas)):
+        ends = {layout.target_edge(block).src, layout.stats_edge(block).dst}
+        assert ends == {layout.feedback_of(block)} and layout.is_feedback(layout.feedback_of(block))
+
+
+def test_two_feedback_ranks_are_the_last_two_and_two_parts_of_a_checkpoint() -> None:
+    layout = Topology(2, num_feedback_ranks=2, num_shards=2, replicas=(2, 1))
+    assert (layout.world_size, layout.feedback_ranks) == (5, range(3, 5))
+    assert [layout.role(rank) for rank in layout.feedback_ranks] == ["feedback 0", "feedback 1"]
+    assert [layout.part_role(rank) for rank in layout.feedback_ranks] == ["feedback 0", "feedback 1"]
+    assert (layout.num_parts, layout.part_ranks) == (4, (0, 2, 3, 4))
+    assert [layout.part_of(rank) for rank in range(5)] == [0, 0, 1, 2, 3]
+    assert layout.digest_ranks == (0, 2, 3), "the digest is that of one feedback rank"
+    with pytest.raises(ConfigError, match="2 blocks with 2 . 1 replicas and 2 feedback ranks need 5 ranks, but .* 4"):
+        layout.check_world_size(4)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "blocks", "expected"), [(1, 1, 1), (64, 4, 1), (65, 4, 2), (128, 4, 2), (129, 4, 3), (500, 2, 2)]
+)
+def test_one_feedback_rank_for_64_ranks_of_blocks(ranks: int, blocks: int, expected: int) -> None:
+    assert num_feedback_ranks(ranks, blocks) == expected
+
+
 def test_passes_are_shards_or_all_shards_of_a_replica() -> None:
     shards = Topology(2, num_shards=4, replicas=(1, 3))
     assert shards.passes_of(3) == Passes(4, (range(1), range(1, 2), range(2, 3), range(3, 4)), range(2, 4))
@@ -208,6 +275,6 @@ def test_every_shard_of_many_is_on_the_edge_between_its_owners(replicas: tuple[i
         block = layout.block_of(edge.dst if edge.kind == "target" else edge.src)
         on_it = [shard for shard in range(9) if layout.edge(edge.kind, block, shard) == edge]
         assert list(layout.shards_on(edge)) == on_it
-        for rank in {edge.src, edge.dst} - {layout.feedback_rank}:
+        for rank in {edge.src, edge.dst} & set(layout.block_ranks):
             assert all(layout.owner(layout.block_of(rank), shard) == rank for shard in on_it)
             assert set(on_it) <= set(layout.shards_of(rank))

@@ -5,6 +5,7 @@ groups of runs that differ in nothing but seed and name.
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from bllpipe.utils.files import json_object
 SAME_EXPERIMENT = ("seed", "name")  # the keys that may differ within a group
 LAST = -1  # the block whose head is the network's own classifier
 MOST_KEYS, MOST_LETTERS = 4, 28  # of a label
+MOST_RANKS = 32  # in a chart: of more, one replica a block
 FARTHEST = 1e100  # what lies beyond is as good as infinite, and its differences may overflow
 
 
@@ -76,10 +78,12 @@ class ReportRun:
         return {step: value for step, value in known.items() if value is not None}
 
     def ranks(self) -> Iterator[tuple[str, float, dict[str, float]]]:
-        """Number and role of every rank, its busy share, and the seconds it waited at each edge, of the summary."""
+        """Number and role of every rank, its busy share, and the seconds it waited at each edge, of the summary; of
+        many ranks only the busiest replica of each block."""
         columns = [self.summary.get(key) for key in ("roles", "busy", "waiting")]
         if all(isinstance(column, list) for column in columns):
-            for rank, (role, busy, waiting) in enumerate(zip(*columns, strict=False)):
+            rows = list(enumerate(zip(*columns, strict=False)))
+            for rank, (role, busy, waiting) in _slowest(rows) if len(rows) > MOST_RANKS else rows:
                 edges = waiting.items() if isinstance(waiting, dict) else ()
                 yield f"{rank} {role}", finite(busy) or 0.0, {str(edge): finite(value) or 0.0 for edge, value in edges}
 
@@ -122,6 +126,16 @@ def read_run(path: Path, name: str) -> ReportRun:
         except ConfigError as error:
             run.notes.append(str(error))
     return run
+
+
+def _slowest(rows: Sequence[tuple[int, tuple[Any, Any, Any]]]) -> list[tuple[int, tuple[Any, Any, Any]]]:
+    """The rows of ranks, of the replicas of a block that of the busiest, which the others wait for."""
+    found: dict[str, tuple[int, tuple[Any, Any, Any]]] = {}
+    for row in rows:
+        place = re.sub(r" replica \d+$", "", str(row[1][0]))
+        if place not in found or (finite(row[1][1]) or 0.0) > (finite(found[place][1][1]) or 0.0):
+            found[place] = row
+    return list(found.values())
 
 
 def finite(value: object) -> float | None:
@@ -187,7 +201,7 @@ def _metrics(path: Path, notes: list[str]) -> list[Line]:
 def _parse(text: str) -> Line | None:
     """A line of metrics.jsonl; its block is -1 for a feedback loop. None for garbage."""
     found = json_object(text)
-    kind, _, number = str(found.get("role", "")).partition(" ")
+    kind, _, number = re.sub(r"^(block \d+) replica \d+$", r"\1", str(found.get("role", ""))).partition(" ")
     step, epoch = found.get("step"), found.get("epoch")
     if not (kind and isinstance(step, int) and isinstance(epoch, int)) or None in (finite(step), finite(epoch)):
         return None

@@ -94,7 +94,7 @@ class Timeline:
     @property
     def blocks(self) -> list[RankSpans]:
         """The ranks that hold a part of the network."""
-        return [rank for rank in self.ranks if rank.role != "feedback"] or list(self.ranks)
+        return [rank for rank in self.ranks if not rank.role.startswith("feedback")] or list(self.ranks)
 
     @property
     def steps_per_second(self) -> float:

@@ -1,5 +1,6 @@
-"""A live table of a run, one row per rank: how busy the rank is, and for which rank it waits. The table occupies the
-lowest rows of the terminal; the output of all processes scrolls above it.
+"""A live table of a run, one row for every block and feedback rank: how busy the rank is, and for which rank it waits.
+Of several replicas of a block the row shows the slowest. The table occupies the lowest rows of the terminal; the output
+of all processes scrolls above it.
 
 A scroll region (DECSTBM) reserves the rows, as the progress bars of package managers do: the other ranks print without
 knowing of the table, and neither overwrites the other. A drawing is one write, which restores the cursor:
@@ -14,10 +15,11 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from itertools import groupby
+from dataclasses import replace
 from textwrap import wrap
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TextIO
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 BAR, WIDE_BAR = 8, 16  # characters
+REPLICA = re.compile(r" replica (\d+)$")  # in the role of one of several
 MIN_WIDTHS = {"step": 5, "waits for": 21}  # so that columns keep their width between drawings
 WIDE = 100  # terminal columns that all table columns need
 SILENT_SECONDS = 30.0  # after which the header shows that the run writes nothing
@@ -104,10 +107,27 @@ def _table(run: Follower, width: int, unicode: bool) -> Table:
         left = name in ("role", "busy", "waits for")
         justify: Literal["left", "right"] = "left" if left else "right"
         table.add_column(name, justify=justify, min_width=MIN_WIDTHS.get(name), no_wrap=True, overflow="crop")
-    roles = {row.rank: row.role for row in run.rows.values()}
-    for rank, rows in groupby(run.ordered(), lambda row: row.rank):
-        table.add_row(str(rank), *_cells(list(rows), roles, wide, unicode))
+    roles = {row.rank: REPLICA.sub(r"/\1", row.role) for row in run.rows.values()}
+    for rows in _places(run.ordered(), wide):
+        table.add_row(str(rows[0].rank), *_cells(rows, roles, wide, unicode))
     return table
+
+
+def _places(rows: Sequence[Row], wide: bool) -> list[list[Row]]:
+    """The rows of every feedback rank, and of every block one: of its slowest replica, which waits least, with the
+    metrics of the first."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(REPLICA.sub("", row.role), []).append(row)
+    return [[_slowest(each, wide)] if REPLICA.search(each[0].role) else each for each in found.values()]
+
+
+def _slowest(replicas: Sequence[Row], wide: bool) -> Row:
+    """The row of the slowest replica: ``block 0/2``, in a ``wide`` table ``block 0/2 of 3``."""
+    first, slowest = replicas[0], max(replicas, key=lambda row: -1.0 if row.busy is None else row.busy)
+    role = REPLICA.sub(r"/\1", slowest.role) + (f" of {len(replicas)}" if wide else "")
+    metrics = {name: getattr(first, name) for name in ("loss", "accuracy", "test_accuracy")}
+    return replace(slowest, step=min(row.step for row in replicas), role=role, **metrics)
 
 
 def _cells(rows: Sequence[Row], roles: Mapping[int, str], wide: bool, unicode: bool) -> list[str | Text]:
@@ -127,7 +147,7 @@ def _busy(rows: Sequence[Row], wide: bool, unicode: bool) -> Text:
         return Text("")
     share = min(1.0, sum(shares))
     style = "green" if share >= 0.8 else "yellow" if share >= 0.5 else "red"
-    if rows[0].role == "feedback":  # a feedback rank should be idle most of the time
+    if rows[0].role.startswith("feedback"):  # a feedback rank should be idle most of the time
         style = "default"
     return Text(f"{bar(share, WIDE_BAR if wide else BAR, unicode)} {100 * share:3.0f}%", style=style)
 

@@ -153,6 +153,6 @@ def snapshot(run: Follower) -> str:
     """The state of ``run`` as one line of JSON."""
     rows = [{**asdict(row), "busy": row.busy} for row in run.ordered()]
     for row in rows:
-        del row["waited"]
+        del row["waited"], row["began"]
     state = {"status": run.status.get("status"), "epoch": run.epoch, "step": run.step, "last_step": run.last_step}
     return json.dumps({"run": run.directory.name, **state, "seconds_left": run.seconds_left, "ranks": rows})

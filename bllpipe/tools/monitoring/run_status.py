@@ -24,8 +24,8 @@ WITHIN_SECONDS = 900.0  # longer than backend.timeout_seconds, after which a run
 
 @dataclass
 class Row:
-    """The latest metrics of one block, or of one block's feedback loop. ``busy`` and ``waiting`` are fractions of the
-    time between its last two lines of metrics.jsonl."""
+    """The latest metrics of one block, of another replica of it (its times alone), or of one block's feedback loop.
+    ``busy`` and ``waiting`` are fractions of the time between its last two lines in the files of the run."""
 
     rank: int
     role: str
@@ -37,6 +37,7 @@ class Row:
     test_accuracy: float | None = None
     waiting: dict[str, float] = field(default_factory=dict)  # fraction of the time, by edge
     waited: dict[str, float] = field(default_factory=dict)  # seconds since the start of the process, by edge
+    began: int = 0  # the step at which its process started or resumed
 
     @property
     def busy(self) -> float | None:
@@ -48,6 +49,7 @@ class Row:
         if record.get("phase") == "evaluate":
             self.test_accuracy = record.get("accuracy")
             return
+        self.rank, self.role, self.began = record["rank"], record["role"], began
         if began >= self.step:
             self.step, self.waited = began, {}
         steps, self.step = record["step"] - self.step, record["step"]
@@ -58,6 +60,36 @@ class Row:
             grown = {edge: total - self.waited.get(edge, 0.0) for edge, total in waited.items()}
             self.waiting = {edge: min(1.0, max(0.0, more) / seconds) for edge, more in grown.items()}
         self.waited = waited
+
+
+class GrowingFile:
+    """The lines of a file that were added since the last look. A line that is half written waits."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.begin()
+
+    def begin(self) -> None:
+        """From now on reads from the start."""
+        self._read, self._rest = 0, b""
+
+    def is_shorter(self) -> bool:
+        """Whether the file is shorter than what was read, as when a run is resumed."""
+        with suppress(OSError):
+            return self._path.stat().st_size < self._read
+        return False
+
+    def new_lines(self) -> list[bytes]:
+        """Complete lines; none if the file cannot be read."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._read)
+                new = file.read()
+        except OSError:
+            return []
+        self._read += len(new)
+        *lines, self._rest = (self._rest + new).split(b"\n")
+        return lines
 
 
 class Follower:
@@ -71,7 +103,7 @@ class Follower:
         self.status: dict[str, Any] = {}
         self.epoch = 0
         self.written = 0.0  # when the run last wrote to its files, in seconds since the epoch
-        self._read, self._rest = 0, b""
+        self._files = [GrowingFile(directory / name) for name in ("metrics.jsonl", "replicas.jsonl")]
         self._starts = [0]  # steps at which processes of this run started or resumed
 
     @property
@@ -97,30 +129,25 @@ class Follower:
         for line in lines:
             record = json_object(line)
             if {"actor", "rank", "role", "step"} <= record.keys():
-                actor = f"{record['rank']} {record['actor']}"
-                row = self.rows.setdefault(actor, Row(record["rank"], record["role"], record["actor"]))
+                row = self.rows.setdefault(record["actor"], Row(record["rank"], record["role"], record["actor"]))
                 began = max((step for step in self._starts if step < record["step"]), default=0)
                 row.update(record, self.config.data.batch_size, began)
                 self.epoch = max(self.epoch, int(record.get("epoch", 0)))
+        newest = max((row.began for row in self.rows.values()), default=0)
+        for actor, row in list(self.rows.items()):
+            if row.began < newest and " replica " in actor:  # the run may have resumed with fewer replicas
+                del self.rows[actor]
 
     def ordered(self) -> list[Row]:
         """The rows by rank, then by actor: a feedback rank has one per block."""
         return sorted(self.rows.values(), key=lambda row: (row.rank, row.actor))
 
     def _new_lines(self) -> list[bytes]:
-        path = self.directory / "metrics.jsonl"
-        try:
-            size = path.stat().st_size
-            if size < self._read:
-                self._read, self._rest, self.rows = 0, b"", {}
-            with path.open("rb") as file:
-                file.seek(self._read)
-                new = file.read(size - self._read)
-        except OSError:
-            return []
-        self._read += len(new)
-        *lines, self._rest = (self._rest + new).split(b"\n")
-        return lines
+        if any(file.is_shorter() for file in self._files):
+            self.rows = {}
+            for file in self._files:
+                file.begin()
+        return [line for file in self._files for line in file.new_lines()]
 
     def _text(self, name: str) -> bytes:
         try:

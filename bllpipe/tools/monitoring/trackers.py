@@ -150,8 +150,10 @@ class MLflow:
 
 
 def place(line: Mapping[str, Any]) -> str:
-    """Whose line of metrics.jsonl it is: ``block 2``, ``stage 1``, ``replica 0`` or ``lane 3``."""
-    return str(line.get("actor") if line.get("role") == "feedback" else line.get("role"))
+    """Whose line of metrics.jsonl it is: ``block 2``, whatever its replicas, ``stage 1``, ``replica 0`` or
+    ``lane 3``."""
+    is_local = str(line.get("role")).startswith(("block", "feedback"))
+    return str(line.get("actor") if is_local else line.get("role"))
 
 
 def metric_name(name: str) -> str:

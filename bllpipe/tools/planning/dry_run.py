@@ -71,7 +71,7 @@ def count(config: Config, spec: DataSpec) -> Estimates:
     with _explained(config):  # the edges need the shapes that counting the ranks leaves in the store
         match job.topology.placement:
             case "block":
-                ranks = tuple(_blocks(job, store))
+                ranks = tuple(sorted(_blocks(job, store), key=lambda each: each.rank))
                 edges = chain(_message_edges(job, store), _sums(job.topology, ranks))
             case "replica":
                 ranks, edges = tuple(_replicas(job, store)), _gradient_ring(job, store)
@@ -141,8 +141,8 @@ def _blocks(job: Job, store: JobStore) -> Iterator[RankEstimate]:
     """The ranks of the blocks in their order in the network, as each needs the shapes before it, and the feedback."""
     for block in range(job.topology.num_blocks):
         yield from _replicas_of(job, store, block)
-    if job.topology.has_feedback:
-        yield _feedback(job, store)
+    for rank in job.topology.feedback_ranks:
+        yield _feedback(job, store, rank)
 
 
 def _replicas_of(job: Job, store: JobStore, number: int) -> Iterator[RankEstimate]:
@@ -185,13 +185,13 @@ def _operations(block: Block, input_shape: tuple[int, ...]) -> tuple[int, int]:
     return of_block.get_total_flops() // COUNTED + head, head
 
 
-def _feedback(job: Job, store: JobStore) -> RankEstimate:
-    """The feedback rank: the feedback of all blocks."""
+def _feedback(job: Job, store: JobStore, rank: int) -> RankEstimate:
+    """A feedback rank: the feedback loops of its blocks."""
     config, family, state = job.config, FAMILIES[job.config.objective.family], list[Tensor]()
-    for block, name in enumerate(unit_names(job)):
+    names = unit_names(job)
+    for block in job.topology.loops_of(rank):
         sizes = job.spec.num_classes, message_size_of(job, store, block)
-        state += make_feedback(config.feedback, *sizes, config.seed, name, SHAPES_ONLY, family).state().values()
-    rank = job.topology.feedback_rank
+        state += make_feedback(config.feedback, *sizes, config.seed, names[block], SHAPES_ONLY, family).state().values()
     memory = Memory(sum(value.nbytes for value in state), 0, 0, 0, _message_buffers(job, store, rank))
     return RankEstimate(rank, job.topology.role(rank), _num_parameters(state), memory)
 

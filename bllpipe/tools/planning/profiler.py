@@ -26,8 +26,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from bllpipe.config import Config
-from bllpipe.data.catalog import DataSpec, spec_without_files
-from bllpipe.data.registry import load_images
+from bllpipe.data.catalog import DataSpec
 from bllpipe.distributed.message_format import wire_dtype
 from bllpipe.engines.devices import Machine, one_device
 from bllpipe.errors import ConfigError
@@ -180,11 +179,6 @@ def compute_as_a_rank(config: Config) -> None:
     """Sets threads and allocator to those of a rank."""
     torch.set_num_threads(config.cpu_threads)
     keep_freed_memory()
-
-
-def data_spec(config: Config) -> DataSpec:
-    """The sizes of ``config``'s data; published ones are not downloaded for it, synthetic ones are not drawn."""
-    return spec_without_files(config.data) or load_images(config.data, config.seed).spec
 
 
 def present_device(config: Config) -> torch.device:

@@ -6,7 +6,7 @@ A batch is S equal shards. The largest share of a block's R replicas is ceil(S /
 
 and the pipeline takes the largest t of all blocks. The best cut and replicas follow by dynamic programming over units
 and ranks, as in PipeDream (Narayanan et al. 2019): ``best[end, ranks]`` is the smallest largest t of the units before
-``end`` on so many ranks. The feedback rank is left out, as in all predictions.
+``end`` on so many ranks. The feedback is left out, as in all predictions.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from math import inf
 from bllpipe.models.partition import local_seconds, memory_bytes
 from bllpipe.tools.planning.predict import BYTES_OF_A_GRADIENT, Prediction, PredictionInputs
 from bllpipe.tools.planning.profile import Profile, rate_text
+from bllpipe.topology import feedback_ranks_among, num_feedback_ranks
 from bllpipe.utils.console import table
 
 ReplicatedCost = Callable[[int, int, int], float]  # of units first .. end - 1 in so many replicas; inf: impossible
@@ -33,8 +34,8 @@ class ReplicaPlan:
 
     @property
     def num_ranks(self) -> int:
-        """With the feedback rank."""
-        return sum(self.replicas) + 1
+        """With those of the feedback."""
+        return sum(self.replicas) + num_feedback_ranks(sum(self.replicas), len(self.replicas))
 
 
 def predict_replicas(inputs: PredictionInputs, cut: Sequence[int], replicas: Sequence[int], shards: int) -> ReplicaPlan:
@@ -53,13 +54,13 @@ def best_replicas(
     num_blocks: int | None = None,
     memory_limit: float = inf,
 ) -> ReplicaPlan | None:
-    """The fastest cut and replicas on at most ``num_ranks`` ranks, one of which is the feedback's; None if there is
+    """The fastest cut and replicas on at most ``num_ranks`` ranks, those of the feedback included; None if there is
     none. ``num_blocks`` is any number if left out. Of several numbers of ``shards`` the fastest one counts, and the
     smaller of two that are equally fast."""
-    plans = []
+    plans, of_blocks = [], num_ranks - feedback_ranks_among(num_ranks, num_blocks or len(inputs.units))
     for number in sorted(shards):
         cost = replicated_cost(inputs, number, memory_limit)
-        found = best_layout(len(inputs.units), num_ranks - 1, number, cost, num_blocks)
+        found = best_layout(len(inputs.units), of_blocks, number, cost, num_blocks)
         if found is not None:
             plans.append(predict_replicas(inputs, *found, number))
     return min(plans, key=lambda plan: plan.prediction.step_seconds, default=None)

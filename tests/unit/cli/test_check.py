@@ -23,6 +23,49 @@ def test_the_table_has_a_row_a_rank_and_a_row_an_edge(capsys: pytest.CaptureFixt
     assert "Memory is an estimate: counted, not measured" in lines[-2]
 
 
+def test_replicas_for_a_number_of_ranks(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--set", "blocks=2", "--set", "model.width=4", "--set", "replicas=auto"]
+    assert cli.main(["check", "--config-only", *words, "--ranks", "5"]) == 0
+    out = capsys.readouterr().out
+    assert "replicas:\n- 2\n- 2\nshards: 2\n" in out
+    assert "2 block 1 replica 0, 3 block 1 replica 1, 4 feedback" in out
+    assert cli.main(["check", "--config-only", *words, "--ranks", "2"]) == 2
+    assert "--ranks is 2, but blocks and feedback need at least 3" in capsys.readouterr().err
+    nowhere = ("--set", "data.name=npz", "--set", "data.path=/nowhere/own.npz")
+    assert cli.main(["check", "--config-only", *words, *nowhere, "--ranks", "5"]) == 0
+    assert "replicas: auto\n" in capsys.readouterr().out, "operations depend on the data"
+
+
+def test_hundreds_of_ranks_are_summarised(capsys: pytest.CaptureFixture[str]) -> None:
+    """Replicas of a block in one row, edges of one kind and size in another; all of them with --verbose, and JSON."""
+    texts = ("blocks=2", "model.width=4", "data.batch_size=320", "replicas=[160, 80]")
+    words = [word for text in texts for word in ("--set", text)]
+    assert cli.main(["check", *words]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    rows = ("0 block 0, 160 replicas", "160 block 1, 80 replicas", "240 feedback 0", "241 feedback 1")
+    assert all(line.startswith(row) for line, row in zip(lines[4:8], rows, strict=True))
+    assert any(line.startswith("alpha 0->160 and 159 like it float32[2, 8, 4, 4] 1.3 kB") for line in lines)
+    assert any(line.startswith("gradient 0->1 and 25439 like it") for line in lines)
+    assert sum("block 0" in line for line in lines) == 2, "a row of ranks, and one of heads"
+    assert len(lines) < 32
+    assert cli.main(["check", "--config-only", *words]) == 0
+    *_, ranks, edges = capsys.readouterr().out.splitlines()
+    assert ranks == (
+        "# ranks: 0 block 0 replica 0 and 159 like it, 160 block 1 replica 0 and 79 like it, 240 feedback 0, "
+        "241 feedback 1"
+    )
+    found = ("alpha 0->160 and 159", "target 240->0 and 239", "stats 0->240 and 239")
+    assert edges == f"# edges: {', '.join(f'{each} like it' for each in found)}"
+
+
+def test_all_of_many_ranks_with_verbose(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--set", "blocks=2", "--set", "model.width=4", "--set", "replicas=16"]
+    assert cli.main(["check", "--verbose", *words]) == 0
+    out = capsys.readouterr().out
+    assert "like it" not in out and "block 1 replica 15" in out and "gradient 31->30" in out
+    assert out.splitlines()[-1].endswith("stats 30->32, stats 31->32")
+
+
 def test_messages_of_microbatches_are_counted_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
     words = [word for text in ("method=bp", "engine=1f1b", "blocks=2", "model.width=4") for word in ("--set", text)]
     assert cli.main(["check", *words, "--set", "precision.compute=bf16"]) == 0

@@ -13,11 +13,11 @@ import pytest
 
 from bllpipe.cli import main
 from bllpipe.config import load_config
+from bllpipe.data.registry import data_spec
 from bllpipe.engines import topology
 from bllpipe.errors import ConfigError
 from bllpipe.tools.planning import profiler
 from bllpipe.tools.planning.profile import load_profile, save_profile
-from bllpipe.tools.planning.profiler import data_spec
 from tests.support.waiting import PATIENCE, wait_until
 
 SMALL = ["--set", "model.width=4", "--set", "data.batch_size=16", "--set", "device=cpu"]
@@ -66,6 +66,17 @@ def test_the_best_cut_and_replicas_for_a_number_of_ranks(
     assert f"--set 'replicas={written.replicas}' --set shards={written.shards}" in shown
     record = json.loads((tmp_path / "plan.json").read_text())["replicas"]
     assert (record["cut"], record["replicas"]) == (written.blocks, written.replicas)
+
+
+def test_the_replicas_that_auto_stands_for_are_predicted(profile: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", *SMALL, "--profile", profile, "--set", "blocks=2", "--set", "replicas=auto", "--ranks"]
+    assert main([*words, "5"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(
+        r"^5 ranks at 1 GB/s: --set blocks=.* --set 'replicas=\[2, 2\]' --set shards=2$", shown, re.MULTILINE
+    )
+    assert main([*words, "2"]) == 2
+    assert "--ranks is 2, but blocks and feedback need at least 3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("blocks", ["3", "balanced 3"])

@@ -100,6 +100,43 @@ def test_what_a_job_asks_before_it_starts_ranks(
     assert capsys.readouterr().out == f"{ranks} runs/a b\n"
 
 
+@pytest.mark.parametrize(
+    ("settings", "options", "ranks"),
+    [
+        ([], [], 9),  # eight GPUs, and the feedback on a CPU
+        (["feedback.device=cuda"], [], 8),
+        (["device=cpu"], ["--ranks", "13"], 13),
+        ([], ["--ranks", "7"], 7),
+    ],
+)
+def test_a_job_has_a_rank_for_every_gpu_if_replicas_are_auto(
+    settings: list[str], options: list[str], ranks: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for setting in ["replicas=auto", *settings] for word in ("--set", setting)]
+    assert cli.main(["slurm", *words, *options, "--nodes", "2", "--out", str(tmp_path / "job.sh")]) == 0
+    assert f"for {ranks} ranks; submit it with" in capsys.readouterr().out
+    last = (tmp_path / "job.sh").read_text().splitlines()[-1]
+    assert last.endswith(f'--ranks {ranks} "$@"') is bool(options)
+    assert main(["2", "4", "--run-dir", "runs/a", "--resume", "auto", *words, *options]) == 0
+    assert capsys.readouterr().out == f"{ranks} runs/a\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "device=cpu"], "replicas is auto, but there are no GPUs to count the ranks by; use --ranks N"),
+        (["--ranks", "4"], "--ranks is 4, but blocks and feedback need at least 5"),
+        (["--ranks", "12"], "--ranks asks for 11 GPUs, but 2 nodes with 4 GPUs each have 8; leave --ranks out, or"),
+        (["--set", "replicas=2", "--ranks", "9"], "--ranks is 9, but the number of ranks of this run, 9, follows from"),
+    ],
+)
+def test_ranks_that_a_job_cannot_have(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["slurm", "--set", "replicas=auto", *words, "--nodes", "2"]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_script_for_replicas_reserves_cpus_for_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two replicas of four blocks and the feedback rank are nine ranks: four on one node, five on the other."""
     words = ["--set", "replicas=2", "--nodes", "2", "--out", str(tmp_path / "job.sh")]

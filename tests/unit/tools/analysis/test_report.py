@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -72,6 +73,33 @@ def test_every_chart_has_a_title_labels_and_a_caption(page: Page) -> None:
     assert {"test accuracy (%)", "loss (nats per image)", "share of the training time (%)"} <= set(labels)
     assert labels.count("training steps") == 3
     assert page.words["h3"].count("Alignment: bll, feedback.lag=2") == 1
+
+
+def many_replicas(path: Path, number: int) -> Path:
+    """A run with so many replicas of block 0, each busier than the one before."""
+    made = made_by_hand(
+        path, lines=[{**line("train", step, 0, loss=0.5), "role": "block 0 replica 0"} for step in (1, 2)]
+    )
+    found = json.loads((made / "summary.json").read_text())
+    found["roles"] = [*(f"block 0 replica {each}" for each in range(number)), "block 1", "feedback"]
+    found["busy"] = [*(0.5 + each / 1000 for each in range(number)), 0.25, 0.125]
+    found["waiting"] = [*({f"alpha {each}->{number}": 1.0 + each} for each in range(number)), {}, {"stats 0->2": 1.0}]
+    (made / "summary.json").write_text(json.dumps(found))
+    return made
+
+
+def test_replicas_of_a_block_are_its_ranks(tmp_path: Path) -> None:
+    few = report([many_replicas(tmp_path / "few", 3)], tmp_path / "few.html")
+    names = {"0 block 0 replica 0", "1 block 0 replica 1", "2 block 0 replica 2", "3 block 1", "4 feedback"}
+    assert names <= set(few.words["text"])
+    assert "damaged lines" not in few.text, "the first replica's line is that of the block"
+
+
+def test_of_hundreds_of_replicas_the_busiest_of_every_block_is_shown(tmp_path: Path) -> None:
+    many = report([many_replicas(tmp_path / "many", 200)], tmp_path / "many.html")
+    shown = {word for word in many.words["text"] if re.search(r"block \d", word)}
+    assert shown == {"block 0", "block 1", "199 block 0 replica 199", "200 block 1"}
+    assert any("The busiest rank is 199 block 0 replica 199" in caption for caption in many.words["figcaption"])
 
 
 def test_runs_that_differ_in_seed_alone_are_a_group(tmp_path: Path) -> None:

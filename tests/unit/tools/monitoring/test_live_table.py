@@ -67,6 +67,41 @@ def test_a_run_that_begins_again_is_read_again(run: Path) -> None:
     assert [(row.rank, row.step) for row in follower.ordered()] == [(0, 20)]
 
 
+def replica(step: int, number: int, waited: float, rank: int | None = None) -> str:
+    """A line of replicas.jsonl, or of metrics.jsonl for the first replica of block 0."""
+    own = json.loads(line(step, number if rank is None else rank, f"block 0 replica {number}", waited))
+    return json.dumps({**own, "actor": f"block 0 replica {number}" if number else "block 0"}) + "\n"
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_a_row_of_several_replicas_names_the_slowest(run: Path, width: int) -> None:
+    """The one that waits least: the others wait for it in the sum."""
+    first = json.dumps({**json.loads(replica(20, 0, 1.0)), "loss": 0.5}) + "\n"
+    (run / "metrics.jsonl").write_text(first + line(20, 3, "block 1", 1.0).replace("0->1", "2->3"))
+    (run / "replicas.jsonl").write_text(replica(20, 1, 1.5) + replica(20, 2, 0.5))
+    shown = [" ".join(text.split()) for text in lines(followed(run), width)]
+    assert len(shown) == 4, "a row a block"
+    name = "block 0/2 of 3" if width > 80 else "block 0/2"
+    assert shown[2].startswith(f"2 {name} 20 640") and " 75% " in shown[2] and " 0.500" in shown[2]
+    assert "50% block 0/2, alpha 50%" in shown[3], "which is waited for"
+    (run / "replicas.jsonl").open("a").write(replica(40, 2, 2.5))
+    slower = [" ".join(text.split()) for text in lines(followed(run), width)]
+    assert slower[2].startswith("0 block 0/0"), "the first replica, now that the last waits 2 s of 2"
+
+
+def test_replicas_that_a_resumed_run_lacks_are_not_shown(run: Path) -> None:
+    (run / "metrics.jsonl").write_text(replica(20, 0, 1.0) + line(20, 3, "block 1", 1.0))
+    (run / "replicas.jsonl").write_text(replica(20, 1, 1.5) + replica(20, 2, 0.5))
+    follower = followed(run)
+    assert [row.rank for row in follower.ordered()] == [0, 1, 2, 3]
+    (run / "resumes.jsonl").write_text('{"step": 20}\n')
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(line(40, 0, "block 0", 0.5) + line(40, 1, "block 1", 0.5))
+    follower.refresh()
+    assert [(row.rank, row.role, row.step) for row in follower.ordered()] == [(0, "block 0", 40), (1, "block 1", 40)]
+    assert follower.step == 40
+
+
 def test_json_is_one_line(run: Path) -> None:
     text = snapshot(followed(run))
     assert "\n" not in text

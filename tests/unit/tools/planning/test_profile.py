@@ -10,13 +10,13 @@ import torch
 
 from bllpipe.config import Config, load_config
 from bllpipe.data.catalog import PUBLISHED
+from bllpipe.data.registry import data_spec
 from bllpipe.errors import ConfigError
 from bllpipe.models.registry import network_units
 from bllpipe.models.units import Segment
 from bllpipe.tools.planning.profile import Profile, Timing, load_profile, save_profile, settings_of
 from bllpipe.tools.planning.profiler import (
     UnitBenchmark,
-    data_spec,
     head_bytes,
     kept_bytes,
     measure,

@@ -36,6 +36,13 @@ def test_gradients_cost_a_ring_and_messages_their_share() -> None:
     assert found.busy == pytest.approx([each / max(seconds) for each in seconds])
 
 
+def test_above_64_ranks_of_blocks_there_are_two_feedback_ranks() -> None:
+    assert predict_replicas(INPUTS, [2], [40, 24], shards=60).num_ranks == 65
+    assert predict_replicas(INPUTS, [2], [40, 25], shards=60).num_ranks == 67
+    found = best_replicas(INPUTS, 66, [60], num_blocks=2)
+    assert found is not None and found.num_ranks <= 66
+
+
 @pytest.mark.parametrize("overlaps", [True, False])
 def test_one_replica_of_one_shard_is_what_is_predicted_without(overlaps: bool) -> None:
     inputs = PredictionInputs(UNITS, 60, Link(20.0, 0.5, overlaps), overhead=0.1, contention=1.5)
