@@ -10,6 +10,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+from bllpipe.cli.plan_cluster import add_cluster_options, check_cluster, show_cluster
 from bllpipe.config import Config, to_yaml
 from bllpipe.config.loader import add_config_options, config_from_options
 from bllpipe.errors import ConfigError
@@ -97,6 +98,7 @@ def add_plan(commands: Any) -> None:
     plan.add_argument(
         "--profile", metavar="FILE", help="use this profile if the file exists; otherwise measure, and write it"
     )
+    add_cluster_options(plan)
     plan.add_argument("--json", metavar="FILE", help="write profile, cuts and predictions to FILE")
     plan.add_argument("--write", metavar="FILE.yaml", help="write the config with the best cut")
     plan.set_defaults(run=run)
@@ -106,6 +108,7 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     """Prints the tables and writes the files of the options; returns the exit code."""
     config = config_from_options(options)
     _check(options)
+    check_cluster(options, config)
     profile_file, json_file, yaml_file = (
         None if text is None else output_file(text) for text in (options.profile, options.json, options.write)
     )
@@ -126,6 +129,9 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
             f"{most} blocks, but the network has only {len(profile.units)} units to cut between; "
             f"use --blocks {len(profile.units)} or less"
         )
+    if options.cluster:
+        show_cluster(options, config, profile, shown, json_file)
+        return 0
     limit = inf if options.memory is None else options.memory * GIB
     by_link = [profile.inputs(rate, options.overhead / 1e3) for rate in options.link]
     show(unit_table(profile))

@@ -1,0 +1,1 @@
+"""Predictions for clusters of many devices (``bllpipe plan --cluster FILE``)."""
