@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 SHELL_SCRIPTS := launch/*.sh bllpipe/slurm/*.sh tests/*/*.sh benchmarks/*.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-prometheus test-report test-image test-slurm lint docs bench throughput speed gpu gpu-accuracy chaos soak raised table questions clean
+.PHONY: help train test test-prometheus test-report test-image test-slurm test-hosts lint docs bench throughput speed gpu gpu-accuracy chaos soak raised table questions clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -36,6 +36,9 @@ test-image: $(READY) ## what docker build and docker run would do, in a fresh De
 test-slurm: $(READY) ## install SLURM if it may, start one here, run the job scripts in it: ten minutes
 	tests/slurm/install.sh
 	$(BIN)/python -m pytest -v -rP -m slurm tests/slurm $(ARGS)
+
+test-hosts: $(READY) ## torchrun over two and three hosts, network namespaces of this machine: as root, some minutes
+	$(BIN)/python -m pytest -v -rP -m hosts tests/hosts $(ARGS)
 
 lint: $(READY) ## style, formatting and types
 	$(BIN)/ruff check .

@@ -53,16 +53,16 @@ class PassInput(torch.autograd.Function):
 
 
 class AddWeight(torch.autograd.Function):
-    """x + weight; the gradient of the weight takes ``seconds``."""
+    """x + the first weight; the gradient of the weights takes ``seconds``."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, x: Tensor, clock: Clock, seconds: float) -> Tensor:
-        ctx.clock, ctx.seconds = clock, seconds
-        return x + weight
+        ctx.clock, ctx.seconds, ctx.weights = clock, seconds, len(weight)
+        return x + weight[0]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        since, gradient = time.perf_counter(), gradients[0].sum().reshape(1)
+        since, gradient = time.perf_counter(), gradients[0].sum().repeat(ctx.weights)
         ctx.clock.wait(ctx.seconds, since)
         return gradient, None, None, None
 
@@ -71,10 +71,12 @@ class Stage(nn.Module):
     """Seconds for a batch of ``batch_size``; a microbatch takes its share. Half of the backward time is the gradient of
     the input, where one is wanted, as zero-bubble schedules tell the two halves apart."""
 
-    def __init__(self, shape: Sequence[int], forward: float, backward: float, batch_size: int, clock: Clock) -> None:
+    def __init__(
+        self, shape: Sequence[int], forward: float, backward: float, batch_size: int, clock: Clock, weights: int = 1
+    ) -> None:
         super().__init__()
         self.shape, self.seconds, self.batch_size, self.clock = tuple(shape), (forward, backward), batch_size, clock
-        self.weight = nn.Parameter(torch.zeros(1))
+        self.weight = nn.Parameter(torch.zeros(weights))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, ...] to [B, *shape], whatever the input's shape."""
@@ -99,11 +101,12 @@ def stages(
     channels: int = 16,
     side: int = 8,
     jitter: float = 0.0,
+    weights: int = 1,
 ) -> list[nn.Module]:
     """A stage for every entry of ``forward`` and ``backward`` (seconds a batch). What travels between them is
-    [B, channels, side, side]; the last one makes class scores [B, K]."""
+    [B, channels, side, side]; the last one makes class scores [B, K]. Each has so many ``weights``."""
     shapes: list[tuple[int, ...]] = [(channels, side, side)] * (len(forward) - 1) + [(num_classes,)]
     return [
-        Stage(shape, f, b, batch_size, Clock(jitter, torch.Generator().manual_seed(number)))
+        Stage(shape, f, b, batch_size, Clock(jitter, torch.Generator().manual_seed(number)), weights)
         for number, (shape, f, b) in enumerate(zip(shapes, forward, backward, strict=True))
     ]

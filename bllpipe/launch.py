@@ -127,6 +127,7 @@ def launch(options: argparse.Namespace, argv: Sequence[str]) -> int:
     try:
         environment = RankEnvironment.read()
         if environment is not None:
+            environment.check_restarts(resumes=options.run_dir is not None and options.resume == "auto")
             die_with_agent(environment)
             name_process(f"bllpipe rank {environment.rank}")
         config = config_from_options(options)

@@ -24,7 +24,7 @@ class BackendConfig:
     alpha: Literal["auto", "nccl", "gloo"] = key("auto", "activations; auto: nccl between distinct GPUs, else gloo")
     target: Literal["auto", "nccl", "gloo"] = key("auto", "targets; auto: gloo")
     stats: Literal["auto", "nccl", "gloo"] = key("auto", "statistics; auto: gloo")
-    ring: int = key(2, "receive buffers an edge", least=1)
+    ring: int = key(2, "receive buffers an edge; slow links need 1 + round trip / time of a step", least=1)
     in_flight: int = key(2, "sends in flight an edge", least=1)
     timeout_seconds: float = key(600.0, "longest wait for a message before the run fails", least=0.1)
 

@@ -1,8 +1,14 @@
 """Links between processes over gloo, and the buffers of their messages.
 
 A gloo send completes only when its receive is posted, a message that is larger than its receive kills the receiving
-process, and waiting blocks signals. So every outgoing edge has a sender thread, and every incoming one a receiver
-thread that receives ahead of the loop. The thread of the loop only fills and empties buffers, which are reused.
+process, and waiting blocks signals. So every outgoing edge has a sender thread, and every incoming one two threads that
+receive ahead of the loop: one posts a receive into every buffer that is free, one waits for the oldest. The thread of
+the loop only fills and empties buffers, which are reused.
+
+A send whose receive is posted starts at once. The receiver's notice that it is posted takes the link's delay d, and so
+does the message; then the buffer is read, for the time T of a step, and posted again. With r buffers there are r
+messages in 2 d + T, so a slow link costs nothing if r >= 1 + 2 d / T. Several posted sends would not help: the next one
+starts as soon as the one before it is in the kernel's buffer.
 
 A message is one send, from header to trailer, as each send costs some wake-ups of threads at both ends. Both ends have
 agreed on its format before (distributed/process_links.py).
@@ -96,6 +102,14 @@ class GlooSender:
             self._full.close(error)
 
 
+class _Posted(NamedTuple):
+    """A posted receive. Its buffer and its Work must live until it is done, as gloo writes into the buffer."""
+
+    entry: Round
+    buffer: MessageBuffer
+    work: Any
+
+
 class GlooReceiver:
     """Receives ahead of the loop into a ring of buffers, in the order of the run schedule."""
 
@@ -114,8 +128,10 @@ class GlooReceiver:
         self._ready: Channel[tuple[Round, MessageBuffer]] = Channel(layout.ring)
         for _ in range(layout.ring):
             self._free.put((MessageBuffer(layout, pinned=device.type == "cuda"), DONE))
+        self._posted: Channel[_Posted | None] = Channel(layout.ring + 1)
         self._reading: MessageBuffer | None = None
-        threading.Thread(target=self._receive_all, name=f"recv {layout.edge}", daemon=True).start()
+        for task, name in ((self._post_all, "post"), (self._wait_for_all, "recv")):
+            threading.Thread(target=task, name=f"{name} {layout.edge}", daemon=True).start()
 
     def recv(self) -> Message:
         if self._reading is not None:
@@ -135,7 +151,8 @@ class GlooReceiver:
         """Messages that were received and not read yet."""
         return len(self._ready)
 
-    def _receive_all(self) -> None:
+    def _post_all(self) -> None:
+        """Keeps a receive posted for every free buffer. If that fails, messages that came before still count."""
         when = "the start"
         try:
             for entry in self._rounds:
@@ -143,9 +160,19 @@ class GlooReceiver:
                 read.synchronize()
                 work = dist.irecv(buffer.all_bytes, self._layout.edge.src, group=self._group)
                 assert work is not None, "this rank is an end of the edge"
-                work.wait()
-                buffer.check(entry)
-                self._ready.put((entry, buffer))
+                self._posted.put(_Posted(entry, buffer, work))
+            self._posted.put(None)
+        except RuntimeError:
+            self._posted.close(_disconnected(self._layout, self._layout.roles[0], when))
+
+    def _wait_for_all(self) -> None:
+        when = "the start"
+        try:
+            while (posted := self._posted.get()) is not None:
+                when = str(posted.entry)
+                posted.work.wait()
+                posted.buffer.check(posted.entry)
+                self._ready.put((posted.entry, posted.buffer))
         except WireError as error:
             self._ready.close(error)
         except RuntimeError:

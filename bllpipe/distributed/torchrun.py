@@ -59,6 +59,15 @@ class RankEnvironment:
     def on_one_machine(self) -> bool:
         return self.local_world_size == self.world_size
 
+    def check_restarts(self, resumes: bool) -> None:
+        """ConfigError if a restart would begin a new run: with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 rank 0 has the
+        store, which ends with the attempt; a job that ``resumes`` in a directory of its own does not need it."""
+        if self.has_agent and not self.agent_hosts_store and self.restarts_left > 0 and not resumes:
+            raise ConfigError(
+                "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 lets a lost machine come back, but a restart by torchrun then "
+                "does not know the run directory of the attempt before it; use --run-dir DIR --resume auto"
+            )
+
     def lock(self) -> RunLock:
         """A lock that outlives the attempts which the agent of this process starts; bllpipe's own launcher may always
         start another one."""

@@ -17,6 +17,7 @@ if [[ -z ${VIRTUAL_ENV:-} && -f .venv/bin/activate ]]; then source .venv/bin/act
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}               # the same as cpu_threads
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}        # srun does not inherit it from sbatch
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-240} # seconds torchrun waits for a checkpoint
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1                # or a torchrun that comes back waits in vain for an address
 trap : TERM                                                # outlive the ranks, to report how they ended
 
 run_bllpipe() { # ARGUMENTS of bllpipe.launch: trains, then requeues or ends the job

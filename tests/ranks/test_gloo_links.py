@@ -17,7 +17,7 @@ from bllpipe.errors import WireError
 from bllpipe.messages import Alpha, Round, Target
 from bllpipe.topology import Edge
 from tests.support.spawning import run_ranks
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.ranks
 CPU = torch.device("cpu")
@@ -155,6 +155,21 @@ def back_pressure(rank: int, group: Any, store: Any) -> str:
     return str(refused.value)
 
 
+def post_ahead(rank: int, group: Any, store: Any) -> list[list[float]]:
+    """Nothing is sent before a receive is posted for every buffer."""
+    if rank == 0:
+        store.wait(["posted"])
+        sender = GlooSender(layout(), group, in_flight=2, timeout=PATIENCE)
+        for entry in ROUNDS:
+            sender.send(alpha(entry))
+        sender.finish()
+        return [alpha(entry).alpha_BCHW.flatten().tolist() for entry in ROUNDS]
+    receiver = GlooReceiver(layout(ring=3), group, iter(ROUNDS), CPU, timeout=PATIENCE)
+    wait_until(lambda: len(receiver._posted) == 2)  # and for the third one a thread waits
+    store.set("posted", "")
+    return [receiver.recv().alpha_BCHW.flatten().tolist() for _ in ROUNDS]  # type: ignore[union-attr]  # Alphas
+
+
 def silence(rank: int, group: Any) -> str:
     if rank == 0:
         return ""
@@ -197,6 +212,7 @@ def everything(rank: int, folder: str) -> dict[str, Any]:
         "sends all but the end": raw(rank, next(groups), whole[:-64]),
         "pressure": back_pressure(rank, next(groups), dist.FileStore(f"{folder}/pressure", 2)),
         "silence": silence(rank, next(groups)),
+        "ahead": post_ahead(rank, next(groups), dist.FileStore(f"{folder}/ahead", 2)),
     }
     dist.barrier()  # rank 0 must not be gone while rank 1 still waits for nothing
     return found
@@ -262,23 +278,33 @@ def test_sends_in_flight_are_bounded(results: list[dict[str, Any]]) -> None:
     assert "block 1 received nothing for 0.3 s; block 0 was at step 4" in results[0]["pressure"]
 
 
+def test_a_receive_is_posted_for_every_free_buffer(results: list[dict[str, Any]]) -> None:
+    """One at a time would be one message a round trip of the link."""
+    assert len(results[1]["ahead"]) == len(ROUNDS) and results[0]["ahead"] == results[1]["ahead"]
+
+
 def test_waiting_ends_with_the_timeout(results: list[dict[str, Any]]) -> None:
     assert "block 1 waited 0.3 s for a message from block 0; none arrived" in results[1]["silence"]
 
 
-def survive(rank: int) -> str:
-    """Rank 0 is gone after its first message; rank 1 tells what it saw."""
-    group = dist.new_group([0, 1])
+def survive(rank: int) -> list[str]:
+    """Rank 0 is gone after its first message on two edges; rank 1, with one or with four receives posted, tells what it
+    saw."""
+    groups = [dist.new_group([0, 1]) for _ in range(2)]
     if rank == 0:
-        sender = GlooSender(layout(), group, in_flight=2, timeout=PATIENCE)
-        sender.send(alpha(ROUNDS[0]))
-        sender.finish()
-        return ""  # the process ends, and with it the connection
-    receiver = GlooReceiver(layout(), group, iter(ROUNDS), CPU, timeout=PATIENCE)
-    receiver.recv()
-    return refusal(receiver)
+        for group in groups:
+            sender = GlooSender(layout(), group, in_flight=2, timeout=PATIENCE)
+            sender.send(alpha(ROUNDS[0]))
+            sender.finish()
+        return []  # the process ends, and with it the connections
+    pairs = zip((1, 4), groups, strict=True)
+    receivers = [GlooReceiver(layout(ring=ring), group, iter(ROUNDS), CPU, timeout=PATIENCE) for ring, group in pairs]
+    for receiver in receivers:
+        receiver.recv()
+    return [refusal(receiver) for receiver in receivers]
 
 
 def test_a_dead_peer_is_noticed_before_the_timeout_and_named() -> None:
-    text = run_ranks(survive, 2)[1]
-    assert text.startswith("edge alpha 0->1 (block 0 to block 1): block 0 is gone at step 1")
+    """Of several messages that are missing, the first one is named."""
+    for text in run_ranks(survive, 2)[1]:
+        assert text.startswith("edge alpha 0->1 (block 0 to block 1): block 0 is gone at step 1")

@@ -15,6 +15,7 @@ SETTINGS = (
     *(*jobs.TINY, "blocks=3", "data.synthetic_images=720"),  # an epoch of 45 steps
     *("steps=60", "checkpoint.every_steps=5", "log.every_steps=7"),
 )
+DEEP = ("backend.ring=4", "backend.in_flight=4")  # many messages and posted receives when a rank is killed
 KILLED = -9
 # Each of them in a start of its own, which goes on where the one before was killed.
 ONE_AFTER_ANOTHER = [
@@ -70,7 +71,7 @@ def test_several_ranks_one_after_another_under_the_launcher(tmp_path: Path, stra
     run_dir = tmp_path / "run"
     places = [(1, "update", 12), (3, "sent", 17), (0, "tensors", 20)]
     faults = ";".join(kill(*place, attempt) for attempt, place in enumerate(places))
-    launcher = jobs.started([*jobs.words(run_dir, *SETTINGS), "--max-restarts=9"], fault=faults)
+    launcher = jobs.started([*jobs.words(run_dir, *SETTINGS, *DEEP), "--max-restarts=9"], fault=faults)
     text, _ = launcher.communicate(timeout=2 * PATIENCE)
     assert launcher.returncode == 0, text
     assert text.count("resumes from step") == len(places), text

@@ -100,6 +100,27 @@ def test_messages_of_heads_have_the_same_bits_in_every_engine(tmp_path: Path) ->
     assert digests == {jobs.summary(tmp_path / "ranks")["state_sha256"]}
 
 
+@pytest.mark.ranks
+def test_messages_in_flight_change_no_bit(tmp_path: Path) -> None:
+    """With a lag of 4, as for a slow link, a block and its feedback may be four steps apart, and two shards double the
+    number of messages."""
+    settings = (*jobs.SMALL, "blocks=2", "steps=10", "feedback.lag=4", "shards=2", "precision.wire=int8")
+    expected = jobs.in_this_process(tmp_path / "sequential", "engine=sequential", *settings)["state_sha256"]
+    for ring, in_flight in ((1, 1), (2, 4), (4, 2)):
+        folder, depth = tmp_path / f"{ring}-{in_flight}", (f"backend.ring={ring}", f"backend.in_flight={in_flight}")
+        jobs.succeed(jobs.ranks(3, jobs.words(folder, *settings, *depth)))
+        assert jobs.summary(folder)["state_sha256"] == expected, depth
+
+
+@pytest.mark.ranks
+def test_messages_in_flight_change_no_bit_at_a_lag_of_one(tmp_path: Path) -> None:
+    settings = (*jobs.SMALL, "blocks=2", "steps=10", "precision.wire=bf16")
+    expected = jobs.in_this_process(tmp_path / "sequential", "engine=sequential", *settings)["state_sha256"]
+    depth = ("backend.ring=4", "backend.in_flight=4")
+    jobs.succeed(jobs.ranks(3, jobs.words(tmp_path / "ranks", *settings, *depth)))
+    assert jobs.summary(tmp_path / "ranks")["state_sha256"] == expected
+
+
 def test_another_seed_gives_other_bits(tmp_path: Path) -> None:
     digests = {
         jobs.in_this_process(

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.ranks
 STEPS, EVERY = 400, 10
 SETTINGS = (*jobs.UNHURRIED, f"steps={STEPS}", "checkpoint.every_steps=0")
 IN_TURN = "engine=sequential"
+DEEP = ("backend.ring=4", "backend.in_flight=4")  # receives are posted for rounds that never come
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,7 @@ def test_a_signal_stops_all_ranks_at_one_step(
 def test_a_signal_while_everybody_waits_for_a_message(tmp_path: Path, straight: Path) -> None:
     """Block 1 stands still in step 30, and the others wait for it until the signal has come."""
     run_dir = tmp_path / "run"
-    launcher = jobs.started(jobs.words(run_dir, *SETTINGS), fault="rank=1,step=30,point=update,action=stop")
+    launcher = jobs.started(jobs.words(run_dir, *SETTINGS, *DEEP), fault="rank=1,step=30,point=update,action=stop")
     wait_until(lambda: jobs.steps_done(run_dir) >= 30)
     wait_until(lambda: jobs.rank_processes(launcher)[1].status() == psutil.STATUS_STOPPED)
 

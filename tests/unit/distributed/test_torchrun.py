@@ -182,3 +182,18 @@ def test_a_rank_finds_it_on_its_own_machine(tmp_path: Path) -> None:
     done = jobs.ranks(2, words, GLOO_SOCKET_IFNAME="nope0")
     assert (done.returncode, done.stderr.count("which has no interface nope0")) == (2, 1), done.stderr
     assert jobs.read_json(tmp_path / "run" / "status.json")["status"] == "failed"
+
+
+def test_ranks_whose_store_ends_with_their_attempt_are_restarted_only_where_they_resume() -> None:
+    """With TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, where a restart would begin a new run in a new directory."""
+    job = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}
+    job |= {"MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "job", "TORCHELASTIC_MAX_RESTARTS": "1"}
+    own_store = RankEnvironment.read({**job, "TORCHELASTIC_USE_AGENT_STORE": "False"})
+    assert own_store is not None
+    with pytest.raises(ConfigError, match="does not know the run directory .*; use --run-dir DIR --resume auto"):
+        own_store.check_restarts(resumes=False)
+    own_store.check_restarts(resumes=True)
+    for other in ({"TORCHELASTIC_USE_AGENT_STORE": "True"}, {"TORCHELASTIC_RESTART_COUNT": "1"}):
+        found = RankEnvironment.read({**job, **other})
+        assert found is not None
+        found.check_restarts(resumes=False)

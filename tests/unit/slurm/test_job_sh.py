@@ -21,7 +21,8 @@ STOPPED = {"status": "preempted", "step": 40, "reason": "stop_at=40"}
 FAILED = {"status": "failed", "rank": 2, "step": 40, "reason": 'NaN, "loss"'}
 RUNNING = {"status": "running", "step": 0}
 STAND_INS = {
-    "srun": 'cp "$WORK/after.json" "$WORK/run/status.json" 2>/dev/null; exit "$SRUN_CODE"',
+    "srun": 'echo "srun with $TORCH_DISABLE_SHARE_RDZV_TCP_STORE" >>"$WORK/started"; '
+    'cp "$WORK/after.json" "$WORK/run/status.json" 2>/dev/null; exit "$SRUN_CODE"',
     "squeue": '[[ "$*" == *COMPLETING* ]] || echo "$JOB_STATE"',
     "scancel": 'echo "scancel $*" >>"$WORK/log"; exit 1',
     "scontrol": 'if [[ $1 == show ]]; then echo "NodeName=n1 Arch=x NodeAddr=10.0.0.1 NodeHostName=n1 Version=22"; '
@@ -112,3 +113,9 @@ def test_a_config_that_cannot_work_ends_the_whole_array(work: Path) -> None:
     assert (done.returncode, (work / "log").read_text()) == (2, "scancel --quiet --state=PENDING 7\n")
     assert "4 blocks need 4 GPUs, but 1 node with 2 GPUs each have 2" in done.stderr
     assert not (work / "run/status.json").exists()
+
+
+def test_a_torchrun_that_was_lost_may_join_again(work: Path) -> None:
+    """torch reads the variable in every torchrun that srun starts."""
+    assert run_job(work, COMPLETED).returncode == 0
+    assert (work / "started").read_text() == "srun with 1\n"
