@@ -11,8 +11,6 @@ one case, marked with *, as in benchmarks.predictions, and is that of all others
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import json
 import os
 import subprocess
@@ -28,15 +26,14 @@ from pathlib import Path
 from statistics import stdev
 from typing import Any
 
-from benchmarks import throughput
+from benchmarks import hosts, links, throughput
 from benchmarks.cluster_cases import BATCH, ENGINES, LINKS, TEACHER, WORKS, Cell, predicted_step, taught_overhead
 from benchmarks.report import Spread, table, write
 from bllpipe.config import load_config
-from bllpipe.engines import topology
+from bllpipe.engines import engine, topology
 from bllpipe.utils.console import Bar
 
 SEGMENTS, BUFFER = "1000", 8 << 20  # of TCP
-SLOW_LINKS = "benchmarks.links"
 START_SECONDS = 120.0
 WINDOWS = 40  # simulated runs as long as a measured one
 ERROR = 0.05
@@ -77,25 +74,17 @@ def parser() -> argparse.ArgumentParser:
 
 def cells(options: argparse.Namespace) -> list[Cell]:
     """All cases, that which teaches the overhead first; without links that this machine cannot have."""
-    links = list(options.links)
-    if reason := reason_against_links():
+    names = list(options.links)
+    if reason := hosts.reason_against():
         print(f"left out: links with a delay or a rate: {reason}", file=sys.stderr)
-        links = [name for name in links if name == "none"]
+        names = [name for name in names if name == "none"]
     seconds = options.milliseconds / 1e3
     found = [
-        Cell(engine, ranks, work, link, ranks * seconds)
-        for ranks, work, link, engine in product(options.ranks, options.works, links, options.engines)
+        Cell(name, ranks, work, link, ranks * seconds)
+        for ranks, work, link, name in product(options.ranks, options.works, names, options.engines)
     ]
     teacher = Cell(*TEACHER, TEACHER[1] * seconds)
     return [teacher, *(cell for cell in found if cell != teacher)]
-
-
-def reason_against_links() -> str | None:
-    """Why this machine cannot delay messages; None if it can."""
-    if importlib.util.find_spec(SLOW_LINKS) is None:
-        return f"there is no {SLOW_LINKS}"
-    reason: str | None = importlib.import_module("benchmarks.hosts").reason_against()
-    return reason
 
 
 def measure(cell: Cell, steps: int) -> float:
@@ -109,7 +98,7 @@ def measure(cell: Cell, steps: int) -> float:
     ]
     with tempfile.TemporaryDirectory() as folder:
         words = ["--run-dir", f"{folder}/run", *throughput.words_of(settings)]
-        if reason_against_links() is not None:
+        if hosts.reason_against() is not None:
             throughput.launch(str(cell), "bllpipe.launch", words)
         else:
             _launch_on_hosts(cell, settings, words, Path(folder, "log"))
@@ -119,9 +108,8 @@ def measure(cell: Cell, steps: int) -> float:
 
 def _launch_on_hosts(cell: Cell, settings: Sequence[str], words: Sequence[str], log: Path) -> None:
     """Every rank in a fork on a host of its own."""
-    links, hosts = (importlib.import_module(name) for name in (SLOW_LINKS, "benchmarks.hosts"))
     config = load_config(None, settings)
-    importlib.import_module("bllpipe.engines").engine(config.engine)  # imports torch, once for all forks
+    engine(config.engine)  # imports torch, once for all forks
     number = topology(config).world_size
     delay, rate = LINKS[cell.link].delay, LINKS[cell.link].tc_rate
     with hosts.Network(number, delay, rate, links.PORT) as network:
@@ -135,7 +123,7 @@ def _launch_on_hosts(cell: Cell, settings: Sequence[str], words: Sequence[str], 
             raise SystemExit(f"{cell} failed:\n{log.read_text()}")
 
 
-def _widen(network: Any, host: int) -> None:
+def _widen(network: hosts.Network, host: int) -> None:
     """Gives connections of a host windows for whole messages, from the start and after a pause: predictions know a
     latency and a rate, but not how TCP finds them out."""
     network_of_host = network.on(host, ["ip", "-o", "route", "show", "default"])

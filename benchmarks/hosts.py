@@ -24,8 +24,9 @@ from types import TracebackType
 
 TUN = Path("/dev/net/tun")
 INTERFACE, ROUTER = "eth0", "10.77.1.1"
-# The same TCP on every machine. The window of a connection that was idle is not made small again: otherwise a message of
-# 16 KiB takes two round trips, which costs an engine most that waits for each (with BBR, which paces, it does anyway).
+# The same TCP on every machine. The window of a connection that was idle is not made small again: otherwise a message
+# of 16 KiB takes two round trips, which costs an engine most that waits for each (with BBR, which paces, it does
+# anyway).
 TCP = ("net.ipv4.tcp_congestion_control=reno", "net.ipv4.tcp_slow_start_after_idle=0")
 _SET_DEVICE = 0x400454CA  # TUNSETIFF
 _TUN_WITHOUT_HEADER = 0x0001 | 0x1000  # IFF_TUN, IFF_NO_PI

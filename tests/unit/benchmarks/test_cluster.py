@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import cluster
+from benchmarks import cluster, hosts
 from benchmarks.cluster_cases import BATCH, ENGINES, LINKS, TEACHER, WORKS, Cell, predicted_step, taught_overhead
 from benchmarks.cluster_devices import VaryingStage, stages
 from bllpipe.config import load_config
@@ -15,7 +15,7 @@ TEACHING = Cell(*TEACHER, seconds=0.4)
 
 
 def test_every_case_once_and_that_which_teaches_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "reason_against_links", lambda: None)
+    monkeypatch.setattr(hosts, "reason_against", lambda: None)
     found = cluster.cells(cluster.parser().parse_args([]))
     assert found[0].is_teacher and len(set(found)) == len(found) == 3 * len(WORKS) * len(LINKS) * len(ENGINES)
 
@@ -23,7 +23,7 @@ def test_every_case_once_and_that_which_teaches_first(monkeypatch: pytest.Monkey
 def test_without_hosts_there_are_no_slow_links(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cluster, "reason_against_links", lambda: "no root")
+    monkeypatch.setattr(hosts, "reason_against", lambda: "no root")
     found = cluster.cells(cluster.parser().parse_args(["--ranks", "4"]))
     assert {each.link for each in found} == {"none"}
     assert "left out: links with a delay or a rate: no root" in capsys.readouterr().err
