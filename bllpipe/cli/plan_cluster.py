@@ -9,10 +9,6 @@ from pathlib import Path
 
 from bllpipe.config import Config
 from bllpipe.errors import ConfigError
-from bllpipe.tools.planning.cluster.description import load_cluster
-from bllpipe.tools.planning.cluster.layouts import ClusterInputs
-from bllpipe.tools.planning.cluster.output import cluster_table, left_out, to_json
-from bllpipe.tools.planning.cluster.predictions import predict_cluster
 from bllpipe.tools.planning.profile import Profile
 from bllpipe.utils.console import Bar, show
 from bllpipe.utils.files import output_file, write_result
@@ -41,6 +37,8 @@ def check_cluster(options: argparse.Namespace, config: Config) -> None:
             f"expected a method with local losses for --cluster, got {config.method}; use --set method=bll, with which "
             f"the other engines are compared"
         )
+    from bllpipe.tools.planning.cluster.description import load_cluster  # numpy, not for --help
+
     load_cluster(options.cluster)
     if options.picture is not None:
         output_file(options.picture)
@@ -59,6 +57,11 @@ def show_cluster(
     options: argparse.Namespace, config: Config, profile: Profile, blocks: Sequence[int], json_file: Path | None
 ) -> None:
     """Prints the table, and writes the files of the options."""
+    from bllpipe.tools.planning.cluster.description import load_cluster
+    from bllpipe.tools.planning.cluster.layouts import ClusterInputs
+    from bllpipe.tools.planning.cluster.output import cluster_table, left_out, to_json
+    from bllpipe.tools.planning.cluster.predictions import predict_cluster
+
     cluster = load_cluster(options.cluster)
     network = profile.inputs(1.0, options.overhead / 1e3)
     inputs = ClusterInputs(

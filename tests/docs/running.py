@@ -96,6 +96,9 @@ def _shortened(words: Sequence[str]) -> list[str] | None:
     ):
         return None
     engine = ["engine=sequential"] if config.engine == "ranks" else []
+    if "--ranks" in words:  # which one process does not take
+        at = words.index("--ranks")
+        words = [*words[:at], *words[at + 2 :]]
     return ["train", *words, *(part for setting in (*SHORT, *engine) for part in ("--set", setting))]
 
 

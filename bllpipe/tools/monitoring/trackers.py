@@ -153,7 +153,7 @@ def place(line: Mapping[str, Any]) -> str:
     """Whose line of metrics.jsonl it is: ``block 2``, whatever its replicas, ``stage 1``, ``replica 0`` or
     ``lane 3``."""
     is_local = str(line.get("role")).startswith(("block", "feedback"))
-    return str(line.get("actor") if is_local else line.get("role"))
+    return str(line.get("actor", line.get("role")) if is_local else line.get("role"))
 
 
 def metric_name(name: str) -> str:
