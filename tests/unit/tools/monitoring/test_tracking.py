@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -60,7 +61,7 @@ def test_a_tracker_gets_every_number_the_config_and_the_summary(
         ("init raises", "the tracker has ended (OSError: no route to the server), and the run continues without it"),
         ("log raises", "the tracker has ended (OSError: no route to the server), and the run continues without it"),
         ("init exits", "the tracker has ended (SystemExit: the library has left), and the run continues without it"),
-        ("log dies", "the tracker has ended (signal 9), and the run continues without it; it has not taken"),
+        ("log dies", "the tracker has ended (signal 9), and the run continues without it; it has not taken N of N"),
     ],
 )
 def test_no_tracker_stops_a_run_or_changes_it(
@@ -77,7 +78,8 @@ def test_no_tracker_stops_a_run_or_changes_it(
     run = tmp_path / "small"
     assert in_this_process(run, *TRACKED)["state_sha256"] == untracked
     wait_until(lambda: "log.to wandb: " in said_so_far(capfd, run))
-    assert said in said_so_far(capfd, run)
+    # a tracker that dies while the run goes on has taken none of the lines that were there by then
+    assert said in re.sub(r"\b(\d+) of \1\b", "N of N", said_so_far(capfd, run)) or said in said_so_far(capfd, run)
 
 
 def test_a_run_that_is_stopped_waits_less(
