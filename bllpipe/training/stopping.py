@@ -27,6 +27,7 @@ from typing import Any
 from bllpipe.errors import WireError
 from bllpipe.messages import Round, Store
 from bllpipe.utils.console import print_line
+from bllpipe.utils.process import SLICE_SECONDS, Patience
 
 AGREEMENT_SECONDS = 15.0
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -78,11 +79,13 @@ class StopAgreement:
         return self._decided.is_set()
 
     def _agreed(self) -> int:
-        if not self._decided.wait(self._agreement_seconds):
-            raise WireError(
-                f"a stop was requested ({self.reason}), but not all ranks posted their rounds within "
-                f"{self._agreement_seconds:g} s; the run resumes from its last checkpoint with --resume auto"
-            )
+        patience = Patience(self._agreement_seconds)
+        while not self._decided.wait(min(self._agreement_seconds, SLICE_SECONDS)):
+            if patience.is_over():
+                raise WireError(
+                    f"a stop was requested ({self.reason}), but not all ranks posted their rounds within "
+                    f"{self._agreement_seconds:g} s; the run resumes from its last checkpoint with --resume auto"
+                )
         return self._end
 
 

@@ -54,7 +54,7 @@ class Watchdog:
         self._signals, self._heartbeats, self._staleness = StopSignals(), Heartbeats(store), Staleness()
         self.stop = GracefulStop(store, rank, len(roles), agreement, leave)
         self._workers: Sequence[Worker] = ()
-        self._continued = 0.0  # when this process was last found to have been stopped, as by Ctrl-Z
+        self._running = RunningTime(time.perf_counter())
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -75,14 +75,10 @@ class Watchdog:
         self._workers = workers
 
     def _watch(self) -> None:
-        looks, looked = 0, time.perf_counter()
+        looks = 0
         try:
             while not self._over.is_set():
                 received = self._signals.wait(LOOK_SECONDS)
-                now = time.perf_counter()
-                if now - looked > STOPPED_SECONDS:
-                    self._continued = now
-                looked = now
                 if received is not None:
                     self.stop.on_signal(received)
                 self.stop.agree()
@@ -97,9 +93,10 @@ class Watchdog:
         return [ActorStatus.of(actor) for worker in self._workers for actor in worker.actors]
 
     def _find_stuck(self) -> None:
-        for status in self._own():
-            running = min(status.seconds, time.perf_counter() - self._continued)
-            if not status.edge and running > self._timeout:
+        own = self._own()
+        uninterrupted = self._running.look(time.perf_counter())  # after the times in ``own``, which it limits
+        for status in own:
+            if not status.edge and min(status.seconds, uninterrupted) > self._timeout:
                 self._fail(self._stuck(f"{status}"), self._rank)
         other = (self._rank + 1) % len(self._roles)
         heartbeat = self._heartbeats.of(other)
@@ -185,6 +182,21 @@ class Heartbeats:
             if heartbeat.number == 0:
                 return
             yield rank, heartbeat
+
+
+class RunningTime:
+    """For how long this process has run without being stopped, as by Ctrl-Z, found from the time between two looks."""
+
+    def __init__(self, now: float) -> None:
+        self._looked = self._continued = now
+
+    def look(self, now: float) -> float:
+        """Seconds from the last stop, or from the first look, to ``now``. Times that were taken before ``now`` have no
+        stop in them that this look did not find."""
+        if now - self._looked > STOPPED_SECONDS:
+            self._continued = now
+        self._looked = now
+        return now - self._continued
 
 
 class Staleness:

@@ -44,8 +44,19 @@ threading.Thread(target=put, daemon=True).start()
 print("waits", flush=True)
 print(channel.get(8.0), flush=True)
 """
-
-
+AGREES = """
+import sys, threading
+from bllpipe.messages import Round
+from bllpipe.training.stopping import StopAgreement
+stop = StopAgreement(agreement_seconds=8.0)
+def decide():
+    sys.stdin.readline()
+    stop.decide(1)
+threading.Thread(target=decide, daemon=True).start()
+stop.freeze("SIGTERM at rank 0")
+print("waits", flush=True)
+print(*(entry.phase for entry in stop.until_stop("block", [Round("train", 1)] * 2, saved=False)), flush=True)
+"""
 STORE_WAITS = """
 import sys
 from datetime import timedelta
@@ -121,23 +132,30 @@ def stopped() -> Iterator[dict[str, Stopped]]:
     """One for each kind of wait, all stopped for longer than any of them waits."""
     with ExitStack() as stack:
         found = {}
-        for waits in (WAITS, STORE_WAITS, MEETS):
+        for waits in (WAITS, AGREES, STORE_WAITS, MEETS):
             store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
             process = stack.enter_context(started(waits, str(store.port)))
             stack.enter_context(killed(process))
             assert process.stdout is not None
             assert process.stdout.readline() == "waits\n"
+            threading.Event().wait(0.5)  # from the line that it prints to its wait
             process.send_signal(signal.SIGSTOP)
             found[waits] = Stopped(process, store)
         threading.Event().wait(STOPPED_SECONDS)
         yield found
 
 
-def test_a_wait_does_not_count_what_the_process_was_stopped_for(stopped: dict[str, Stopped]) -> None:
-    process, _ = stopped[WAITS]
-    stopped[WAITS].goes_on()
+@pytest.mark.parametrize(
+    ("waits", "answer"), [(WAITS, "came\n"), (AGREES, "train save\n")], ids=["message", "agreement"]
+)
+def test_a_wait_does_not_count_what_the_process_was_stopped_for(
+    stopped: dict[str, Stopped], waits: str, answer: str
+) -> None:
+    process, _ = stopped[waits]
+    stopped[waits].goes_on()
+    threading.Event().wait(0.5)  # what would expire does so now
     said, _ = process.communicate("\n")
-    assert (said, process.returncode) == ("came\n", 0)
+    assert (said, process.returncode) == (answer, 0)
 
 
 @pytest.mark.parametrize("waits", [STORE_WAITS, MEETS], ids=["key", "start"])
