@@ -44,6 +44,12 @@ class NonFiniteError(BllpipeError):
     exit_code = 5
 
 
+class OutOfMemoryError(BllpipeError):
+    """A rank could not allocate memory."""
+
+    exit_code = 8
+
+
 class OutputError(BllpipeError):
     """A file of the run could not be written: the disk or a quota is full, or the directory is not writable."""
 
@@ -62,5 +68,14 @@ class NoProgressError(BllpipeError):
 
 # Exit codes of failures that a restart would repeat, since training is deterministic.
 NOT_RETRYABLE = frozenset(
-    error.exit_code for error in (ConfigError, DataError, CheckpointError, NonFiniteError, OutputError, NoProgressError)
+    error.exit_code
+    for error in (
+        ConfigError,
+        DataError,
+        CheckpointError,
+        NonFiniteError,
+        OutOfMemoryError,
+        OutputError,
+        NoProgressError,
+    )
 )

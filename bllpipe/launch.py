@@ -55,8 +55,9 @@ EXIT_CODES = """exit codes:
     5  NaN or Inf in training
     6  a file of the run cannot be written
     7  restarts came no further
+    8  no memory is left for a rank
   129, 130, 143  stopped by SIGHUP, SIGINT, SIGTERM; --resume auto continues
-2 and 4 to 7 are not restarted: they would come back. torchrun itself ends with 1 for all that is not 0; status.json in
+2 and 4 to 8 are not restarted: they would come back. torchrun itself ends with 1 for all that is not 0; status.json in
 the run directory says more.
 """
 

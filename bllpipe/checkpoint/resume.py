@@ -20,7 +20,7 @@ from bllpipe.utils.files import check_length, refused_paths
 HARMLESS = (
     *("name", "stop_at", "replicas", "placement", "device", "data.path", "data.workers"),
     *("feedback.device", "feedback.ranks"),
-    "evaluate.ensemble",
+    *("evaluate.ensemble", "model.recompute"),
 )
 HARMLESS_SECTIONS = ("backend.", "gpu.", "log.", "metrics.", "trace.", "checkpoint.")
 SAME_BITS = ("ranks", "threads", "sequential", "streams")  # engines with the same results

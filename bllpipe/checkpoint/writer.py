@@ -22,10 +22,12 @@ from torch import Tensor
 
 from bllpipe.checkpoint.format import MANIFEST, DirectoryName, FileEntry, Manifest, metadata_file, tensor_file
 from bllpipe.checkpoint.reader import check_header
+from bllpipe.checkpoint.sliced import save_one_by_one
 from bllpipe.errors import OutputError, WireError
 from bllpipe.messages import Store
 from bllpipe.utils.console import warn
 from bllpipe.utils.files import IfUnwritable, atomic_file, refusal, sync, write_record
+from bllpipe.utils.slices import WholeTensors
 from bllpipe.utils.tensors import plain
 
 COMMITTED = "yes"
@@ -85,7 +87,8 @@ class CheckpointWriter:
             entries = write_shard(partial, rank, tensors, metadata, functools.partial(self._reach, step))
             published = {"files": {name: asdict(entry) for name, entry in entries.items()}}
         except (OSError, SafetensorError) as error:
-            size = sum(tensor.nbytes for tensor in tensors.values())
+            held = tensors.tensors if isinstance(tensors, WholeTensors) else tensors
+            size = sum(tensor.nbytes for tensor in held.values())
             published = {"refused": self._refuse(step, rank, f"{size:,} bytes", partial, error)}
         self._store.set(f"checkpoint/{step}/{rank}", json.dumps(published))
         written = self._store.add(f"checkpoint/{step}/written", 1)
@@ -202,7 +205,10 @@ def write_shard(
     """
     pair = (directory / tensor_file(rank), directory / metadata_file(rank))
     with atomic_file(pair[0]) as temporary:
-        save_file(separate(tensors), temporary)
+        if isinstance(tensors, WholeTensors):
+            save_one_by_one(tensors, temporary)
+        else:
+            save_file(separate(tensors), temporary)
         reach("tensors", temporary)
         check_header(temporary)
     reach("facts", pair[0])

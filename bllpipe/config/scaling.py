@@ -1,6 +1,8 @@
-"""Shards and replicas that are impossible."""
+"""Shards, replicas, sharding and recomputation that are impossible."""
 
 from __future__ import annotations
+
+from math import lcm
 
 from bllpipe.config.schema import PIPELINES, SYNCHRONOUS, Config
 from bllpipe.errors import ConfigError
@@ -9,6 +11,8 @@ from bllpipe.errors import ConfigError
 def check_shards(config: Config) -> None:
     """Raises ConfigError for replicas that do not fit the blocks, and for shards that an engine or a loss has not."""
     _check_block_replicas(config)
+    _check_sharding(config)
+    _check_recompute(config)
     number = config.num_shards
     if number == 1:
         return
@@ -50,6 +54,51 @@ def _check_block_replicas(config: Config) -> None:
             f"replicas is {config.replicas}, but the number of shards of a batch is {config.num_shards}, and every "
             f"replica needs one; use --set shards={max(replicas)} or more, which changes the results, or fewer replicas"
         )
+
+
+def _check_sharding(config: Config) -> None:
+    if config.sharding == "none":
+        return
+    if config.engine != "ranks" or config.replicas == "auto" or max(config.block_replicas) == 1:
+        key = f"replicas is {config.replicas}" if config.engine == "ranks" else f"engine is {config.engine}"
+        raise ConfigError(
+            f"sharding is fsdp, which slices blocks over their replicas, but {key}; use --set engine=ranks --set "
+            f"replicas=2, or a number for each block, or --set sharding=none"
+        )
+    if config.reduce != "native":
+        raise ConfigError(
+            f"sharding is fsdp, whose sums are in the order of the backend, but reduce is {config.reduce}; use --set "
+            f"reduce=native"
+        )
+    if config.device == "cuda" or config.channels_last is True:
+        key = "device is cuda" if config.device == "cuda" else "channels_last is true"
+        raise ConfigError(
+            f"sharding is fsdp, which was tried on CPUs with contiguous weights alone, but {key}; use --set device=cpu "
+            f"--set channels_last=false, or --set sharding=none"
+        )
+    if any(config.num_shards % number for number in config.block_replicas):
+        least = lcm(*config.block_replicas)
+        raise ConfigError(
+            f"sharding is fsdp, for which all replicas of a block need equally many shards, but replicas is "
+            f"{config.replicas} and the number of shards {config.num_shards}; use --set shards={least}, which changes "
+            f"the results"
+        )
+
+
+def _check_recompute(config: Config) -> None:
+    if config.model.recompute == "none":
+        return
+    reasons = {
+        "threads": "whose threads draw from one generator, so that a second pass would draw other numbers",
+        "streams": "which was never tried with it on a GPU",
+        **dict.fromkeys(PIPELINES, "whose schedule divides the backward pass"),
+    }
+    key, reason = f"engine is {config.engine}", reasons.get(config.engine)
+    if config.gpu.capture or config.gpu.compile:
+        key = "gpu.capture is on" if config.gpu.capture else "gpu.compile is on"
+        reason = "which was never tried with it on a GPU"
+    if reason:
+        raise ConfigError(f"model.recompute is units, but {key}, {reason}; use --set model.recompute=none")
 
 
 def _batch_wide(config: Config) -> str | None:

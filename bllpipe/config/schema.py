@@ -48,6 +48,9 @@ class ModelConfig:
         None,
         "safetensors file with a pretrained network's state_dict; of another number of classes: all but the classifier",
     )
+    recompute: Literal["none", "units"] = key(
+        "none", "units: keep the inputs of units alone, and compute the units again in the backward pass"
+    )
     user_model: Any = user_object()  # (in_channels, num_classes, **args) -> modules
 
 
@@ -255,6 +258,9 @@ class Config:
     norm: Literal["shard", "sync"] = key("shard", "BatchNorm of every shard by itself, or of the whole batch")
     reduce: Literal["ordered", "native"] = key(
         "ordered", "sums over replicas; ordered: the same bits for any replicas; native: the backend's all-reduce"
+    )
+    sharding: Literal["none", "fsdp"] = key(
+        "none", "fsdp: each replica of a block holds a slice of its parameters, gradients and optimizer state"
     )
     placement: Literal["auto", "block", "pipeline"] = key(
         "auto",

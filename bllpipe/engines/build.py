@@ -36,13 +36,16 @@ from bllpipe.engines.ports import (
     in_passes,
     message_size_of,
 )
+from bllpipe.engines.sharding import Sharding
 from bllpipe.errors import CheckpointError, ConfigError
 from bllpipe.learn.block import Block, alpha_shape, make_block
 from bllpipe.learn.cuda_graphs import speed_up
 from bllpipe.learn.distributions import FAMILIES
+from bllpipe.learn.draws import Draws
 from bllpipe.learn.feedback import make_feedback
 from bllpipe.learn.feedback_alignment import propagate
 from bllpipe.learn.memory_format import place, without_cudnn
+from bllpipe.learn.recompute import recompute_units
 from bllpipe.learn.sync_norm import synchronize_norms
 from bllpipe.messages import Round
 from bllpipe.models.partition import cut
@@ -63,6 +66,7 @@ from bllpipe.training.worker import Actor, Worker
 from bllpipe.utils.console import warn
 from bllpipe.utils.tensors import dtype_and_shape, is_of_network
 
+Kind = Literal["block", "stage"]
 STEADY_AFTER = 0.1  # fraction of the steps that rates leave out
 MOST_NAMED = 6
 ANOTHER_NETWORK = "it is of another network; give the keys of model and data their old values, or start a new run"
@@ -70,7 +74,8 @@ ANOTHER_NETWORK = "it is of another network; give the keys of model and data the
 
 class JobBuilder:
     """Builds the workers of a job over the given links. ``wrap_port`` wraps every port, to delay messages for example;
-    ``ahead`` prefetches images in a thread; ``beside_nccl``: NCCL kernels run on the GPUs of the blocks."""
+    ``ahead`` prefetches images in a thread; ``beside_nccl``: NCCL kernels run on the GPUs of the blocks; ``sharding``
+    is that of the segment of this rank."""
 
     def __init__(
         self,
@@ -81,14 +86,16 @@ class JobBuilder:
         ahead: bool = False,
         beside_nccl: bool = False,
         replica_group: Any = None,
+        sharding: Sharding | None = None,
     ) -> None:
         self.job, self.store, self.links, self.wrap_port = job, store, links, wrap_port
-        self.ahead, self.beside_nccl, self.replica_group = ahead, beside_nccl, replica_group
+        self.ahead, self.beside_nccl, self.replica_group, self.sharding = ahead, beside_nccl, replica_group, sharding
 
     def block_worker(self, rank: int, segment: Segment, device: torch.device, images: ImageSet | None) -> Worker:
         """The worker of one replica of a block; those of the first block read the images."""
         layout, ports, number = self.job.topology, self._ports(), self.job.topology.block_of(rank)
         block, passes = self._block(number, segment), layout.passes_of(rank)
+        draws = self._draws(block, images)
         loop = BlockLoop(
             block,
             inputs=image_port(self.job, images, device, ahead=self.ahead, passes=passes)
@@ -99,11 +106,17 @@ class JobBuilder:
             stats=ports.sender(layout.stats_edge(number, layout.shards_of(rank)[0])),
             passes=passes,
             replicas=self._replicas(rank, block, ports),
-            draws=make_draws(block, self.job.config, images, self.ahead),
+            draws=draws,
         )
         # the metrics of the first replica are those of the block
         name = layout.part_role(rank) if layout.is_lead(rank) else layout.role(rank)
         return self._worker(rank, [self._actor(rank, name, loop, ports, device)])
+
+    def _draws(self, block: Block, images: ImageSet | None) -> Draws:
+        """What ``block`` draws at random, and whether its units keep the states of generators to be computed again."""
+        draws = make_draws(block, self.job.config, images, self.ahead)
+        block.segment.may_draw = lambda: draws.found is not False
+        return draws
 
     def _replicas(self, rank: int, block: Block, ports: ActorPorts) -> Replicas:
         """The sums over the replicas of the block of ``rank``; BatchNorm uses them too if ``norm`` is sync."""
@@ -112,20 +125,16 @@ class JobBuilder:
         if len(ranks) == 1:
             return OneReplica()
         name = f"sum of block {layout.block_of(rank)}"
-        port = ReplicaSum(
-            name,
-            ranks,
-            layout.replica_of(rank),
-            [layout.passes_of(other) for other in ranks],
-            self.replica_group,
-            self.store,
-            block.learner.trainable(),
-            ordered=config.reduce == "ordered",
-        )
+        held = [layout.passes_of(other) for other in ranks]
+        of_rank = layout.replica_of(rank), held, self.replica_group, self.store, block.learner.trainable()
+        port = ReplicaSum(name, ranks, *of_rank, ordered=config.reduce == "ordered")
         if config.norm == "sync":
             for part in (block.segment, block.local):
                 synchronize_norms(part, port.add_up)
-        return ports.sum_over_replicas(port, name)
+        if self.sharding is None:
+            return ports.sum_over_replicas(port, name)
+        ports.opened.append(self.sharding)
+        return ports.sum_over_replicas(self.sharding.sums(port, block.learner), name)
 
     def network_worker(self, segment: Segment, device: torch.device, images: ImageSet, labels: LabelSet) -> Worker:
         """The only worker of a network that learns end to end: it reads images and labels, and sends nothing."""
@@ -138,7 +147,7 @@ class JobBuilder:
             alphas=nowhere,
             stats=nowhere,
             passes=passes,
-            draws=make_draws(block, self.job.config, images, self.ahead),
+            draws=self._draws(block, images),
         )
         return self._worker(0, [self._actor(0, "block 0", loop, self._ports(), device)])
 
@@ -166,7 +175,8 @@ class JobBuilder:
         shapes = self.store.input_shape(number, job.spec.image_shape), self.store.shape_of(number)
         is_last = number == job.topology.num_blocks - 1
         sizes = job.spec.num_classes, job.schedule.total_steps
-        block = make_block(segment, *shapes, job.config, *sizes, is_last, width_for_heads(job), number)
+        on_head = (lambda head: None) if self.sharding is None else self.sharding.shard_head
+        block = make_block(segment, *shapes, job.config, *sizes, is_last, width_for_heads(job), number, on_head)
         if number == 0 and isinstance(block.objective, nn.Module):
             warn_of_draws(dict(block.objective.named_children()), "the objective", job.config, block.learner.device)
         if self.beside_nccl and block.channels_last and not job.config.gpu.compile:  # a compiler has kernels of its own
@@ -181,7 +191,7 @@ class JobBuilder:
         return make_actor(self.job, self.store, rank, self.job.topology.role(rank), name, loop, ports.opened, device)
 
     def _worker(self, rank: int, actors: list[Actor]) -> Worker:
-        return make_worker(self.job, self.store, rank, actors)
+        return make_worker(self.job, self.store, rank, actors, self.sharding)
 
 
 def make_actor(
@@ -205,7 +215,7 @@ def make_actor(
     return trace(actor, window) if window else actor
 
 
-def make_worker(job: Job, store: JobStore, rank: int, actors: list[Actor]) -> Worker:
+def make_worker(job: Job, store: JobStore, rank: int, actors: list[Actor], sharding: Sharding | None = None) -> Worker:
     """A rank: its actors, restored from the checkpoint, and the writer of its shard of every checkpoint."""
     restore_actors(job, store, rank, actors)
     settings, layout = job.config.checkpoint, job.topology
@@ -217,8 +227,11 @@ def make_worker(job: Job, store: JobStore, rank: int, actors: list[Actor]) -> Wo
     spans = _span_file(job, store, rank, actors)
     ranks = () if layout.is_feedback(rank) else layout.ranks_of(layout.block_of(rank))
     is_shared, number = len(ranks) > 1, 0 if layout.is_feedback(rank) else layout.replica_of(rank)
-    checkpoints = ReplicaWriter(writer, store, layout.role(ranks[0]), ranks, number) if is_shared else writer
+    gather = None if sharding is None else sharding.gather
+    checkpoints = ReplicaWriter(writer, store, layout.role(ranks[0]), ranks, number, gather) if is_shared else writer
     worker = Worker(rank, layout.role(rank), actors, checkpoints, metadata, spans, layout.part_of(rank))
+    if sharding is not None:
+        worker.all_weights = sharding.whole
     for callback in job.callbacks:
         callback.on_start(job, store, worker)
     return worker
@@ -298,14 +311,15 @@ def in_groups(names: Iterable[str]) -> str:
 
 
 def build_job_segment(
-    job: Job, store: JobStore, number: int, device: torch.device, kind: Literal["block", "stage"] = "block"
+    job: Job, store: JobStore, number: int, device: torch.device, kind: Kind = "block", sharding: Sharding | None = None
 ) -> Segment:
     """The segment of block ``number``, or of that stage of a network that learns end to end, on its device; posts the
-    shape of its alpha. A network that is not cut is block 0 of every replica."""
+    shape of its alpha. A network that is not cut is block 0 of every replica. With ``sharding`` every unit is sharded
+    before the next one is built."""
     config, num_classes = job.config, job.spec.num_classes
     units, name = units_of(job), f"{kind} {number}"
     parts = cut(units, config.cuts if kind == "block" else config.blocks)
-    segment = Segment(parts[number], config.seed)
+    segment = Segment(parts[number], config.seed) if sharding is None else sharding.build(parts[number], config.seed)
     if number == 0:  # units that come with bllpipe draw nothing
         built = {unit.name: unit.layers[0].make() for unit in units if unit.is_built}
         warn_of_draws(built, "the model", config, device)
@@ -313,7 +327,12 @@ def build_job_segment(
     if device.type != "meta":
         check_has_values(segment, name)
     propagate(segment, config.method, num_classes, config.seed)
-    segment = place(segment, config, device)  # after propagate: feedback weights have the same memory format
+    if sharding is None:
+        segment = place(segment, config, device)  # after propagate: feedback weights have the same memory format
+    if config.model.recompute == "units":
+        recompute_units(segment)
+    if sharding is not None:
+        sharding.run_units(segment)  # last: what is computed again is gathered before
     with single_value_norms(segment) as norms:
         shape = _output_shape(segment, store.input_shape(number, job.spec.image_shape), device, name)
     check_batches(norms, *_smallest_batches(job), name)

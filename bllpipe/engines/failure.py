@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -11,24 +12,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import torch
 from torch.distributed import DistStoreError
 
 from bllpipe.distributed.process_group import World, open_store
 from bllpipe.distributed.torchrun import RankEnvironment, stop_torchrun
 from bllpipe.engines import Callback
-from bllpipe.errors import BllpipeError, OutputError, WireError
+from bllpipe.errors import BllpipeError, OutOfMemoryError, OutputError, WireError
 from bllpipe.messages import Store
 from bllpipe.training.run_directory import RunDirectory, posted_directory
 from bllpipe.training.watchdog import Heartbeats
 from bllpipe.training.worker import RoundError
 from bllpipe.utils.console import drop_unwritten, warn
 
+NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "out of memory")  # in a RuntimeError of torch
 SILENT_SECONDS = 5.0  # for which a rank waits until the first one that failed has reported
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """The error itself, without the round in which it was raised; a WireError in place of a timeout of the store."""
+    """The error itself, without the round in which it was raised; a WireError in place of a timeout of the store, and
+    an OutOfMemoryError in place of those of Python, NumPy and torch."""
     cause = error.__cause__ if isinstance(error, RoundError) and error.__cause__ else error
+    if (found := _without_memory(cause)) is not None:
+        return OutOfMemoryError(
+            f"expected more memory for this process, got none ({found}). To need less, use --set "
+            f"model.recompute=units, more shards (smaller parts of a batch), more blocks, or more replicas with --set "
+            f"sharding=fsdp --set reduce=native"
+        )
     if not isinstance(cause, DistStoreError):
         return cause
     found = str(cause).splitlines()[0]
@@ -36,6 +46,18 @@ def cause_of(error: BaseException) -> BaseException:
         f"another rank has not posted within backend.timeout_seconds what this one waits for ({found}). "
         f"It is gone, or has not come so far; if it needs longer, raise backend.timeout_seconds"
     )
+
+
+def _without_memory(error: BaseException | None) -> str | None:
+    """What ``error``, or one that it follows from, says of memory that could not be allocated; None for others."""
+    while error is not None:
+        text = str(error).strip().partition("\n")[0]
+        by_text = isinstance(error, RuntimeError) and any(part in text for part in NO_MEMORY)
+        by_number = isinstance(error, OSError) and error.errno == errno.ENOMEM
+        if by_text or by_number or isinstance(error, MemoryError | torch.OutOfMemoryError):
+            return text or type(error).__name__
+        error = error.__cause__
+    return None
 
 
 def explain(error: BaseException) -> str:

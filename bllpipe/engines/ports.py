@@ -15,7 +15,6 @@ from bllpipe.data.base import ImageSet
 from bllpipe.data.loader import ImageSource, Prefetcher, placed
 from bllpipe.distributed.cuda_streams import OpenStreams, RingLinks
 from bllpipe.distributed.message_format import Layout, alpha_fields, stats_fields, target_fields
-from bllpipe.distributed.replica_sum import ReplicaSum
 from bllpipe.engines.job import Job, JobStore
 from bllpipe.learn.heads import make_head, message_size
 from bllpipe.learn.memory_format import uses_channels_last
@@ -39,7 +38,7 @@ from bllpipe.messages import (
 from bllpipe.models.partition import cut
 from bllpipe.models.registry import last_width, network_units, units_after
 from bllpipe.topology import Edge
-from bllpipe.training.timing import Metered, TimedReceiver, TimedSender, TimedSum
+from bllpipe.training.timing import Metered, ReplicaPort, TimedReceiver, TimedSender, TimedSum
 
 
 class Links(Protocol):
@@ -145,7 +144,7 @@ class ActorPorts:
         firsts = [each.start for each in passes.shards]
         return self._gathered(partial(layout.stats_edge, block), firsts, ("train",))
 
-    def sum_over_replicas(self, port: ReplicaSum, name: str) -> TimedSum:
+    def sum_over_replicas(self, port: ReplicaPort, name: str) -> TimedSum:
         """``port``, timed."""
         timed = TimedSum(port, name)
         self.opened.append(timed)

@@ -37,6 +37,8 @@ from bllpipe.engines.job import Job, JobStore, agree
 from bllpipe.engines.ports import PortWrapper, identity, rounds_of
 from bllpipe.engines.runner import is_complete, prepare_process, report_complete, train
 from bllpipe.engines.seats import agree_seats, is_open
+from bllpipe.engines.sharding import Sharding
+from bllpipe.errors import ConfigError
 from bllpipe.topology import Topology
 from bllpipe.training.stopping import StopAgreement
 from bllpipe.training.watchdog import Watchdog
@@ -68,9 +70,10 @@ def run_in_world(
         return report_complete(job) if rank == 0 else None
     # only now, as the first rank may have downloaded them
     labels = load_labels(config.data, config.seed) if layout.is_feedback(rank) else None
-    segment = None if labels else build_job_segment(job, store, layout.block_of(rank), device)
     links, group = open_links(job, world, device), open_replica_group(job.topology, rank)
-    builder = JobBuilder(job, store, links, wrap_port, ahead=True, beside_nccl=links.has_nccl, replica_group=group)
+    sharding = sharding_of(job, rank, group, device)
+    segment = None if labels else build_job_segment(job, store, layout.block_of(rank), device, sharding=sharding)
+    builder = JobBuilder(job, store, links, wrap_port, True, links.has_nccl, group, sharding)
     if labels:
         worker = builder.feedback_worker(rank, labels, device)
         worker.all_weights = FeedbackWeights(layout, rank, store)
@@ -123,6 +126,19 @@ def open_replica_group(layout: Topology, rank: int) -> Any:
     blocks = [layout.ranks_of(block) for block in range(layout.num_blocks)]
     groups = open_replica_groups(ranks for ranks in blocks if len(ranks) > 1)
     return next((group for ranks, group in groups.items() if rank in ranks), None)
+
+
+def sharding_of(job: Job, rank: int, group: Any, device: torch.device) -> Sharding | None:
+    """The sharding of the block of ``rank`` over the replicas in ``group``; None for a block with one replica, and for
+    the feedback. Raises ConfigError on a GPU."""
+    if job.config.sharding == "none" or group is None:
+        return None
+    if device.type != "cpu":
+        raise ConfigError(
+            f"sharding is fsdp, which was tried on CPUs alone, but rank {rank} has a GPU; use --set device=cpu, or "
+            f"--set sharding=none"
+        )
+    return Sharding(job, job.topology.block_of(rank), group)
 
 
 @dataclass(frozen=True)

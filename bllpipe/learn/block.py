@@ -119,8 +119,7 @@ class Block:
         """Training step ``step`` along ``total``, the sum over all shards of what ``learn`` returned."""
         self.learner.set_gradients(total)
         self.running_buffers.move(total)
-        lr = self.step_optimizer(step)
-        return self.outcome(total, lr)
+        return self.outcome(total, self.step_optimizer(step))
 
     def update(self, alpha: Tensor, target: Target, step: int) -> Outcome:
         """One step on the local loss of ``alpha``, the output of ``forward`` for a batch of one shard."""
@@ -274,10 +273,11 @@ def make_block(
     is_last: bool,
     last_width: int | None = None,
     number: int = 0,
+    on_head: Callable[[nn.Module], object] = lambda head: None,
 ) -> Block:
     """Block ``number``, of a segment that maps ``input_shape`` to ``alpha_shape`` (both without the batch), with its
     head, objective and optimiser. ``last_width`` is the number of channels at the end of the network, for strided
-    heads.
+    heads. ``on_head`` gets the head before there is an optimiser.
 
     The alpha of the last block are class scores: it has no head, and its loss is the cross-entropy alone.
     """
@@ -294,7 +294,7 @@ def make_block(
     device = next(iter(segment.state_dict().values()), torch.empty(0)).device
     if isinstance(local.objective, nn.Module):
         place(local.objective, config, device)
-    head = place(local.head, config, device)
+    on_head(head := place(local.head, config, device))
     return Block(segment, head, local.objective, config, num_classes, total_steps, message_size=size)
 
 

@@ -21,6 +21,7 @@ from torch.optim.sgd import sgd
 
 from bllpipe.config.schema import Config, OptimizerConfig, ScheduleConfig
 from bllpipe.learn.memory_format import autocast
+from bllpipe.utils.slices import is_sliced, own_part
 from bllpipe.utils.tensors import restore
 
 ENTRIES = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq", "step")}
@@ -31,7 +32,8 @@ Norm = Callable[[Sequence[Tensor]], Tensor]  # of gradients, as of one long vect
 
 
 class Optimizer:
-    """One optimiser over named parameters; ``state`` holds its tensors as ``<parameter>.<entry>``.
+    """One optimiser over named parameters; ``state`` holds its tensors as ``<parameter>.<entry>``. ``own`` are the
+    parameters, or this process's slices of them: it updates these, along their gradients.
 
     Normalisations and biases (fewer than two dimensions) are decayed with ``decay_norm_and_bias`` only. Parameters in
     ``factors`` learn with the rate times their factor, so AdamW's decay of them is scaled too. On a GPU the learning
@@ -45,6 +47,7 @@ class Optimizer:
         factors: Mapping[str, float] | None = None,
     ) -> None:
         self.parameters, self.config = dict(parameters), config
+        self.own = {name: own_part(p) for name, p in self.parameters.items()}
         self.factors = dict.fromkeys(self.parameters, 1.0) | dict(factors or {})
         self.state = {
             f"{name}.{entry}": torch.zeros((), device=p.device) if entry == "step" else torch.zeros_like(p.detach())
@@ -75,7 +78,7 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Drops the gradients of the step before."""
-        for parameter in self.parameters.values():
+        for parameter in (*self.parameters.values(), *self.own.values()):
             parameter.grad = None
 
     def step(self, lr: float) -> None:
@@ -90,7 +93,7 @@ class Optimizer:
         decays = ((self.decayed, self.config.weight_decay), (self.undecayed, 0.0))
         for factor, (names, weight_decay) in product(dict.fromkeys(self.factors.values()), decays):
             group = [name for name in names if self.factors[name] == factor]
-            updated = [name for name in group if self.parameters[name].grad is not None]
+            updated = [name for name in group if self.own[name].grad is not None]
             if updated:
                 rate = self.device_rates[factor] if isinstance(self.rate, Tensor) else self.rate * factor
                 update(updated, weight_decay, rate)
@@ -126,11 +129,11 @@ class Optimizer:
         )
 
     def _parameters_and_gradients(self, names: Sequence[str]) -> tuple[list[Tensor], list[Tensor]]:
-        parameters: list[Tensor] = [self.parameters[name] for name in names]
+        parameters = [self.own[name] for name in names]
         return parameters, [parameter.grad for parameter in parameters if parameter.grad is not None]
 
     def _entries(self, names: Sequence[str], entry: str) -> list[Tensor]:
-        return [self.state[f"{name}.{entry}"] for name in names]
+        return [own_part(self.state[f"{name}.{entry}"]) for name in names]
 
 
 class Learner:
@@ -171,20 +174,22 @@ class Learner:
         clip_norm = self.config.optimizer.clip_norm
         if clip_norm is not None:
             self._unclipped = self.norm(self._gradients())
-            nn.utils.clip_grads_with_norm_(self.parameters.values(), clip_norm, self._unclipped)
+            nn.utils.clip_grads_with_norm_(self.optimizer.own.values(), clip_norm, self._unclipped)
         self.optimizer.apply()
 
     def trainable(self) -> dict[str, Tensor]:
-        """The parameters that may get a gradient, by the names of ``gradients``."""
-        return {f"{GRADIENT}{name}": p.detach() for name, p in self.parameters.items() if p.requires_grad}
+        """The parameters that may get a gradient, by the names of ``gradients``: those that are not sliced."""
+        found = {name: p for name, p in self.parameters.items() if p.requires_grad and not is_sliced(p)}
+        return {f"{GRADIENT}{name}": p.detach() for name, p in found.items()}
 
     def gradients(self) -> dict[str, Tensor]:
-        """The gradients of the parameters that have one, by ``gradient.`` and their names."""
-        return {f"{GRADIENT}{name}": p.grad for name, p in self.parameters.items() if p.grad is not None}
+        """The gradients of the parameters that have one, by ``gradient.`` and their names: of sliced ones, slices."""
+        return {f"{GRADIENT}{name}": own_part(p.grad) for name, p in self.parameters.items() if p.grad is not None}
 
     def set_gradients(self, sums: Mapping[str, Tensor]) -> None:
         """Replaces the current gradients by those in ``sums``, which have the names of ``gradients``."""
-        for name, parameter in self.parameters.items():
+        self.optimizer.zero_grad()
+        for name, parameter in self.optimizer.own.items():
             parameter.grad = sums.get(f"{GRADIENT}{name}")
 
     def gradient_norm(self) -> Tensor:
@@ -192,7 +197,7 @@ class Learner:
         return self.norm(self._gradients()) if self._unclipped is None else self._unclipped
 
     def _gradients(self) -> list[Tensor]:
-        return [p.grad for p in self.parameters.values() if p.grad is not None]
+        return [p.grad for p in self.optimizer.own.values() if p.grad is not None]
 
     def weights(self) -> dict[str, Tensor]:
         """Parameters and buffers, not copies, by their names in checkpoints."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from bllpipe.errors import ConfigError
 from bllpipe.utils.tensors import derived_seed
 
 Code = Callable[[nn.Module, Tensor], Tensor]
+Run = Callable[[Tensor], Tensor]  # from the input of a unit to its output
 
 
 @dataclass(frozen=True)
@@ -65,32 +67,55 @@ class Stretch(nn.Module):
 
 class Segment(nn.Module):
     """Consecutive units, built: parameters have the names, and for one seed the values, that they have in the whole
-    network, wherever it is cut. ``output_hooks`` are applied to the outputs of layers, by path."""
+    network, wherever it is cut. ``output_hooks`` are applied to the outputs of layers, by path. ``may_draw``: whether a
+    unit may draw random numbers in training. ``on_unit`` is called with the number of every unit that has been built,
+    before the next one is."""
 
-    def __init__(self, units: Sequence[Unit], seed: int) -> None:
+    def __init__(
+        self, units: Sequence[Unit], seed: int, on_unit: Callable[[Segment, int], object] = lambda segment, number: None
+    ) -> None:
         super().__init__()
         self.last_unit, self.has_class_token = units[-1].name, units[-1].has_class_token
         self.unit_ends = [unit.layers[-1].path for unit in units]
         self.output_hooks: dict[str, Callable[[Tensor], Tensor]] = {}
+        self.may_draw: Callable[[], bool] = lambda: True
         self._codes: dict[str, dict[bool, Code]] = {}  # of stretches, by training mode
-        self._paths = [layer.path for unit in units for layer in unit.layers]
+        self._paths = [[layer.path for layer in unit.layers] for unit in units]
+        self._module_paths: list[list[str]] = [[] for _ in units]
+        self._runs: list[Run] = []  # if they are not ``run_unit``
         self._user_paths: list[str] = []
         self.has_layers = True  # modules for convolutions and products
-        for unit in units:
+        for number, unit in enumerate(units):
             for layer in unit.layers:
-                self._add(layer, seed, unit.is_built)
+                self._module_paths[number] += self._add(layer, seed, unit.is_built)
+            on_unit(self, number)
 
     def forward(self, x: Tensor) -> Tensor:
         """From the alpha of the block before, [B, ...], to the alpha of this one."""
-        for path in self._paths:
+        for number in range(len(self._paths)):
+            x = self._runs[number](x) if self._runs else self.run_unit(number, x)
+        return x
+
+    def run_unit(self, number: int, x: Tensor) -> Tensor:
+        """From the input of one unit to its output."""
+        for path in self._paths[number]:
             code = self._codes.get(path)
             x = self.get_submodule(path)(x) if code is None else code[self.training](self, x)
             if path in self.output_hooks:
                 x = self.output_hooks[path](x)
         return x
 
-    def _add(self, layer: Layer, seed: int, is_built: bool) -> None:
-        """Builds the layer from its own random stream."""
+    def wrap_units(self, wrap: Callable[[int, Run], Run]) -> None:
+        """From now on every unit computes with ``wrap(its number, what it computed with before)``."""
+        runs = self._runs or [partial(self.run_unit, number) for number in range(len(self._paths))]
+        self._runs = [wrap(number, run) for number, run in enumerate(runs)]
+
+    def modules_of(self, number: int) -> list[nn.Module]:
+        """The modules of one unit. A traced network may have tensors that belong to none of them."""
+        return [self.get_submodule(path) for path in self._module_paths[number]]
+
+    def _add(self, layer: Layer, seed: int, is_built: bool) -> list[str]:
+        """Builds the layer from its own random stream; the paths of its modules."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, "weights", layer.path))
             module = layer.make()
@@ -98,9 +123,11 @@ class Segment(nn.Module):
         if isinstance(module, Stretch):
             parts, self._codes[layer.path] = module.stretch_parts, module.stretch_codes
             self.has_layers &= module.stretch_has_layers
+        paths = [path for path, part in parts.items() if isinstance(part, nn.Module)]
         if is_built:
-            self._user_paths += [path for path, part in parts.items() if isinstance(part, nn.Module)]
+            self._user_paths += paths
         attach(self, parts, module.stretch_unsaved if isinstance(module, Stretch) else frozenset())
+        return paths
 
     def detach_structure(self) -> None:
         """Replaces user-defined modules by copies that share their parameters, buffers and hooks: from now on layers

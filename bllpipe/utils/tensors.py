@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from bllpipe.errors import CheckpointError, NonFiniteError
+from bllpipe.utils.slices import own_part, slice_of
 
 REPORT_DELAY_SECONDS, MAX_REPORT_DELAYS = 0.5, 8
 ADVICE = "lower optimizer.lr, set optimizer.clip_norm, or check the images"
@@ -66,7 +67,7 @@ def stream(seed: int, *names: str | int) -> torch.Generator:
 
 @torch.no_grad()
 def restore(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
-    """Copies the tensors that ``own`` and ``saved`` have in common into ``own``.
+    """Copies the tensors that ``own`` and ``saved`` have in common into ``own``: of a sliced one, its slice.
 
     Raises CheckpointError, and copies nothing, unless the shapes and dtypes of all of them are equal.
     """
@@ -74,7 +75,7 @@ def restore(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
     for name in shared:
         check_same(name, own[name], saved[name])
     for name in shared:
-        own[name].copy_(saved[name])
+        own_part(own[name]).copy_(slice_of(saved[name], own[name]))
 
 
 def check_same(name: str, expected: Tensor, found: Tensor) -> None:
@@ -117,12 +118,14 @@ def full_precision(tensor: Tensor) -> Tensor:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no value is NaN or Inf; always true for integers."""
+    """Whether no value that this process holds is NaN or Inf; always true for integers."""
+    tensor = own_part(tensor)
     return not tensor.is_floating_point() or bool(tensor.isfinite().all())
 
 
 def describe(name: str, tensor: Tensor) -> str:
     """How many values are NaN or Inf; the value itself of a single one."""
+    tensor = own_part(tensor)
     if tensor.numel() == 1:
         return f"{name} is {float(tensor.detach()):g}"
     nan, inf = int(tensor.isnan().sum()), int(tensor.isinf().sum())
