@@ -134,7 +134,8 @@ class JobBuilder:
         if self.sharding is None:
             return ports.sum_over_replicas(port, name)
         ports.opened.append(self.sharding)
-        return ports.sum_over_replicas(self.sharding.sums(port, block.learner), name)
+        shape = self.store.input_shape(layout.block_of(rank), self.job.spec.image_shape)
+        return ports.sum_over_replicas(self.sharding.sums(port, block, held, layout.replica_of(rank), shape), name)
 
     def network_worker(self, segment: Segment, device: torch.device, images: ImageSet, labels: LabelSet) -> Worker:
         """The only worker of a network that learns end to end: it reads images and labels, and sends nothing."""

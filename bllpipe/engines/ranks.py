@@ -138,7 +138,8 @@ def sharding_of(job: Job, rank: int, group: Any, device: torch.device) -> Shardi
             f"sharding is fsdp, which was tried on CPUs alone, but rank {rank} has a GPU; use --set device=cpu, or "
             f"--set sharding=none"
         )
-    return Sharding(job, job.topology.block_of(rank), group)
+    block = job.topology.block_of(rank)
+    return Sharding(f"slices of block {block}", job.topology.ranks_of(block), group)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,11 +21,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bllpipe.distributed.replica_sum import ReplicaSum
-from bllpipe.engines.job import Job
 from bllpipe.errors import ConfigError, WireError
+from bllpipe.learn.block import Block
 from bllpipe.learn.heads import layers_of
 from bllpipe.learn.optimizer import GRADIENT, Learner
-from bllpipe.messages import Round
+from bllpipe.messages import Passes, Round, Target
 from bllpipe.models.registry import check_complete, check_has_values
 from bllpipe.models.units import Run, Segment, Unit
 from bllpipe.training.timing import Meter
@@ -33,15 +34,13 @@ from bllpipe.utils.tree_sum import Sums, TreeSum
 
 
 class Sharding:
-    """The slices of a block that its replicas hold, which exchange them in ``group``, over gloo. Raises ConfigError for
-    test batches of which they have unequally many shards."""
+    """The slices of a block that the replicas on ``ranks`` hold, which exchange them in ``group``, over gloo."""
 
-    def __init__(self, job: Job, block: int, group: Any) -> None:
+    def __init__(self, name: str, ranks: Sequence[int], group: Any) -> None:
         from torch.distributed.device_mesh import DeviceMesh  # these take seconds
 
-        _check_equal_passes(job)
-        self.meter = Meter(f"slices of block {block}")
-        self._ranks, self._mesh = job.topology.ranks_of(block), DeviceMesh.from_group(group, "cpu")
+        self.meter = Meter(name)
+        self._ranks, self._mesh = ranks, DeviceMesh.from_group(group, "cpu")
         self._units: dict[int, ShardedUnit] = {}
 
     def build(self, units: Sequence[Unit], seed: int) -> Segment:
@@ -111,9 +110,12 @@ class Sharding:
         """``tensors`` by name, for all replicas to read in the order of names."""
         return WholeTensors(tensors, sorted(tensors), self.gather)
 
-    def sums(self, port: ReplicaSum, learner: Learner) -> SumOfTheRest:
-        """The sums of ``port`` over the replicas, for a block that lies sharded. From now on the gradient norm of
-        ``learner`` is that of the whole block; all replicas compute it together."""
+    def sums(
+        self, port: ReplicaSum, block: Block, held: Sequence[Passes], number: int, input_shape: Sequence[int]
+    ) -> SumOfTheRest:
+        """The sums of ``port`` over the replicas, which have ``held`` passes, for replica ``number`` of ``block``. From
+        now on the gradient norm is that of the whole block, which all replicas compute together."""
+        learner = block.learner
 
         def norm(gradients: Sequence[Tensor]) -> Tensor:
             parts: dict[bool, list[Tensor]] = {True: [], False: []}
@@ -124,20 +126,7 @@ class Sharding:
             return (port.add_up(sliced) + whole).sqrt()
 
         learner.norm = norm
-        return SumOfTheRest(port, learner)
-
-
-def _check_equal_passes(job: Job) -> None:
-    """Raises ConfigError for a last test batch of which not all replicas of a block have equally many shards: those
-    that compute wait for the slices of the others."""
-    size, number = job.config.data.batch_size, job.config.num_shards
-    last = Round("evaluate", 0, size=job.spec.num_test % size or min(size, job.spec.num_test))
-    found = len(last.shards(number))
-    if found < number:
-        raise ConfigError(
-            f"sharding is fsdp, for which all replicas of a block need equally many shards, but the last test batch "
-            f"has {last.size} images, {found} of {number} shards; use another data.batch_size, or fewer shards"
-        )
+        return SumOfTheRest(port, learner, held, number, partial(idle_pass, block, input_shape))
 
 
 class ShardedUnit(nn.Module):
@@ -175,15 +164,21 @@ reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sca
 
 
 class SumOfTheRest:
-    """The sums over replicas whose gradients of sliced parameters are added up already: each has its slice of the sum
-    of every pass."""
+    """The sums over replicas, with ``held`` passes each, whose gradients of sliced parameters are added up already:
+    each has its slice of the sum of every pass. ``idle_pass`` gathers all slices, as a pass of a test batch does."""
 
-    def __init__(self, port: ReplicaSum, learner: Learner) -> None:
-        self._port, self.sent_bytes = port, 0
+    def __init__(
+        self, port: ReplicaSum, learner: Learner, held: Sequence[Passes], number: int, idle_pass: Callable[[], object]
+    ) -> None:
+        self._port, self._held, self._number, self._idle_pass, self.sent_bytes = port, held, number, idle_pass, 0
         self._sliced = {f"{GRADIENT}{name}" for name, parameter in learner.parameters.items() if is_sliced(parameter)}
 
     def total(self, own: TreeSum) -> Sums:
-        """As that of ``port``. All replicas have equally many passes, and add them up in the order of shards."""
+        """As that of ``port``. Passes are added up in the order of shards. A replica that has fewer of a small test
+        batch than another gathers as often, as the other waits for its slices."""
+        passes = [len(range(each.own.start, min(each.own.stop, own.num_shards))) for each in self._held]
+        for _ in range(max(passes) - passes[self._number]):
+            self._idle_pass()
         slices: Sums = {}
         for _, sums in sorted(own.nodes.items()):
             for name in self._sliced & sums.keys():
@@ -192,3 +187,14 @@ class SumOfTheRest:
         total = self._port.total(own)
         self.sent_bytes = self._port.sent_bytes
         return {**total, **slices}
+
+
+@torch.no_grad()
+def idle_pass(block: Block, input_shape: Sequence[int]) -> None:
+    """A test pass of two images without content, whose results are dropped."""
+    alpha = block.infer(torch.zeros(2, *input_shape))
+    label_B = torch.zeros(len(alpha), dtype=torch.int64)
+    target = Target(Round("evaluate", 0, size=2), torch.zeros(2, block.message_size), torch.zeros(2), label_B)
+    scores_BK, has_gradients = block.scores(alpha), block.config.method == "own"
+    with torch.set_grad_enabled(has_gradients):
+        block.losses(alpha, target, None if has_gradients else scores_BK)
