@@ -87,8 +87,8 @@ class CheckpointWriter:
             entries = write_shard(partial, rank, tensors, metadata, functools.partial(self._reach, step))
             published = {"files": {name: asdict(entry) for name, entry in entries.items()}}
         except (OSError, SafetensorError) as error:
-            held = tensors.tensors if isinstance(tensors, WholeTensors) else tensors
-            size = sum(tensor.nbytes for tensor in held.values())
+            held = (tensors.tensors if isinstance(tensors, WholeTensors) else tensors).values()
+            size = sum(tensor.numel() * tensor.dtype.itemsize for tensor in held)
             published = {"refused": self._refuse(step, rank, f"{size:,} bytes", partial, error)}
         self._store.set(f"checkpoint/{step}/{rank}", json.dumps(published))
         written = self._store.add(f"checkpoint/{step}/written", 1)

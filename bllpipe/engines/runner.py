@@ -24,7 +24,7 @@ from bllpipe.training.run_directory import outcome, summarise, table
 from bllpipe.training.worker import Actor, Worker
 from bllpipe.utils.console import print_line, warn
 from bllpipe.utils.files import read_record
-from bllpipe.utils.process import freeze_garbage, keep_freed_memory
+from bllpipe.utils.process import freeze_garbage, keep_freed_memory, return_freed_memory
 from bllpipe.utils.tensors import derived_seed, random_states_restored, seed_all
 
 
@@ -41,7 +41,10 @@ def prepare_process(config: Config, rank: int) -> None:
     """Sets threads, seeds and the allocator of a process, before it computes."""
     torch.set_num_threads(config.cpu_threads)
     seed_all(derived_seed(config.seed, "process", rank))
-    keep_freed_memory()
+    if config.sharding == "none" and config.model.recompute == "none":
+        keep_freed_memory()
+    else:
+        return_freed_memory()
 
 
 def train(job: Job, store: JobStore, worker: Worker, after_rounds: Callable[[], None] = lambda: None) -> None:

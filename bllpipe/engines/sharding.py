@@ -160,7 +160,15 @@ class Communication:
 
 # torch 2.14 has new names for both
 all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+def reduce_scatter(output_tensor: Tensor, input_tensor: Tensor, **options: Any) -> Any:
+    """Torch's own, which frees its input: FSDP2 would hold the gradients of all roots to the end of the backward
+    pass."""
+    work = _reduce_scatter(output_tensor, input_tensor, **options)
+    input_tensor.untyped_storage().resize_(0)
+    return work
 
 
 class SumOfTheRest:

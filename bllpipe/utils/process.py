@@ -19,6 +19,7 @@ from types import FrameType
 STATM = Path("/proc/self/statm")
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
 MAX_MMAP_THRESHOLD = 32 * 2**20
+SMALL_MMAP_THRESHOLD = 2**20
 NEVER_TRIM = 2**31 - 1
 SLICE_SECONDS = 1.0  # of a longer wait
 SET_PARENT_DEATH_SIGNAL, SET_NAME = 1, 15  # PR_SET_PDEATHSIG and PR_SET_NAME of prctl(2)
@@ -31,6 +32,13 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(MMAP_THRESHOLD, MAX_MMAP_THRESHOLD)
         libc.mallopt(TRIM_THRESHOLD, NEVER_TRIM)
+
+
+def return_freed_memory() -> None:
+    """Makes malloc return every freed block of at least 1 MiB to the system at once: for runs that must be small. What
+    is gathered and freed again and again would leave gaps between activations that no other tensor fits."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, SMALL_MMAP_THRESHOLD)
 
 
 def freeze_garbage() -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from bllpipe.config import load_config
+from bllpipe.errors import ConfigError
 from tests.unit.config.test_validation import refused
 
 
@@ -112,3 +113,67 @@ def test_the_default_number_of_shards_is_the_largest_number_of_replicas() -> Non
     config = load_config(None, ["replicas=[2, 1, 4, 1]"])
     assert config.num_shards == 4
     assert load_config(None, ["replicas=2", "shards=8"]).num_shards == 8
+
+
+FSDP = ["sharding=fsdp", "replicas=2", "reduce=native"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ["sharding=fsdp"],
+            "sharding is fsdp, which slices blocks over their replicas, but replicas is 1; use --set engine=ranks "
+            "--set replicas=2, or a number for each block, or --set sharding=none",
+        ),
+        (
+            ["sharding=fsdp", "replicas=auto"],
+            "sharding is fsdp, which slices blocks over their replicas, but replicas is auto; use --set engine=ranks "
+            "--set replicas=2, or a number for each block, or --set sharding=none",
+        ),
+        (
+            ["sharding=fsdp", "method=bp", "engine=ddp"],
+            "sharding is fsdp, which slices blocks over their replicas, but engine is ddp; use --set engine=ranks "
+            "--set replicas=2, or a number for each block, or --set sharding=none",
+        ),
+        (
+            ["sharding=fsdp", "replicas=2"],
+            "sharding is fsdp, whose sums are in the order of the backend, but reduce is ordered; use --set "
+            "reduce=native",
+        ),
+        (
+            [*FSDP, "device=cuda"],
+            "sharding is fsdp, which was tried on CPUs with contiguous weights alone, but device is cuda; use --set "
+            "device=cpu --set channels_last=false, or --set sharding=none",
+        ),
+        (
+            [*FSDP, "channels_last=true"],
+            "sharding is fsdp, which was tried on CPUs with contiguous weights alone, but channels_last is true; use "
+            "--set device=cpu --set channels_last=false, or --set sharding=none",
+        ),
+        (
+            [*FSDP, "blocks=2", "replicas=[2, 3]", "shards=4"],
+            "sharding is fsdp, for which all replicas of a block need equally many shards, but replicas is [2, 3] and "
+            "the number of shards 4; use --set shards=6, which changes the results",
+        ),
+    ],
+)
+def test_sharding_that_cannot_be(settings: list[str], message: str) -> None:
+    refused(settings, message)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["engine=threads"], "engine is threads, whose threads draw from one generator, so that a second pass would"),
+        (["engine=streams"], "engine is streams, which was never tried with it on a GPU;"),
+        (["engine=zbv", "method=bp"], "engine is zbv, whose schedule divides the backward pass;"),
+        (["gpu.capture=true"], "gpu.capture is on, which was never tried with it on a GPU;"),
+        (["gpu.compile=true"], "gpu.compile is on, which was never tried with it on a GPU;"),
+    ],
+)
+def test_recomputation_that_cannot_be(settings: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, ["model.recompute=units", *settings])
+    assert str(caught.value).startswith(f"model.recompute is units, but {message}")
+    assert str(caught.value).endswith("; use --set model.recompute=none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from bllpipe.distributed.torchrun import RankEnvironment
@@ -127,7 +129,37 @@ def test_what_is_not_ours_comes_with_a_traceback() -> None:
 
 def test_exit_codes_tell_kinds_of_failure_apart() -> None:
     kinds = [BllpipeError, ConfigError, DataError, WireError, CheckpointError, NonFiniteError, OutputError, KeyError]
-    assert [exit_code(kind("x")) for kind in kinds] == [1, 2, 2, 3, 4, 5, 6, 1]
+    assert [exit_code(kind("x")) for kind in (*kinds, MemoryError)] == [1, 2, 2, 3, 4, 5, 6, 1, 8]
+
+
+def from_another(error: Exception) -> ConfigError:
+    """As a network whose trial pass has failed."""
+    raised = ConfigError("block 0 cannot take [3, 8, 8]")
+    raised.__cause__ = error
+    return raised
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (MemoryError(), "MemoryError"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "[Errno 12] Cannot allocate memory"),
+        (
+            RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: 9 bytes\nmore"),
+            "can't allocate memory: 9",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "CUDA out of memory. Tried"),
+        (from_another(RuntimeError("std::bad_alloc")), "std::bad_alloc"),
+    ],
+    ids=["python", "system", "torch", "gpu", "behind another"],
+)
+def test_a_rank_without_memory_says_in_one_line_what_to_try(
+    store: Any, error: Exception, found: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report_failure(error, store, store, rank=1, role="block 1") == 8
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("bllpipe: rank 1 (block 1): expected more memory for this process, got none (")
+    assert found in line and "--set model.recompute=units" in line and "--set sharding=fsdp" in line
 
 
 def test_all_ranks_end_with_the_exit_code_of_the_first_failure() -> None:
