@@ -61,3 +61,7 @@ def test_the_same_replicas_repeat_their_bits(runs: Path) -> None:
 @pytest.mark.parametrize("name", ["fsdp then native", "native then fsdp"])
 def test_a_run_is_resumed_with_the_other_kind(runs: Path, name: str) -> None:
     same_up_to_rounding(runs / name, runs / "fsdp")
+
+
+def test_recomputation_changes_no_bit_of_data_parallelism(runs: Path) -> None:
+    assert state_digest(runs / "ddp units") == state_digest(runs / "ddp none")

@@ -26,6 +26,13 @@ def resume_from(old: Path, new: Path, more: dict[str, Any]) -> None:
     run(new, more, str(old / "checkpoints" / "step-00000004"), ("sharding",))
 
 
+def run_ddp(folder: Path, recompute: str) -> None:
+    """Data parallelism of the same ranks, whose units may be computed again, too."""
+    settings = {**SETTINGS, "replicas": 1, "shards": None, "model.recompute": recompute, "evaluate.ensemble": False}
+    settings = {name: value for name, value in settings.items() if not name.startswith("objective.")}
+    bllpipe.train(objective="bp", blocks=4, engine="ddp", settings=settings, run_dir=folder)
+
+
 def main() -> None:
     root = Path(sys.argv[1])
     run(root / "native", {})
@@ -34,6 +41,8 @@ def main() -> None:
     run(root / "again", {**FSDP, "model.recompute": "units"}, "auto")
     resume_from(root / "fsdp", root / "fsdp then native", {})
     resume_from(root / "native", root / "native then fsdp", FSDP)
+    for recompute in ("none", "units"):
+        run_ddp(root / f"ddp {recompute}", recompute)
 
 
 if __name__ == "__main__":

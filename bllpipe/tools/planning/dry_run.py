@@ -72,7 +72,8 @@ def count(config: Config, spec: DataSpec) -> Estimates:
         match job.topology.placement:
             case "block":
                 ranks = tuple(sorted(_blocks(job, store), key=lambda each: each.rank))
-                edges = chain(_message_edges(job, store), _sums(job.topology, ranks))
+                edges = tuple(chain(_message_edges(job, store), _sums(job.topology, ranks)))
+                ranks = tuple(_with_slices(job, rank) for rank in ranks)
             case "replica":
                 ranks, edges = tuple(_replicas(job, store)), _gradient_ring(job, store)
             case _:
@@ -117,6 +118,16 @@ def _rank_memory(learner: Learner, activations: int, messages: int = 0) -> Memor
     )
 
 
+def _with_slices(job: Job, rank: RankEstimate) -> RankEstimate:
+    """The rank with its slices alone, if its block lies sharded: one unit at a time is whole."""
+    layout = job.topology
+    if job.config.sharding == "none" or layout.is_feedback(rank.rank):
+        return rank
+    memory, number = rank.memory, len(layout.ranks_of(layout.block_of(rank.rank)))
+    sliced = {name: getattr(memory, name) // number for name in ("weights", "gradients", "optimizer")}
+    return replace(rank, memory=replace(memory, **sliced))
+
+
 def _num_parameters(weights: Iterable[Tensor]) -> int:
     """The number of parameters as in summary.json: all numbers that training changes except counters."""
     return sum(value.numel() for value in weights if value.is_floating_point())
@@ -158,7 +169,10 @@ def _replicas_of(job: Job, store: JobStore, number: int) -> Iterator[RankEstimat
 
     @cache
     def kept(size: int) -> int:
-        return kept_bytes(partial(forward, size), learner.weights().values())
+        recomputed = (
+            max(_kept_by_units(segment, _zeros(size, input_shape))) if job.config.model.recompute != "none" else 0
+        )
+        return kept_bytes(partial(forward, size), learner.weights().values()) + recomputed
 
     def forward(size: int) -> Iterator[Tensor]:
         """One pass up to the losses. The gradient of alpha exists at the peak of memory, too."""
@@ -171,6 +185,19 @@ def _replicas_of(job: Job, store: JobStore, number: int) -> Iterator[RankEstimat
         size = max(each.size for _, each in job.topology.passes_of(rank).own_of(batch))
         memory = _rank_memory(learner, kept(size), _message_buffers(job, store, rank))
         yield RankEstimate(rank, job.topology.role(rank), parameters, memory, of_head, *operations)
+
+
+def _kept_by_units(segment: Segment, x: Tensor) -> Iterator[int]:
+    """Bytes that each unit keeps while the backward pass computes it again."""
+    for number in range(len(segment.unit_ends)):
+        outputs: list[Tensor] = []
+
+        def run(number: int = number, x: Tensor = x, outputs: list[Tensor] = outputs) -> list[Tensor]:
+            outputs.append(segment.run_unit(number, x))
+            return outputs
+
+        yield kept_bytes(run, segment.parameters())
+        x = outputs[0].detach()
 
 
 @torch.no_grad()

@@ -215,3 +215,14 @@ def test_with_norm_sync_the_shards_of_a_replica_go_together() -> None:
     many = estimates_of("blocks=2", "replicas=2", "shards=4", "norm=sync")
     stats = [edge for edge in many.edges if edge.kind == "stats"]
     assert [edge.num_messages for edge in stats] == [1] * 4
+
+
+def test_slices_and_recomputed_units_need_less() -> None:
+    replicas = ("blocks=2", "replicas=[2, 1]", "reduce=native")
+    settings: tuple[tuple[str, ...], ...] = ((), ("sharding=fsdp",), ("model.recompute=units",))
+    plain, sliced, recomputed = ([each.memory for each in estimates_of(*replicas, *more).ranks] for more in settings)
+    assert [sliced[rank].gradients / plain[rank].gradients for rank in range(3)] == [0.5, 0.5, 1], "one has no replicas"
+    assert sliced[0].weights == plain[0].weights // 2 and sliced[0].optimizer == plain[0].optimizer // 2
+    assert sliced[0].activations == plain[0].activations
+    assert all(recomputed[rank].activations < plain[rank].activations for rank in range(2))
+    assert recomputed[0].weights == plain[0].weights
