@@ -25,7 +25,8 @@ from bllpipe.training.watchdog import Heartbeats
 from bllpipe.training.worker import RoundError
 from bllpipe.utils.console import drop_unwritten, warn
 
-NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "out of memory")  # in a RuntimeError of torch
+# In a RuntimeError of torch. The last one: for the stack of a thread, or more threads than a limit allows.
+NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "out of memory", "Resource temporarily unavail")
 SILENT_SECONDS = 5.0  # for which a rank waits until the first one that failed has reported
 
 

@@ -148,10 +148,11 @@ def from_another(error: Exception) -> ConfigError:
             RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: 9 bytes\nmore"),
             "can't allocate memory: 9",
         ),
+        (RuntimeError("Resource temporarily unavailable"), "Resource temporarily unavailable"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "CUDA out of memory. Tried"),
         (from_another(RuntimeError("std::bad_alloc")), "std::bad_alloc"),
     ],
-    ids=["python", "system", "torch", "gpu", "behind another"],
+    ids=["python", "system", "torch", "thread", "gpu", "behind another"],
 )
 def test_a_rank_without_memory_says_in_one_line_what_to_try(
     store: Any, error: Exception, found: str, capsys: pytest.CaptureFixture[str]
