@@ -11,6 +11,7 @@ with one of them. Under xdist that needs --no-loadscope-reorder.
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Generator
 from pathlib import Path
 
@@ -19,7 +20,8 @@ import pytest
 from tests.support import quick
 
 quick.without_stacks_of_seeds()
-
+for variable in ("ARGS", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS"):  # of ``make test ARGS=...``
+    os.environ.pop(variable, None)  # tests call make too, without those arguments
 
 # The longest first, as measured on two cores. The order changes how long the tests take, and no result.
 LONGEST = (
