@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,6 +19,7 @@ from bllpipe.engines import topology
 from bllpipe.errors import ConfigError
 from bllpipe.tools.planning import profiler
 from bllpipe.tools.planning.profile import load_profile, save_profile
+from tests.support.spawning import FORKSERVER
 from tests.support.waiting import PATIENCE, wait_until
 
 SMALL = ["--set", "model.width=4", "--set", "data.batch_size=16", "--set", "device=cpu"]
@@ -91,7 +93,10 @@ def test_replicas_of_the_config_are_predicted(profile: str, blocks: str, capsys:
 
 
 @pytest.mark.ranks
-def test_background_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_background_processes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profiler, "multiprocessing", SimpleNamespace(get_context=lambda how: FORKSERVER))
     file = tmp_path / "profile.json"
     words = ["--repetitions", "2", "--blocks", "2", "--beside", "1", "--profile", str(file)]
     assert main(["plan", *SMALL, *words]) == 0
