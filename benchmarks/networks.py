@@ -6,7 +6,7 @@ from torch import nn
 
 
 def vit(in_channels: int, num_classes: int, channels: int = 96, layers: int = 6, patch: int = 4) -> nn.Module:
-    """torchvision's vision transformer for images of 32x32 pixels: patches of ``patch`` by ``patch`` pixels, and a class
+    """torchvision's vision transformer for images of 32x32 pixels: patches of ``patch`` by ``patch``, and a class
     token."""
     from torchvision.models.vision_transformer import VisionTransformer  # takes seconds
 
