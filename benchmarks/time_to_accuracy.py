@@ -2,8 +2,8 @@
 
 All use the same two cores (or GPUs), network, data and epochs. The test follows every epoch and does not count as
 training time. Every engine uses the learning rate that was best in short runs (benchmarks/questions/rates.yaml and
-rates_and_heads.yaml). The engines are interleaved; every repetition has its own seed. ``strided`` is local learning with
-strided heads and without beta.
+rates_and_heads.yaml). The engines are interleaved; every repetition has its own seed. ``strided`` is local
+learning with strided heads and without beta.
 """
 
 from __future__ import annotations
