@@ -6,6 +6,7 @@ ranks, and the ranks of torchrun. Tests that are about these starts themselves u
 from __future__ import annotations
 
 import atexit
+import multiprocessing
 import os
 import runpy
 import signal
@@ -149,6 +150,7 @@ def _as_python(words: list[str], variables: dict[str, str], folder: Path, said: 
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also under nohup
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
     os.chdir(folder)
+    vars(multiprocessing.current_process())["_config"]["daemon"] = False  # it may have children
     setattr(RankProcesses, "_start_server", _fork_server)  # noqa: B010  # a method of another class
     if "torch.distributed.run" in words:
         _fork_ranks_of_torchrun()

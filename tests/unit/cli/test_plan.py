@@ -109,6 +109,7 @@ def test_background_processes(
 def test_background_processes_end_when_the_measuring_process_is_killed(tmp_path: Path) -> None:
     words = ["plan", *SMALL, "--repetitions", "100000", "--blocks", "2", "--beside", "1"]
     said = tmp_path / "said"
+    said.touch()
     process = ForkedPython(["-m", "bllpipe.cli", *words], os.environ, tmp_path, log=said)
 
     def is_beside() -> bool:
