@@ -33,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     draws = np.random.default_rng(options.seed)
     with np.load(options.source, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in ("train_x", "train_y", "test_x", "test_y")}
-    np.savez(options.target, **changed(arrays, options, draws))
+    arrays = changed(arrays, options, draws)
+    np.savez(options.target, **arrays)
     print(f"{options.target}: {len(arrays['train_y'])} training and {len(arrays['test_y'])} test images")
     return 0
 

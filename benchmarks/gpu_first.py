@@ -195,7 +195,7 @@ def tests_and_compiler(out: Path, scale: Scale, report: Report, deadline: float)
     try:
         for worker, case in zip(workers, cases, strict=True):
             worker.begin(measure, case)
-        found = gpu_tests(out / "gpu-tests.log", 2 if scale.quick else 6, until)
+        found = gpu_tests(out / "gpu-tests.log", 1 if scale.quick else 6, until)
         print(f"tests: {json.dumps(found)}", flush=True)
         compiled = [take_result(*each, until - time.monotonic()) for each in zip(workers, cases, strict=True)]
         report.put("compiled", compiled[0])

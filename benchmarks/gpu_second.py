@@ -93,8 +93,6 @@ class Session:
         return self.deadline - time.monotonic()
 
     def carry_out(self) -> int:
-        found = self.worker.ask(surroundings, limit=min(60, self.left()))
-        self.report.put("versions", {**(found.value or {"error": found.error}), "nvidia_smi": nvidia_smi()})
         self.report.put("recipes", {each.side: asdict(each) for each in (BP, self.bll)})
         print(f"BLL learns with {self.bll.note}", flush=True)
         try:
@@ -103,6 +101,8 @@ class Session:
             self.report.put("data", {"error": str(error)})
             print(f"no data: {error}", file=sys.stderr, flush=True)
             return 2
+        found = self.worker.ask(surroundings, limit=min(60, self.left()))
+        self.report.put("versions", {**(found.value or {"error": found.error}), "nvidia_smi": nvidia_smi()})
         self.probes = {recipe.side: self._probe(recipe) for recipe in (BP, self.bll)}
         self.report.put("probes", {side: asdict(each) for side, each in self.probes.items() if each})
         for run in runs(self.bll):

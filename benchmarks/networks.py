@@ -5,11 +5,12 @@ from __future__ import annotations
 from torch import nn
 
 
-def vit(in_channels: int, num_classes: int, channels: int = 96, layers: int = 6) -> nn.Module:
-    """torchvision's vision transformer for images of 32x32 pixels: 64 patches of 4x4, and a class token."""
+def vit(in_channels: int, num_classes: int, channels: int = 96, layers: int = 6, patch: int = 4) -> nn.Module:
+    """torchvision's vision transformer for images of 32x32 pixels: patches of ``patch`` by ``patch``, and a class
+    token."""
     from torchvision.models.vision_transformer import VisionTransformer  # takes seconds
 
     if in_channels != 3:
         raise ValueError(f"expected images of 3 channels, got {in_channels}; use --set data.name=cifar10")
-    network: nn.Module = VisionTransformer(32, 4, layers, 4, channels, 2 * channels, num_classes=num_classes)
+    network: nn.Module = VisionTransformer(32, patch, layers, 4, channels, 2 * channels, num_classes=num_classes)
     return network

@@ -24,6 +24,7 @@ from typing import Any
 from benchmarks import limit
 from benchmarks.report import Spread, table, write
 from benchmarks.throughput_cases import ENGINES, Case, Plan, cases, real_settings
+from bllpipe.cli.plan import REPETITIONS
 from bllpipe.config import load_config
 from bllpipe.utils.console import Bar
 
@@ -94,6 +95,7 @@ def _plans(options: argparse.Namespace) -> dict[int, Plan]:
             file = Path(folder) / "plan.json"
             asked = ["--blocks", str(ranks), str(2 * ranks), "--beside", str(ranks - 1), "--json", str(file)]
             parts = ["--microbatches", *map(str, options.microbatches), "--link", "2"]
+            parts += ["--repetitions", str(max(2, min(REPETITIONS, options.steps)))]
             settings = words_of([*real_settings(options.work), *options.overrides])
             launch("bllpipe plan", "bllpipe.cli", ["plan", *asked, *parts, *settings])
             plans[ranks] = Plan.of(json.loads(file.read_text())["predictions"], ranks)

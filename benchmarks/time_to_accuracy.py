@@ -1,8 +1,9 @@
 """Training seconds until the last block's test accuracy reaches a target, for BLL and other methods.
 
 All use the same two cores (or GPUs), network, data and epochs. The test follows every epoch and does not count as
-training time. Every engine uses the learning rate that was best in short runs (benchmarks/questions/rates.yaml). The
-engines are interleaved; every repetition has its own seed.
+training time. Every engine uses the learning rate that was best in short runs (benchmarks/questions/rates.yaml and
+rates_and_heads.yaml). The engines are interleaved; every repetition has its own seed. ``strided`` is local
+learning with strided heads and without beta.
 """
 
 from __future__ import annotations
@@ -21,8 +22,12 @@ from benchmarks.table_settings import SMALL, SMALL_RATES
 from benchmarks.throughput import launch, words_of
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "cifar10_small.yaml")
-ENGINES = ("bll", "dgl", "1f1b", "gpipe", "ddp", "single")
-LOCAL = ("bll", "dgl")
+ENGINES = ("bll", "dgl", "strided", "1f1b", "gpipe", "ddp", "single")
+LOCAL: dict[str, dict[str, Any]] = {
+    "bll": {"method": "bll", "optimizer.lr": SMALL_RATES["bll"]},
+    "dgl": {"method": "dgl", "optimizer.lr": SMALL_RATES["dgl"]},
+    "strided": {"method": "dgl", "objective.head": "strided", "optimizer.lr": 0.4},
+}
 NUMBER = 2  # of blocks, stages or replicas
 
 
@@ -50,8 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--accuracy", type=float, default=65.0, metavar="%%", help="the target (default: 65)")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--blocks", default=str(NUMBER), help="2, or after which unit to cut: [layer2.1]")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--microbatches", type=int, default=4)
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=["bll", "1f1b", "ddp", "single"])
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=["bll", "strided", "1f1b", "ddp", "single"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--json", metavar="FILE")
     return parser
@@ -60,9 +66,10 @@ def _parser() -> argparse.ArgumentParser:
 def settings_of(options: argparse.Namespace, engine: str, seed: int) -> list[str]:
     """One run."""
     small = {**SMALL, "epochs": options.epochs, "data.path": json.dumps(options.data_path), "seed": seed}
-    method, runs_as = (engine, "ranks") if engine in LOCAL else ("bp", engine)
-    blocks = NUMBER if engine in ("ddp", "single") else options.blocks
-    own = {"method": method, "engine": runs_as, "optimizer.lr": SMALL_RATES[method], "blocks": blocks}
+    end_to_end = {"method": "bp", "optimizer.lr": SMALL_RATES["bp"], "engine": engine}
+    own = {**LOCAL[engine], "engine": "ranks"} if engine in LOCAL else end_to_end
+    small["blocks"] = NUMBER if engine in ("ddp", "single") else options.blocks
+    small["precision.compute"] = options.precision
     everything = {**small, **own, "pipeline.microbatches": options.microbatches, "checkpoint.every_steps": 0}
     return [f"{key}={value}" for key, value in everything.items()]
 

@@ -128,14 +128,13 @@ def launch(options: argparse.Namespace, argv: Sequence[str]) -> int:
     try:
         environment = RankEnvironment.read()
         if environment is not None:
-            environment.check_restarts(resumes=options.run_dir is not None and options.resume == "auto")
             die_with_agent(environment)
             name_process(f"bllpipe rank {environment.rank}")
         config = config_from_options(options)
         accept, callbacks = tuple(options.accept), choose_callbacks(config)
         lock = environment.lock() if environment else RunLock()
         chosen = Options(options.resume, options.run_dir, accept, options.output, callbacks=callbacks, lock=lock)
-        chosen.check()
+        chosen.check(environment)
         with refused_paths():
             check_start(config, environment)
         _check_restarts(options.max_restarts, config, environment)

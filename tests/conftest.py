@@ -11,6 +11,7 @@ with one of them. Under xdist that needs --no-loadscope-reorder.
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Generator
 from pathlib import Path
 
@@ -19,18 +20,29 @@ import pytest
 from tests.support import quick
 
 quick.without_stacks_of_seeds()
-
+for variable in ("ARGS", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS"):  # of ``make test ARGS=...``
+    os.environ.pop(variable, None)  # tests call make too, without those arguments
 
 # The longest first, as measured on two cores. The order changes how long the tests take, and no result.
 LONGEST = (
-    *("ranks/test_gpu_scripts", "ranks/test_methods", "ranks/test_synchronous", "ranks/test_replicas"),
-    *("ranks/test_restarts", "ranks/test_chaos", "ranks/test_stopping", "ranks/test_kill", "ranks/test_hanging"),
-    *("ranks/test_launcher", "ranks/test_rank_processes", "ranks/test_same_bits", "ranks/test_wheel"),
-    *("unit/benchmarks/test_table", "unit/engines/test_putting_back", "unit/cli/test_odd_paths"),
-    *("ranks/test_full_disks", "ranks/test_resume_otherwise", "ranks/test_draws", "docs/test_running"),
-    *("unit/engines/test_streams_graph", "unit/engines/test_streams", "unit/benchmarks/test_throughput"),
-    *("unit/engines/test_compiled", "unit/api/test_examples", "unit/training/test_suspension"),
-    *("unit/learn/test_balanced_cut", "unit/tools/analysis/test_heads_file", "unit/benchmarks/test_gpu"),
+    *("ranks/test_gpu_scripts", "ranks/test_replicas", "ranks/test_rank_processes", "ranks/test_restarts"),
+    *("ranks/test_synchronous", "ranks/test_methods", "unit/cli/test_runs_at_terminals", "ranks/test_stopping"),
+    *("ranks/test_launcher", "unit/cli/test_odd_paths", "ranks/test_same_bits", "unit/engines/test_compiled"),
+    *("unit/engines/test_putting_back", "unit/data/test_augment_recipes", "docs/test_running", "ranks/test_resume"),
+    *("docker/test_image", "unit/cli/test_plan", "ranks/test_resume_otherwise", "unit/tools/monitoring/test_tracking"),
+    *("unit/models/test_tracing", "unit/tools/monitoring/test_trackers", "unit/benchmarks/test_gpu"),
+    *("unit/tools/analysis/test_heads_file", "unit/benchmarks/test_chaos_files", "unit/engines/test_streams_graph"),
+    *("unit/benchmarks/test_gpu_accuracy", "ranks/test_kill", "unit/engines/test_no_waiting"),
+    *(
+        "unit/engines/test_seats",
+        "ranks/test_seats",
+        "unit/api/test_tour",
+        "ranks/test_chaos",
+        "unit/learn/test_balanced_cut",
+    ),
+    *("unit/engines/test_streams", "unit/training/test_suspension", "ranks/test_full_disks", "ranks/test_draws"),
+    *("ranks/test_unchanged_bits", "ranks/test_wheel", "ranks/test_ensemble", "ranks/test_hanging"),
+    *("unit/benchmarks/test_table", "unit/benchmarks/test_throughput", "unit/api/test_examples"),
 )
 
 

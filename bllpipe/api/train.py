@@ -101,7 +101,7 @@ def train(
 
 
 def _check_start(config: Config, options: Options, environment: RankEnvironment | None) -> None:
-    options.check()
+    options.check(environment)
     if config.engine in SPREAD and environment is None:
         size, script = topology(config).world_size, sys.argv[0] or "SCRIPT.py"
         raise ConfigError(

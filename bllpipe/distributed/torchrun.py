@@ -65,7 +65,8 @@ class RankEnvironment:
         if self.has_agent and not self.agent_hosts_store and self.restarts_left > 0 and not resumes:
             raise ConfigError(
                 "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 lets a lost machine come back, but a restart by torchrun then "
-                "does not know the run directory of the attempt before it; use --run-dir DIR --resume auto"
+                "does not know the run directory of the attempt before it; use --run-dir DIR --resume auto, or in a "
+                "script bllpipe.train(..., run_dir=DIR, resume='auto')"
             )
 
     def lock(self) -> RunLock:

@@ -17,6 +17,7 @@ from bllpipe.topology import Placement, Topology, num_feedback_ranks
 from bllpipe.utils.files import RunLock
 
 if TYPE_CHECKING:
+    from bllpipe.distributed.torchrun import RankEnvironment
     from bllpipe.training.worker import Worker
 
 Output = Literal["auto", "live", "plain", "quiet", "json"]
@@ -71,9 +72,12 @@ class Options:
     callbacks: tuple[Callback, ...] = ()
     lock: RunLock = field(default_factory=RunLock, compare=False)  # of the run directory, in the rank that decides
 
-    def check(self) -> None:
-        """Raises ConfigError for --accept in a run that does not resume, or of keys that do not exist."""
+    def check(self, environment: RankEnvironment | None = None) -> None:
+        """Raises ConfigError for --accept in a run that does not resume, or of keys that do not exist, and for restarts
+        by torchrun that would not find the run directory."""
         check_keys(self.accept)
+        if environment is not None:
+            environment.check_restarts(resumes=self.run_dir is not None and self.resume == "auto")
         if self.accept and self.resume == "never":
             raise ConfigError(
                 f"--accept {' '.join(self.accept)} is for a run that resumes; add --resume auto, or --resume with the "

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from bllpipe.config import Config
 from bllpipe.errors import ConfigError
@@ -24,6 +23,9 @@ from bllpipe.messages import Round, Target
 from bllpipe.models.partition import Link, UnitCost, best_cut, bounds, local_cost, stage_cost
 from bllpipe.models.registry import last_width, network_units
 from bllpipe.models.units import Segment
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 BATCH = 2  # normalisations reject a batch with one value per channel
 
@@ -93,13 +95,19 @@ def count_units(
     return found
 
 
+def _operation_counter() -> FlopCounterMode:
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton: 0.2 s that runs without it save
+
+    return FlopCounterMode(display=False)
+
+
 def _count(
     segment: Segment, x: Tensor, config: Config, num_classes: int, is_last: bool, width: int | None
 ) -> tuple[Tensor, CountedUnit]:
     """The output of the unit for ``x``, and what is counted of it."""
     parameters = list(segment.parameters())
     leaf = x.detach().clone().requires_grad_()
-    with FlopCounterMode(display=False) as forward:
+    with _operation_counter() as forward:
         alpha = segment(leaf.clone())
     both = _backward_operations(alpha, [leaf, *parameters])
     of_input = _backward_operations(alpha, [leaf])
@@ -119,7 +127,7 @@ def _backward_operations(alpha: Tensor, wanted: Sequence[Tensor]) -> int:
     wanted = [tensor for tensor in wanted if tensor.requires_grad]
     if not wanted or not alpha.requires_grad:
         return 0
-    with FlopCounterMode(display=False) as counter:
+    with _operation_counter() as counter:
         torch.autograd.grad(alpha, wanted, torch.empty_like(alpha), retain_graph=True, allow_unused=True)
     return int(counter.get_total_flops())
 
@@ -132,7 +140,7 @@ def _count_head(
     beta_BC = torch.zeros(BATCH, size)
     target = Target(Round("train", 0), beta_BC, torch.ones(BATCH), torch.zeros(BATCH, dtype=torch.int64))
     alpha = alpha.clone().requires_grad_()
-    with FlopCounterMode(display=False) as counter:
+    with _operation_counter() as counter:
         terms, _, _ = local(alpha, target, x, None)
         torch.stack(list(terms.values())).sum().backward()
     return int(counter.get_total_flops()), size, sum(each.numel() for each in local.parameters())

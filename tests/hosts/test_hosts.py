@@ -23,7 +23,7 @@ from tests.support.waiting import PATIENCE, wait_until
 pytestmark = [pytest.mark.hosts, pytest.mark.timeout(1200)]
 STEPS = 250
 LONG = 4 * PATIENCE  # real torchruns, of which each rank imports torch
-SETTINGS = (*jobs.SMALL, "blocks=2", f"steps={STEPS}", "checkpoint.every_steps=10", "backend.timeout_seconds=20")
+SETTINGS = (*jobs.RESNET, "blocks=2", f"steps={STEPS}", "checkpoint.every_steps=10", "backend.timeout_seconds=20")
 RETURNS = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # or an agent that comes back waits in vain for an address
 
 

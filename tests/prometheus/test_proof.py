@@ -165,7 +165,7 @@ def test_a_run_that_meets_nan_raises_its_alert(tmp_path: Path) -> None:
     run_dir = tmp_path / "spoiled"
     run_dir.mkdir()
     with prometheus(tmp_path, [run_dir / "prometheus.json"]) as server:
-        words = jobs.words(run_dir, *jobs.SMALL, "blocks=2", "steps=2000", "metrics.port=0")
+        words = jobs.words(run_dir, *jobs.RESNET, "blocks=2", "steps=2000", "metrics.port=0")
         done = jobs.alone(words, fault="rank=1,step=300,point=loss,action=nan")
         assert (done.returncode != 0 and "NaN" in done.stderr) or "nan" in done.stderr
         wait_until(lambda: firing(server))

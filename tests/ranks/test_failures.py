@@ -15,7 +15,7 @@ import pytest
 from tests.support import jobs
 
 pytestmark = pytest.mark.ranks
-TWO = (*jobs.SMALL, "blocks=2")
+TWO = (*jobs.RESNET, "blocks=2")
 
 
 def fail(done: subprocess.CompletedProcess[str]) -> str:
@@ -40,7 +40,7 @@ def archive(path: Path, **changes: object) -> str:
 
 
 def test_wrong_world_size(tmp_path: Path) -> None:
-    text = fail(jobs.torchrun(3, jobs.words(tmp_path / "run")))
+    text = fail(jobs.forked_torchrun(3, jobs.words(tmp_path / "run")))
     assert "4 blocks and 1 feedback rank need 5 ranks, but torchrun started 3; use --nproc_per_node=5" in text
     assert not (tmp_path / "run").exists(), "refused before the ranks wait for each other"
 

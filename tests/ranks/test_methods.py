@@ -16,10 +16,10 @@ from bllpipe.checkpoint import find_checkpoint
 from tests.support import jobs
 from tests.support.spawning import FORKSERVER
 
-EPOCHS, SEEDS = 3, (0, 1, 2)
-# The least mean accuracy over the seeds, of images that are not changed at random. Measured: bll 94.1, dgl 93.0,
-# predsim 85.5, bp 96.1, fa 68.6, usf 91.6 and dfa 88.6 %.
-LEAST = {"bll": 0.91, "dgl": 0.9, "predsim": 0.79, "bp": 0.93, "fa": 0.57, "usf": 0.85, "dfa": 0.82}
+EPOCHS, SEEDS = {"fa": 6}, (0, 1, 2)  # the others learn in three
+# The least mean accuracy over the seeds, of images that are not changed at random. Measured: bll 97.5, dgl 96.8,
+# predsim 92.7, bp 97.9, fa 76.1, usf 89.9 and dfa 74.4 %.
+LEAST = {"bll": 0.94, "dgl": 0.93, "predsim": 0.87, "bp": 0.95, "fa": 0.64, "usf": 0.85, "dfa": 0.66}
 END_TO_END = ("bp", "fa", "usf", "dfa")
 
 
@@ -35,7 +35,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def accuracy(folder: Path, method: str, seed: int) -> float:
-    settings = ("model.width=8", f"epochs={EPOCHS}", "evaluate.every_epochs=0", f"seed={seed}", *jobs.AS_THEY_ARE)
+    length = (f"epochs={EPOCHS.get(method, 3)}", "evaluate.every_epochs=0")
+    settings = (jobs.LEARNER, *length, f"seed={seed}", *jobs.AS_THEY_ARE)
     return float(run(folder / f"{method}-{seed}", method, *settings)["test_accuracy"])
 
 
@@ -58,30 +59,30 @@ def test_what_each_method_reaches_over_three_seeds(accuracies: dict[str, list[fl
 @pytest.mark.ranks
 @pytest.mark.parametrize("method", ["dgl", "predsim"])
 def test_every_local_method_runs_as_ranks(tmp_path: Path, method: str) -> None:
-    jobs.succeed(jobs.ranks(5, jobs.words(tmp_path, f"method={method}", *jobs.SMALL, "steps=6")))
+    jobs.succeed(jobs.ranks(5, jobs.words(tmp_path, f"method={method}", *jobs.RESNET, "steps=6")))
     assert jobs.summary(tmp_path)["world_size"] == 5
 
 
 def test_bp_is_bll_with_one_block_and_no_kl(tmp_path: Path) -> None:
-    run(tmp_path / "bp", "bp", *jobs.SMALL, "steps=20")
-    run(tmp_path / "bll", "bll", *jobs.SMALL, "steps=20", "blocks=1", "objective.kl_weight=0")
+    run(tmp_path / "bp", "bp", *jobs.RESNET, "steps=20")
+    run(tmp_path / "bll", "bll", *jobs.RESNET, "steps=20", "blocks=1", "objective.kl_weight=0")
     ours, theirs = weights(tmp_path / "bp"), weights(tmp_path / "bll")
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
 def test_dgl_is_bll_without_the_kl(tmp_path: Path) -> None:
-    run(tmp_path / "dgl", "dgl", *jobs.SMALL, "steps=20")
-    run(tmp_path / "bll", "bll", *jobs.SMALL, "steps=20", "objective.kl_weight=0")
+    run(tmp_path / "dgl", "dgl", *jobs.RESNET, "steps=20")
+    run(tmp_path / "bll", "bll", *jobs.RESNET, "steps=20", "objective.kl_weight=0")
     ours, theirs = weights(tmp_path / "dgl"), weights(tmp_path / "bll")
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
 @pytest.mark.parametrize("method", ["fa", "usf", "dfa"])
 def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path: Path, method: str) -> None:
-    straight = run(tmp_path / "straight", method, *jobs.SMALL, "steps=12")
-    run(tmp_path / "stopped", method, *jobs.SMALL, "steps=12", "stop_at=5")
-    settings = (f"method={method}", "engine=single", *jobs.SMALL, "steps=12", "log.every_steps=10")
+    straight = run(tmp_path / "straight", method, *jobs.RESNET, "steps=12")
+    run(tmp_path / "stopped", method, *jobs.RESNET, "steps=12", "stop_at=5")
+    settings = (f"method={method}", "engine=single", *jobs.RESNET, "steps=12", "log.every_steps=10")
     resumed = jobs.in_this_process(tmp_path / "stopped", *settings, options=("--resume", "auto"))
     assert resumed["state_sha256"] == straight["state_sha256"]
 
@@ -89,7 +90,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path: Path, method: str) -
 @pytest.mark.parametrize("method", ["fa", "dfa"])
 def test_random_weights_never_change_and_are_in_the_checkpoint(tmp_path: Path, method: str) -> None:
     for steps in (1, 5):
-        run(tmp_path / f"{steps}", method, *jobs.SMALL, f"steps={steps}")
+        run(tmp_path / f"{steps}", method, *jobs.RESNET, f"steps={steps}")
     early, late = weights(tmp_path / "1"), weights(tmp_path / "5")
     drawn = [name for name in early if name.endswith(".feedback_weight")]
     assert len(drawn) == (21 if method == "fa" else 7)
@@ -98,14 +99,14 @@ def test_random_weights_never_change_and_are_in_the_checkpoint(tmp_path: Path, m
 
 
 def test_an_end_to_end_run_has_one_block_and_the_same_books(tmp_path: Path) -> None:
-    summary = run(tmp_path, "bp", *jobs.SMALL, "steps=10")
+    summary = run(tmp_path, "bp", *jobs.RESNET, "steps=10")
     assert summary["roles"] == ["block 0"] and summary["world_size"] == 1
     assert summary["block_accuracy"] == [summary["test_accuracy"]]
-    assert summary.keys() == run(tmp_path / "bll", "bll", *jobs.SMALL, "steps=10").keys()
+    assert summary.keys() == run(tmp_path / "bll", "bll", *jobs.RESNET, "steps=10").keys()
 
 
 def test_local_blocks_watch_the_alignment_of_alpha_and_beta(tmp_path: Path) -> None:
-    run(tmp_path, "bll", *jobs.SMALL, "steps=20")
+    run(tmp_path, "bll", *jobs.RESNET, "steps=20")
     lines = jobs.metrics(tmp_path)
     blocks = [line for line in lines if line["phase"] == "train" and line["role"] != "feedback"]
     assert blocks and all(-1 <= line["alignment"] <= 1 for line in blocks)
@@ -114,7 +115,7 @@ def test_local_blocks_watch_the_alignment_of_alpha_and_beta(tmp_path: Path) -> N
 @pytest.mark.parametrize("family", ["gaussian_learned", "bernoulli", "categorical"])
 @pytest.mark.parametrize("update", ["closed_form", "sgd"])
 def test_every_family_gives_the_same_bits_in_threads(tmp_path: Path, family: str, update: str) -> None:
-    settings = ("method=bll", f"objective.family={family}", f"feedback.update={update}", *jobs.SMALL, "steps=8")
+    settings = ("method=bll", f"objective.family={family}", f"feedback.update={update}", *jobs.RESNET, "steps=8")
     one, other = (
         jobs.in_this_process(tmp_path / engine, f"engine={engine}", *settings) for engine in ("sequential", "threads")
     )
@@ -123,7 +124,7 @@ def test_every_family_gives_the_same_bits_in_threads(tmp_path: Path, family: str
 
 @pytest.mark.parametrize("method", ["dgl", "predsim"])
 def test_every_local_method_gives_the_same_bits_in_threads(tmp_path: Path, method: str) -> None:
-    settings = (f"method={method}", "objective.keep_weight=0.1", *jobs.SMALL, "steps=8")
+    settings = (f"method={method}", "objective.keep_weight=0.1", *jobs.RESNET, "steps=8")
     one, other = (
         jobs.in_this_process(tmp_path / engine, f"engine={engine}", *settings) for engine in ("sequential", "threads")
     )

@@ -21,7 +21,7 @@ def events(tmp_path_factory: pytest.TempPathFactory) -> list[Times]:
     """When each rank began and finished which step; block 3 does not end its first before the others end their last. If
     one of them waited for it, the job would not come to its end."""
     run_dir = tmp_path_factory.mktemp("no-lock") / "run"
-    settings = (*jobs.SMALL, f"steps={STEPS}", f"backend.ring={STEPS}", "evaluate.every_epochs=0")
+    settings = (*jobs.RESNET, f"steps={STEPS}", f"backend.ring={STEPS}", "evaluate.every_epochs=0")
     arguments = [str(run_dir), str(SLOW), str(LAST), ",".join(FIRST), *settings, "checkpoint.every_steps=0"]
     jobs.succeed(jobs.ranks(5, arguments, module="tests.support.slow_job"))
     files = [Path(f"{run_dir}-events-{rank}.json") for rank in range(5)]

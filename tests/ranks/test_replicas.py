@@ -13,7 +13,10 @@ from tests.support import jobs
 from tests.support.same_bits import metrics_without_timing, state_digest
 
 pytestmark = pytest.mark.ranks
-TINY = ("model.width=2", "data.batch_size=32", "steps=8", "blocks=2", "feedback.lag=2", "log.every_steps=4")
+TINY = (
+    *(*jobs.UNHURRIED, "model.args.seconds=0.01", "data.batch_size=32"),
+    *("steps=8", "feedback.lag=2", "log.every_steps=4"),
+)
 SHARDS = (*TINY, "shards=4", "evaluate.ensemble=true", "checkpoint.every_steps=4")
 REPLICAS = ([2, 1], [1, 3], [3, 2], [4, 4])
 
@@ -230,17 +233,17 @@ def test_nan_in_one_replica_is_named_before_others_have_it(tmp_path: Path) -> No
 
 
 def test_torchrun_starts_replicas(tmp_path: Path) -> None:
-    """torchrun itself, as a user types it; all other tests fork their ranks."""
+    """With torchrun's own agent, which other tests here do without."""
     settings = (*TINY, "steps=2", "shards=2")
     words = jobs.words(tmp_path / "torchrun", *settings, "replicas=[2, 1]")
-    jobs.succeed(jobs.torchrun(4, words))
+    jobs.succeed(jobs.forked_torchrun(4, words))
     assert jobs.summary(tmp_path / "torchrun")["world_size"] == 4
     in_one_process(tmp_path / "one", *settings)
     assert state_digest(tmp_path / "torchrun") == state_digest(tmp_path / "one")
 
 
 def test_torchrun_with_another_number_of_ranks_is_refused(tmp_path: Path) -> None:
-    refused = jobs.torchrun(3, jobs.words(tmp_path / "run", *TINY, "shards=2", "replicas=[2, 1]"))
+    refused = jobs.forked_torchrun(3, jobs.words(tmp_path / "run", *TINY, "shards=2", "replicas=[2, 1]"))
     assert refused.returncode == 1, "torchrun's own exit code for any failure"
     assert "need 4 ranks, but torchrun started 3; use --nproc_per_node=4 on one node" in refused.stderr
     assert not (tmp_path / "run").exists(), "refused before the ranks wait for each other"

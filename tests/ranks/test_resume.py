@@ -20,7 +20,7 @@ def short(run_dir: Path, *settings: str, resume: str = "never") -> dict[str, obj
 @pytest.mark.parametrize("lag", [1, 3])
 @pytest.mark.parametrize("update", ["closed_form", "sgd"])
 def test_stopping_after_any_step_changes_nothing(tmp_path: Path, lag: int, update: str) -> None:
-    feedback = (f"feedback.lag={lag}", f"feedback.update={update}")
+    feedback = (*jobs.TINY, "data.synthetic_images=128", f"feedback.lag={lag}", f"feedback.update={update}")
     straight = short(tmp_path / "straight", *feedback)
     for stop in range(1, STEPS):
         run_dir = tmp_path / f"stop-{stop}"

@@ -17,7 +17,7 @@ from tests.support import jobs
 
 # A test that waits for ever is a test that fails soon.
 SHORT = (
-    *jobs.SMALL,
+    *jobs.RESNET,
     *("data.name=synthetic", "data.synthetic_images=128", "data.image_size=8", "schedule.name=constant"),
     *("backend.timeout_seconds=20", "steps=9", "log.every_steps=1"),
 )

@@ -22,7 +22,7 @@ def digests(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     blocks, *more = request.param
     folder = tmp_path_factory.mktemp(f"blocks-{blocks}")
     length = ("data.batch_size=64", f"steps={STEPS}", "evaluate.every_epochs=1")
-    settings = (*jobs.SMALL, *IMAGES, *length, f"blocks={blocks}", *more)
+    settings = (*jobs.RESNET, *IMAGES, *length, f"blocks={blocks}", *more)
     found = {
         engine: jobs.in_this_process(folder / engine, f"engine={engine}", *settings)["state_sha256"]
         for engine in ("sequential", "threads", "streams")
@@ -42,6 +42,7 @@ def test_all_local_engines_give_the_same_bits(digests: dict[str, str]) -> None:
     assert digests["ranks"] == digests["sequential"]
 
 
+RESNET18 = ("model.name=resnet18", "model.width=4")
 VARIATIONS = [
     ("precision.wire=bf16", "precision.compute=bf16"),
     ("optimizer.name=adamw", "optimizer.lr=0.002", "optimizer.clip_norm=1.0"),
@@ -50,12 +51,13 @@ VARIATIONS = [
     ("blocks=8", "objective.head=mlp", "backend.ring=1", "backend.in_flight=1"),
     ("blocks=1",),
     (
+        *RESNET18,
         "objective.head=auglocal",
         "objective.message=cells",
         "objective.contrast_weight=0.1",
         "objective.keep_weight=0.1",
     ),
-    ("blocks=[layer1.1, layer4.0]", "data.augment.flip=true", "data.augment.rotation=10"),
+    (*RESNET18, "blocks=[layer1.1, layer4.0]", "data.augment.flip=true", "data.augment.rotation=10"),
 ]
 
 
@@ -65,7 +67,7 @@ def test_maps_with_channels_last_are_the_same_whether_they_come_so_or_are_laid_o
 ) -> None:
     """In a wavefront they come as they lie, otherwise as messages do. Behind six of eight blocks they have 2 x 2
     positions or one: of one position strides say little, and kernels are chosen by strides."""
-    settings = (*jobs.SMALL, *IMAGES, "steps=4", "blocks=8", "objective.head=conv", *more)
+    settings = (*jobs.RESNET, *IMAGES, "steps=4", "blocks=8", "objective.head=conv", *more)
     digests = {
         jobs.in_this_process(tmp_path / engine, f"engine={engine}", *settings, LAST)["state_sha256"]
         for engine in ("sequential", "threads", "streams")
@@ -91,7 +93,7 @@ def test_messages_of_heads_have_the_same_bits_in_every_engine(tmp_path: Path) ->
     """The feedback rank has no heads, and computes how large their embeddings are; weights change over the run."""
     weights = ("objective.kl_final_fraction=0", "objective.kl_block_factor=0.5", "objective.kl_scale=both")
     heads = ("objective.head=auglocal", "objective.head_units=1", "objective.message=embedding")
-    settings = (*jobs.SMALL, *IMAGES, "blocks=3", "steps=12", "evaluate.every_epochs=1", *heads, *weights)
+    settings = (*jobs.RESNET, *IMAGES, "blocks=3", "steps=12", "evaluate.every_epochs=1", *heads, *weights)
     digests = {
         jobs.in_this_process(tmp_path / engine, f"engine={engine}", *settings)["state_sha256"]
         for engine in ("sequential", "threads", "streams")
@@ -124,7 +126,7 @@ def test_messages_in_flight_change_no_bit_at_a_lag_of_one(tmp_path: Path) -> Non
 def test_another_seed_gives_other_bits(tmp_path: Path) -> None:
     digests = {
         jobs.in_this_process(
-            tmp_path / str(seed), "engine=sequential", *jobs.SMALL, *IMAGES, "steps=3", f"seed={seed}"
+            tmp_path / str(seed), "engine=sequential", *jobs.RESNET, *IMAGES, "steps=3", f"seed={seed}"
         )["state_sha256"]
         for seed in (0, 1)
     }

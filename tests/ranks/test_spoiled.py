@@ -9,7 +9,7 @@ import pytest
 from bllpipe import launch
 from tests.support import jobs
 
-SETTINGS = (*jobs.SMALL, "engine=threads", "steps=40", "checkpoint.every_steps=6")
+SETTINGS = (*jobs.RESNET, "engine=threads", "steps=40", "checkpoint.every_steps=6")
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.ranks, pytest.mark.timeout(600)]  # one start for all 
 
 ONE_STEP = ("steps=1", "optimizer.lr=0.2", "schedule.name=constant")
 # Images that are not changed at random are learned in two epochs.
-LEARN = ("epochs=2", "optimizer.lr=0.1", "evaluate.every_epochs=0", *jobs.AS_THEY_ARE)
+LEARN = ("epochs=2", "optimizer.lr=0.1", "evaluate.every_epochs=0", *jobs.AS_THEY_ARE, jobs.LEARNER)
 # These learn with half as many microbatches, in half the time; the others need as many as there are stages.
 IN_TWO = ("gpipe", "1f1b", "interleaved", "deepspeed")
 EPOCHS_REACH = 0.9  # of the test set; engine single gets 0.93 and 0.95 with seeds 0 and 1
@@ -207,7 +207,7 @@ def test_deepspeed_takes_the_same_steps_as_1f1b(ranks: list[dict[str, Any]]) -> 
 
 
 def commands(engine: str) -> tuple[str, ...]:
-    return ("method=bp", f"engine={engine}", "blocks=2", *jobs.SMALL, "data.batch_size=48", "steps=12")
+    return ("method=bp", f"engine={engine}", "blocks=2", *jobs.RESNET, "data.batch_size=48", "steps=12")
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

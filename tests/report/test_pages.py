@@ -15,7 +15,7 @@ from tests.support import jobs
 pytestmark = [pytest.mark.browser, needs_browser]
 
 LOOKS = {"light": (1280, "light"), "dark": (1280, "dark"), "phone": (390, "light"), "phone-dark": (390, "dark")}
-SHORT = (*jobs.SMALL, "steps=40", "log.every_steps=5", "trace.num_steps=6", "trace.first_step=20")
+SHORT = (*jobs.RESNET, "steps=40", "log.every_steps=5", "trace.num_steps=6", "trace.first_step=20")
 RUNS = {"bll": ("engine=threads",), "bp": ("method=bp", "engine=single"), "bll-seed-1": ("engine=threads", "seed=1")}
 LEAST_CONTRAST = 4.5  # WCAG 2.1, level AA
 LEAST_PIXELS = 10

@@ -15,7 +15,12 @@ from tests.support.same_bits import metrics_without_timing, state_digest
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 STEPS = 300
-SETTINGS = (*jobs.SMALL, "device=cpu", f"steps={STEPS}", "checkpoint.every_steps=0")  # nothing to go on from but a stop
+SETTINGS = (
+    *jobs.RESNET,
+    "device=cpu",
+    f"steps={STEPS}",
+    "checkpoint.every_steps=0",
+)  # nothing to go on from but a stop
 # SLURM counts in minutes and looks twice in one: of two minutes the signal comes after 75 to 105 s, when all ranks run.
 LATE_SIGNAL = "--signal=TERM@15"
 WORDS = jobs.words(None, *SETTINGS)
@@ -85,7 +90,7 @@ def test_two_nodes(cluster: Cluster, checkout: Path, straight: Path) -> None:
 def test_replicas_over_two_nodes(cluster: Cluster, checkout: Path, tmp_path: Path) -> None:
     """Two replicas of block 0 and one of block 1; then the run goes on with the replicas that five ranks have, to the
     bits of one process. Who is on which node is decided by counted bytes."""
-    settings = (*jobs.SMALL, "device=cpu", "steps=40", "blocks=2", "shards=2", "checkpoint.every_steps=0")
+    settings = (*jobs.RESNET, "device=cpu", "steps=40", "blocks=2", "shards=2", "checkpoint.every_steps=0")
     jobs.in_this_process(tmp_path / "one", *settings, "engine=sequential")
     words, run_dir = jobs.words(None, *settings), checkout / "runs/replicas"
     options = ("--run-dir", "runs/replicas")

@@ -6,6 +6,7 @@ ranks, and the ranks of torchrun. Tests that are about these starts themselves u
 from __future__ import annotations
 
 import atexit
+import multiprocessing
 import os
 import runpy
 import signal
@@ -34,7 +35,7 @@ from tests.support.waiting import PATIENCE
 class ForkedPython:
     """``python WORDS`` under way in a session of its own, with what is used of a ``subprocess.Popen`` whose output is
     text. ``variables`` are its whole environment. What it prints on stderr is in its stdout, unless it is kept
-    ``apart``; what it prints is in ``log`` if that is given."""
+    ``apart``; what it prints is in ``log`` if that is given, which may be a terminal: it is the process's own then."""
 
     def __init__(
         self,
@@ -79,6 +80,9 @@ class ForkedPython:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
 
     def family(self) -> list[int]:
         """All processes that print to where it prints, orphans included."""
@@ -136,12 +140,17 @@ def _as_python(words: list[str], variables: dict[str, str], folder: Path, said: 
     import torch
 
     torch.set_num_threads(1)
-    for path, number in zip(said, (1, 2), strict=True):
-        with path.open("a") as file:
-            os.dup2(file.fileno(), number)
-    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
     os.setsid()
+    for path, number in zip(said, (1, 2), strict=True):
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)  # a terminal that can be read is that of the session
+        os.dup2(file, number)
+        os.close(file)
+    if os.isatty(1):
+        os.dup2(1, 0)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also under nohup
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
     os.chdir(folder)
+    vars(multiprocessing.current_process())["_config"]["daemon"] = False  # it may have children
     setattr(RankProcesses, "_start_server", _fork_server)  # noqa: B010  # a method of another class
     if "torch.distributed.run" in words:
         _fork_ranks_of_torchrun()

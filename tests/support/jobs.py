@@ -23,7 +23,10 @@ from tests.support.waiting import PATIENCE
 REPOSITORY = Path(__file__).parents[2]
 CALM = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
 AS_THEY_ARE = ("data.augment.crop_padding=0", "data.augment.rotation=0")  # the images
-SMALL = ("model.width=4", "data.batch_size=32", "log.every_steps=5")
+LEARNER = "model.name=tests.support.networks.engines:learner"  # learns the digits in a fraction of a ResNet's time
+RESNET = ("model.width=4", "data.batch_size=32", "log.every_steps=5")  # ResNet-18
+# Digits, and a network of as many units as ResNet-18 that takes a third of its time.
+SMALL = ("model.name=tests.support.networks.engines:eight", "data.batch_size=32", "log.every_steps=5")
 # For what does not depend on the network: a step, and a start, in less than half the time. Three blocks at most.
 TINY = (
     *("model.name=tests.support.networks.engines:quick", "blocks=2", "data.name=synthetic", "data.image_size=8"),
@@ -64,8 +67,17 @@ def torchrun(
     num_ranks: int, arguments: list[str], module: str = "bllpipe.launch", timeout: float = PATIENCE, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """``torchrun --nproc_per_node=num_ranks -m module arguments``."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_ranks}"]
-    return _run([*command, "-m", module, *arguments], timeout, variables)
+    return _run(_torchrun(num_ranks, module, arguments), timeout, variables)
+
+
+def forked_torchrun(num_ranks: int, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """``torchrun`` of forks, agent and ranks; tests/ranks/test_launcher.py starts it as a user does."""
+    return forks.run(_torchrun(num_ranks, "bllpipe.launch", arguments), env=_environment({}), cwd=REPOSITORY)
+
+
+def _torchrun(num_ranks: int, module: str, arguments: list[str]) -> list[str]:
+    agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_ranks}"]
+    return [*agent, "-m", module, *arguments]
 
 
 def started(arguments: list[str], torchrun: int = 0, fault: str = "") -> ForkedPython:

@@ -19,7 +19,8 @@ from typing import TextIO
 
 import pyte
 
-from tests.support.waiting import PATIENCE
+from tests.support.forks import ForkedPython
+from tests.support.waiting import PATIENCE, wait_until
 
 
 def _own_the_terminal() -> None:
@@ -56,6 +57,15 @@ class Terminal:
             start_new_session=True,
             preexec_fn=_own_the_terminal,
         )
+        self.out.close()
+        return process
+
+    def fork(self, command: Sequence[str], **variables: str) -> ForkedPython:
+        """``python WORDS``, as ``start`` does it, in a fork of a process that has imported torch."""
+        assert command[0] == sys.executable
+        environment = {**os.environ, "TERM": "xterm-256color", "OMP_NUM_THREADS": "1", **variables}
+        process = ForkedPython(command[1:], environment, Path.cwd(), log=Path(os.ttyname(self.out.fileno())))
+        wait_until(lambda: process.poll() is not None or os.tcgetpgrp(self.ours) == process.pid)
         self.out.close()
         return process
 

@@ -13,11 +13,15 @@ PATIENCE = 240.0  # seconds
 
 
 def wait_until(is_so: Callable[[], object], seconds: float = PATIENCE) -> None:
-    """Looks again and again until ``is_so()``; fails if it is not so after ``seconds``."""
+    """Looks again and again until ``is_so()``; fails if it is not so after ``seconds``. Between two looks twice as long
+    as a look takes, those at all processes are expensive."""
     end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end, f"not within {seconds:g} s"
-        time.sleep(0.02)
+    while began := time.monotonic():
+        if is_so():
+            return
+        now = time.monotonic()
+        assert now < end, f"not within {seconds:g} s"
+        time.sleep(max(0.02, 2 * (now - began)))
 
 
 @contextmanager

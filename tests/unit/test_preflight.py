@@ -80,6 +80,17 @@ def test_it_needs_no_torch(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
 
 
+def test_a_default_run_imports_nothing_that_it_does_not_use() -> None:
+    """Each of these takes tenths of a second, in the launcher and in every rank."""
+    unused = {"triton", "torchvision", "torch.utils.flop_counter", "matplotlib", "rich"}
+    program = (
+        "import sys, bllpipe.launch, bllpipe.engines.ranks, bllpipe.engines.in_process\n"
+        f"print(*{unused} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
+
+
 def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "deepspeed", None)  # as Python itself marks what cannot be imported
     message = "needs the package deepspeed, which is not installed; use pip install 'bllpipe[deepspeed]'"

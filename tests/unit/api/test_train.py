@@ -282,3 +282,12 @@ def test_under_torchrun_one_rank_says_what_is_wrong(
     with pytest.raises(SystemExit, match="2"):
         bllpipe.train(network(), DATA, blocks=2, settings=SMALL)
     assert "2 blocks and 1 feedback rank need 3 ranks, but torchrun started 4" in capsys.readouterr().err
+    for key, value in {"RUN_ID": "job", "MAX_RESTARTS": "1", "USE_AGENT_STORE": "False"}.items():
+        monkeypatch.setenv(f"TORCHELASTIC_{key}", value)
+    for run_dir, resume in ((None, "never"), ("run", "never"), (None, "auto")):
+        with pytest.raises(SystemExit, match="2"):
+            bllpipe.train(network(), DATA, blocks=2, settings=SMALL, run_dir=run_dir, resume=resume)
+        assert "in a script bllpipe.train(..., run_dir=DIR, resume='auto')" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        bllpipe.train(network(), DATA, blocks=2, settings=SMALL, run_dir="run", resume="auto")
+    assert "2 blocks and 1 feedback rank need 3 ranks, but torchrun started 4" in capsys.readouterr().err

@@ -21,6 +21,7 @@ from benchmarks.gpu_report import Ledger
 from benchmarks.gpu_worker import Answer
 from bllpipe.config import Config, load_config
 from bllpipe.training.run_schedule import RunSchedule
+from tests.support import forks
 
 REPOSITORY = Path(__file__).parents[3]
 SCRIPTS = sorted((REPOSITORY / "benchmarks").glob("*.sh"))
@@ -189,9 +190,7 @@ def test_what_was_measured_survives_a_kill(tmp_path: Path) -> None:
     """SIGKILL in the middle: the file is whole, and no process is left."""
     path = tmp_path / "gpu.json"
     words = [*REHEARSAL, "--variants", "bp eager", "bll eager", "--repeats", "1000", "--json", str(path)]
-    started = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.gpu", *words], cwd=REPOSITORY, stdout=subprocess.DEVNULL
-    )
+    started = forks.popen([sys.executable, "-m", "benchmarks.gpu", *words], cwd=REPOSITORY)
     try:
         end = time.monotonic() + 240
         while not path.exists() or len(json.loads(path.read_text())["results"]) < 2:

@@ -47,7 +47,10 @@ def test_the_time_to_a_mark_is_that_of_the_first_test_that_reaches_it() -> None:
 
 @pytest.mark.parametrize("engine", time_to_accuracy.ENGINES)
 def test_every_run_is_a_config_that_can_run(engine: str) -> None:
-    options = argparse.Namespace(epochs=2, data_path="some where.npz", blocks="[layer2.1]", microbatches=4)
+    options = argparse.Namespace(
+        epochs=2, data_path="some where.npz", blocks="[layer2.1]", microbatches=4, precision="bf16"
+    )
     config = load_config(time_to_accuracy.CONFIG, time_to_accuracy.settings_of(options, engine, seed=3))
     assert (config.seed, config.epochs, config.data.path) == (3, 2, "some where.npz")
-    assert config.method == (engine if engine in time_to_accuracy.LOCAL else "bp")
+    assert config.precision.compute == "bf16"
+    assert config.method == time_to_accuracy.LOCAL.get(engine, {"method": "bp"})["method"]

@@ -15,7 +15,7 @@ from tests.support.checkpoint_samples import edit_json, reseal
 from tests.unit.config.test_stored import old_form
 
 UNSCALED = "objective.head_scale=false"  # what the heads of that version were
-SHORT = (*jobs.SMALL, "engine=sequential", "steps=8", UNSCALED)
+SHORT = (*jobs.RESNET, "engine=sequential", "steps=8", UNSCALED)
 # Keys that came later, which no file of that version has.
 LATER = {
     "objective": (

@@ -32,7 +32,7 @@ LATIN = os.fsdecode(b"caf\xe9")  # é in Latin-1, which is no UTF-8
 NAMES = {"latin": LATIN, "accents": "caf\u00e9 \u65e5", "newline": "a\nb", "dash": "./-x", "quotes": 'it\'s "a" $b'}
 LONG = {"name": "n" * 300, "path": "/".join(["d" * 99] * 50)}
 LONG_INSIDE = [f"absent/{'n' * 300}/x", "e/" * 2020]  # the second one fits, but not the run's files in it
-SETTINGS = (*jobs.SMALL, "engine=sequential", "blocks=2", "evaluate.every_epochs=0", "trace.num_steps=2")
+SETTINGS = (*jobs.RESNET, "engine=sequential", "blocks=2", "evaluate.every_epochs=0", "trace.num_steps=2")
 TRACED = ("trace.first_step=1", "steps=3")
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import re
-import subprocess
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,6 +18,8 @@ from bllpipe.engines import topology
 from bllpipe.errors import ConfigError
 from bllpipe.tools.planning import profiler
 from bllpipe.tools.planning.profile import load_profile, save_profile
+from tests.support.forks import ForkedPython
+from tests.support.spawning import FORKSERVER
 from tests.support.waiting import PATIENCE, wait_until
 
 SMALL = ["--set", "model.width=4", "--set", "data.batch_size=16", "--set", "device=cpu"]
@@ -91,7 +93,10 @@ def test_replicas_of_the_config_are_predicted(profile: str, blocks: str, capsys:
 
 
 @pytest.mark.ranks
-def test_background_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_background_processes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profiler, "multiprocessing", SimpleNamespace(get_context=lambda how: FORKSERVER))
     file = tmp_path / "profile.json"
     words = ["--repetitions", "2", "--blocks", "2", "--beside", "1", "--profile", str(file)]
     assert main(["plan", *SMALL, *words]) == 0
@@ -101,18 +106,22 @@ def test_background_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.ranks
-def test_background_processes_end_when_the_measuring_process_is_killed() -> None:
+def test_background_processes_end_when_the_measuring_process_is_killed(tmp_path: Path) -> None:
     words = ["plan", *SMALL, "--repetitions", "100000", "--blocks", "2", "--beside", "1"]
-    process = subprocess.Popen([sys.executable, "-m", "bllpipe.cli", *words], stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    is_beside = ("repetition" in line and "alone" not in line for line in process.stderr)
-    assert any(is_beside), "the background process computes by now"
+    said = tmp_path / "said"
+    said.touch()
+    process = ForkedPython(["-m", "bllpipe.cli", *words], os.environ, tmp_path, log=said)
+
+    def is_beside() -> bool:
+        assert process.poll() is None, said.read_text()
+        return any("repetition" in line and "alone" not in line for line in said.read_text().splitlines())
+
+    wait_until(is_beside)
     children = children_of(process.pid)
     process.kill()
     process.wait(timeout=PATIENCE)
     assert children
     wait_until(lambda: not any(map(is_running, children)))
-    process.stderr.close()
 
 
 def is_running(pid: int) -> bool:

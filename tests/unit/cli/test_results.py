@@ -18,7 +18,7 @@ from tests.support import jobs
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "digits"
-    jobs.in_this_process(path, "engine=sequential", *jobs.SMALL, "steps=12")
+    jobs.in_this_process(path, "engine=sequential", *jobs.RESNET, "steps=12")
     return path
 
 

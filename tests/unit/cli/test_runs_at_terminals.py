@@ -134,7 +134,7 @@ def groups(folder: Path) -> set[int]:
 
 @pytest.mark.ranks
 def test_ctrl_c_ends_the_view_and_shows_the_summary(terminal: Terminal, tmp_path: Path) -> None:
-    run = terminal.start(training(tmp_path / "run", LONG))
+    run = terminal.fork(training(tmp_path / "run", LONG))
     try:
         terminal.look_until(is_drawn)
         terminal.resize(100, 30)
@@ -154,7 +154,7 @@ def test_ctrl_c_ends_the_view_and_shows_the_summary(terminal: Terminal, tmp_path
 
 @pytest.mark.ranks
 def test_a_terminal_that_is_closed_stops_the_run_in_order(terminal: Terminal, tmp_path: Path) -> None:
-    run = terminal.start(training(tmp_path / "run", LONG))
+    run = terminal.fork(training(tmp_path / "run", LONG))
     try:
         terminal.look_until(is_drawn)
         terminal.close()
@@ -168,7 +168,7 @@ def test_a_terminal_that_is_closed_stops_the_run_in_order(terminal: Terminal, tm
 @pytest.mark.ranks
 def test_a_terminal_that_nobody_reads_does_not_stop_training(terminal: Terminal, tmp_path: Path) -> None:
     terminal.fill()
-    run = terminal.start(training(tmp_path / "run", "steps=40"))
+    run = terminal.fork(training(tmp_path / "run", "steps=40"))
     try:
         wait_until(lambda: (tmp_path / "run" / "status.json").exists() and status(tmp_path / "run") == "completed")
         assert run.poll() is None, "its last words are not read yet"
@@ -185,7 +185,7 @@ def test_a_rank_that_is_killed_leaves_a_terminal_in_order(terminal: Terminal, tm
     words = training(tmp_path / "run", LONG, engine="ranks")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=3", *words[1:]]
     fault = "rank=0,step=300,point=updated,action=kill"
-    run = terminal.start(torchrun, BLLPIPE_FAULT=fault, BLLPIPE_ALLOW_FAULTS="1", OMP_NUM_THREADS="1")
+    run = terminal.fork(torchrun, BLLPIPE_FAULT=fault, BLLPIPE_ALLOW_FAULTS="1")
     try:
         terminal.look_until(is_drawn)
         terminal.look_to_the_end()

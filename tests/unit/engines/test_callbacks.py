@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -22,6 +21,7 @@ from bllpipe.engines.runner import displays
 from bllpipe.errors import ConfigError, NonFiniteError, WireError
 from bllpipe.launch import choose_callbacks
 from bllpipe.training.worker import Worker
+from tests.support import forks
 
 SMALL = ("engine=sequential", "blocks=2", "model.width=2", "steps=4", "data.batch_size=16", "evaluate.every_epochs=0")
 
@@ -105,7 +105,7 @@ class Exit(Callback):
 
 leave({code}, [Exit()])
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    done = forks.run([sys.executable, "-c", program])
     assert (done.returncode, done.stdout.strip()) == (code, printed), done.stderr
 
 

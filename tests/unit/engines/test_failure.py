@@ -6,8 +6,6 @@ import errno
 import json
 import multiprocessing
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +28,7 @@ from bllpipe.errors import (
 )
 from bllpipe.messages import Round
 from bllpipe.training.worker import RoundError
+from tests.support.forks import ForkedPython
 from tests.support.waiting import PATIENCE
 
 
@@ -95,10 +94,8 @@ def test_a_status_that_cannot_be_written_is_told_and_hides_nothing(
 def test_a_process_leaves_even_if_its_output_takes_nothing() -> None:
     """Its last words were flushed before it left, and a full disk kept it from leaving."""
     program = "import sys; from bllpipe.engines.failure import leave; sys.stdout.write('words'); leave(5)"
-    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=full, env=buffered, timeout=60)
-    assert done.returncode == 5
+    process = ForkedPython(["-c", program], os.environ, Path.cwd(), log=Path("/dev/full"))
+    assert process.wait(PATIENCE) == 5
 
 
 class Gone:

@@ -26,7 +26,7 @@ from tests.support.tape import ASKS_THE_DEVICE
 ASKING_METHODS = ("cpu", "tolist", "numpy", "item", "__bool__", "__float__", "__int__", "__index__", "nonzero")
 LINE = 9  # steps to a line
 SMALL = (
-    "model.width=2",
+    "model.name=tests.support.networks.engines:eight",
     "data.name=synthetic",
     "data.synthetic_images=64",
     "data.image_size=8",

@@ -63,9 +63,9 @@ def words(run_dir: Path, engine: str, *settings: str) -> list[str]:
 def test_no_block_outlives_its_run(
     tmp_path: Path, made: list[weakref.ref[Block]], engine: str, fails: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All were kept once, for ever: frozen garbage is never looked at again."""
+    """All were kept once, for ever: frozen garbage is never looked at again. To look at all of it takes long here."""
     before = threading.active_count()
-    for number in range(2):
+    for number in range(2 if engine == "sequential" else 1):
         code = launch.main(words(tmp_path / f"{number}", engine, *(DIVERGES if fails else ())))
         assert code == (5 if fails else 0), capsys.readouterr().err
         gc.collect()

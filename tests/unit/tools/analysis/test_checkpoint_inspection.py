@@ -129,7 +129,7 @@ def test_a_directory_without_checkpoints(tmp_path: Path, words: list[str], capsy
 
 
 def test_show_tells_of_every_tensor_and_of_the_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    jobs.in_this_process(tmp_path / "run", "engine=sequential", *jobs.SMALL, "steps=2")
+    jobs.in_this_process(tmp_path / "run", "engine=sequential", *jobs.RESNET, "steps=2")
     capsys.readouterr()
     assert cli.main(["ckpt", "show", str(tmp_path / "run")]) == 0
     lines = capsys.readouterr().out.splitlines()

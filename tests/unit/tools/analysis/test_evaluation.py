@@ -31,7 +31,7 @@ from tests.support import jobs
 
 
 def finished(folder: Path, *settings: str, engine: str = "sequential") -> FinishedRun:
-    jobs.in_this_process(folder / "run", f"engine={engine}", *jobs.SMALL, "steps=12", *settings)
+    jobs.in_this_process(folder / "run", f"engine={engine}", *jobs.RESNET, "steps=12", *settings)
     return open_run(folder / "run", print)
 
 

@@ -22,7 +22,7 @@ from tests.support import jobs
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve steps of block-local learning, with checkpoints of steps 6 and 12."""
     path = tmp_path_factory.mktemp("runs") / "finished"
-    jobs.in_this_process(path, "engine=sequential", *jobs.SMALL, "steps=12", "checkpoint.every_steps=6")
+    jobs.in_this_process(path, "engine=sequential", *jobs.RESNET, "steps=12", "checkpoint.every_steps=6")
     return path
 
 
@@ -57,7 +57,7 @@ def test_the_blocks_hold_what_the_newest_checkpoint_holds(finished: Path) -> Non
 
 
 def test_a_whole_network_is_one_block(tmp_path: Path) -> None:
-    jobs.in_this_process(tmp_path / "run", "engine=single", "method=bp", *jobs.SMALL, "steps=2")
+    jobs.in_this_process(tmp_path / "run", "engine=single", "method=bp", *jobs.RESNET, "steps=2")
     (block,) = load_blocks(open_run(tmp_path / "run", silent))
     assert block.segment.last_unit == "layer4.1"
 
@@ -82,7 +82,7 @@ def test_what_was_measured_at_another_step_does_not_count(copied: Path) -> None:
 
 def test_a_run_that_stopped_has_no_recorded_accuracy(tmp_path: Path) -> None:
     """Three steps are an epoch: the summary has the accuracy of step 3, the checkpoint is that of step 4."""
-    settings = (*jobs.SMALL, "data.batch_size=480", "steps=9", "stop_at=4")
+    settings = (*jobs.RESNET, "data.batch_size=480", "steps=9", "stop_at=4")
     assert jobs.in_this_process(tmp_path / "run", "engine=sequential", *settings)["test_accuracy"] is not None
     run = open_run(tmp_path / "run", silent)
     assert (run.checkpoint.step, run.recorded_accuracy) == (4, None)

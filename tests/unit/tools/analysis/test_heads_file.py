@@ -23,7 +23,7 @@ from tests.support.memory import little_memory
 
 
 def finished(folder: Path, *settings: str) -> FinishedRun:
-    jobs.in_this_process(folder / "run", "engine=sequential", *jobs.SMALL, "steps=12", "optimizer.lr=0.02", *settings)
+    jobs.in_this_process(folder / "run", "engine=sequential", *jobs.RESNET, "steps=12", "optimizer.lr=0.02", *settings)
     return open_run(folder / "run", print)
 
 
