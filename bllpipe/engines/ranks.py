@@ -139,7 +139,8 @@ def sharding_of(job: Job, rank: int, group: Any, device: torch.device) -> Shardi
             f"--set sharding=none"
         )
     block = job.topology.block_of(rank)
-    return Sharding(f"slices of block {block}", job.topology.ranks_of(block), group)
+    others = [other for other in job.topology.ranks_of(block) if other != rank]
+    return Sharding(f"slices of block {block}", others, group)
 
 
 @dataclass(frozen=True)

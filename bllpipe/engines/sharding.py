@@ -29,18 +29,18 @@ from bllpipe.messages import Passes, Round, Target
 from bllpipe.models.registry import check_complete, check_has_values
 from bllpipe.models.units import Run, Segment, Unit
 from bllpipe.training.timing import Meter
-from bllpipe.utils.slices import WholeTensors, gathered, is_sliced
+from bllpipe.utils.slices import WholeTensors, gathered, is_sliced, own_part
 from bllpipe.utils.tree_sum import Sums, TreeSum
 
 
 class Sharding:
-    """The slices of a block that the replicas on ``ranks`` hold, which exchange them in ``group``, over gloo."""
+    """The slices of a block that this rank and the ``others`` hold, which exchange them in ``group``, over gloo."""
 
-    def __init__(self, name: str, ranks: Sequence[int], group: Any) -> None:
+    def __init__(self, name: str, others: Sequence[int], group: Any) -> None:
         from torch.distributed.device_mesh import DeviceMesh  # these take seconds
 
         self.meter = Meter(name)
-        self._ranks, self._mesh = ranks, DeviceMesh.from_group(group, "cpu")
+        self._others, self._mesh = others, DeviceMesh.from_group(group, "cpu")
         self._units: dict[int, ShardedUnit] = {}
 
     def build(self, units: Sequence[Unit], seed: int) -> Segment:
@@ -95,7 +95,7 @@ class Sharding:
         try:
             yield
         except RuntimeError as error:
-            names = " or ".join(f"rank {rank}" for rank in self._ranks)
+            names = " or ".join(f"rank {rank}" for rank in self._others)
             raise WireError(f"{self.meter.edge}: {names} is gone: the connection was closed") from error
         finally:
             self.meter.end()
@@ -103,7 +103,7 @@ class Sharding:
 
     def gather(self, tensor: Tensor) -> Tensor:
         """The whole of a sliced tensor; all replicas call this."""
-        with self.exchanging(tensor.nbytes // len(self._ranks) * (len(self._ranks) - 1)):
+        with self.exchanging(own_part(tensor).nbytes * len(self._others)):
             return gathered(tensor)
 
     def whole(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
