@@ -1,6 +1,7 @@
-"""Memory of a block: peak resident memory of a rank as it is, with units that are computed again in the backward pass
-(``model.recompute=units``), sharded over two ranks (``sharding=fsdp``), and with both; and which of these train under a
-limit that the kernel enforces on the data of every process (RLIMIT_DATA: what it has reserved, used or not).
+"""Memory of a block: the peak of a rank with recomputation, with sharding over two ranks, with both, and without.
+
+And which of these train under a limit that the kernel enforces on the data of every process (RLIMIT_DATA: what it has
+reserved, used or not).
 
 The network is one block of equal wide units, on synthetic data; a batch has two shards in every case, so that all learn
 the same. A feedback rank, which holds nothing of the network, shows what a process needs for itself. What trains under
