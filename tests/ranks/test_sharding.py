@@ -88,10 +88,14 @@ class Scaled(nn.Linear):
         return super().forward(x) * self.scale
 
 
+def times_weight(module: nn.Module, x: Tensor) -> Tensor:
+    return x * module.get_parameter("weight")
+
+
 def without_the_other(rank: int) -> list[str]:
     """What is said of a network without modules, and of a replica that is gone."""
     sharding = Sharding("slices of block 0", [1 - rank], dist.new_group([0, 1]))
-    exported = Stretch({"weight": nn.Parameter(torch.ones(4))}, Stretch.forward, Stretch.forward, has_layers=False)
+    exported = Stretch({"weight": nn.Parameter(torch.ones(4))}, times_weight, times_weight, has_layers=False)
     with pytest.raises(ConfigError) as refused:
         sharding.build([Unit("all", (Layer("all", lambda: exported),), is_built=True)], seed=0)
     torch.manual_seed(0)
