@@ -68,6 +68,10 @@ class Scale:
     overrides: tuple[str, ...] = ()
     spoiled: str | None = None
 
+    def limit(self, seconds: float) -> float:
+        """How long a part may take that takes at most ``seconds`` on a GPU. CPUs that rehearse it may be busy."""
+        return 10 * seconds if self.quick else seconds
+
 
 @dataclass(frozen=True)
 class Case:

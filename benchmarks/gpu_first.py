@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scale = Scale(options.device, options.quick, tuple(options.overrides), options.spoil)
     report = Report(options.out / "first.json")
     with Worker() as worker:
-        report.carry_out("versions", lambda: versions(worker, deadline))
+        report.carry_out("versions", lambda: versions(worker, scale, deadline))
         report.carry_out("smoke", lambda: smoke(worker, scale, report, deadline))
         report.put("setting", best_setting(report.known["smoke"]))
         print(f"the setting from here on: {report.known['setting']}", flush=True)
@@ -121,9 +121,9 @@ def went_well(known: Mapping[str, Any]) -> dict[str, bool]:
     }
 
 
-def versions(worker: Worker, deadline: float) -> dict[str, Any]:
+def versions(worker: Worker, scale: Scale, deadline: float) -> dict[str, Any]:
     """The versions of Python, torch, CUDA, the driver and the GPU."""
-    answer = worker.ask(surroundings, limit=min(VERSIONS, deadline - time.monotonic()))
+    answer = worker.ask(surroundings, limit=min(scale.limit(VERSIONS), deadline - time.monotonic()))
     found: dict[str, Any] = {**(answer.value or {"error": answer.error}), "nvidia_smi": nvidia_smi()}
     print(json.dumps(found), flush=True)
     return found
@@ -146,7 +146,7 @@ def smoke(worker: Worker, scale: Scale, report: Report, deadline: float) -> dict
     found: dict[str, Any] = {}
     for capture, variant in SMOKE_VARIANTS.items():
         case = shortened(make_case(scale, "resnet18", 128, variant), SMOKE_STEPS)
-        found[capture] = run_case(worker, case, min(SMOKE, deadline - time.monotonic()))
+        found[capture] = run_case(worker, case, min(scale.limit(SMOKE), deadline - time.monotonic()))
         report.put("smoke", found)
     return found
 
@@ -186,7 +186,7 @@ def best_setting(smoked: Mapping[str, Any]) -> str:
 def tests_and_compiler(out: Path, scale: Scale, report: Report, deadline: float) -> dict[str, Any]:
     """Runs the GPU tests, and concurrently compiles ResNet-18 (forty steps) and what the rates will need: the time of
     compilation does not count, and its results are cached on disk."""
-    until = min(time.monotonic() + TESTS, deadline)
+    until = min(time.monotonic() + scale.limit(TESTS), deadline)
     cases = [shortened(make_case(scale, "resnet18", 128, COMPILED), SMOKE_STEPS)]
     if not scale.quick:
         ahead = [make_case(scale, "resnet50", 128, name) for name in ("bp compiled captured", COMPILED)]
@@ -256,7 +256,7 @@ def rates(worker: Worker, scale: Scale, report: Report, path: str, deadline: flo
         broken.add(COMPILED)
     for model, batch, names, repeats in RATES:
         group: Group = tuple(make_case(scale, model, batch, name) for name in names if name not in broken)
-        limit = COMPILED_CASE if any(case.is_compiled for case in group) else CASE
+        limit = scale.limit(COMPILED_CASE if any(case.is_compiled for case in group) else CASE)
         compare(worker, [group], 1 if scale.quick else repeats, deadline, limit, ledger)
     ledger.left += sorted(f"{name} (it did not work in forty steps)" for name in broken)
     conclude(ledger, deadline, scale.device)

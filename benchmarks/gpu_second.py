@@ -92,6 +92,10 @@ class Session:
     def left(self) -> float:
         return self.deadline - time.monotonic()
 
+    def _limit(self, seconds: float) -> float:
+        """How long a part may take that takes at most ``seconds`` on a GPU. CPUs that rehearse it may be busy."""
+        return self.left() if self.options.quick else min(seconds, self.left())
+
     def carry_out(self) -> int:
         self.report.put("recipes", {each.side: asdict(each) for each in (BP, self.bll)})
         print(f"BLL learns with {self.bll.note}", flush=True)
@@ -101,7 +105,7 @@ class Session:
             self.report.put("data", {"error": str(error)})
             print(f"no data: {error}", file=sys.stderr, flush=True)
             return 2
-        found = self.worker.ask(surroundings, limit=min(60, self.left()))
+        found = self.worker.ask(surroundings, limit=self._limit(60))
         self.report.put("versions", {**(found.value or {"error": found.error}), "nvidia_smi": nvidia_smi()})
         self.probes = {recipe.side: self._probe(recipe) for recipe in (BP, self.bll)}
         self.report.put("probes", {side: asdict(each) for side, each in self.probes.items() if each})
@@ -137,7 +141,7 @@ class Session:
             run = Run("resnet18", recipe, 4, 0)
             settings = (*self.common, *run.settings(capture), *self._spoiled(f"probe {recipe.side} {capture}"))
             steps = 4 if self.options.quick else 150
-            answer = self.worker.ask(probe, settings, steps, self.folder, limit=min(PROBE_LIMIT, self.left()))
+            answer = self.worker.ask(probe, settings, steps, self.folder, limit=self._limit(PROBE_LIMIT))
             name = f"probe of {recipe.side}, gpu.capture={capture}"
             print(f"{name}: {answer.error or answer.value} ({answer.seconds:.1f} s)", flush=True)
             if answer.error is None:

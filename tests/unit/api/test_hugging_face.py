@@ -57,7 +57,6 @@ def configured(**kwargs: Any) -> DataConfig:
 
 @pytest.mark.parametrize("as_pair", [False, True])
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.timeout(120)
 def test_images_and_labels_of_a_dataset(as_pair: bool, workers: int) -> None:
     data = both()
     name, found = user_data((data["train"], data["test"]) if as_pair else data)
@@ -106,7 +105,6 @@ def test_validation_stands_in_for_test_and_numbers_for_classes() -> None:
     assert found.digest() == HubData(data["train"], data["validation"]).digest()
 
 
-@pytest.mark.timeout(240)
 def test_a_dataset_trains(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 2))

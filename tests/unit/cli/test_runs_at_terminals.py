@@ -93,14 +93,15 @@ def test_ctrl_z_at_a_shell_stops_all_and_fg_goes_on(terminal: Terminal, tmp_path
         os.write(terminal.ours, b"fg\n")
         terminal.look_until(is_drawn)
         assert "\n".join(terminal.shown()).count("waits for") == 1
-        wait_until(lambda: len((run / "metrics.jsonl").read_bytes()) > len(written[1]) + 20_000)  # dozens of lines
+        # dozens of lines, while the terminal is read: a view that it does not take is not erased
+        wait_until(lambda: terminal.look() and len((run / "metrics.jsonl").read_bytes()) > len(written[1]) + 20_000)
         assert status(run) == "running", (run / "status.json").read_text()
         os.write(terminal.ours, b"\x1a")
         terminal.look_until(lambda shown: "waits for" not in "\n".join(shown))
         wait_until(lambda: states(run) == {"T"})
         size_before = len((run / "metrics.jsonl").read_bytes())
         os.write(terminal.ours, b"bg\n")
-        wait_until(lambda: len((run / "metrics.jsonl").read_bytes()) > size_before + 20_000)
+        wait_until(lambda: terminal.look() and len((run / "metrics.jsonl").read_bytes()) > size_before + 20_000)
         terminal.look(0.5)
         assert in_order(terminal), terminal.shown()  # a run in the background leaves the terminal to the shell
         os.write(terminal.ours, b"fg\n")

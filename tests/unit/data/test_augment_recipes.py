@@ -101,7 +101,6 @@ def test_a_recipe_equals_torchvisions_transforms_under_the_same_seed(root: Path,
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.timeout(240)
 def test_neither_workers_nor_batches_nor_the_order_matter(root: Path, recipe: Any) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -236,7 +235,6 @@ def test_float_images_refuse_a_recipe() -> None:
         bllpipe.train(model, (points, points), blocks=2, settings={"data.augment.recipe": "cifar"})
 
 
-@pytest.mark.timeout(240)
 def test_a_recipe_trains_to_the_same_bits_with_any_number_of_processes(root: Path, tmp_path: Path) -> None:
     runs = []
     for workers in (1, 2):

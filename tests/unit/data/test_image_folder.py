@@ -166,7 +166,6 @@ def test_every_mode_becomes_rgb(root: Path, mode: str) -> None:
     assert np.array_equal(decoded(root, "train", 0)[0].numpy(), shown.transpose(2, 0, 1))
 
 
-@pytest.mark.timeout(120)
 def test_a_worker_gives_the_same_batches_and_tells_of_damage(root: Path) -> None:
     save(noise(SIZE, SIZE), root / "train" / "dog" / "zz.png")
     (root / "train" / "dog" / "zz.png").write_bytes(b"damaged")

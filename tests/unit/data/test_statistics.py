@@ -69,7 +69,6 @@ def test_a_sample_at_equal_distances(root: Path, monkeypatch: pytest.MonkeyPatch
     assert_measured(images(root), *(order[number * 10 // 4] for number in range(4)))
 
 
-@pytest.mark.timeout(120)
 def test_processes_measure_the_same_bits(root: Path, cache: Path) -> None:
     alone = images(root).mean
     next(cache.iterdir()).unlink()
