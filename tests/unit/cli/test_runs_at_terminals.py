@@ -115,7 +115,7 @@ def test_ctrl_z_at_a_shell_stops_all_and_fg_goes_on(terminal: Terminal, tmp_path
             with suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)
     assert status(run) == "preempted"
-    assert in_order(terminal)
+    assert in_order(terminal), (terminal.screen.margins, terminal.shown())
 
 
 def has_prompt(shown: list[str]) -> bool:
@@ -147,7 +147,7 @@ def test_ctrl_c_ends_the_view_and_shows_the_summary(terminal: Terminal, tmp_path
     finally:
         run.kill()
     assert status(tmp_path / "run") == "preempted"
-    assert in_order(terminal)
+    assert in_order(terminal), (terminal.screen.margins, terminal.shown())
     text = "\n".join(terminal.shown())
     assert "SIGINT at rank 0: stopping with a checkpoint" in text
     assert f"run directory {tmp_path}"[:60] in text
@@ -193,4 +193,4 @@ def test_a_rank_that_is_killed_leaves_a_terminal_in_order(terminal: Terminal, tm
         assert run.wait(PATIENCE) == 1
     finally:
         run.terminate()
-    assert in_order(terminal)
+    assert in_order(terminal), (terminal.screen.margins, terminal.shown())
