@@ -95,7 +95,7 @@ def _shortened(words: Sequence[str]) -> list[str] | None:
         or any(map(OWN.search, words))
     ):
         return None
-    engine = ["engine=sequential"] if config.engine == "ranks" else []
+    engine = ["engine=sequential", "sharding=none"] if config.engine == "ranks" else []
     if "--ranks" in words:  # which one process does not take
         at = words.index("--ranks")
         words = [*words[:at], *words[at + 2 :]]

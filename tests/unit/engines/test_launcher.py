@@ -67,6 +67,7 @@ def test_what_comes_back_is_not_restarted() -> None:
         "DataError",
         "CheckpointError",
         "NonFiniteError",
+        "OutOfMemoryError",
         "OutputError",
         "NoProgressError",
     }
