@@ -133,7 +133,7 @@ def test_each_command_is_run_or_it_is_said_why_not(environment: Environment) -> 
 def test_the_package_is_the_one_that_was_copied(environment: Environment) -> None:
     done = environment.call(["python", "-c", "import bllpipe; print(bllpipe.__file__)"])
     assert Path(done.stdout.strip()).is_relative_to(environment.bin.parent), done.stderr
-    done = environment.call(["bllpipe", "check", "--config", "configs/digits.yaml"])
+    done = environment.call(["bllpipe", "check", "--config", "configs/cifar10_resnet50.yaml"])
     assert done.returncode == 0 and "alpha 0->1 " in done.stdout
 
 
@@ -142,8 +142,8 @@ def test_the_command_trains_and_the_health_check_is_right_before_and_after(envir
     (health,), (entry,), (command,) = only("HEALTHCHECK"), only("ENTRYPOINT"), only("CMD")
     before = environment.call(health.words)
     assert (before.returncode, before.stdout) == (1, "there is no run in runs/\n")
-    short = ["--set", "steps=4", "--set", "model.width=4"]
+    short = ["--set", "steps=20", "--set", "model.width=4"]
     done = environment.call([*entry.words, *command.words, *short])
     assert done.returncode == 0 and "state_sha256" in done.stdout, done.stdout + done.stderr
     after = environment.call(health.words)
-    assert (after.returncode, after.stdout) == (0, "runs/digits-resnet18-bll: completed, step 4\n")
+    assert (after.returncode, after.stdout) == (0, "runs/digits-resnet18-bll: completed, step 20\n")

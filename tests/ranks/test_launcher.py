@@ -13,8 +13,8 @@ from tests.support import jobs
 from tests.support.running import OWN, Running, in_forks, running, torchrun
 
 pytestmark = [pytest.mark.ranks, pytest.mark.skipif(sys.platform != "linux", reason="needs prctl and /proc")]
-LAUNCHERS = {"own": OWN, "torchrun": torchrun(2)}
-LONG = jobs.words(None, *jobs.UNHURRIED, "blocks=1", "log.every_steps=1", "steps=100000")
+LAUNCHERS = {"own": OWN, "torchrun": torchrun(3)}
+LONG = jobs.words(None, *jobs.UNHURRIED, "log.every_steps=1", "steps=100000")
 LOOPBACK = "0100007F"
 
 
@@ -31,7 +31,7 @@ def test_a_job_listens_on_the_loopback_alone_and_dies_with_its_launcher(launcher
     """What torchrun itself listens at is torchrun's affair; its ranks are ours."""
     with running(LAUNCHERS[launcher], tmp_path / "run", *LONG) as job:
         job.wait_for_step(3)
-        assert sorted(job.ranks) == [0, 1]
+        assert sorted(job.ranks) == [0, 1, 2]
         assert exposed(job, job.processes if launcher == "own" else list(job.ranks.values())) == {}
         job.process.kill()
         job.wait_until_nothing_is_left()
@@ -43,7 +43,7 @@ def test_ranks_that_have_hardly_begun_die_with_their_launcher(launcher: str, tmp
     patient = jobs.words(None, "backend.timeout_seconds=3600")
     start = in_forks(OWN) if launcher == "own" else LAUNCHERS[launcher]  # the test above has a real one
     with running(start, tmp_path / "run", *LONG, *patient) as job:
-        job.wait_until(lambda: len(job.ranks) == 2)
+        job.wait_until(lambda: len(job.ranks) == 3)
         job.process.kill()
         job.wait_until_nothing_is_left()
 

@@ -77,10 +77,10 @@ def test_an_installed_bllpipe_trains_in_an_empty_directory(wheel: Path, tmp_path
     call(sys.executable, "-m", "pip", "--python", python, *options, folder=empty)
     where = call(python, "-c", "import bllpipe; print(bllpipe.__file__)", folder=empty).stdout
     assert Path(where.strip()).is_relative_to(packages)
-    said = call(command, "train", "--set", "steps=4", "--set", "model.width=4", folder=empty).stdout
+    said = call(command, "train", "--set", "epochs=2", "--set", "model.width=4", folder=empty).stdout
     assert "state_sha256" in said
     (run,) = (empty / "runs").iterdir()
     summary = json.loads((run / "summary.json").read_text())
-    assert (summary["engine"], summary["world_size"], summary["steps"]) == ("ranks", 5, 4)
+    assert (summary["engine"], summary["world_size"], summary["epochs"]) == ("ranks", 5, 2.0)
     checked = call(command, "check", "--config", "configs/cifar10_small.yaml", "--config-only", folder=empty).stdout
     assert "name: cifar10" in checked

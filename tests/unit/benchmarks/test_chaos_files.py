@@ -22,12 +22,12 @@ from tests.support.waiting import PATIENCE
 
 
 def test_everything_survives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--corruptions", "30", "--hostile", "30", "--seed", "1", "--json", str(tmp_path / "found.json")]
+    words = ["--corruptions", "60", "--hostile", "60", "--seed", "1", "--json", str(tmp_path / "found.json")]
     assert chaos_files.main(words) == 0, capsys.readouterr().out
-    assert capsys.readouterr().out.splitlines()[-1].startswith("60 of 60 survived, seed 1, ")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("120 of 120 survived, seed 1, ")
     results = json.loads((tmp_path / "found.json").read_text())["results"]
     assert [result["family"] for result in results] == [*DAMAGES, chaos_files.TOGETHER, *chaos_files.HOSTILE]
-    assert sum(result["tried"] for result in results) == sum(result["survived"] for result in results) == 60
+    assert sum(result["tried"] for result in results) == sum(result["survived"] for result in results) == 120
     assert max(result["memory_bytes"] for result in results) < 300 << 20
 
 
