@@ -62,7 +62,7 @@ def run_in_process(
         with put_back(config):
             prepare_process(config, rank=0)
             try:
-                with Watchdog(store, 0, ["the only process"], stop, inf, fail=_never, leave=_never) as watchdog:
+                with Watchdog(store, 0, ["the only process"], stop, inf, fail=_never, leave=None) as watchdog:
                     _run(config, options, store, execute, open_links, wrap_port, stop)
                 return watchdog.stop.exit_code if stop.stopped else 0
             except BaseException as error:
@@ -73,7 +73,7 @@ def run_in_process(
 
 
 def _never(*about: object) -> None:
-    """Not called: a single process waits for no other, and a second signal raises KeyboardInterrupt."""
+    """Not called: a single process waits for no other."""
 
 
 def local_links(job: Job, device: torch.device) -> LocalLinks:

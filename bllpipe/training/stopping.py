@@ -19,7 +19,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any
@@ -32,7 +31,9 @@ from bllpipe.utils.process import SLICE_SECONDS, Patience
 AGREEMENT_SECONDS = 15.0
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 END = "stop/end"  # the key of the number of rounds after which the run ends
-PATIENCE_SECONDS = 3.0  # a second signal within these is the same one: terminal and launcher both send it
+# A second signal within so many looks of the watchdog, 3 s on a machine that is not busy, is the same one: terminal and
+# launcher both send it. On a busy machine it is heard late, but there the watchdog looks more rarely, too.
+LOOKS_OF_ONE_SIGNAL = 15
 
 
 class StopAgreement:
@@ -98,18 +99,17 @@ class GracefulStop:
     ) -> None:
         self._store, self._rank, self._leave, self.agreement = store, rank, leave, agreement
         self._keys = [f"stop/at/{number}" for number in range(num_ranks)]
-        self._first_signal: float | None = None  # when the first signal came
+        self._first_look: int | None = None  # at which the first signal was heard
         self.exit_code = 0  # 128 and that signal, if it has ended the run
 
-    def on_signal(self, received: signal.Signals) -> None:
+    def on_signal(self, received: signal.Signals, look: int) -> None:
         """The first signal asks for a stop with a checkpoint. After a failure, and at a second signal, the process ends
-        at once."""
-        now = time.monotonic()
-        is_second = self._first_signal is not None and now - self._first_signal > PATIENCE_SECONDS
+        at once. The watchdog hears it at this ``look``."""
+        is_second = self._first_look is not None and look - self._first_look >= LOOKS_OF_ONE_SIGNAL
         if is_second or self._store.check(["failure"]):
             self._leave(128 + received)
-        if self._first_signal is None:
-            self._first_signal, self.exit_code = now, 128 + received
+        if self._first_look is None:
+            self._first_look, self.exit_code = look, 128 + received
             self._store.compare_set("stop/requested", "", f"{received.name} at rank {self._rank}")
 
     def agree(self) -> None:
@@ -129,8 +129,7 @@ class GracefulStop:
 
 
 class StopSignals:
-    """A context in which the first of STOPPING does not end the process, but is returned by ``wait``. A second one
-    raises KeyboardInterrupt.
+    """A context in which those of STOPPING do not end the process, but are returned by ``wait``.
 
     Only the main thread can receive signals; in another thread ``wait`` just waits.
     """
@@ -139,7 +138,7 @@ class StopSignals:
         self._out, self._in = socket.socketpair()
         self._out.setblocking(False)
         self._in.setblocking(False)
-        self._first: float | None = None
+        self._interrupted = False
         self._before: dict[signal.Signals, Any] = {}
         self._fd_before = -1
 
@@ -170,9 +169,14 @@ class StopSignals:
             return None
         return next((signal.Signals(number) for number in numbers if number in STOPPING), None)
 
+    def interrupt(self) -> None:
+        """Raises KeyboardInterrupt in the main thread, as soon as that runs Python."""
+        if self._before and not self._interrupted:
+            self._interrupted = True
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
     def _handle(self, number: int, frame: object) -> None:
-        """Runs in the main thread. Without a handler the kernel's default would end the process."""
-        now = time.monotonic()
-        if self._first is not None and now - self._first > PATIENCE_SECONDS:
+        """Runs in the main thread, perhaps long after the signal. Without a handler the kernel's default would end the
+        process."""
+        if self._interrupted:
             raise KeyboardInterrupt
-        self._first = self._first or now

@@ -35,6 +35,7 @@ LEFT = -1  # the number of a rank's last heartbeat
 
 class Watchdog:
     """Watches the ranks of a job, whose roles are ``roles``, from ``rank``; ``fail`` and ``leave`` end the process.
+    Without ``leave`` a second signal raises KeyboardInterrupt in the main thread instead.
 
     ``store`` must be a separate connection: a loop may be waiting in another one.
     """
@@ -47,12 +48,12 @@ class Watchdog:
         agreement: StopAgreement,
         timeout: float,
         fail: Fail,
-        leave: Callable[[int], None],
+        leave: Callable[[int], None] | None,
     ) -> None:
         self._store, self._rank, self._roles = store, rank, roles
         self._timeout, self._fail = timeout, fail
         self._signals, self._heartbeats, self._staleness = StopSignals(), Heartbeats(store), Staleness()
-        self.stop = GracefulStop(store, rank, len(roles), agreement, leave)
+        self.stop = GracefulStop(store, rank, len(roles), agreement, leave or self._interrupt)
         self._workers: Sequence[Worker] = ()
         self._running = RunningTime(time.perf_counter())
         self._over = threading.Event()
@@ -80,7 +81,7 @@ class Watchdog:
             while not self._over.is_set():
                 received = self._signals.wait(LOOK_SECONDS)
                 if received is not None:
-                    self.stop.on_signal(received)
+                    self.stop.on_signal(received, looks)
                 self.stop.agree()
                 looks += 1
                 self._heartbeats.post(self._rank, Heartbeat(looks, os.getpid(), self._own()))
@@ -88,6 +89,9 @@ class Watchdog:
             self._heartbeats.post(self._rank, Heartbeat(LEFT))
         except RuntimeError:  # the store is gone with its launcher, which ends this process too
             return
+
+    def _interrupt(self, code: int) -> None:
+        self._signals.interrupt()
 
     def _own(self) -> list[ActorStatus]:
         return [ActorStatus.of(actor) for worker in self._workers for actor in worker.actors]

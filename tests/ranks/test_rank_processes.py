@@ -117,7 +117,7 @@ def test_a_signal_to_every_process_of_a_job_is_an_agreed_stop(number: signal.Sig
         code, said = job.end()
         assert code == 128 + number, said
         assert job.left() == []
-    assert jobs.read_json(tmp_path / "run" / "status.json")["status"] == "preempted"
+    assert jobs.read_json(tmp_path / "run" / "status.json")["status"] == "preempted", said
 
 
 def test_ranks_have_names_and_sessions_of_their_own(tmp_path: Path) -> None:

@@ -7,12 +7,19 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from functools import partial
+from itertools import count
+from math import inf
+from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 from bllpipe.training import stopping
-from bllpipe.training.stopping import STOPPING, StopSignals
-from tests.support.waiting import PATIENCE, default_action
+from bllpipe.training.stopping import LOOKS_OF_ONE_SIGNAL, STOPPING, GracefulStop, StopAgreement, StopSignals
+from bllpipe.training.watchdog import Watchdog
+from tests.support.waiting import PATIENCE, default_action, wait_until
 
 # The main thread sits in C and does not come back to Python; the other one hears the signal all the same.
 DEAF = """
@@ -49,11 +56,57 @@ def test_handlers_are_put_back(number: signal.Signals) -> None:
     assert signal.set_wakeup_fd(-1) == -1
 
 
-def test_who_repeats_a_signal_does_not_want_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stopping, "PATIENCE_SECONDS", 0.0)
-    with StopSignals(), pytest.raises(KeyboardInterrupt):
-        for _ in range(3):
-            os.kill(os.getpid(), signal.SIGINT)
+def never(*about: object) -> None:
+    raise AssertionError(about)
+
+
+def watched_process() -> Watchdog:
+    """The watchdog of a process that trains alone."""
+    store: Any = dist.HashStore()
+    return Watchdog(store, 0, ["the only process"], StopAgreement(), inf, fail=never, leave=None)
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_who_repeats_a_signal_does_not_want_to_wait(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "LOOKS_OF_ONE_SIGNAL", 1)
+    with default_action(number), watched_process() as watchdog, pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), number)
+        wait_until(lambda: watchdog.stop.exit_code)
+        assert watchdog.stop.exit_code == 128 + number
+        while True:
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+
+
+def test_the_same_signal_twice_stops_once_however_late_a_thread_hears_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Terminal and launcher both send it. A main thread that waits in C hears the second one late: it was taken for the
+    wish to end at once, without a checkpoint. No clock is looked at now."""
+    for clock in ("monotonic", "perf_counter", "time"):
+        monkeypatch.setattr(f"time.{clock}", partial(next, count(step=10.0)))
+    with StopSignals() as heard:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        assert heard.wait(PATIENCE) == signal.SIGINT
+
+
+def test_a_signal_after_many_looks_of_the_watchdog_is_a_second_one() -> None:
+    left: list[int] = []
+    store: Any = dist.HashStore()
+    stop = GracefulStop(store, 0, 1, StopAgreement(), leave=left.append)
+    stop.on_signal(signal.SIGHUP, look=7)
+    stop.on_signal(signal.SIGTERM, look=7)
+    stop.on_signal(signal.SIGTERM, look=7 + LOOKS_OF_ONE_SIGNAL - 1)
+    assert left == [] and stop.exit_code == 128 + signal.SIGHUP
+    stop.on_signal(signal.SIGTERM, look=7 + LOOKS_OF_ONE_SIGNAL)
+    assert left == [128 + signal.SIGTERM]
+
+
+def test_a_signal_after_a_failure_ends_the_process_at_once() -> None:
+    left: list[int] = []
+    store: Any = dist.HashStore()
+    store.set("failure", "of another rank")
+    GracefulStop(store, 0, 1, StopAgreement(), leave=left.append).on_signal(signal.SIGTERM, look=0)
+    assert left == [128 + signal.SIGTERM]
 
 
 def test_another_thread_just_waits() -> None:

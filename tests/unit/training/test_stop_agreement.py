@@ -155,7 +155,7 @@ def keys_to_stop(num_ranks: int) -> list[int]:
         GracefulStop(store, rank, num_ranks, StopAgreement(), leave=lambda code: None)
         for rank, store in enumerate(stores)
     ]
-    stops[num_ranks // 2].on_signal(signal.SIGTERM)
+    stops[num_ranks // 2].on_signal(signal.SIGTERM, look=0)
     for _ in range(3):  # looks of the watchdogs
         for stop in stops:
             stop.agree()
