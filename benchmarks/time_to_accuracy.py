@@ -3,7 +3,7 @@
 All use the same two cores (or GPUs), network, data and epochs. The test follows every epoch and does not count as
 training time. Every engine uses the learning rate that was best in short runs (benchmarks/questions/rates.yaml and
 rates_and_heads.yaml). The engines are interleaved; every repetition has its own seed. ``strided`` is local
-learning with strided heads and without beta.
+learning with strided heads and without beta; ``bll-strided`` has beta too, with a KL of weight 0.1.
 """
 
 from __future__ import annotations
@@ -22,11 +22,17 @@ from benchmarks.table_settings import SMALL, SMALL_RATES
 from benchmarks.throughput import launch, words_of
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "cifar10_small.yaml")
-ENGINES = ("bll", "dgl", "strided", "1f1b", "gpipe", "ddp", "single")
+ENGINES = ("bll", "dgl", "strided", "bll-strided", "1f1b", "gpipe", "ddp", "single")
 LOCAL: dict[str, dict[str, Any]] = {
     "bll": {"method": "bll", "optimizer.lr": SMALL_RATES["bll"]},
     "dgl": {"method": "dgl", "optimizer.lr": SMALL_RATES["dgl"]},
     "strided": {"method": "dgl", "objective.head": "strided", "optimizer.lr": 0.4},
+    "bll-strided": {
+        "method": "bll",
+        "objective.head": "strided",
+        "objective.kl_weight": 0.1,
+        "optimizer.lr": 0.4,
+    },
 }
 NUMBER = 2  # of blocks, stages or replicas
 
