@@ -22,6 +22,8 @@ from torch.optim.sgd import sgd
 from bllpipe.config.schema import Config, OptimizerConfig, ScheduleConfig
 from bllpipe.errors import ConfigError
 from bllpipe.learn.memory_format import autocast
+from bllpipe.learn.running_buffers import UnsavedBuffers
+from bllpipe.utils.console import warn
 from bllpipe.utils.slices import is_sliced, own_part
 from bllpipe.utils.tensors import restore, span
 
@@ -171,6 +173,7 @@ class Learner:
         heads = [name for name in self.parameters if name.startswith(HEADS)]
         self.optimizer = Optimizer(self.parameters, config.optimizer, dict.fromkeys(heads, factor))
         self._unclipped: Tensor | None = None
+        self._unsaved = UnsavedBuffers(self.modules)
 
     def step(self, step: int) -> float:
         """Training step ``step`` along the current gradients; returns its learning rate."""
@@ -224,7 +227,12 @@ class Learner:
         }
 
     def state(self) -> dict[str, Tensor]:
-        """``weights`` and the optimiser's state: all that a checkpoint holds."""
+        """``weights`` and the optimiser's state: all that a checkpoint holds. A warning names what is missing there."""
+        if names := self._unsaved.changed():
+            warn(
+                f"{', '.join(names)} changes in training, but no checkpoint holds it: a resumed run ends in other "
+                f"bits; use register_buffer with persistent=True"
+            )
         return {**self.weights(), **{f"{PREFIX}{name}": value for name, value in self.optimizer.state.items()}}
 
     def load(self, state: Mapping[str, Tensor]) -> list[str]:

@@ -303,3 +303,29 @@ def test_a_plan_has_no_block_without_parameters() -> None:
     run = bllpipe.train(model, DATA, blocks="balanced 3", epochs=1, settings=SMALL)
     assert len(run.block_accuracy) == 3
     assert np.isfinite(plan.best.images_per_second)
+
+
+class Counting(nn.Linear):
+    """Counts its batches in a buffer; another buffer never changes."""
+
+    def __init__(self, features: int, out: int, is_saved: bool) -> None:
+        super().__init__(features, out)
+        self.register_buffer("batches", torch.zeros(()), persistent=is_saved)
+        self.register_buffer("constant", torch.ones(()), persistent=False)
+        self.register_buffer("nothing", None, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.batches += 1
+        return super().forward(x) * self.constant
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_a_buffer_that_no_checkpoint_holds(is_saved: bool, shards: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """A resumed run ended in other bits without a word."""
+    settings = {**SMALL, "shards": shards, "checkpoint.every_steps": 2}
+    bllpipe.train([Counting(6, 8, is_saved), nn.Linear(8, 3)], DATA, blocks=2, epochs=2, settings=settings)
+    said = capsys.readouterr().err
+    warning = "model.0.batches changes in training, but no checkpoint holds it: a resumed run ends in other bits; use"
+    assert said.count(warning) == (0 if is_saved else 1) and "constant" not in said
