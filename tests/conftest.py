@@ -20,6 +20,8 @@ import pytest
 from tests.support import quick
 
 quick.without_stacks_of_seeds()
+if root := quick.root_in_memory():
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", root)
 for variable in ("ARGS", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS"):  # of ``make test ARGS=...``
     os.environ.pop(variable, None)  # tests call make too, without those arguments
 

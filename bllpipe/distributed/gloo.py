@@ -196,8 +196,9 @@ class MessageBuffer:
 
     def __init__(self, layout: Layout, pinned: bool = False) -> None:
         self._layout = layout
-        # uint8, for receives: a message of an unexpected size must not be larger than its receive
-        self.all_bytes = torch.empty(
+        # uint8, for receives: a message of an unexpected size must not be larger than its receive.
+        # Zeros: used memory may hold the end of the same message, of another run, and would complete a truncated one
+        self.all_bytes = torch.zeros(
             layout.message_bytes(layout.max_batch, LIMIT), dtype=torch.uint8, pin_memory=pinned
         )
         self._bytes = self.all_bytes.numpy().data

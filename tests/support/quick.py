@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import gc
+import os
 from importlib import metadata
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
+MEMORY, ROOM = Path("/dev/shm"), 4 << 30  # a file system in memory, and how many bytes the tests may need of it
+NO_PROGRAMS = getattr(os, "ST_NOEXEC", 0)  # Linux alone has it, as it has MEMORY
+
 _count = gc.get_freeze_count
+
+
+def root_in_memory(memory: Path = MEMORY, room: int = ROOM) -> str | None:
+    """Where tests write their files: into memory. A disk that deletes much, or that others write to, holds up every
+    checkpoint of every run, for half a minute at times. None where there is no such file system with that much room,
+    in which programs may be started."""
+    try:
+        found = os.statvfs(memory)
+    except OSError:
+        return None
+    usable = os.access(memory, os.W_OK | os.X_OK) and not found.f_flag & NO_PROGRAMS
+    return str(memory) if usable and found.f_bavail * found.f_frsize >= room else None
 
 
 def without_stacks_of_seeds() -> None:

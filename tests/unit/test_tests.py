@@ -7,10 +7,14 @@ nothing is to come lasts a second at most.
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from tests.support.quick import root_in_memory
 
 TESTS = Path(__file__).parents[1]
 CLOCKS = {"monotonic", "perf_counter", "time", "process_time", "thread_time"}
@@ -160,3 +164,18 @@ def test_a_short_wait_is_found(source: str) -> None:
 
 def test_waits_for_nothing_are_short_and_for_something_long() -> None:
     assert short_waits("process.wait(0.3)\nprocess.wait(PATIENCE)\nsubprocess.run(words, timeout=60)") == []
+
+
+def test_files_are_in_memory_where_there_is_room_for_them(tmp_path: Path) -> None:
+    assert root_in_memory(tmp_path, room=1) == str(tmp_path)
+    assert root_in_memory(tmp_path, room=1 << 60) is None
+    assert root_in_memory(tmp_path / "missing", room=1) is None
+
+
+@pytest.mark.parametrize("flags", [0, getattr(os, "ST_NOEXEC", 8)])
+def test_no_files_are_where_no_program_may_be_started(
+    flags: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = SimpleNamespace(f_flag=flags, f_bavail=2, f_frsize=1)
+    monkeypatch.setattr(os, "statvfs", lambda path: found)
+    assert root_in_memory(tmp_path, room=2) == (None if flags else str(tmp_path))

@@ -20,7 +20,7 @@ from tests.support.waiting import PATIENCE, wait_until
 
 LONG = "steps=100000"
 REPOSITORY = Path(__file__).parents[3]
-TIMEOUT, STOPPED_SECONDS = 15, 17.0
+TIMEOUT, STOPPED_SECONDS = 60, 62.0
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -214,6 +215,25 @@ def test_a_message_that_was_cut_short_is_no_message(kept: int, earlier: Round) -
     before[:kept] = sent[:kept]  # the receiver's buffer has held an earlier message
     with pytest.raises(WireError, match=r"block 1 got a truncated message for step 5: expected 704 bytes from block 0"):
         list(buffers.values())[1].check(STEP)
+
+
+@pytest.mark.parametrize("kept", [HEADER_BYTES, HEADER_BYTES + 64, -TRAILER_BYTES])
+def test_memory_that_held_the_same_message_completes_none(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run behind another one in the same process gets its memory."""
+    layout = alpha_layout()
+    whole = MessageBuffer(layout).write(Alpha(STEP, torch.ones(3, 2, 4, 4)))
+
+    def used_memory(size: int, **how: Any) -> torch.Tensor:
+        memory = torch.full((size,), 255, **how)
+        memory[: len(whole)] = whole
+        return memory
+
+    monkeypatch.setattr(torch, "empty", used_memory)
+    buffer = MessageBuffer(layout)
+    arrived = whole[:kept]
+    buffer.all_bytes[: len(arrived)] = arrived
+    with pytest.raises(WireError, match="truncated message for step 5"):
+        buffer.check(STEP)
 
 
 def test_random_headers_never_crash_the_description() -> None:
