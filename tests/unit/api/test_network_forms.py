@@ -308,6 +308,9 @@ def test_a_plan_has_no_block_without_parameters() -> None:
 class Counting(nn.Linear):
     """Counts its batches in a buffer; another buffer never changes."""
 
+    batches: Tensor
+    constant: Tensor
+
     def __init__(self, features: int, out: int, is_saved: bool) -> None:
         super().__init__(features, out)
         self.register_buffer("batches", torch.zeros(()), persistent=is_saved)
