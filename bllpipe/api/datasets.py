@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from bllpipe.api.hugging_face import hub_data
@@ -99,8 +100,10 @@ class ItemData:
         """SHA-256 (hex) of the lengths and of some labels."""
         found: dict[str, Tensor] = {}
         for split, dataset in self._sets.items():
-            numbers = range(0, len(dataset), max(1, len(dataset) // MOST_COMPARED))
-            found[split] = torch.tensor([len(dataset), *(_label(dataset, split, number) for number in numbers)])
+            length = _length(dataset, split)
+            numbers = range(0, length, max(1, length // MOST_COMPARED))
+            labels = [_label(_parts(dataset, split, number), split, number) for number in numbers]
+            found[split] = torch.tensor([length, *labels])
         return part_digest(found)
 
 
@@ -109,9 +112,13 @@ class ItemImages:
 
     def __init__(self, sets: dict[Split, Any], labels: LabelSet) -> None:
         self._sets = sets
-        self._shape = tuple(_item(sets["train"], "train", 0).shape)
+        self._labels: dict[Split, Tensor] = {"train": labels.train_N, "test": labels.test_N}
+        self._shape = tuple(_item(_parts(sets["train"], "train", 0), "train", 0).shape)
+        if not self._shape:
+            raise DataError("train item 0 is a single number; expected an image, or features [F]")
         digest = labels_sha256(labels.train_N, labels.test_N)
-        self.spec = DataSpec(len(sets["train"]), len(sets["test"]), self._shape, labels.num_classes, digest)
+        sizes = len(labels.train_N), len(labels.test_N)
+        self.spec = DataSpec(*sizes, self._shape, labels.num_classes, digest)
         self.mean, self.std = list[float](), list[float]()
 
     def batches(self, wanted: Iterable[tuple[Split, Tensor]]) -> Iterator[Tensor]:
@@ -125,7 +132,13 @@ class ItemImages:
             yield images
 
     def _read(self, split: Split, number: int) -> Tensor:
-        image = _item(self._sets[split], split, number)
+        parts = _parts(self._sets[split], split, number)
+        image, known = _item(parts, split, number), int(self._labels[split][number])
+        if _is_number(parts[1]) and (label := _label(parts, split, number)) != known:
+            raise DataError(
+                f"{split} item {number} has the label {label}, but the labels of the set said {known} before the run; "
+                f"expected the same; remove its attribute targets if that is of another set, or let labels not change"
+            )
         if tuple(image.shape) != self._shape:
             raise DataError(
                 f"{split} item {number} has the shape {list(image.shape)}, but the first one {list(self._shape)}; "
@@ -136,7 +149,13 @@ class ItemImages:
 
 def _parts(dataset: Any, split: Split, number: int) -> Sequence[Any]:
     """Item ``number`` of a set: image, label, and perhaps more."""
-    item = dataset[number]
+    try:
+        item = dataset[number]
+    except (IndexError, StopIteration) as error:  # StopIteration would end a loop of ours
+        raise DataError(
+            f"{split} item {number} cannot be read ({type(error).__name__}: {error}), but the length of the set is "
+            f"{len(dataset)}; expected an item for every number below it"
+        ) from error
     if not isinstance(item, (tuple, list)) or len(item) < 2:
         raise DataError(
             f"{split} item {number}: expected a pair (image, label), got {_kind(item)}; wrap the set in one whose "
@@ -145,9 +164,20 @@ def _parts(dataset: Any, split: Split, number: int) -> Sequence[Any]:
     return item
 
 
-def _item(dataset: Any, split: Split, number: int) -> Tensor:
+def _length(dataset: Any, split: Split) -> int:
+    """The number of items of a split."""
+    try:
+        return len(dataset)
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise DataError(
+            f"the {split} split has no length ({type(error).__name__}: {error}); expected a __len__ that returns the "
+            f"number of its items"
+        ) from error
+
+
+def _item(parts: Sequence[Any], split: Split, number: int) -> Tensor:
     """The image of one item, float32."""
-    image = _parts(dataset, split, number)[0]
+    image = parts[0]
     if isinstance(image, (Tensor, np.ndarray)):
         image = image_tensor(image, f"{split} item {number}")
     if not isinstance(image, Tensor) or not image.is_floating_point():
@@ -158,26 +188,32 @@ def _item(dataset: Any, split: Split, number: int) -> Tensor:
     return image.float()
 
 
-def _label(dataset: Any, split: Split, number: int) -> int:
+def _is_number(label: Any) -> bool:
+    """Whether it may be a class: other labels, such as boxes, are no business of ours where a set has ``targets``."""
+    if isinstance(label, (Tensor, np.ndarray)):
+        return prod(label.shape) == 1
+    return isinstance(label, (int, np.integer)) and not isinstance(label, bool)
+
+
+def _label(parts: Sequence[Any], split: Split, number: int) -> int:
     """The class of one item."""
-    label, what = _parts(dataset, split, number)[1], f"the label of {split} item {number}"
-    if isinstance(label, (Tensor, np.ndarray)) and prod(label.shape) == 1:
-        return int(label_tensor(label.reshape(1), what)[0])
-    if isinstance(label, (int, np.integer)) and not isinstance(label, bool):
-        return int(label)
+    label, what = parts[1], f"the label of {split} item {number}"
+    if _is_number(label):
+        return int(label_tensor(label.reshape(1), what)[0]) if is_array(label) else int(label)
     form = _kind(label) if is_array(label) or isinstance(label, Mapping) else repr(label)
     raise DataError(f"{what}: expected a whole number, the class from 0, got {form:.80}; number the classes in the set")
 
 
 def _targets(dataset: Any, split: Split) -> Tensor:
     """The labels of a split, int64 [N]; ``targets`` of a set may also be something else, such as boxes or names."""
-    known = getattr(dataset, "targets", None)
+    known, length = getattr(dataset, "targets", None), _length(dataset, split)
     if is_array(known) and getattr(dataset, "target_transform", None) is None:
         with suppress(DataError):
             labels = label_tensor(known, f"the {split} targets")
-            if len(labels) == len(dataset):
+            if len(labels) == length:
                 return labels
-    return torch.tensor([_label(dataset, split, number) for number in range(len(dataset))], dtype=torch.int64)
+    found = [_label(_parts(dataset, split, number), split, number) for number in range(length)]
+    return torch.tensor(found, dtype=torch.int64)
 
 
 def _pair(split: Any, name: Split) -> tuple[Tensor, Tensor] | None:
@@ -280,10 +316,24 @@ def label_tensor(values: Any, what: str) -> Tensor:
 
 
 def _plain(values: Tensor, what: str) -> Tensor:
-    """A dense CPU tensor of class Tensor, without a graph, and not an inference tensor."""
-    if values.layout != torch.strided or values.is_nested or values.is_quantized or values.is_meta:
-        kind = "a nested" if values.is_nested else "a quantized" if values.is_quantized else f"a {values.layout}"
-        found = "a tensor without values (meta)" if values.is_meta else f"{kind} tensor"
-        raise DataError(f"{what}: expected a dense tensor, got {found}; convert it first, for example with .to_dense()")
-    plain = values.detach().as_subclass(Tensor).cpu().resolve_conj().resolve_neg()  # type: ignore[arg-type]  # its own class
-    return plain.clone() if plain.is_inference() else plain
+    """A dense CPU tensor of class Tensor, without a graph, and not an inference tensor. ``__torch_function__`` of a
+    subclass is not called; one that stands for other tensors is refused."""
+    with torch._C.DisableTorchFunctionSubclass():
+        if problem := _without_values(values):
+            raise DataError(f"{what}: expected a dense tensor, got {problem}")
+        if values.layout != torch.strided or values.is_nested or values.is_quantized:
+            kind = "a nested" if values.is_nested else "a quantized" if values.is_quantized else f"a {values.layout}"
+            raise DataError(f"{what}: expected a dense tensor, got {kind} tensor; convert it, as with .to_dense()")
+        plain = values.detach().as_subclass(Tensor).cpu().resolve_conj().resolve_neg()  # type: ignore[arg-type]  # its own class
+        return plain.clone() if plain.is_inference() else plain
+
+
+def _without_values(values: Tensor) -> str | None:
+    """What is wrong with a tensor whose memory is not that of its values."""
+    if is_lazy(values):
+        return "one without a shape (of a lazy layer); run one batch through the layer first"
+    if values.is_meta:
+        return "a tensor without values (meta); use one on the CPU"
+    if torch._C._dispatch_keys(values).has(torch._C.DispatchKey.Python) and not values.is_nested:  # DTensor, fakes
+        return f"a {type(values).__name__}, which stands for other tensors; convert it, as with .to_local()"
+    return None

@@ -19,7 +19,7 @@ from bllpipe.models.registry import network_units
 from bllpipe.tools.planning.predict import Prediction, PredictionInputs, predict_local
 from bllpipe.tools.planning.profile import Profile, cut_table, unit_table
 from bllpipe.tools.planning.profiler import measure, no_progress
-from bllpipe.utils.tensors import torch_defaults
+from bllpipe.utils.tensors import require_values, torch_defaults
 
 REPETITIONS = 7
 
@@ -67,6 +67,7 @@ def make_plan(
     the bandwidth of a link between two blocks on GPUs. Raises ConfigError for a network that cannot be cut into so many
     blocks or after one of its modules, and for a batch or a warm-up that is too long for the data.
     """
+    require_values()
     repetitions, blocks = whole_number("repetitions", repetitions, 2), whole_number("blocks", blocks, 1)
     if not gigabytes_per_second > 0:
         raise ConfigError(f"gigabytes_per_second is {gigabytes_per_second}; expected a number above 0")

@@ -34,7 +34,7 @@ from bllpipe.tools.analysis.network_file import fill, network_weights
 from bllpipe.tools.analysis.run_html import run_html, short_path
 from bllpipe.utils.console import warn
 from bllpipe.utils.files import RunLock, read_record, refused_paths
-from bllpipe.utils.tensors import torch_defaults
+from bllpipe.utils.tensors import require_values, torch_defaults
 
 STARTED = count(1)  # runs of this process, the same number in every rank of a script
 PLAIN = {"crop_padding": 0, "flip": False, "rotation": 0.0}  # by default a script's own images are not augmented
@@ -78,6 +78,7 @@ def train(
     once and ends all ranks, with the command line's exit codes. A signal that stops the run ends the script, too, when
     the checkpoint is whole.
     """
+    require_values()
     arguments = TrainArguments(objective, blocks, engine, epochs, config, settings)
     environment = RankEnvironment.read()
     if environment is not None:
@@ -103,7 +104,7 @@ def train(
 def _check_start(config: Config, options: Options, environment: RankEnvironment | None) -> None:
     options.check(environment)
     if config.engine in SPREAD and environment is None:
-        size, script = topology(config).world_size, sys.argv[0] or "SCRIPT.py"
+        size, script = topology(config).world_size, "".join(sys.argv[:1]) or "SCRIPT.py"
         raise ConfigError(
             f"engine {config.engine} needs {size} processes that all run this script, but it was started as one; use "
             f"torchrun --nproc_per_node={size} {script}, or engine='threads'"

@@ -51,14 +51,24 @@ def cause_of(error: BaseException) -> BaseException:
 
 def _without_memory(error: BaseException | None) -> str | None:
     """What ``error``, or one that it follows from, says of memory that could not be allocated; None for others."""
-    while error is not None:
-        text = str(error).strip().partition("\n")[0]
+    seen: list[BaseException] = []  # a chain may be a circle
+    while error is not None and not any(error is each for each in seen):
+        seen.append(error)
+        text = _text(error).strip().partition("\n")[0]
         by_text = isinstance(error, RuntimeError) and any(part in text for part in NO_MEMORY)
         by_number = isinstance(error, OSError) and error.errno == errno.ENOMEM
         if by_text or by_number or isinstance(error, MemoryError | torch.OutOfMemoryError):
             return text or type(error).__name__
         error = error.__cause__
     return None
+
+
+def _text(error: BaseException) -> str:
+    """The error's message; that of a class of a script's own may raise another one."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
 
 
 def explain(error: BaseException) -> str:

@@ -25,7 +25,7 @@ from bllpipe.learn.distributions import (
     num_channels,
 )
 from bllpipe.learn.heads import classify, embed, make_head, message_size
-from bllpipe.learn.losses import LossContext, Objective, last_block, loss_terms, make_objective
+from bllpipe.learn.losses import LossContext, Objective, last_block, leaf, loss_terms, make_objective
 from bllpipe.learn.memory_format import as_channels_last, place, uses_channels_last
 from bllpipe.learn.optimizer import Learner
 from bllpipe.learn.running_buffers import RunningBuffers
@@ -131,7 +131,7 @@ class Block:
         """The terms of the local loss, the head's scores [B, K], and the number of images that it classified
         correctly; ``scores_BK`` are the scores if they were computed before."""
         if torch.is_grad_enabled() and not alpha.requires_grad:
-            alpha = alpha.detach().requires_grad_()  # of a frozen block, whose head still learns
+            alpha = leaf(alpha, self.segment, self.segment.last_unit, self._training)
         if self.means_BC is None and self._is_embedding(alpha):
             self.means_BC = self._message(alpha)  # once: a head's normalisations count its batches
         with self.learner.autocast():

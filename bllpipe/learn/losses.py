@@ -200,6 +200,18 @@ def loss_terms(
     return with_more(alpha, scores_BK, target, x, **more)
 
 
+def leaf(alpha: Tensor, block: nn.Module, unit: str, is_training: bool) -> Tensor:
+    """An alpha without a graph as a leaf of one: of a frozen block, whose head still learns, or in a test. Raises
+    ConfigError in training if the block is not frozen, as its parameters would never change."""
+    if is_training and any(parameter.requires_grad for parameter in block.parameters()):
+        raise ConfigError(
+            f"the block that ends with {unit}: expected an output that depends on its trainable parameters, got one "
+            f"without a graph; use no torch.no_grad(), .detach() or argmax in its forward, or freeze it with "
+            f"requires_grad_(False)"
+        )
+    return (alpha.clone() if alpha.is_inference() else alpha.detach()).requires_grad_()
+
+
 def kl_weight(config: ObjectiveConfig, context: LossContext, num_classes: int) -> float:
     """The weight of the KL of one block at the start of the run."""
     divisors = {"none": 1, "channels": context.message_size, "classes": num_classes}

@@ -20,9 +20,12 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from bllpipe.config.schema import Config, OptimizerConfig, ScheduleConfig
+from bllpipe.errors import ConfigError
 from bllpipe.learn.memory_format import autocast
+from bllpipe.learn.running_buffers import UnsavedBuffers
+from bllpipe.utils.console import warn
 from bllpipe.utils.slices import is_sliced, own_part
-from bllpipe.utils.tensors import restore
+from bllpipe.utils.tensors import restore, span
 
 ENTRIES = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq", "step")}
 PREFIX = "optimizer."
@@ -38,6 +41,9 @@ class Optimizer:
     Normalisations and biases (fewer than two dimensions) are decayed with ``decay_norm_and_bias`` only. Parameters in
     ``factors`` learn with the rate times their factor, so AdamW's decay of them is scaled too. On a GPU the learning
     rates are tensors on it, so that an update can be captured.
+
+    torch's fused updates on the CPU go through memory in a row, so parameters with gaps in it, such as slices of a
+    larger tensor, are updated one by one. Raises ConfigError for one whose values share memory, as ``expand`` makes.
     """
 
     def __init__(
@@ -48,6 +54,14 @@ class Optimizer:
     ) -> None:
         self.parameters, self.config = dict(parameters), config
         self.own = {name: own_part(p) for name, p in self.parameters.items()}
+        spans = {name: span(p) for name, p in self.own.items()}
+        for name, p in self.own.items():
+            if p.requires_grad and spans[name] < p.numel():
+                raise ConfigError(
+                    f"parameter {name}: expected memory for each of its {p.numel():,} values, got {spans[name]:,}, as "
+                    f"of a tensor that was expanded; use .clone()"
+                )
+        self.with_gaps = {name for name, p in self.own.items() if spans[name] > p.numel()}
         self.factors = dict.fromkeys(self.parameters, 1.0) | dict(factors or {})
         self.state = {
             f"{name}.{entry}": torch.zeros((), device=p.device) if entry == "step" else torch.zeros_like(p.detach())
@@ -91,18 +105,20 @@ class Optimizer:
         """One update with the current rate; parameters without a gradient do not change."""
         update = self._sgd if self.config.name == "sgd" else self._adamw
         decays = ((self.decayed, self.config.weight_decay), (self.undecayed, 0.0))
-        for factor, (names, weight_decay) in product(dict.fromkeys(self.factors.values()), decays):
-            group = [name for name in names if self.factors[name] == factor]
+        factors = dict.fromkeys(self.factors.values())
+        for factor, (names, weight_decay), fused in product(factors, decays, (True, False)):
+            group = [name for name in names if self.factors[name] == factor and fused == (name not in self.with_gaps)]
             updated = [name for name in group if self.own[name].grad is not None]
             if updated:
                 rate = self.device_rates[factor] if isinstance(self.rate, Tensor) else self.rate * factor
-                update(updated, weight_decay, rate)
+                update(updated, weight_decay, rate, fused)
 
-    def _sgd(self, names: Sequence[str], weight_decay: float, lr: float | Tensor) -> None:
+    def _sgd(self, names: Sequence[str], weight_decay: float, lr: float | Tensor, fused: bool) -> None:
         sgd(
             *self._parameters_and_gradients(names),
             list(self._entries(names, "momentum_buffer")),
-            fused=True,
+            foreach=False,
+            fused=fused,
             weight_decay=weight_decay,
             momentum=self.config.momentum,
             lr=lr,
@@ -111,14 +127,15 @@ class Optimizer:
             maximize=False,
         )
 
-    def _adamw(self, names: Sequence[str], weight_decay: float, lr: float | Tensor) -> None:
+    def _adamw(self, names: Sequence[str], weight_decay: float, lr: float | Tensor, fused: bool) -> None:
         adamw(
             *self._parameters_and_gradients(names),
             self._entries(names, "exp_avg"),
             self._entries(names, "exp_avg_sq"),
             [],
             self._entries(names, "step"),
-            fused=True,
+            foreach=False,
+            fused=fused,
             amsgrad=False,
             beta1=self.config.betas[0],
             beta2=self.config.betas[1],
@@ -156,6 +173,7 @@ class Learner:
         heads = [name for name in self.parameters if name.startswith(HEADS)]
         self.optimizer = Optimizer(self.parameters, config.optimizer, dict.fromkeys(heads, factor))
         self._unclipped: Tensor | None = None
+        self._unsaved = UnsavedBuffers(self.modules)
 
     def step(self, step: int) -> float:
         """Training step ``step`` along the current gradients; returns its learning rate."""
@@ -209,7 +227,12 @@ class Learner:
         }
 
     def state(self) -> dict[str, Tensor]:
-        """``weights`` and the optimiser's state: all that a checkpoint holds."""
+        """``weights`` and the optimiser's state: all that a checkpoint holds. A warning names what is missing there."""
+        if names := self._unsaved.changed():
+            warn(
+                f"{', '.join(names)} changes in training, but no checkpoint holds it: a resumed run ends in other "
+                f"bits; use register_buffer with persistent=True"
+            )
         return {**self.weights(), **{f"{PREFIX}{name}": value for name, value in self.optimizer.state.items()}}
 
     def load(self, state: Mapping[str, Tensor]) -> list[str]:

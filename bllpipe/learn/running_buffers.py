@@ -1,4 +1,5 @@
-"""The running mean and variance of BatchNorm, and other buffers that a forward pass moves, in a batch of shards."""
+"""The running mean and variance of BatchNorm, and other buffers that a forward pass moves: in a batch of shards, and
+those that no checkpoint holds."""
 
 from __future__ import annotations
 
@@ -55,3 +56,23 @@ class RunningBuffers:
             if buffer.is_floating_point():
                 buffer.copy_(self._before[name] + total[name] / self.num_shards)
         self._before = {}
+
+
+class UnsavedBuffers:
+    """The buffers of ``modules`` that are in no ``state_dict`` (persistent=False), with copies of their values."""
+
+    def __init__(self, modules: Sequence[tuple[str, nn.Module]]) -> None:
+        self._before = {
+            f"{prefix}.{path}.{name}".replace("..", "."): (buffer, buffer.clone())
+            for prefix, module in modules
+            for path, part in module.named_modules()
+            for name in part._non_persistent_buffers_set
+            if isinstance(buffer := part._buffers.get(name), Tensor)
+        }
+
+    def changed(self) -> list[str]:
+        """The names of those that were changed in place; each is returned once."""
+        names = [name for name, (now, before) in self._before.items() if not torch.equal(now, before)]
+        for name in names:
+            del self._before[name]
+        return names

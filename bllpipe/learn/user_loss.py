@@ -5,6 +5,7 @@ Shapes: B images, K classes.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -31,8 +32,29 @@ def user_loss(config: ObjectiveConfig, alpha_shape: Sequence[int], num_classes: 
     target, x) -> terms, or a subclass of nn.Module, which every block instantiates: (config, alpha_shape,
     num_classes)."""
     loss: Callable[..., Any] = config.user_loss or imported("objective.function", str(config.function))
-    is_class = isinstance(loss, type) and issubclass(loss, nn.Module)
-    return UserLoss(loss(config, alpha_shape, num_classes) if is_class else loss, str(config.function))
+    name, is_class = str(config.function), isinstance(loss, type) and issubclass(loss, nn.Module)
+    if is_class:
+        inherits: bool = getattr(loss, "__init__") == nn.Module.__init__  # noqa: B009  # mypy knows another type
+        _check_call(object if inherits else loss, name, "config, alpha_shape, num_classes")  # both take no argument
+        loss = loss(config, alpha_shape, num_classes)
+    _check_call(loss.forward if isinstance(loss, nn.Module) else loss, name, "alpha, scores, target, x")
+    return UserLoss(loss, name)
+
+
+def _check_call(function: Callable[..., Any], name: str, arguments: str) -> None:
+    """Raises ConfigError unless ``function`` can be called with as many positional ``arguments``."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # a callable of C, without a signature
+        return
+    try:
+        signature.bind(*arguments.split())
+    except TypeError as error:
+        raise ConfigError(
+            f"objective.function={name} cannot be called: {error}; expected a function (alpha, scores, target, x), or "
+            f"a class of modules with such a forward, made as (config, alpha_shape, num_classes); use the parameters "
+            f"({arguments})"
+        ) from error
 
 
 class UserLoss(nn.Module):
@@ -45,9 +67,11 @@ class UserLoss(nn.Module):
     def forward(self, alpha: Tensor, scores_BK: Tensor, target: Target, x: Tensor) -> dict[str, Tensor]:
         inputs = {"alpha": alpha, "scores": scores_BK, "x": x, "target.label_B": target.label_B}
         inputs |= {"target.beta_BC": target.beta_BC, "target.known_B": target.known_B}
-        versions = {name: tensor._version for name, tensor in inputs.items()}
-        terms = self.terms(alpha, scores_BK, target, x)
-        if changed := [name for name, tensor in inputs.items() if tensor._version != versions[name]]:
+        before = {name: (tensor._version, tensor.requires_grad) for name, tensor in inputs.items()}
+        with torch.set_grad_enabled(torch.is_grad_enabled()):  # whatever the function switches
+            terms = self.terms(alpha, scores_BK, target, x)
+        after = {name: (tensor._version, tensor.requires_grad) for name, tensor in inputs.items()}
+        if changed := [name for name in inputs if after[name] != before[name]]:
             raise ConfigError(
                 f"objective.function={self.name} changes {' and '.join(changed)} in place, which the pipeline reads "
                 f"too; use a function that returns a new tensor, such as alpha.relu() for alpha.relu_()"
@@ -66,6 +90,8 @@ def _problem(name: object, term: object, needs_gradient: bool) -> str | None:
     """What is wrong with a term of a user-defined loss. Its name becomes a field of metrics.jsonl."""
     if not isinstance(name, str) or not name:
         return f"expected text as the name of a term, got {name!r:.40}; use a word, such as 'pred'"
+    if not name.isprintable():  # a checkpoint holds the last terms by their names, in UTF-8
+        return f"a term is called {name!r:.40}; expected letters that can be printed; use a word, such as 'pred'"
     if name in RECORD_FIELDS:
         return (
             f"a term is called {name!r}, but metrics.jsonl has a field of this name; use another one, such as "

@@ -28,7 +28,7 @@ from bllpipe.errors import ConfigError
 from bllpipe.models.resnet import LaterUnit, later_units, resnet_units
 from bllpipe.models.units import Stretch, Unit, units_from_modules
 from bllpipe.models.zoo import builder, is_in_zoo
-from bllpipe.utils.tensors import derived_seed, torch_defaults
+from bllpipe.utils.tensors import derived_seed, span, torch_defaults
 
 if TYPE_CHECKING:
     from bllpipe.models.stretches import Plan
@@ -42,6 +42,7 @@ def check_network(modules: Mapping[str, nn.Module], source: str) -> None:
     """Raises ConfigError, which begins with ``source`` or names the module, for modules that cannot be in a block."""
     for name, module in modules.items():
         check_complete(module, name)
+        _check_layers(module, name)
         _check_tensors(module, name)
         _check_state(module, name)
     check_nothing_shared(list(modules.values()), source)
@@ -63,11 +64,25 @@ def _check_tensors(module: nn.Module, name: str) -> None:
                 f"module {name} of the model: expected real parameters, got {path} of "
                 f"{str(parameter.dtype).removeprefix('torch.')}; use torch.view_as_real"
             )
+        if parameter.layout == torch.strided and span(parameter) < parameter.numel():
+            raise ConfigError(
+                f"module {name} of the model: expected parameters with memory for each value, got {path}, a tensor "
+                f"that was expanded; use .clone()"
+            )
     for path, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.is_inference():
             raise ConfigError(
                 f"module {name} of the model: {path} was made inside torch.inference_mode(), so it cannot be trained; "
                 f"build the model outside of it"
+            )
+
+
+def _check_layers(module: nn.Module, name: str) -> None:
+    for path, part in module.named_modules():
+        if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse:
+            raise ConfigError(
+                f"module {name} of the model: expected dense gradients, got sparse ones of {path or name}; use "
+                f"sparse=False"
             )
 
 

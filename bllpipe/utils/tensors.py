@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from bllpipe.errors import CheckpointError, NonFiniteError
+from bllpipe.errors import CheckpointError, ConfigError, NonFiniteError
 from bllpipe.utils.slices import own_part, slice_of
 
 REPORT_DELAY_SECONDS, MAX_REPORT_DELAYS = 0.5, 8
@@ -52,6 +52,13 @@ def state_sha256(part_digests: Sequence[str]) -> str:
 def plain(tensor: Tensor) -> Tensor:
     """A contiguous CPU tensor of the values: no autograd, no lazy conjugation."""
     return tensor.detach().to("cpu").contiguous().resolve_conj().resolve_neg()
+
+
+def span(tensor: Tensor) -> int:
+    """How many values lie in memory from its first to its last one: more than it has if there are gaps, fewer if its
+    values share memory."""
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return sum((size - 1) * stride for size, stride in steps) + 1 if tensor.numel() else 0
 
 
 def derived_seed(seed: int, *names: str | int) -> int:
@@ -177,6 +184,7 @@ def _set_matmul_precision(precision: str) -> None:
 def _switches() -> list[Switch]:
     """Ordered so that general switches come before those that inherit from them."""
     backends: Any = torch.backends  # whose attributes torch does not declare
+    future: Any = torch.__future__
     precisions = [
         (backends, "none"),
         (backends.cudnn, "none"),
@@ -196,6 +204,10 @@ def _switches() -> list[Switch]:
         Switch(torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode, 0),
         Switch(_matmul_precision, _set_matmul_precision, "highest"),
         *(_attribute(owner, "fp32_precision", default) for owner, default in precisions),
+        Switch(
+            future.get_overwrite_module_params_on_conversion, future.set_overwrite_module_params_on_conversion, False
+        ),
+        Switch(future.get_swap_module_params_on_conversion, future.set_swap_module_params_on_conversion, False),
         Switch(_flushes_denormals, torch.set_flush_denormal, False),
         _attribute(backends.mkldnn, "enabled", backends.mkldnn.is_available()),
         _attribute(backends.mkldnn, "deterministic", False),
@@ -212,8 +224,10 @@ def _switches() -> list[Switch]:
 
 @contextmanager
 def torch_defaults() -> Iterator[None]:
-    """A context in which torch's state is that of a fresh process; restores the previous state at its end."""
+    """A context in which torch's state is that of a fresh process; restores the previous state at its end.
+    Modes that see torch's calls, such as FlopCounterMode, stay on."""
     with ExitStack() as stack:
+        stack.enter_context(_outside_saved_tensors_hooks())
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(mode=False))
         if torch.get_default_device().type != "cpu":
@@ -254,6 +268,35 @@ def _outside_autocast() -> Iterator[None]:
         torch.clear_autocast_cache()  # the run has changed weights that the cache may hold
         for _ in range(depth):
             torch.autocast_increment_nesting()  # type: ignore[no-untyped-call]
+
+
+def require_values() -> None:
+    """Raises ConfigError where tensors have no values of their own: in FakeTensorMode, and in a function that
+    torch.func transforms."""
+    states: Any = torch._C
+    transform = states._functorch.peek_interpreter_stack()
+    if transform is not None or states._get_dispatch_mode(states._TorchDispatchModeKey.FAKE) is not None:
+        where = "FakeTensorMode" if transform is None else "a function that torch.func transforms"
+        raise ConfigError(f"expected tensors with values, but this is inside of {where}; call it outside")
+
+
+@contextmanager
+def _outside_saved_tensors_hooks() -> Iterator[None]:
+    """``torch.autograd.graph.saved_tensors_hooks`` may change what a backward pass reads; where they are forbidden,
+    ``model.recompute`` could not use its own."""
+    hooks: Any = torch._C._autograd  # their state has no public name
+    reason, taken = hooks._saved_tensors_hooks_get_disabled_error_message(), []
+    hooks._saved_tensors_hooks_enable()
+    while (top := hooks._top_saved_tensors_default_hooks(True)) is not None:
+        taken.append(top)
+        hooks._pop_saved_tensors_default_hooks()
+    try:
+        yield
+    finally:
+        for pair in reversed(taken):
+            hooks._push_saved_tensors_default_hooks(*pair)
+        if reason is not None:
+            hooks._saved_tensors_hooks_disable(reason)
 
 
 @contextmanager

@@ -106,6 +106,13 @@ def test_arguments_that_are_refused(arguments: dict[str, Any], message: str) -> 
         bllpipe.train(network(), DATA, **arguments)
 
 
+def test_a_process_without_a_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a program that embeds Python."""
+    monkeypatch.setattr("sys.argv", [])
+    with pytest.raises(bllpipe.ConfigError, match="use torchrun --nproc_per_node=2 SCRIPT.py, or engine='threads'"):
+        bllpipe.train(network(), DATA, blocks=1, engine="ranks")
+
+
 @pytest.mark.parametrize("blocks", [0, -1, np.int64(0)])
 def test_no_blocks_at_all(blocks: Any) -> None:
     with pytest.raises(bllpipe.ConfigError, match=rf"blocks={blocks}; expected at least 1; use a number from 1 to 3"):

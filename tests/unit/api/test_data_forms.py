@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.masked import masked_tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import bllpipe
@@ -33,6 +35,33 @@ class Series:
 
 class Picture(Tensor):
     """As torchvision's tv_tensors."""
+
+
+class Obstinate(Tensor):
+    """Answers no call of torch."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise RuntimeError("not for me")
+
+
+class Doubling(Tensor):
+    """Answers some calls in a way of its own."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = super().__torch_function__(function, types, args, kwargs or {})  # type: ignore[no-untyped-call]
+        return made * 2 if function is Tensor.detach else made
+
+
+def fake(values: Tensor) -> Tensor:
+    with FakeTensorMode() as mode:
+        return mode.from_tensor(values)
+
+
+def masked(values: Tensor) -> Tensor:
+    with warnings.catch_warnings(action="ignore"):  # torch calls it a prototype
+        return masked_tensor(values, values > 0)  # type: ignore[no-any-return,no-untyped-call]  # torch has no types for it
 
 
 def read_only(array: Any) -> Any:
@@ -63,6 +92,8 @@ IMAGES = {
     "a list of arrays": list(A),
     "an object with __array__": Series(A),
     "a subclass": X.as_subclass(Picture),
+    "a subclass that refuses": X.as_subclass(Obstinate),
+    "a subclass that doubles": X.as_subclass(Doubling),
     "a graph": with_a_graph(X),
     "inference": made_in_inference_mode(X),
     "bfloat16 of a transposition": X.mT.contiguous().mT,
@@ -130,6 +161,10 @@ with warnings.catch_warnings(action="ignore"):  # torch calls one kind deprecate
         (X.to("meta"), B, r"the train images: expected a dense tensor, got a tensor without values \(meta\)"),
         (QUANTIZED, B, "the train images: .* got a quantized tensor"),
         (NESTED, B, "the train images: .* got a nested tensor"),
+        (fake(X), B, "the train images: expected a dense tensor, got a FakeTensor, which stands for other tensors"),
+        (A, fake(Y), "the train labels: expected a dense tensor, got a FakeTensor, which stands for other tensors"),
+        (masked(X), B, "the train images: expected a dense tensor, got a MaskedTensor, which stands for other tensors"),
+        (nn.UninitializedParameter(), B, r"the train images: expected a dense tensor, got one without a shape \(of a"),
         (A.astype(int), B, r"the train images are int64 \[8, 3, 4\]; expected floats"),
         (SPOILED, B, "the train images holds 1 values that are NaN or Inf, the first in image 5"),
         (A.astype("f8") * 1e300, B, "the train images holds 96 values that are NaN or Inf"),
@@ -206,6 +241,69 @@ def test_items_of_every_form(split: Any) -> None:
     assert torch.equal(batch, X[[3, 1]]) and not batch.requires_grad
 
 
+class Long(Items):
+    """Says that it has two items more."""
+
+    def __init__(self, *labels: int) -> None:
+        super().__init__(labelled(*labels).items)
+
+    def __len__(self) -> int:
+        return len(self.items) + 2
+
+
+class Ending(Items):
+    """Its last item is the end of an iterator of its own."""
+
+    def __init__(self, *labels: int) -> None:
+        super().__init__(labelled(*labels).items)
+
+    def __getitem__(self, number: int) -> Any:
+        if number == len(self.items) - 1:
+            raise StopIteration
+        return super().__getitem__(number)
+
+
+class OddLength(Items):
+    def __init__(self, length: Any) -> None:
+        super().__init__(labelled(0, 1).items)
+        self.length = length
+
+    def __len__(self) -> int:
+        if self.length is None:
+            raise NotImplementedError
+        return self.length  # type: ignore[no-any-return]  # or something else
+
+
+class Reversed(Dataset[Any]):
+    """A view of another set, which also shows the attributes of that set, ``targets`` among them."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __getitem__(self, number: int) -> Any:
+        return self.inner[len(self) - 1 - number]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["inner"], name)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_targets_of_another_order_are_found_when_an_item_is_read(split: Any) -> None:
+    """The images were trained with the labels of others, without a word."""
+    known = Items(GOOD.items, targets=Y.tolist())
+    _, given = user_data((Reversed(known), GOOD) if split == "train" else (GOOD, Reversed(known)))
+    assert isinstance(given, ItemData)
+    message = f"{split} item 1 has the label 0, but the labels of the set said 1 before the run; .*attribute targets"
+    with pytest.raises(bllpipe.DataError, match=message):
+        list(given.images(None).batches([(split, torch.tensor([1]))]))  # type: ignore[arg-type]  # not asked
+    for same in (known, Items([(X[0], "a cat"), (X[1], {"box": 3})], targets=[0, 1])):
+        _, given = user_data((same, GOOD))
+        assert isinstance(given, ItemData) and list(given.images(None).batches([("train", torch.tensor([1]))]))  # type: ignore[arg-type]
+
+
 def test_two_items_are_no_pair_and_a_pair_goes_with_a_set() -> None:
     _, given = user_data(([(X[0], 0), (X[1], 1)], (X, Y)))
     assert isinstance(given, ItemData) and given.labels().train_N.tolist() == [0, 1]
@@ -223,6 +321,15 @@ def test_two_items_are_no_pair_and_a_pair_goes_with_a_set() -> None:
         (labelled(*torch.eye(2)[Y]), r"the label of train item 0: .* got float32 \[2\]; number the classes"),
         (Items([{"image": X[0], "label": 0}]), r"train item 0: expected a pair \(image, label\), got a dict with the"),
         (Items([X[0], X[1]]), r"train item 0: expected a pair .* got float32 \[3, 4\]"),
+        (
+            Items([(X[0].mean(), 0), (X[1].mean(), 1)]),
+            "train item 0 is a single number; expected an image",
+        ),
+        (Long(0, 1), r"train item 2 cannot be read \(IndexError: list index out of range\), but the length .* is 4"),
+        (Ending(0, 1), r"train item 1 cannot be read \(StopIteration: \), but the length of the set is 2"),
+        (OddLength(2.0), r"the train split has no length \(TypeError: 'float' .*expected a __len__ that returns the"),
+        (OddLength(-1), r"the train split has no length \(ValueError: __len__\(\) should return >= 0\)"),
+        (OddLength(None), r"the train split has no length \(NotImplementedError: \)"),
         (Items([]), "the data: the train split has no images"),
         ([], "the data: the train split has no images"),
     ],

@@ -119,6 +119,13 @@ def test_the_fields_are_those_that_a_run_writes() -> None:
     assert written == RECORD_FIELDS - {"test_accuracy"}, "which the progress line adds"
 
 
+@pytest.mark.parametrize("name", ["two\nlines", "not UTF-8 \udc80", "\x1b[31mred"])
+def test_a_name_can_be_printed_and_stored(name: str) -> None:
+    """A checkpoint could not be written with one of these."""
+    with pytest.raises(bllpipe.ConfigError, match="a term is called .*; expected letters that can be printed"):
+        trained(named(name))
+
+
 @pytest.mark.parametrize("name", ["", 3, None, ("a", "b")])
 def test_a_name_is_text(name: Any) -> None:
     with pytest.raises(bllpipe.ConfigError, match="expected text as the name of a term, got"):
@@ -206,6 +213,7 @@ def in_place(change: Any) -> Any:
         (lambda alpha, scores, target, x: target.beta_BC.mul_(2), "target.beta_BC"),
         (lambda alpha, scores, target, x: target.label_B.clamp_(max=1), "target.label_B"),
         (lambda alpha, scores, target, x: (alpha.mul_(2), x.mul_(2)), "alpha and x"),
+        (lambda alpha, scores, target, x: alpha.detach_(), "alpha"),
     ],
 )
 def test_what_a_loss_is_given_is_not_its_own(change: Any, names: str) -> None:
@@ -213,6 +221,45 @@ def test_what_a_loss_is_given_is_not_its_own(change: Any, names: str) -> None:
         bllpipe.ConfigError, match=f"changes {names} in place, which the pipeline reads too; use a function"
     ):
         trained(in_place(change))
+
+
+class WithoutArguments(nn.Module):
+    def forward(self, alpha: Tensor, scores: Tensor, target: Target, x: Tensor) -> Terms:
+        return {"pred": cross_entropy(scores, target.label_B)}
+
+
+class WithoutScores(nn.Module):
+    def __init__(self, *about: Any) -> None:
+        super().__init__()
+
+    def forward(self, alpha: Tensor) -> Terms:
+        return {"pred": alpha.mean()}
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (
+            lambda scores, label: {},
+            r"too many positional arguments; .* use the parameters \(alpha, scores, target, x\)",
+        ),
+        (lambda alpha, scores, target, x, y: {}, "missing a required argument: 'y'; expected a function"),
+        (WithoutArguments, r"too many positional .* use the parameters \(config, alpha_shape, num_classes\)"),
+        (WithoutScores, r"too many positional arguments; .* use the parameters \(alpha, scores, target, x\)"),
+    ],
+)
+def test_a_loss_that_cannot_be_called(objective: Any, message: str) -> None:
+    with pytest.raises(bllpipe.ConfigError, match=f"cannot be called: {message}"):
+        trained(objective)
+
+
+def test_a_loss_that_switches_gradients_off_switches_them_for_itself() -> None:
+    def switching(alpha: Tensor, scores: Tensor, target: Target, x: Tensor) -> Terms:
+        pred = cross_entropy(scores, target.label_B)
+        torch.set_grad_enabled(False)
+        return {"pred": pred}
+
+    assert trained(switching).state_sha256 == trained(named("pred")).state_sha256
 
 
 def test_a_complex_term() -> None:

@@ -100,6 +100,16 @@ def lazy(in_channels: int, num_classes: int) -> list[nn.Module]:
     return [nn.Flatten(), nn.LazyLinear(8), nn.Linear(8, num_classes)]
 
 
+def sparse(in_channels: int, num_classes: int) -> list[nn.Module]:
+    return [nn.Sequential(nn.Flatten(), nn.EmbeddingBag(9, 8, sparse=True)), nn.Linear(8, num_classes)]
+
+
+def expanded(in_channels: int, num_classes: int) -> list[nn.Module]:
+    first = nn.Linear(in_channels * 64, 8)
+    first.bias = nn.Parameter(torch.zeros(1).expand(8))
+    return [nn.Sequential(nn.Flatten(), first), nn.Linear(8, num_classes)]
+
+
 REFUSED: dict[str, tuple[Network, list[str], str]] = {
     "no parameters": (alone, ["blocks=3"], "the block that ends with 1 has no parameters; cut somewhere else"),
     "no parameters, dgl": (alone, ["blocks=3", "method=dgl"], "the block that ends with 1 has no parameters; cut"),
@@ -114,6 +124,16 @@ REFUSED: dict[str, tuple[Network, list[str], str]] = {
     "complex": (complex_numbers, ["blocks=2"], "module 0 of the model: expected real parameters, got filter of compl"),
     "frozen last": (frozen_last, ["blocks=2"], "the block that ends with 1 has nothing to train: all of its param"),
     "lazy": (lazy, ["blocks=2"], "module 1 of the model: expected parameters with a shape, got a lazy layer"),
+    "sparse": (
+        sparse,
+        ["blocks=2"],
+        "module 0 of the model: expected dense gradients, got sparse ones of 1; use sparse",
+    ),
+    "expanded": (
+        expanded,
+        ["blocks=2"],
+        "module 0 of the model: expected parameters with memory for each value, got 1.bias, a tensor that was expanded",
+    ),
     "one image": (normed, ["blocks=2", "data.batch_size=1"], "block 0: the batch norm 0.2 sees one value a channel"),
     "one image in the test": (
         without_statistics,
@@ -156,6 +176,39 @@ def test_a_frozen_block_keeps_its_weights_and_its_head_learns(frozen: str, setti
     for name, value in model.state_dict().items():
         assert torch.equal(value, fresh.state_dict()[name]) == name.startswith(frozen), name
     assert run.block_accuracy[int(frozen) // 2] > 0.6, "its own head"
+
+
+class WithoutGraph(nn.Module):
+    def __init__(self, features: int, out: int, how: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.linear, self.how = nn.Linear(features, out), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.how(self.linear(x))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        Tensor.detach,
+        lambda x: x.data,
+        torch.no_grad()(Tensor.clone),
+        torch.inference_mode()(Tensor.clone),
+        lambda x: nn.functional.one_hot(x.argmax(dim=1), x.shape[1]).float(),
+    ],
+    ids=["detach", "data", "no_grad", "inference_mode", "argmax"],
+)
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_block_whose_weights_would_never_change_is_refused(how: Any, place: int) -> None:
+    """Its head alone was trained, and of the last block nothing, without a word."""
+    modules = [nn.Linear(6, 8), nn.Linear(8, 3)]
+    modules[place] = WithoutGraph(*((6, 8), (8, 3))[place], how)  # type: ignore[call-overload]  # one of two
+    message = f"the block that ends with {place}: expected an output that depends on its trainable parameters"
+    with pytest.raises(bllpipe.ConfigError, match=message):
+        bllpipe.train(modules, DATA, blocks=2, settings=SMALL)
+    if place == 0:
+        modules[0].requires_grad_(False)
+        assert bllpipe.train(modules, DATA, blocks=2, epochs=1, settings=SMALL).accuracy > 0
 
 
 def test_a_frozen_stage_of_a_pipeline_is_refused() -> None:
@@ -250,3 +303,32 @@ def test_a_plan_has_no_block_without_parameters() -> None:
     run = bllpipe.train(model, DATA, blocks="balanced 3", epochs=1, settings=SMALL)
     assert len(run.block_accuracy) == 3
     assert np.isfinite(plan.best.images_per_second)
+
+
+class Counting(nn.Linear):
+    """Counts its batches in a buffer; another buffer never changes."""
+
+    batches: Tensor
+    constant: Tensor
+
+    def __init__(self, features: int, out: int, is_saved: bool) -> None:
+        super().__init__(features, out)
+        self.register_buffer("batches", torch.zeros(()), persistent=is_saved)
+        self.register_buffer("constant", torch.ones(()), persistent=False)
+        self.register_buffer("nothing", None, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.batches += 1
+        return super().forward(x) * self.constant
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_a_buffer_that_no_checkpoint_holds(is_saved: bool, shards: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """A resumed run ended in other bits without a word."""
+    settings = {**SMALL, "shards": shards, "checkpoint.every_steps": 2}
+    bllpipe.train([Counting(6, 8, is_saved), nn.Linear(8, 3)], DATA, blocks=2, epochs=2, settings=settings)
+    said = capsys.readouterr().err
+    warning = "model.0.batches changes in training, but no checkpoint holds it: a resumed run ends in other bits; use"
+    assert said.count(warning) == (0 if is_saved else 1) and "constant" not in said

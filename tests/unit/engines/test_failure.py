@@ -124,6 +124,30 @@ def test_what_is_not_ours_comes_with_a_traceback() -> None:
     assert explain(ConfigError("the message alone")) == "the message alone"
 
 
+class Speechless(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+def in_a_circle() -> Exception:
+    one, other = ValueError("one"), ValueError("other")
+    one.__cause__, other.__cause__ = other, one
+    return one
+
+
+@pytest.mark.parametrize("error", [Speechless(), in_a_circle()], ids=["without a text", "in a circle"])
+def test_an_error_of_any_form_is_reported(
+    error: Exception, store: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One left the status ``running``, the other was followed for ever."""
+    try:
+        raise RoundError(Round("train", 3)) from error
+    except RoundError as round_error:
+        assert report_failure(round_error, store, store, rank=0, role="block 0") == 1
+    assert type(error).__name__ in capsys.readouterr().err
+    assert json.loads((tmp_path / "status.json").read_text())["status"] == "failed"
+
+
 def test_exit_codes_tell_kinds_of_failure_apart() -> None:
     kinds = [BllpipeError, ConfigError, DataError, WireError, CheckpointError, NonFiniteError, OutputError, KeyError]
     assert [exit_code(kind("x")) for kind in (*kinds, MemoryError)] == [1, 2, 2, 3, 4, 5, 6, 1, 8]

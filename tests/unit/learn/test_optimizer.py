@@ -1,9 +1,14 @@
-"""Learning rates: known points of every schedule."""
+"""Learning rates: known points of every schedule. Updates of parameters that lie in memory in odd ways."""
+
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
-from bllpipe.config.schema import ScheduleConfig
-from bllpipe.learn.optimizer import rate_factor
+from bllpipe.config.schema import OptimizerConfig, ScheduleConfig
+from bllpipe.errors import ConfigError
+from bllpipe.learn.optimizer import Optimizer, rate_factor
 
 
 def rates(config: ScheduleConfig, steps: int = 100) -> list[float]:
@@ -34,3 +39,42 @@ def test_warm_up_is_linear(name: str) -> None:
     for step in range(10):
         assert rate_factor(step, 100, config) == pytest.approx(rate_factor(step, 100, plain) * (step + 1) / 10)
     assert rate_factor(10, 100, config) == rate_factor(10, 100, plain)
+
+
+VALUES = torch.arange(24.0).reshape(4, 6) / 24
+
+
+def rows_of_a_larger_one(values: Tensor) -> Tensor:
+    return torch.cat([values, torch.full_like(values, 7.0)], dim=1)[:, :6]
+
+
+def every_second_column(values: Tensor) -> Tensor:
+    return torch.stack([values, torch.full_like(values, 7.0)], dim=2)[..., 0]
+
+
+def updated(values: Tensor, name: Any) -> Tensor:
+    parameter = nn.Parameter(values)
+    optimizer = Optimizer({"weight": parameter}, OptimizerConfig(name=name))
+    for step in range(3):
+        parameter.grad = torch.cos(VALUES + step)
+        optimizer.step(0.1)
+    return parameter.detach()
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("placed", [rows_of_a_larger_one, every_second_column, lambda values: values.T.clone().T])
+def test_parameters_with_gaps_in_memory_are_updated_as_any_other(placed: Any, name: str) -> None:
+    """torch's fused updates go through memory in a row: they changed the tensor in the gaps."""
+    values = placed(VALUES)
+    torch.testing.assert_close(updated(values, name), updated(VALUES.clone(), name))
+    if values._base is not None and values._base.numel() > values.numel():
+        assert (values._base == 7).sum() == 24, "what lies in the gaps"
+
+
+@pytest.mark.parametrize("values", [VALUES[:1].expand(4, 6), VALUES.flatten().as_strided((4, 6), (2, 1))])
+def test_values_that_share_memory_are_refused(values: Tensor) -> None:
+    """torch's fused updates write beyond its end, which ended the process."""
+    with pytest.raises(ConfigError, match="expected memory for each of its 24 values, got (6|12), as"):
+        Optimizer({"weight": nn.Parameter(values)}, OptimizerConfig())
+    frozen = nn.Parameter(values, requires_grad=False)
+    Optimizer({"weight": frozen, "none": nn.Parameter(VALUES[:0])}, OptimizerConfig())

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
 import bllpipe
 from bllpipe import launch
 from bllpipe.utils.tensors import torch_defaults
-from tests.support.networks.api import DATA
+from tests.support.networks.api import DATA, seeded_network
 
 BACKENDS: Any = torch.backends
 Around = AbstractContextManager[Any]
@@ -80,6 +81,19 @@ def function(
 
 
 CUDA = BACKENDS.cuda
+FUTURE: Any = torch.__future__
+HOOKS: Any = torch.autograd.graph
+
+
+def in_half(tensor: Tensor) -> Tensor:
+    return tensor.bfloat16() if tensor.dtype == torch.float32 else tensor
+
+
+def saved() -> Any:
+    hooks: Any = torch._C._autograd
+    return hooks._top_saved_tensors_default_hooks(True), hooks._saved_tensors_hooks_get_disabled_error_message()
+
+
 AROUND: dict[str, tuple[Callable[[], Any], Callable[[], Around]]] = {
     "autocast": (lambda: torch.is_autocast_enabled("cpu"), lambda: torch.autocast("cpu", torch.bfloat16)),
     "autocast without cache": (
@@ -104,6 +118,14 @@ AROUND: dict[str, tuple[Callable[[], Any], Callable[[], Around]]] = {
     "threads": function(torch.get_num_threads, torch.set_num_threads, 2, 1),
     "attention": (CUDA.flash_sdp_enabled, lambda: nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH)),
     "fast path": function(BACKENDS.mha.get_fastpath_enabled, BACKENDS.mha.set_fastpath_enabled, False, True),
+    "saved in half": (saved, lambda: HOOKS.saved_tensors_hooks(in_half, Tensor.float)),
+    "no hooks of saved tensors": (saved, lambda: HOOKS.disable_saved_tensors_hooks("no hooks")),
+    "parameters are replaced": function(
+        FUTURE.get_overwrite_module_params_on_conversion, FUTURE.set_overwrite_module_params_on_conversion, True, False
+    ),
+    "parameters are swapped": function(
+        FUTURE.get_swap_module_params_on_conversion, FUTURE.set_swap_module_params_on_conversion, True, False
+    ),
     "torch's random numbers": function(torch.initial_seed, torch.manual_seed, 7, 0),
     "NumPy's random numbers": function(lambda: np.random.get_state()[1].tolist(), np.random.seed, 7, 0),  # type: ignore[index,union-attr]  # a tuple
     "Python's random numbers": function(random.getstate, random.seed, 7, 0),
@@ -120,10 +142,42 @@ def plain() -> dict[str, str]:
 def test_a_run_has_the_same_bits_and_leaves_the_switch_as_it_was(name: str, plain: dict[str, str]) -> None:
     read, around = AROUND[name]
     model = network()
+    parameters = list(model.parameters())
     with around():
         before = read()
         assert trained(model) == plain["fp32"]
         assert read() == before
+    assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True))
+
+
+def test_recomputing_where_hooks_of_saved_tensors_are_forbidden() -> None:
+    settings = {"data.batch_size": 32, "model.recompute": "units"}
+    around: list[Around] = [torch.enable_grad(), HOOKS.disable_saved_tensors_hooks("no hooks")]
+    digests = set()
+    for each in around:
+        with each:
+            digests.add(bllpipe.train(seeded_network(), DATA, blocks=2, epochs=1, settings=settings).state_sha256)
+    assert len(digests) == 1
+    with HOOKS.disable_saved_tensors_hooks("no hooks"), torch_defaults(), HOOKS.save_on_cpu():
+        pass
+
+
+def test_where_tensors_have_no_values_a_run_is_refused() -> None:
+    model = network()
+    with (
+        FakeTensorMode(),
+        pytest.raises(bllpipe.ConfigError, match="this is inside of FakeTensorMode; call it outside"),
+    ):
+        trained(model)
+
+    def inside(x: Tensor) -> Tensor:
+        with pytest.raises(
+            bllpipe.ConfigError, match="inside of a function that torch.func transforms; call it outside"
+        ):
+            trained(model)
+        return x
+
+    torch.func.grad(inside)(torch.ones(()))
 
 
 def test_a_run_in_bf16_inside_of_another_autocast_learns(plain: dict[str, str]) -> None:
