@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import threading
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ from bllpipe.distributed.torchrun import (
     stop_torchrun,
 )
 from bllpipe.engines import Callback, Options, Output, check_ranks, engine, topology
-from bllpipe.engines.launcher import run_ranks
+from bllpipe.engines.launcher import STOP_SECONDS, run_ranks
 from bllpipe.errors import BllpipeError, ConfigError
 from bllpipe.models.partition import bounds
 from bllpipe.tools.monitoring.live_table import release
@@ -95,6 +96,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="without torchrun: start the ranks again after a failure, from the newest checkpoint, at most N times",
     )
     parser.add_argument(
+        "--stop-seconds",
+        metavar="N",
+        type=_seconds,
+        help=f"without torchrun: kill ranks that still run N seconds after a signal (default: {STOP_SECONDS:g}); more "
+        f"where a checkpoint takes long to write",
+    )
+    parser.add_argument(
         "--ranks",
         metavar="N",
         type=int,
@@ -107,6 +115,16 @@ def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a number of restarts, got {text!r}; use 0, 1, 2, ...")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, got {text!r}; use 60, 600, ...")
+    return seconds
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -137,14 +155,21 @@ def launch(options: argparse.Namespace, argv: Sequence[str]) -> int:
         chosen.check(environment)
         with refused_paths():
             check_start(config, environment)
-        _check_restarts(options.max_restarts, config, environment)
+        _check_launcher(options.max_restarts, options.stop_seconds, config, environment)
         check_number(options.ranks, config, environment)
     except BllpipeError as error:
         return fail_before_the_store(error, environment)
     if config.engine in SPREAD and environment is None:
         release_terminal = partial(release, sys.stdout if options.output in ("auto", "live") else None)
         try:
-            return run_ranks(config, argv, options.max_restarts, release_terminal, options.ranks)
+            return run_ranks(
+                config,
+                argv,
+                options.max_restarts,
+                release_terminal,
+                options.ranks,
+                options.stop_seconds or STOP_SECONDS,
+            )
         finally:
             release_terminal()  # the rank that draws may have been killed
     try:
@@ -192,20 +217,28 @@ def check_start(config: Config, environment: RankEnvironment | None) -> None:
         )
 
 
-def _check_restarts(max_restarts: int, config: Config, environment: RankEnvironment | None) -> None:
-    """Ranks of bllpipe's own launcher have --max-restarts in their command lines; other ranks must not have it."""
-    if not max_restarts or (environment is not None and environment.launcher is not None):
+def _check_launcher(
+    max_restarts: int, stop_seconds: float | None, config: Config, environment: RankEnvironment | None
+) -> None:
+    """Ranks of bllpipe's own launcher have its options in their command lines; other ranks must not have them."""
+    if environment is not None and environment.launcher is not None:
         return
-    if environment is not None:
-        raise ConfigError(
-            f"--max-restarts {max_restarts} is for python -m bllpipe.launch alone, but torchrun started this rank; "
-            f"use torchrun --max-restarts={max_restarts} -m bllpipe.launch"
-        )
-    if config.engine not in SPREAD:
-        raise ConfigError(
-            f"--max-restarts {max_restarts} starts ranks again, but engine {config.engine} has one process; "
-            f"leave it out, or use --set engine=ranks"
-        )
+    given = []
+    if max_restarts:
+        given.append((f"--max-restarts {max_restarts}", "starts ranks again", f"--max-restarts={max_restarts}"))
+    if stop_seconds is not None:
+        of_torchrun = f"--shutdown-timeout={math.ceil(stop_seconds)}"
+        given.append((f"--stop-seconds {stop_seconds:g}", "is when ranks are killed", of_torchrun))
+    for option, what, of_torchrun in given:
+        if environment is not None:
+            raise ConfigError(
+                f"{option} is for python -m bllpipe.launch alone, but torchrun started this rank; "
+                f"use torchrun {of_torchrun} -m bllpipe.launch"
+            )
+        if config.engine not in SPREAD:
+            raise ConfigError(
+                f"{option} {what}, but engine {config.engine} has one process; leave it out, or use --set engine=ranks"
+            )
 
 
 def check_number(ranks: int | None, config: Config, environment: RankEnvironment | None) -> None:

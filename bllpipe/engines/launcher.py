@@ -10,7 +10,6 @@ import contextlib
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from types import FrameType
@@ -23,9 +22,9 @@ from bllpipe.errors import NOT_RETRYABLE
 from bllpipe.models.allocation import most_ranks
 from bllpipe.topology import Topology, num_feedback_ranks
 from bllpipe.utils.console import warn
-from bllpipe.utils.process import around_suspension
+from bllpipe.utils.process import Patience, around_suspension
 
-PATIENCE_SECONDS = 25.0  # ranks need less than 20 to stop at an agreed step
+STOP_SECONDS = 25.0  # ranks need less than 20 to stop at an agreed step, unless a checkpoint takes long to write
 POLL_SECONDS = 0.05
 
 
@@ -35,14 +34,15 @@ def run_ranks(
     max_restarts: int,
     give_back: Callable[[], None] = lambda: None,
     number: int | None = None,
+    stop_seconds: float = STOP_SECONDS,
 ) -> int:
     """Starts a process for every rank on this machine, and all of them again after a failure, at most ``max_restarts``
     times; returns the exit code of the launcher. ``argv`` are the arguments of the command line. ``give_back`` gives
     the terminal back when Ctrl-Z has stopped the ranks. ``number`` of ranks with ``replicas: auto``; None: one a device
-    of this machine."""
+    of this machine. Ranks that still run ``stop_seconds`` after a signal are killed."""
     layout = None if config.replicas == "auto" else topology(config)
     with (
-        SignalForwarder(PATIENCE_SECONDS) as stopping,
+        SignalForwarder(stop_seconds) as stopping,
         _ranks_suspended(stopping, give_back),
         closing(RankProcesses(num_ranks(config, number), argv, config.engine, config.cpu_threads)) as ranks,
     ):
@@ -152,9 +152,15 @@ class SignalForwarder:
             if self._left.wait(POLL_SECONDS):
                 return
         warn(f"{self.signal.name}: the ranks stop; a second Ctrl-C ends them at once")  # the terminal may be gone
-        deadline, signalled = time.monotonic() + self._patience, set[int]()
+        patience, signalled = Patience(self._patience), set[int]()
         while not self._left.wait(POLL_SECONDS):
-            if self._at_once or time.monotonic() > deadline:
+            if patience.is_over() and not self._at_once and self.ranks():
+                self._at_once = True
+                warn(
+                    f"ranks that still run {self._patience:g} s after {self.signal.name} are killed, and what they "
+                    f"have not saved is lost; --stop-seconds gives them longer"
+                )
+            if self._at_once:
                 _send(os.killpg, self.ranks(), signal.SIGKILL)
             else:
                 ranks = self.ranks() - signalled

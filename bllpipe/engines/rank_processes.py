@@ -19,7 +19,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -28,7 +27,7 @@ from multiprocessing.connection import Connection, Pipe
 
 from bllpipe.distributed.torchrun import become_rank, launcher_environment, rank_environments
 from bllpipe.engines import engine
-from bllpipe.utils.process import end_with_parent
+from bllpipe.utils.process import SLICE_SECONDS, Patience, end_with_parent
 
 STORE_SECONDS = 60.0  # the launcher's own waits for its store, on this machine
 GRACE_SECONDS = 30.0  # from SIGTERM to SIGKILL, for the ranks that remain when one has failed
@@ -87,17 +86,18 @@ class RankProcesses:
 
     def _wait_for(self, ranks: Mapping[int, int]) -> dict[int, int]:
         failures: dict[int, int] = {}
-        deadline = None
+        patience: Patience | None = None
         while self._running:
-            if deadline is not None and not self._channel.poll(max(0.0, deadline - time.monotonic())):
-                self._signal(signal.SIGKILL)
+            while patience is not None and not self._channel.poll(SLICE_SECONDS):
+                if patience.is_over():
+                    self._signal(signal.SIGKILL)
             process, code = json.loads(self._channel.recv_bytes())
             self._running = self._running - {process}  # not in place: another thread reads it
-            if deadline is None and code:
+            if patience is None and code:
                 failures[ranks[process]] = code
-            if deadline is None and failures and not self._channel.poll(TOGETHER_SECONDS):
+            if patience is None and failures and not self._channel.poll(TOGETHER_SECONDS):
                 self._signal(signal.SIGTERM)
-                deadline = time.monotonic() + GRACE_SECONDS
+                patience = Patience(GRACE_SECONDS)
         return failures
 
     def _signal(self, number: signal.Signals) -> None:

@@ -5,6 +5,7 @@ arguments of ``bllpipe.launch``, and prints the number of ranks and the run dire
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 
@@ -32,6 +33,11 @@ def main(argv: Sequence[str]) -> int:
             raise ConfigError(
                 f"--max-restarts {options.max_restarts} is for runs without torchrun, but a job uses it; remove the "
                 f"option, and submit with PET_MAX_RESTARTS={options.max_restarts} sbatch ..."
+            )
+        if options.stop_seconds is not None:
+            raise ConfigError(
+                f"--stop-seconds {options.stop_seconds:g} is for runs without torchrun, but a job uses it; remove the "
+                f"option, and submit with PET_SHUTDOWN_TIMEOUT={math.ceil(options.stop_seconds)} sbatch ..."
             )
         config = config_from_options(options)
         check_plan(config)

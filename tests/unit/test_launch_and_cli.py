@@ -118,6 +118,10 @@ def test_a_rank_outside_of_the_world_is_an_error(rank: str) -> None:
             ["--set", "engine=sequential", "--max-restarts", "2"],
             "--max-restarts 2 starts ranks again, but engine sequential has one process; leave it out",
         ),
+        (
+            ["--set", "engine=sequential", "--stop-seconds", "60"],
+            "--stop-seconds 60 is when ranks are killed, but engine sequential has one process; leave it out",
+        ),
     ],
 )
 def test_a_mistake_is_one_message_and_an_exit_code(
@@ -136,12 +140,24 @@ def test_a_wrong_world_size(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert "need 5 ranks, but torchrun started 4; use --nproc_per_node=5" in capsys.readouterr().err
 
 
-def test_restarts_are_counted_in_one_place(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "of_torchrun"),
+    [(["--max-restarts", "4"], "--max-restarts=4"), (["--stop-seconds", "59.5"], "--shutdown-timeout=60")],
+)
+def test_what_torchrun_does_is_told_to_torchrun(
+    words: list[str], of_torchrun: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for key, value in {**TORCHRUN, "RANK": "0"}.items():
         monkeypatch.setenv(key, value)
-    assert launch.main(["--max-restarts", "4"]) == 2
-    message = "torchrun started this rank; use torchrun --max-restarts=4 -m bllpipe.launch"
-    assert message in capsys.readouterr().err
+    assert launch.main(words) == 2
+    assert f"torchrun started this rank; use torchrun {of_torchrun} -m bllpipe.launch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["-1", "0", "x", "inf", "nan", "60s"])
+def test_no_number_of_seconds(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        launch.main([f"--stop-seconds={number}"])
+    assert f"expected a number of seconds above 0, got '{number}'; use 60, 600, ..." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", ["-1", "x", "1.5"])

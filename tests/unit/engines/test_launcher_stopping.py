@@ -6,12 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from bllpipe.engines.launcher import SignalForwarder
+from bllpipe.utils import process
 from tests.support.waiting import PATIENCE, default_action
 
 WILLING = "import time; print('on', flush=True); time.sleep(3600)"
@@ -21,14 +24,14 @@ STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + WI
 @contextmanager
 def child(code: str) -> Iterator[subprocess.Popen[str]]:
     """A process in a group of its own, as ranks are, that has begun."""
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    program = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "on\n"
-        yield process
+        assert program.stdout is not None
+        assert program.stdout.readline() == "on\n"
+        yield program
     finally:
-        process.kill()
-        process.communicate()
+        program.kill()
+        program.communicate()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -59,11 +62,27 @@ def test_without_a_signal_nothing_happens(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().err == ""
 
 
-def test_who_does_not_stop_in_time_is_killed() -> None:
+def test_who_does_not_stop_in_time_is_killed(capsys: pytest.CaptureFixture[str]) -> None:
     with child(STUBBORN) as rank, SignalForwarder(patience=0.3) as stopping:
         stopping.ranks = lambda: {rank.pid}
         os.kill(os.getpid(), signal.SIGTERM)
         assert rank.wait(PATIENCE) == -signal.SIGKILL
+    told = "ranks that still run 0.3 s after SIGTERM are killed, and what they have not saved is lost; --stop-seconds"
+    assert capsys.readouterr().err.count(told) == 1
+
+
+def test_time_in_which_the_launcher_was_stopped_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by Ctrl-Z while the ranks write their last checkpoint, and ``fg`` a day later."""
+    day = threading.Event()
+    clock = time.monotonic
+    monkeypatch.setattr(process.time, "monotonic", lambda: clock() + 86400 * day.is_set())
+    with child(STUBBORN) as rank, SignalForwarder(patience=PATIENCE) as stopping:
+        stopping.ranks = lambda: {rank.pid}
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)
+        day.set()
+        with pytest.raises(subprocess.TimeoutExpired):
+            rank.wait(0.5)
 
 
 @pytest.mark.parametrize(("second", "ends"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
