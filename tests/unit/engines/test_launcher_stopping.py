@@ -14,7 +14,6 @@ from contextlib import contextmanager
 import pytest
 
 from bllpipe.engines.launcher import SignalForwarder
-from bllpipe.utils import process
 from tests.support.waiting import PATIENCE, default_action
 
 WILLING = "import time; print('on', flush=True); time.sleep(3600)"
@@ -75,7 +74,7 @@ def test_time_in_which_the_launcher_was_stopped_does_not_count(monkeypatch: pyte
     """As by Ctrl-Z while the ranks write their last checkpoint, and ``fg`` a day later."""
     day = threading.Event()
     clock = time.monotonic
-    monkeypatch.setattr(process.time, "monotonic", lambda: clock() + 86400 * day.is_set())
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + 86400 * day.is_set())
     with child(STUBBORN) as rank, SignalForwarder(patience=PATIENCE) as stopping:
         stopping.ranks = lambda: {rank.pid}
         os.kill(os.getpid(), signal.SIGTERM)
