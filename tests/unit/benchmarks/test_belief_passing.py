@@ -23,7 +23,9 @@ def nothing_before() -> Iterator[None]:
 
 def batch(*labels: int) -> Target:
     label_B = torch.tensor(labels)
-    return Target(Round("train", 1), beta_BC=torch.zeros(len(labels), 3), known_B=torch.zeros(len(labels)), label_B=label_B)
+    return Target(
+        Round("train", 1), beta_BC=torch.zeros(len(labels), 3), known_B=torch.zeros(len(labels)), label_B=label_B
+    )
 
 
 def test_the_divergence_by_hand_has_no_gradient_to_the_head_before() -> None:
