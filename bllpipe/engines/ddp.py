@@ -21,7 +21,7 @@ from bllpipe.engines import Options
 from bllpipe.engines.build import build_job_segment
 from bllpipe.engines.ports import image_port
 from bllpipe.engines.synchronous import RankContext, StageTrainer, run_synchronous
-from bllpipe.learn.block import Outcome
+from bllpipe.learn.block import Outcome, one_row_each
 from bllpipe.messages import Alpha, Phase, Receiver, Round, Target
 from bllpipe.training.loops import LearnerLoop, Loop
 from bllpipe.training.timing import Meter, Metered
@@ -62,7 +62,7 @@ class ReplicaLoop(LearnerLoop):
         self.trainer.mode(train=True)
         self.trainer.zero_grad()
         with self.learner.autocast():
-            scores_BK = self.replica(self.trainer.laid_out(image_BCHW))
+            scores_BK = one_row_each(self.replica(self.trainer.laid_out(image_BCHW)), image_BCHW, self.segment)
         loss = self.trainer.loss(scores_BK, label_B)
         loss.backward()
         lr = self.trainer.step(entry.step)
@@ -74,9 +74,9 @@ class ReplicaLoop(LearnerLoop):
         if self.number > 0:
             return None
         self.trainer.mode(train=False)
-        label_B = self.labels.recv().label_B
+        image_BCHW, label_B = self.images.recv().alpha_BCHW, self.labels.recv().label_B
         with self.learner.autocast():
-            scores_BK = self.segment(self.trainer.laid_out(self.images.recv().alpha_BCHW))
+            scores_BK = one_row_each(self.segment(self.trainer.laid_out(image_BCHW)), image_BCHW, self.segment)
         return self.trainer.outcome(scores_BK, label_B, self.trainer.loss(scores_BK, label_B))
 
     def _own(self, batch: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from bllpipe.engines.build import build_job_segment
 from bllpipe.engines.job import Job, JobStore
 from bllpipe.engines.ports import image_port
 from bllpipe.engines.synchronous import RankContext, StageTrainer
-from bllpipe.learn.block import Outcome
+from bllpipe.learn.block import Outcome, one_row_each
 from bllpipe.learn.memory_format import as_channels_last
 from bllpipe.messages import Alpha, Receiver, Round, Target
 from bllpipe.models.units import Segment
@@ -63,7 +63,7 @@ class StageModule(nn.Module):
             x.register_hook(Tensor.contiguous)
         x = x.float()
         with self.autocast:
-            alpha: Tensor = self.segment(as_channels_last(x) if self.channels_last else x)
+            alpha = one_row_each(self.segment(as_channels_last(x) if self.channels_last else x), x, self.segment)
         if self.channels_last and alpha.requires_grad:
             alpha.register_hook(as_channels_last)  # the incoming gradient is contiguous, as messages are
         return alpha.to(self.wire).contiguous()

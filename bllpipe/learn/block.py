@@ -102,9 +102,12 @@ class Block:
         """alpha = f_k(x) (paper, eq. 1), in training mode; saves what the local backward needs."""
         self._set_mode(True)
         self.running_buffers.begin_shard()
+        return self._alpha(x)
+
+    def _alpha(self, x: Tensor) -> Tensor:
         self.x, self.means_BC = as_channels_last(x) if self.channels_last else x, None
         with self.learner.autocast():
-            return self.segment(self.x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+            return one_row_each(self.segment(self.x), x, self.segment)
 
     def learn(self, alpha: Tensor, target: Target, share: float = 1.0) -> Sums:
         """What a step adds up over the shards of its batch: the gradients of the local loss of ``alpha``, the output of
@@ -182,9 +185,7 @@ class Block:
     def infer(self, x: Tensor) -> Tensor:
         """alpha in evaluation mode."""
         self._set_mode(False)
-        self.x, self.means_BC = as_channels_last(x) if self.channels_last else x, None
-        with self.learner.autocast():
-            return self.segment(self.x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        return self._alpha(x)
 
     @torch.no_grad()
     def scores(self, alpha: Tensor) -> Tensor:
@@ -356,6 +357,19 @@ def alpha_shape(segment: Segment, input_shape: Sequence[int], device: torch.devi
             f"the same module, or cut somewhere else"
         )
     return tuple(alpha.shape[1:])
+
+
+def one_row_each(alpha: object, x: Tensor, segment: Segment) -> Tensor:
+    """alpha, the output of ``segment`` for a batch ``x``. Its shape was inferred from one image, in evaluation mode:
+    raises ConfigError unless it has a row for each image."""
+    if not isinstance(alpha, Tensor) or alpha.dim() == 0 or len(alpha) != len(x):
+        got = f"the shape {list(alpha.shape)}" if isinstance(alpha, Tensor) else f"a {type(alpha).__name__}"
+        raise ConfigError(
+            f"unit {segment.last_unit}: expected one tensor with a row for each image of a batch, got {got} for "
+            f"{len(x)} images in {'training' if segment.training else 'evaluation'} mode; use a forward that keeps the "
+            f"first dimension"
+        )
+    return alpha
 
 
 class Statistics(nn.Module):
