@@ -9,6 +9,7 @@ import threading
 from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
+from os.path import expanduser  # a shell leaves the ~ of --option=~/x to us
 from typing import get_args
 
 from bllpipe.config import Config
@@ -68,7 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = EXIT_CODES, argparse.RawDescriptionHelpFormatter
     add_config_options(parser)
     parser.add_argument(
-        "--resume", default="never", metavar="auto|never|PATH", help="resume from the newest, or from this, checkpoint"
+        "--resume",
+        default="never",
+        metavar="auto|never|PATH",
+        type=expanduser,
+        help="resume from the newest, or from this, checkpoint",
     )
     parser.add_argument(
         "--accept",
@@ -78,7 +83,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="with --resume: these keys (or sections, such as optimizer) may differ from the checkpoint's",
     )
-    parser.add_argument("--run-dir", metavar="DIR", help="where the run's files go (default: runs/<name>)")
+    parser.add_argument(
+        "--run-dir", metavar="DIR", type=expanduser, help="where the run's files go (default: runs/<name>)"
+    )
     parser.add_argument(
         "--output",
         choices=get_args(Output),

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike, fspath
+from os.path import expanduser
 from typing import Any, overload
 
 import numpy as np
@@ -43,12 +44,12 @@ def whole_number(name: str, value: Any, least: int) -> int:
 
 
 def path_text(name: str, value: Any, hint: str) -> str:
-    """The text of a path; ConfigError, which ends with ``hint``, for anything else."""
+    """The text of a path, with the home directory for ~; ConfigError, which ends with ``hint``, for anything else."""
     if not isinstance(value, (str, PathLike)) or isinstance(fspath(value), bytes):
         raise ConfigError(f"{name} is a {type(value).__name__}; expected text or a path; {hint}")
     if "\0" in (text := fspath(value)):
         raise ConfigError(f"{name} is {text!r:.200}; expected a path without null characters; {hint}")
-    return text
+    return expanduser(text)
 
 
 Modules = nn.Sequential | nn.ModuleList | Sequence[nn.Module]

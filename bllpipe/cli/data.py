@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from itertools import islice
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,16 @@ def add_data(commands: Any) -> None:
     )
     fetch = data.add_parser("fetch", help="download and verify a data set")
     fetch.add_argument("name", choices=sorted(DOWNLOADS))
-    fetch.add_argument("--path", default=DEFAULT_PATH, metavar="FOLDER")
+    fetch.add_argument("--path", default=DEFAULT_PATH, metavar="FOLDER", type=expanduser)
     fetch.set_defaults(run=_fetch)
 
     verify = data.add_parser("verify", help="read all of a data set: counts, classes, shapes, damaged files")
     verify.add_argument(
         "name", metavar="NAME|PATH", help=f"{', '.join(sorted(DOWNLOADS))}, an .npz, or an image folder"
     )
-    verify.add_argument("--path", default=DEFAULT_PATH, metavar="FOLDER", help="folder of a published set")
+    verify.add_argument(
+        "--path", default=DEFAULT_PATH, metavar="FOLDER", type=expanduser, help="folder of a published set"
+    )
     verify.add_argument(
         "--image-size", type=int, default=32, metavar="N", help="of an image folder: its data.image_size"
     )

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from math import inf
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +97,14 @@ def add_plan(commands: Any) -> None:
         help="background processes during the measurement: use one less than the run has ranks on this processor",
     )
     plan.add_argument(
-        "--profile", metavar="FILE", help="use this profile if the file exists; otherwise measure, and write it"
+        "--profile",
+        metavar="FILE",
+        type=expanduser,
+        help="use this profile if the file exists; otherwise measure, and write it",
     )
     add_cluster_options(plan)
-    plan.add_argument("--json", metavar="FILE", help="write profile, cuts and predictions to FILE")
-    plan.add_argument("--write", metavar="FILE.yaml", help="write the config with the best cut")
+    plan.add_argument("--json", metavar="FILE", type=expanduser, help="write profile, cuts and predictions to FILE")
+    plan.add_argument("--write", metavar="FILE.yaml", type=expanduser, help="write the config with the best cut")
     plan.set_defaults(run=run)
 
 

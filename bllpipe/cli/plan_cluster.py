@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from os.path import expanduser
 from pathlib import Path
 
 from bllpipe.config import Config
@@ -16,9 +17,14 @@ from bllpipe.utils.files import output_file, write_result
 
 def add_cluster_options(plan: argparse.ArgumentParser) -> None:
     plan.add_argument(
-        "--cluster", metavar="FILE", help="predict for the cluster in this file, from 4 to thousands of GPUs"
+        "--cluster",
+        metavar="FILE",
+        type=expanduser,
+        help="predict for the cluster in this file, from 4 to thousands of GPUs",
     )
-    plan.add_argument("--picture", metavar="FILE.svg", help="with --cluster: draw the curves (needs matplotlib)")
+    plan.add_argument(
+        "--picture", metavar="FILE.svg", type=expanduser, help="with --cluster: draw the curves (needs matplotlib)"
+    )
 
 
 def check_cluster(options: argparse.Namespace, config: Config) -> None:

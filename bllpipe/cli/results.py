@@ -7,6 +7,7 @@ import importlib.util
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,8 +72,12 @@ def add_timeline(commands: Any) -> None:
     timeline = commands.add_parser("timeline", help="a picture of who did what when, from runs with trace.num_steps")
     timeline.add_argument("runs", nargs="+", metavar="RUN", help="a run directory; several stand below each other")
     timeline.add_argument("--steps", metavar="A:B", help="the steps from A to B - 1 (default: all that were traced)")
-    timeline.add_argument("--out", metavar="FILE", help=".svg, .png or .html; default: timeline.svg in the first run")
-    timeline.add_argument("--trace", metavar="FILE", help="also write a trace for ui.perfetto.dev to FILE (JSON)")
+    timeline.add_argument(
+        "--out", metavar="FILE", type=expanduser, help=".svg, .png or .html; default: timeline.svg in the first run"
+    )
+    timeline.add_argument(
+        "--trace", metavar="FILE", type=expanduser, help="also write a trace for ui.perfetto.dev to FILE (JSON)"
+    )
     timeline.add_argument("--title", metavar="TEXT", help="heading of the picture")
     timeline.set_defaults(run=_timeline)
 
@@ -127,13 +132,17 @@ def add_results(commands: Any) -> None:
     """The commands that read run directories."""
     report = commands.add_parser("report", help="one page with tables and curves of one or more runs")
     report.add_argument("runs", nargs="+", metavar="RUN", help="a run directory, such as runs/NAME")
-    report.add_argument("--out", metavar="FILE", help="default: report.html in the first run directory")
-    report.add_argument("--tensorboard", metavar="DIR", help="also write the runs as event files of TensorBoard to DIR")
+    report.add_argument(
+        "--out", metavar="FILE", type=expanduser, help="default: report.html in the first run directory"
+    )
+    report.add_argument(
+        "--tensorboard", metavar="DIR", type=expanduser, help="also write the runs as event files of TensorBoard to DIR"
+    )
     report.set_defaults(run=_report)
 
     evaluate = commands.add_parser("eval", help="test every exit of a run: accuracy, cost, leaving early")
     evaluate.add_argument("directory", metavar="RUN", help="a run directory; its newest checkpoint is tested")
-    evaluate.add_argument("--json", metavar="FILE", help="write the results to FILE too")
+    evaluate.add_argument("--json", metavar="FILE", type=expanduser, help="write the results to FILE too")
     evaluate.add_argument(
         "--threshold",
         dest="thresholds",
@@ -156,14 +165,18 @@ def add_results(commands: Any) -> None:
         help="torchvision (default): a ResNet or a torchvision:NAME, checked in torchvision's own if it has this one; "
         "timm: a timm:NAME, checked in timm's own; bllpipe: any network",
     )
-    export.add_argument("--heads", metavar="FILE", help="write the local heads too, for the ensemble of all exits")
+    export.add_argument(
+        "--heads", metavar="FILE", type=expanduser, help="write the local heads too, for the ensemble of all exits"
+    )
     export.add_argument("--no-check", dest="check", action="store_false", help="do not compare FILE with the run")
     _add_data_options(export)
     export.set_defaults(run=_export)
 
 
 def _add_data_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data-path", metavar="PATH", help="where the data are, if they have moved since the run")
+    parser.add_argument(
+        "--data-path", metavar="PATH", type=expanduser, help="where the data are, if they have moved since the run"
+    )
     parser.add_argument(
         "--accept", choices=("data",), help="go on although the data are not those of the checkpoint (sizes, labels)"
     )

@@ -11,6 +11,8 @@ import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
+from os.path import expanduser
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -70,7 +72,7 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """Adds ``--config`` and ``--set``, from which ``config_from_options`` makes a Config."""
-    parser.add_argument("--config", metavar="FILE", help="YAML file (default: the handwritten digits)")
+    parser.add_argument("--config", metavar="FILE", type=expanduser, help="YAML file (default: the handwritten digits)")
     parser.add_argument(
         "--set",
         metavar="KEY=VALUE",
@@ -88,8 +90,17 @@ def config_from_options(options: argparse.Namespace) -> Config:
 
 def parse_config(mapping: Mapping[str, Any]) -> Config:
     """A checked Config; ConfigError for unknown keys, wrong types and impossible combinations."""
-    config: Config = _section(Config, mapping, "")
+    config: Config = _at_home(_section(Config, mapping, ""))
     check(config)
+    return config
+
+
+def _at_home(config: Config) -> Config:
+    """With the home directory for ~ at the start of a path, as torchvision reads it."""
+    for section, name in (("data", "path"), ("model", "weights"), ("metrics", "textfile")):
+        part = getattr(config, section)
+        if (path := getattr(part, name)) is not None:
+            config = replace(config, **{section: replace(part, **{name: expanduser(path)})})
     return config
 
 

@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from importlib.resources import files
+from os.path import expanduser
 from typing import Any
 
 from bllpipe.config import Config
@@ -131,8 +132,8 @@ def add_slurm(commands: Any) -> None:
     )
     slurm.add_argument("--partition", metavar="P", help="partition of your site")
     slurm.add_argument("--account", metavar="A", help="account of your project")
-    slurm.add_argument("--run-dir", metavar="DIR", help="run directory (default: runs/slurm-JOB)")
-    slurm.add_argument("--out", metavar="FILE", help="write FILE instead of printing the script")
+    slurm.add_argument("--run-dir", metavar="DIR", type=expanduser, help="run directory (default: runs/slurm-JOB)")
+    slurm.add_argument("--out", metavar="FILE", type=expanduser, help="write FILE instead of printing the script")
     slurm.set_defaults(run=_run)
 
 
