@@ -24,6 +24,7 @@ from bllpipe.engines.build import build_job_segment
 from bllpipe.engines.job import Job, JobStore
 from bllpipe.engines.ports import image_port
 from bllpipe.engines.synchronous import RankContext, StageTrainer
+from bllpipe.errors import BllpipeError
 from bllpipe.learn.block import Outcome, one_row_each
 from bllpipe.learn.memory_format import as_channels_last
 from bllpipe.messages import Alpha, Receiver, Round, Target
@@ -204,7 +205,12 @@ class TimedSchedule:
 
     def step(self, *images: Tensor, target: Tensor | None = None, losses: list[Tensor] | None = None) -> Any:
         start, computed = time.perf_counter(), self._computed
-        scores = self._schedule.step(*images, target=target, losses=losses)
+        try:
+            scores = self._schedule.step(*images, target=target, losses=losses)
+        except RuntimeError as error:  # torch's stages raise it in place of any error of a forward pass
+            if isinstance(error.__cause__, BllpipeError):
+                raise error.__cause__ from None
+            raise
         if self._knows_waiting:
             self.meter.waited += time.perf_counter() - start - (self._computed - computed)
         self.meter.sent += self._sent_bytes

@@ -364,8 +364,9 @@ def one_row_each(alpha: object, x: Tensor, segment: Segment) -> Tensor:
     raises ConfigError unless it has a row for each image."""
     if not isinstance(alpha, Tensor) or alpha.dim() == 0 or len(alpha) != len(x):
         got = f"the shape {list(alpha.shape)}" if isinstance(alpha, Tensor) else f"a {type(alpha).__name__}"
+        units = "unit" if len(segment.unit_ends) == 1 else "units up to"
         raise ConfigError(
-            f"unit {segment.last_unit}: expected one tensor with a row for each image of a batch, got {got} for "
+            f"{units} {segment.last_unit}: expected one tensor with a row for each image of a batch, got {got} for "
             f"{len(x)} images in {'training' if segment.training else 'evaluation'} mode; use a forward that keeps the "
             f"first dimension"
         )

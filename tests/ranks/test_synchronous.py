@@ -290,3 +290,12 @@ def test_a_rank_that_fails_ends_the_run_with_one_message(tmp_path: Path) -> None
     assert done.stderr.count("bllpipe:") == 1
     assert "rank 1 (stage 1): " in done.stderr and "lower optimizer.lr" in done.stderr
     assert jobs.read_json(tmp_path / "run" / "status.json")["role"] == "stage 1"
+
+
+def test_what_a_network_does_wrong_is_named_though_torch_wraps_it(tmp_path: Path) -> None:
+    """A stage of torch raises a RuntimeError of its own in place of ours, which had another exit code."""
+    settings = (*jobs.TINY, "method=bp", "engine=1f1b", "model.name=tests.support.networks.ranks:fewer", "steps=1")
+    done = jobs.ranks(2, jobs.words(tmp_path / "run", *settings))
+    assert done.returncode == 2
+    assert done.stderr.startswith("bllpipe: rank 1 (stage 1): unit") and done.stderr.count("bllpipe:") == 1
+    assert "got the shape [3, 10] for 4 images in training mode" in done.stderr and "Traceback" not in done.stderr

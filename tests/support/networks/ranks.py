@@ -37,6 +37,19 @@ class Slow(nn.Module):
         return x
 
 
+class Fewer(nn.Module):
+    """Loses an image of every training batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:-1] if self.training else x
+
+
+def fewer(in_channels: int, num_classes: int) -> list[nn.Module]:
+    """Those of ``engines:quick``, of which the last loses an image."""
+    *others, last = quick(in_channels, num_classes)
+    return [*others, nn.Sequential(last, Fewer())]
+
+
 def breaking(in_channels: int, num_classes: int, step: int) -> list[nn.Module]:
     """One block for small synthetic images."""
     return [_classifier(Breaking(step), in_channels, num_classes)]
