@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 from itertools import count
-from os import PathLike, fspath
+from os import PathLike
+from os.path import expanduser, join
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -122,7 +123,8 @@ def _run(config: Config, options: Options, environment: RankEnvironment | None) 
         raise SystemExit(code)
     if environment is not None and not is_complete(job):
         store.get("concluded")
-    return Run(job.directory.path, environment.rank if environment else 0)
+    directory = join(".", job.directory.path)  # or that of run_dir="./~" would be the home directory
+    return Run(directory, environment.rank if environment else 0)
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ def _mapping(arguments: TrainArguments, keys: Mapping[str, Any]) -> dict[str, An
             f"settings is a {type(arguments.settings).__name__}; expected keys and values; use "
             f"settings={{'optimizer.lr': 0.1}}"
         )
-    mapping = read_yaml(fspath(arguments.config)) if arguments.config is not None else {}
+    mapping = read_yaml(expanduser(arguments.config)) if arguments.config is not None else {}
     for key, value in (arguments.settings or {}).items():
         put(mapping, key, plain(value), "settings")
     passed = {**keys, "blocks": arguments.blocks, "engine": arguments.engine, "epochs": arguments.epochs}
@@ -203,7 +205,7 @@ class Run:
     """A finished run in its ``directory``; ``rank`` is the rank of this process in it."""
 
     def __init__(self, directory: str | Path, rank: int = 0) -> None:
-        self.directory, self.rank = Path(directory), rank
+        self.directory, self.rank = Path(expanduser(directory)), rank
 
     def __repr__(self) -> str:
         return f"Run({str(short_path(self.directory))!r}, rank={self.rank})"

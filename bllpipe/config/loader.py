@@ -36,6 +36,7 @@ MOVED: dict[str, tuple[str, Callable[[Any], Any]]] = {
 BEFORE: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "objective.head_scale": lambda objective: False if objective.get("head", "linear") == "linear" else "auto",
 }
+PATHS = (("data", "path"), ("model", "weights"), ("metrics", "discovery"), ("metrics", "textfile"))  # keys of paths
 EXAMPLES = Path("configs")  # in a checkout; bllpipe/configs, which a wheel holds too, is the same folder
 MAX_BYTES = 1 << 18  # the parser takes a second for this size
 MAX_DEPTH = 20
@@ -97,7 +98,7 @@ def parse_config(mapping: Mapping[str, Any]) -> Config:
 
 def _at_home(config: Config) -> Config:
     """With the home directory for ~ at the start of a path, as torchvision reads it."""
-    for section, name in (("data", "path"), ("model", "weights"), ("metrics", "textfile")):
+    for section, name in PATHS:
         part = getattr(config, section)
         if (path := getattr(part, name)) is not None:
             config = replace(config, **{section: replace(part, **{name: expanduser(path)})})

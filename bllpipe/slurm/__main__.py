@@ -37,7 +37,8 @@ def main(argv: Sequence[str]) -> int:
         if options.stop_seconds is not None:
             raise ConfigError(
                 f"--stop-seconds {options.stop_seconds:g} is for runs without torchrun, but a job uses it; remove the "
-                f"option, and submit with PET_SHUTDOWN_TIMEOUT={math.ceil(options.stop_seconds)} sbatch ..."
+                f"option, and submit with TORCH_ELASTIC_SHUTDOWN_TIMEOUT={math.ceil(options.stop_seconds)} sbatch ... "
+                f"(default: 240)"
             )
         config = config_from_options(options)
         check_plan(config)

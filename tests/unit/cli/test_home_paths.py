@@ -27,15 +27,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-@pytest.mark.parametrize("key", ["data.path", "model.weights", "metrics.textfile"])
+@pytest.mark.parametrize("key", ["data.path", "model.weights", "metrics.discovery", "metrics.textfile"])
 @pytest.mark.parametrize(
     ("text", "read"),
     [("~/x", "{home}/x"), ("~", "{home}"), ("./~", "./~"), ("a~/x", "a~/x"), ("~nobody-9/x", "~nobody-9/x")],
 )
 def test_paths_of_a_config(key: str, text: str, read: str, home: Path) -> None:
     section, _, name = key.partition(".")
-    found = getattr(getattr(load_config(None, ["data.name=npz", "data.path=x.npz", f'{key}="{text}"']), section), name)
-    assert found == read.format(home=home)
+    settings = ["data.name=npz", "data.path=x.npz", "metrics.port=0", f'{key}="{text}"']
+    assert getattr(getattr(load_config(None, settings), section), name) == read.format(home=home)
 
 
 def test_a_run_and_what_is_made_of_it(home: Path) -> None:
@@ -53,7 +53,23 @@ def test_a_run_and_what_is_made_of_it(home: Path) -> None:
 
 
 def test_a_script(home: Path) -> None:
-    data = torch.randn(64, 4), torch.arange(64) % 2
-    run = bllpipe.train([nn.Linear(4, 4), nn.Linear(4, 2)], (data, data), blocks=2, epochs=1, run_dir="~/run")
+    (home / "a.yaml").write_text("epochs: 1\n")
+    run = train("~/run")
     assert run.directory == home / "run" and (home / "run" / "summary.json").is_file()
+    assert bllpipe.Run("~/run").state_sha256 == run.state_sha256
     assert not list(Path.cwd().iterdir())
+
+
+def test_a_directory_with_this_name_is_written_with_a_dot(home: Path) -> None:
+    (home / "a.yaml").write_text("epochs: 1\n")
+    run = train("./~/run")
+    assert run.summary["steps"] == 2 and Path("~", "run", "summary.json").is_file()
+    assert not (home / "run").exists()
+
+
+def train(run_dir: str) -> bllpipe.Run:
+    """Two steps in one epoch, as a file in the home directory says."""
+    data = torch.randn(64, 4), torch.arange(64) % 2
+    settings = {"data.batch_size": 32}
+    modules = [nn.Linear(4, 4), nn.Linear(4, 2)]
+    return bllpipe.train(modules, (data, data), blocks=2, config="~/a.yaml", settings=settings, run_dir=run_dir)

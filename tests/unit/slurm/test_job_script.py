@@ -151,7 +151,7 @@ def test_a_script_for_replicas_reserves_cpus_for_each(tmp_path: Path, capsys: py
     [
         (["--resume", "never"], "--resume is never, but a job that SLURM may restart .*; remove --resume"),
         (["--resume", "auto", "--max-restarts", "3"], "submit with PET_MAX_RESTARTS=3 sbatch"),
-        (["--resume", "auto", "--stop-seconds", "90"], "submit with PET_SHUTDOWN_TIMEOUT=90 sbatch"),
+        (["--resume", "auto", "--stop-seconds", "90"], "submit with TORCH_ELASTIC_SHUTDOWN_TIMEOUT=90 sbatch"),
         (["--resume", "auto", "--set", "blocks=9"], "the network has only 8 units"),
         (["--resume", "auto", "--set", "blocks=5"], "5 blocks need 5 GPUs"),
     ],
