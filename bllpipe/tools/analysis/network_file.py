@@ -32,7 +32,7 @@ from bllpipe.models.registry import last_width, network_units, units_after
 from bllpipe.models.resnet import STEMS
 from bllpipe.models.units import Segment, Unit, units_from_modules
 from bllpipe.tools.analysis.finished_run import FinishedRun, some
-from bllpipe.utils.tensors import dtype_and_shape, is_of_network, part_digest, restore
+from bllpipe.utils.tensors import dtype_and_shape, is_of_network, part_digest, restore, torch_defaults
 from bllpipe.version import __version__
 
 FROM = "expected a file that bllpipe export has written"
@@ -142,18 +142,20 @@ def is_torchvision(metadata: Mapping[str, str]) -> bool:
 
 
 def load_network(file: Path, args: Mapping[str, Any] | None = None) -> Segment:
-    """The network in ``file``, in evaluation mode; ``args`` as in ``whole_network``.
+    """The network in ``file``, in evaluation mode and on torch's default device; ``args`` as in ``whole_network``.
 
     Raises CheckpointError when the file cannot be read or does not hold exactly this network's weights. A ResNet is
     only built once its weights are known to be there: a file of a few bytes may describe a network of terabytes.
     """
-    metadata, weights = read_network(file)
-    if args is None:
-        with torch.device("meta"):
-            check_weights(whole_network(metadata), weights, str(file))
-    network = whole_network(metadata, args)
-    fill(network, weights, str(file))
-    return network.eval()
+    device = torch.get_default_device()
+    with torch_defaults():  # or the weights would have the default dtype, and be for inference alone in that mode
+        metadata, weights = read_network(file)
+        if args is None:
+            with torch.device("meta"):
+                check_weights(whole_network(metadata), weights, str(file))
+        network = whole_network(metadata, args)
+        fill(network, weights, str(file))
+    return network.eval().to(device)
 
 
 def read_network(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -226,10 +228,16 @@ def heads_of(run: FinishedRun, blocks: Sequence[Block]) -> tuple[dict[str, str],
 
 def load_ensemble(file: Path, heads: Path, args: Mapping[str, Any] | None = None) -> Ensemble:
     """The network in ``file`` with its ``heads``, in evaluation mode: two files that one ``bllpipe export`` has
-    written. ``args`` as in ``load_network``.
+    written. Device and ``args`` as in ``load_network``.
 
     Raises CheckpointError when a file cannot be read, or the heads are none or those of another network.
     """
+    device = torch.get_default_device()
+    with torch_defaults():
+        return _ensemble(file, heads, args).to(device)
+
+
+def _ensemble(file: Path, heads: Path, args: Mapping[str, Any] | None) -> Ensemble:
     network = load_network(file, args)
     metadata, weights = read_network(heads)
     if metadata.get("network_sha256") != part_digest(network.state_dict()):

@@ -17,7 +17,7 @@ from bllpipe.errors import CheckpointError, ConfigError
 from bllpipe.tools.analysis.evaluation import exit_scores, predict
 from bllpipe.tools.analysis.export import export_heads, export_run
 from bllpipe.tools.analysis.finished_run import FinishedRun, evaluation_batches, load_blocks, open_run
-from bllpipe.tools.analysis.network_file import Ensemble, load_ensemble, read_network
+from bllpipe.tools.analysis.network_file import Ensemble, load_ensemble, load_network, read_network
 from tests.support import jobs
 from tests.support.memory import little_memory
 
@@ -61,6 +61,24 @@ def test_every_kind_of_head_is_built_again(head: str, tmp_path: Path) -> None:
     found_BK = load_ensemble(tmp_path / "network", tmp_path / "heads")(x_BCHW)
     torch.testing.assert_close(found_BK, means(run, x_BCHW))
     torch.testing.assert_close(found_BK.sum(dim=1), torch.ones(len(x_BCHW)))
+
+
+def test_what_a_script_has_switched_on_does_not_reach_the_network(files: tuple[Path, Path]) -> None:
+    """Doubles were "not exactly the weights", and in inference mode no loss could train what was loaded."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode():
+            networks = load_network(files[0]), load_ensemble(*files)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    before = torch.get_rng_state()
+    for network, other in zip(networks, (load_network(files[0]), load_ensemble(*files)), strict=True):
+        assert not any(parameter.is_inference() for parameter in network.parameters())
+        for name, value in other.state_dict().items():
+            torch.testing.assert_close(network.state_dict()[name], value, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), before)
+    with torch.device("meta"):
+        assert all(value.is_meta for value in load_ensemble(*files).state_dict().values())
 
 
 def test_it_has_the_accuracy_that_the_run_has_measured(run: FinishedRun, tmp_path: Path) -> None:
