@@ -21,8 +21,9 @@ from bllpipe.engines import Options
 from bllpipe.engines.build import build_job_segment
 from bllpipe.engines.ports import image_port
 from bllpipe.engines.synchronous import RankContext, StageTrainer, run_synchronous
-from bllpipe.learn.block import Outcome, one_row_each
+from bllpipe.learn.block import Outcome
 from bllpipe.messages import Alpha, Phase, Receiver, Round, Target
+from bllpipe.models.units import one_row_each
 from bllpipe.training.loops import LearnerLoop, Loop
 from bllpipe.training.timing import Meter, Metered
 

@@ -25,10 +25,10 @@ from bllpipe.engines.job import Job, JobStore
 from bllpipe.engines.ports import image_port
 from bllpipe.engines.synchronous import RankContext, StageTrainer
 from bllpipe.errors import BllpipeError
-from bllpipe.learn.block import Outcome, one_row_each
+from bllpipe.learn.block import Outcome
 from bllpipe.learn.memory_format import as_channels_last
 from bllpipe.messages import Alpha, Receiver, Round, Target
-from bllpipe.models.units import Segment
+from bllpipe.models.units import Segment, one_row_each
 from bllpipe.training.instrument import wrap_method
 from bllpipe.training.loops import LearnerLoop, Loop
 from bllpipe.training.timing import Meter, Metered

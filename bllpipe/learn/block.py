@@ -31,7 +31,7 @@ from bllpipe.learn.optimizer import Learner
 from bllpipe.learn.running_buffers import RunningBuffers
 from bllpipe.messages import Target, copied
 from bllpipe.models.registry import check_complete, trial_size, units_after
-from bllpipe.models.units import Segment, Unit
+from bllpipe.models.units import Segment, Unit, one_row_each
 from bllpipe.utils.tensors import derived_seed, full_precision
 from bllpipe.utils.tree_sum import Sums
 
@@ -340,11 +340,10 @@ def alpha_shape(segment: Segment, input_shape: Sequence[int], device: torch.devi
     Raises ConfigError for lazy layers, and unless the output is one floating-point tensor: [C], tokens [T, C] or maps
     [C, H, W] for each image.
     """
-    check_complete(segment, segment.last_unit)
+    unit, size = segment.last_unit, trial_size(segment)
+    check_complete(segment, unit)
     segment.eval()
-    size = trial_size(segment)
     alpha: object = segment(torch.zeros(size, *input_shape, device=device))
-    unit = segment.last_unit
     if not isinstance(alpha, Tensor):
         raise ConfigError(
             f"unit {unit}: expected one tensor as its output, as a message carries one, got a {type(alpha).__name__}; "
@@ -357,20 +356,6 @@ def alpha_shape(segment: Segment, input_shape: Sequence[int], device: torch.devi
             f"the same module, or cut somewhere else"
         )
     return tuple(alpha.shape[1:])
-
-
-def one_row_each(alpha: object, x: Tensor, segment: Segment) -> Tensor:
-    """alpha, the output of ``segment`` for a batch ``x``. Its shape was inferred from one image, in evaluation mode:
-    raises ConfigError unless it has a row for each image."""
-    if not isinstance(alpha, Tensor) or alpha.dim() == 0 or len(alpha) != len(x):
-        got = f"the shape {list(alpha.shape)}" if isinstance(alpha, Tensor) else f"a {type(alpha).__name__}"
-        units = "unit" if len(segment.unit_ends) == 1 else "units up to"
-        raise ConfigError(
-            f"{units} {segment.last_unit}: expected one tensor with a row for each image of a batch, got {got} for "
-            f"{len(x)} images in {'training' if segment.training else 'evaluation'} mode; use a forward that keeps the "
-            f"first dimension"
-        )
-    return alpha
 
 
 class Statistics(nn.Module):

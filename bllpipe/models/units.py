@@ -145,6 +145,20 @@ class Segment(nn.Module):
         self._user_paths = []
 
 
+def one_row_each(alpha: object, x: Tensor, segment: Segment) -> Tensor:
+    """alpha, the output of ``segment`` for a batch ``x``. Its shape was inferred from one image, in evaluation mode:
+    raises ConfigError unless it has a row for each image."""
+    if not isinstance(alpha, Tensor) or alpha.dim() == 0 or len(alpha) != len(x):
+        got = f"the shape {list(alpha.shape)}" if isinstance(alpha, Tensor) else f"a {type(alpha).__name__}"
+        units = "unit" if len(segment.unit_ends) == 1 else "units up to"
+        raise ConfigError(
+            f"{units} {segment.last_unit}: expected one tensor with a row for each image of a batch, got {got} for "
+            f"{len(x)} images in {'training' if segment.training else 'evaluation'} mode; use a forward that keeps the "
+            f"first dimension"
+        )
+    return alpha
+
+
 def units_from_modules(modules: Mapping[str, nn.Module]) -> list[Unit]:
     """One unit a module; parameters have the names of an nn.Sequential of modules with these names."""
 
