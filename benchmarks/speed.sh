@@ -32,6 +32,7 @@ measure benchmarks.spans --json "$out/spans.json"
 measure bllpipe.cli plan --config configs/cifar10_resnet50.yaml --set device=cpu --set data.batch_size=32 \
     --set cpu_threads=2 --blocks 4 --repetitions 5 --json "$out/plan-resnet50.json"
 if [ -f "$data" ]; then
-    measure benchmarks.time_to_accuracy --data-path "$data" --accuracy 55 --epochs 2 --seeds 0 1 2 \
+    measure benchmarks.time_to_accuracy --data-path "$data" --accuracy 55 --epochs 2 --seeds 0 1 2 --precision bf16 \
+        --blocks '[layer2.1]' --engines bll strided bll-strided 1f1b ddp single \
         --json "$out/time-to-accuracy-cpu.json"
 fi
