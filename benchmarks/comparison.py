@@ -41,7 +41,9 @@ def compare(
         found[name], left_out = _choose(name, variants, tune, seeds)
         notes += left_out
     if against not in found:
-        raise ConfigError(f"--against {against}: expected one of {', '.join(found)}")
+        raise ConfigError(
+            f"--against {against}: expected one of {', '.join(found) or 'the methods, but there are no runs'}"
+        )
     together = any("ensemble_accuracy" in record for each in found.values() for record in each.reported.values())
     heads = ["method", "rate (tried)", "tuning %", "last block %", f"minus {against}, paired (s.e.)", "blocks %"]
     rows = [[*_cells(each, found[against]), *([_together(each)] if together else [])] for each in found.values()]

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
+from os import SEEK_END
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -14,6 +15,7 @@ from bllpipe.checkpoint.resume import HARMLESS, HARMLESS_SECTIONS
 from bllpipe.errors import ConfigError
 
 Record = Mapping[str, Any]
+NEEDED = {"key", "seed", "config", "finished", "test_accuracy", "block_accuracy"}  # of every record
 
 
 @dataclass(frozen=True)
@@ -37,17 +39,22 @@ class Sample:
 
 
 def append(path: Path, record: Record) -> None:
-    """Adds one line in one write, so that a reader never sees half of it."""
+    """Adds one line in one write, so that a reader never sees half of it. A last line without its end gets one first,
+    or the two would be one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab", buffering=0) as file:
-        file.write((json.dumps(record) + "\n").encode())
+    with path.open("ab+", buffering=0) as file:
+        file.seek(max(0, file.seek(0, SEEK_END) - 1))
+        is_open = file.read(1) not in (b"", b"\n")
+        file.write(("\n" * is_open + json.dumps(record) + "\n").encode())
 
 
 def read(path: Path) -> list[Record]:
     """All records of a file, in order."""
-    if not path.exists():
-        raise ConfigError(f"{path} does not exist; expected a file that a run with --out FILE has written")
-    return [_parse(line, f"{path}, line {number}") for number, line in enumerate(path.read_text().splitlines(), 1)]
+    if not path.exists() or path.is_dir():
+        what = "is a directory" if path.exists() else "does not exist"
+        raise ConfigError(f"{path} {what}; expected a file that a run with --out FILE has written")
+    lines = path.read_text(errors="replace").splitlines()
+    return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
 
 
 def _parse(line: str, where: str) -> Record:
@@ -55,7 +62,7 @@ def _parse(line: str, where: str) -> Record:
         record = json.loads(line)
     except ValueError:
         record = None
-    if not isinstance(record, dict) or not {"key", "config", "finished"} <= record.keys():
+    if not isinstance(record, dict) or not NEEDED <= record.keys() or not isinstance(record["config"], dict):
         raise ConfigError(f"{where}: {line[:40]!r} is no finished trial; delete the line and run the trial again")
     return record
 

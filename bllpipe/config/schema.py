@@ -39,9 +39,11 @@ class ModelConfig:
         "resnet18/34/50/101/152; torchvision:NAME or timm:NAME, such as torchvision:convnext_tiny; or "
         "package.module:function that returns a network or an ordered list of modules",
     )
-    width: int = key(16, "channels of the stem; 64 is the ResNet of the papers", least=1)
+    width: int = key(16, "the ResNets of bllpipe: channels of the stem; 64 is the ResNet of the papers", least=1)
     stem: Literal["cifar", "half", "imagenet"] = key(
-        "cifar", "cifar: 3x3, no max-pool; half: the same with stride 2; imagenet: 7x7 stride 2 and max-pool"
+        "cifar",
+        "the ResNets of bllpipe: cifar: 3x3, no max-pool; half: the same with stride 2; imagenet: 7x7 stride 2 and "
+        "max-pool",
     )
     args: dict[str, Any] = key({}, "keyword arguments for a network of torchvision or timm, or package.module:function")
     weights: str | None = key(

@@ -234,11 +234,14 @@ def _check_feedback(config: Config) -> None:
 
 
 def _check_evaluate(config: Config) -> None:
-    if config.evaluate.ensemble and config.is_end_to_end:
-        raise ConfigError(
-            f"evaluate.ensemble is true, but method {config.method} trains the whole network, which has no local "
-            f"heads; use --set evaluate.ensemble=false, or a local method such as --set method=bll"
-        )
+    weights = {f"objective.{name}": getattr(config.objective, name) for name in ("keep_weight", "contrast_weight")}
+    for key, value in {"evaluate.ensemble": config.evaluate.ensemble, **weights}.items():
+        if value and config.is_end_to_end:
+            found, none = ("true", "false") if value is True else (value, 0)
+            raise ConfigError(
+                f"{key} is {found}, but method {config.method} trains the whole network, which has no local heads; use "
+                f"--set {key}={none}, or a local method such as --set method=bll"
+            )
 
 
 def _check_gpu(config: Config) -> None:

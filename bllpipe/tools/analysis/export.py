@@ -74,7 +74,7 @@ def export_heads(
     accuracies = {} if expected is None else {"ensemble_accuracy": repr(expected.ensemble_accuracy[-1])}
     with _written(heads, weights, {**metadata, **accuracies}) as temporary:
         if expected is not None:
-            network = load_ensemble(file, temporary, run.config.model.args).to(run.device)
+            network = load_ensemble(file.absolute(), temporary.absolute(), run.config.model.args).to(run.device)
             _compare(run, "ensemble", predicted_classes(run, network), expected.ensemble_class_EN[-1])
     loader = "bllpipe.load_ensemble"
     say(f"wrote {heads}: {len(weights)} tensors of {run.config.num_blocks - 1} local heads for {loader}(FILE, HEADS)")

@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,7 +142,7 @@ def is_torchvision(metadata: Mapping[str, str]) -> bool:
     return has_stem and json.loads(metadata["image_shape"])[0] == 3
 
 
-def load_network(file: Path, args: Mapping[str, Any] | None = None) -> Segment:
+def load_network(file: str | PathLike[str], args: Mapping[str, Any] | None = None) -> Segment:
     """The network in ``file``, in evaluation mode and on torch's default device; ``args`` as in ``whole_network``.
 
     Raises CheckpointError when the file cannot be read or does not hold exactly this network's weights. A ResNet is
@@ -149,13 +150,17 @@ def load_network(file: Path, args: Mapping[str, Any] | None = None) -> Segment:
     """
     device = torch.get_default_device()
     with torch_defaults():  # or the weights would have the default dtype, and be for inference alone in that mode
-        metadata, weights = read_network(file)
-        if args is None:
-            with torch.device("meta"):
-                check_weights(whole_network(metadata), weights, str(file))
-        network = whole_network(metadata, args)
-        fill(network, weights, str(file))
-    return network.eval().to(device)
+        return _network(Path(os.path.expanduser(file)), args).to(device)
+
+
+def _network(file: Path, args: Mapping[str, Any] | None) -> Segment:
+    metadata, weights = read_network(file)
+    if args is None:
+        with torch.device("meta"):
+            check_weights(whole_network(metadata), weights, str(file))
+    network = whole_network(metadata, args)
+    fill(network, weights, str(file))
+    return network.eval()
 
 
 def read_network(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -226,7 +231,9 @@ def heads_of(run: FinishedRun, blocks: Sequence[Block]) -> tuple[dict[str, str],
     return metadata, _named({block.segment.last_unit: block.head for block in blocks[:-1]}).state_dict()
 
 
-def load_ensemble(file: Path, heads: Path, args: Mapping[str, Any] | None = None) -> Ensemble:
+def load_ensemble(
+    file: str | PathLike[str], heads: str | PathLike[str], args: Mapping[str, Any] | None = None
+) -> Ensemble:
     """The network in ``file`` with its ``heads``, in evaluation mode: two files that one ``bllpipe export`` has
     written. Device and ``args`` as in ``load_network``.
 
@@ -234,11 +241,11 @@ def load_ensemble(file: Path, heads: Path, args: Mapping[str, Any] | None = None
     """
     device = torch.get_default_device()
     with torch_defaults():
-        return _ensemble(file, heads, args).to(device)
+        return _ensemble(Path(os.path.expanduser(file)), Path(os.path.expanduser(heads)), args).to(device)
 
 
 def _ensemble(file: Path, heads: Path, args: Mapping[str, Any] | None) -> Ensemble:
-    network = load_network(file, args)
+    network = _network(file, args)
     metadata, weights = read_network(heads)
     if metadata.get("network_sha256") != part_digest(network.state_dict()):
         raise CheckpointError(

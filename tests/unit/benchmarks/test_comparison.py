@@ -51,6 +51,8 @@ def test_rates_are_chosen_on_some_seeds_and_compared_on_others() -> None:
 
 
 def test_what_is_compared_with_must_be_there() -> None:
+    with pytest.raises(ConfigError, match="--against bp: expected one of the methods, but there are no runs$"):
+        compare([], "bp", [3, 4], [0, 1, 2])
     with pytest.raises(ConfigError, match="--against fa: expected one of bp, strided, gap"):
         compare(TRIALS, "fa", [3, 4], [0, 1, 2])
 

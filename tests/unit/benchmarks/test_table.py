@@ -138,13 +138,31 @@ def test_pieces_of_several_files_are_shown_together(tmp_path: Path, capsys: pyte
     assert "c.jsonl does not exist; expected a file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("line", ['{"key": "a", "con', '{"key": "a"}', "3"])
+UNFINISHED = '{"key": "a", "config": {}, "finished": "2030-01-01"}'  # without seed and accuracies
+NO_CONFIG = json.dumps({**BP[0], "config": []})
+
+
+@pytest.mark.parametrize("line", ['{"key": "a", "con', '{"key": "a"}', "3", "\udcff", UNFINISHED, NO_CONFIG])
 def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
     append(tmp_path / "a.jsonl", BP[0])
-    with (tmp_path / "a.jsonl").open("a") as file:
-        file.write(line)
+    with (tmp_path / "a.jsonl").open("ab") as file:
+        file.write(line.encode(errors="surrogateescape"))
     with pytest.raises(ConfigError, match=r"a.jsonl, line 2: .* is no finished trial; delete the line"):
         read(tmp_path / "a.jsonl")
+
+
+def test_a_directory_is_no_file_of_results(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is a directory; expected a file that a run with --out FILE has written"):
+        read(tmp_path)
+
+
+def test_a_line_after_one_without_its_end_is_a_line_of_its_own(tmp_path: Path) -> None:
+    """It was glued to the one before, and both were lost."""
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps(BP[0]))
+    append(file, BP[1])
+    append(file, BP[2])
+    assert read(file) == BP and file.read_text().count("\n") == 3
 
 
 def test_the_table_asks_for_every_combination() -> None:

@@ -47,6 +47,8 @@ def test_a_run_and_what_is_made_of_it(home: Path) -> None:
     assert jobs.summary(home / "run")["steps"] == 1
     assert cli.main(["eval", str(home / "run"), "--data-path=~/set.npz", "--json=~/tested.json"]) == 0
     assert cli.main(["export", str(home / "run"), str(home / "net.safetensors"), "--heads=~/heads.safetensors"]) == 0
+    assert isinstance(bllpipe.load_network("~/net.safetensors"), nn.Module)
+    assert isinstance(bllpipe.load_ensemble("~/net.safetensors", "~/heads.safetensors"), nn.Module)
     assert cli.main(["report", str(home / "run"), "--out=~/page.html"]) == 0
     assert {"run", "tested.json", "heads.safetensors", "page.html"} < {path.name for path in home.iterdir()}
     assert not list(Path.cwd().iterdir())

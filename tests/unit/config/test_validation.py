@@ -291,3 +291,15 @@ def test_a_whole_network_has_no_heads_to_test_together(method: str) -> None:
     )
     assert load_config(None, ["evaluate.ensemble=true", "method=dgl"]).evaluate.ensemble
     assert not load_config(None).evaluate.ensemble
+
+
+@pytest.mark.parametrize("method", ["bp", "usf"])
+@pytest.mark.parametrize("key", ["objective.keep_weight", "objective.contrast_weight"])
+def test_a_whole_network_has_no_local_loss_to_add_to(method: str, key: str) -> None:
+    """They were accepted, and nothing was added to the loss."""
+    refused(
+        ["engine=single", f"method={method}", f"{key}=0.5"],
+        f"{key} is 0.5, but method {method} trains the whole network, which has no local heads; use --set {key}=0, or a "
+        f"local method such as --set method=bll",
+    )
+    assert load_config(None, [f"{key}=0.5", "method=dgl"]).objective
