@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 
+from bllpipe.distributed.torchrun import RankEnvironment
+from bllpipe.errors import ConfigError
 from bllpipe.messages import Target
 
 WEIGHT = 0.5
@@ -28,7 +30,11 @@ class BeliefPassing(nn.Module):
 
     def __init__(self, config: object, alpha_shape: Sequence[int], num_classes: int) -> None:
         super().__init__()
-        self.number = BeliefPassing.made
+        if RankEnvironment.read() is not None:  # every process would have one block, and take it for the first
+            raise ConfigError(
+                "BeliefPassing: expected all blocks in one process, got ranks; use --set engine=sequential"
+            )
+        self.number, self.is_first, self.has_run = BeliefPassing.made, False, False
         BeliefPassing.made += 1
 
     def forward(self, alpha: Tensor, scores_BK: Tensor, target: Target, x: Tensor) -> dict[str, Tensor]:
@@ -37,8 +43,11 @@ class BeliefPassing(nn.Module):
         terms = {"pred": cross_entropy(scores_BK.float(), label_B)}
         before = BeliefPassing.latest
         BeliefPassing.latest = self.number, label_B.clone(), belief_BK.detach()
-        if before is None or before[0] >= self.number:
-            return terms  # the first block
+        if before is None or (before[0] >= self.number and not self.has_run):
+            self.is_first = True
+        self.has_run = True
+        if self.is_first:
+            return terms
         number, labels_B, before_BK = before
         if number != self.number - 1 or not torch.equal(labels_B, label_B):
             raise ValueError(

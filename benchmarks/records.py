@@ -62,7 +62,7 @@ def _parse(line: str, where: str) -> Record:
         record = json.loads(line)
     except ValueError:
         record = None
-    if not isinstance(record, dict) or not NEEDED <= record.keys() or not isinstance(record["config"], dict):
+    if not isinstance(record, dict) or not record.keys() >= NEEDED or not isinstance(record["config"], dict):
         raise ConfigError(f"{where}: {line[:40]!r} is no finished trial; delete the line and run the trial again")
     return record
 

@@ -24,7 +24,7 @@ from bllpipe.learn.distributions import (
     class_statistics,
     num_channels,
 )
-from bllpipe.learn.heads import classify, embed, make_head, message_size
+from bllpipe.learn.heads import check_norms, classify, embed, make_head, message_size
 from bllpipe.learn.losses import LossContext, Objective, last_block, leaf, loss_terms, make_objective
 from bllpipe.learn.memory_format import as_channels_last, place, uses_channels_last
 from bllpipe.learn.optimizer import Learner
@@ -312,11 +312,11 @@ def make_local_loss(
     """Head and objective of the block ``number`` whose last unit is ``unit``, and the size of its message."""
     settings = config.objective
     head = make_head(alpha_shape, num_classes, settings, last_width, units_after(config, unit))
+    check_norms(head, alpha_shape, config.data.batch_size // config.num_passes, unit)
     size = message_size(settings, alpha_shape, head)
     context = LossContext(size, number, total_steps)
-    embedding_size = 0
-    if settings.contrast_weight:
-        embedding_size = message_size(replace(settings, message="embedding"), alpha_shape, head)
+    embedding = replace(settings, message="embedding")
+    embedding_size = message_size(embedding, alpha_shape, head) if settings.contrast_weight else 0
     objective = make_objective(config, input_shape, alpha_shape, num_classes, context, embedding_size)
     return LocalLoss(head, objective, settings.message), size
 

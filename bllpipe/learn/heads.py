@@ -13,11 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import prod, sqrt
 
+import torch
 from torch import Tensor, nn
 
 from bllpipe.config.schema import ObjectiveConfig
 from bllpipe.errors import ConfigError
 from bllpipe.learn.distributions import CELLS, num_channels
+from bllpipe.models.registry import check_batches, single_value_norms
 from bllpipe.models.resnet import LaterUnit
 
 Later = Sequence[LaterUnit]
@@ -44,6 +46,19 @@ def make_head(
     if config.head in HEADS_OF_UNITS:
         return HEADS_OF_UNITS[config.head](alpha_shape, num_classes, config, later)
     return HEADS[config.head](alpha_shape, num_classes, config)
+
+
+@torch.no_grad()
+def check_norms(head: nn.Module, alpha_shape: Sequence[int], smallest_batch: int, unit: str) -> None:
+    """Raises ConfigError if a batch norm of the head behind ``unit`` has no variance in training batches of
+    ``smallest_batch`` images."""
+    if smallest_batch > 1:
+        return
+    device = next(head.parameters()).device
+    with single_value_norms(head) as norms:
+        head.eval()(torch.zeros(1, *alpha_shape, device=device))
+    head.train()
+    check_batches(norms, smallest_batch, 2, f"the head of {unit}")  # a test batch takes the running statistics
 
 
 def message_size(config: ObjectiveConfig, alpha_shape: Sequence[int], head: nn.Module) -> int:

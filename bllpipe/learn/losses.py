@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from torch import Tensor, nn
@@ -216,7 +217,16 @@ def kl_weight(config: ObjectiveConfig, context: LossContext, num_classes: int) -
     """The weight of the KL of one block at the start of the run."""
     divisors = {"none": 1, "channels": context.message_size, "classes": num_classes}
     divisors["both"] = context.message_size * num_classes
-    return config.kl_weight * config.kl_block_factor**context.number / divisors[config.kl_scale]
+    try:
+        weight = config.kl_weight * config.kl_block_factor**context.number / divisors[config.kl_scale]
+    except OverflowError:
+        weight = inf
+    if weight == inf:
+        raise ConfigError(
+            f"objective.kl_block_factor is {config.kl_block_factor:g}, whose power in block {context.number} times "
+            f"objective.kl_weight={config.kl_weight:g} is no finite number; use smaller ones"
+        )
+    return weight
 
 
 def predictive(config: ObjectiveConfig, scores_BK: Tensor, target: Target) -> Tensor:

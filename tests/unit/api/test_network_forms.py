@@ -86,6 +86,12 @@ def frozen_last(in_channels: int, num_classes: int) -> list[nn.Module]:
     return [nn.Sequential(nn.Flatten(), nn.Linear(in_channels * 64, 8)), last]
 
 
+def maps(in_channels: int, num_classes: int) -> list[nn.Module]:
+    """Maps of 4x4 positions, which three halvings in a head make one."""
+    first = nn.Conv2d(in_channels, 8, 3, stride=2, padding=1)
+    return [first, nn.Conv2d(8, 8, 1), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))]
+
+
 def normed(in_channels: int, num_classes: int) -> list[nn.Module]:
     norm = nn.BatchNorm1d(8)
     return [nn.Sequential(nn.Flatten(), nn.Linear(in_channels * 64, 8), norm), nn.Linear(8, num_classes)]
@@ -135,6 +141,16 @@ REFUSED: dict[str, tuple[Network, list[str], str]] = {
         "module 0 of the model: expected parameters with memory for each value, got 1.bias, a tensor that was expanded",
     ),
     "one image": (normed, ["blocks=2", "data.batch_size=1"], "block 0: the batch norm 0.2 sees one value a channel"),
+    "one image in a head": (  # which ended in torch's own error, "a fault in bllpipe"
+        maps,
+        ["blocks=2", "data.batch_size=1", "objective.head=strided", "objective.head_width=64"],
+        "the head of 0: the batch norm [0-9]+ sees one value a channel of an image, and training batches have 1 image",
+    ),
+    "a KL without end": (  # OverflowError
+        maps,
+        ["blocks=3", "objective.kl_block_factor=1e200", "objective.kl_weight=1e200"],
+        r"objective.kl_block_factor is 1e\+200, whose power in block 1 times .* is no finite number; use smaller ones",
+    ),
     "one image in the test": (
         without_statistics,
         ["blocks=2", "data.batch_size=177"],  # of 355 test images one is left over

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks.belief_passing import WEIGHT, BeliefPassing
+from bllpipe.errors import ConfigError
 from bllpipe.messages import Round, Target
 from tests.support import jobs
 
@@ -56,6 +57,26 @@ def test_another_batch_is_refused() -> None:
     first(alpha, scores, batch(0), alpha)
     with pytest.raises(ValueError, match="block 1 after block 0: expected the block before with the same batch"):
         second(alpha, scores, batch(1), alpha)
+
+
+def test_a_block_that_is_twice_in_a_row_is_refused() -> None:
+    """Blocks of threads run in any order; the second time it was taken for the first block, without a term."""
+    first, second = (BeliefPassing(None, [3, 4, 4], 2) for _ in range(2))
+    alpha, scores = torch.zeros(1, 3, 4, 4), torch.zeros(1, 2)
+    for block in (first, second, first, second):
+        assert ("belief" in block(alpha, scores, batch(0), alpha)) == (block is second)
+    with pytest.raises(ValueError, match="block 1 after block 1: .* use --set engine=sequential"):
+        second(alpha, scores, batch(0), alpha)
+
+
+def test_ranks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every rank took its block for the first one, and no block had the term."""
+    for name, value in {"RANK": "1", "WORLD_SIZE": "5", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "5")
+    with pytest.raises(ConfigError, match="expected all blocks in one process, got ranks; use --set engine=seq"):
+        BeliefPassing(None, [3, 4, 4], 2)
 
 
 def test_a_run_logs_the_term_of_every_block_but_the_first_and_the_last(tmp_path: Path) -> None:

@@ -299,7 +299,7 @@ def test_a_whole_network_has_no_local_loss_to_add_to(method: str, key: str) -> N
     """They were accepted, and nothing was added to the loss."""
     refused(
         ["engine=single", f"method={method}", f"{key}=0.5"],
-        f"{key} is 0.5, but method {method} trains the whole network, which has no local heads; use --set {key}=0, or a "
-        f"local method such as --set method=bll",
+        f"{key} is 0.5, but method {method} trains the whole network, which has no local heads; use --set {key}=0, or "
+        f"a local method such as --set method=bll",
     )
     assert load_config(None, [f"{key}=0.5", "method=dgl"]).objective

@@ -152,6 +152,15 @@ def test_the_weight_follows_channels_classes_and_blocks(settings: dict[str, Any]
     assert kl_weight(config, LossContext(16, number=2), num_classes=100) == pytest.approx(weight)
 
 
+def test_a_weight_that_no_number_can_hold_is_refused() -> None:
+    for number, objective in (
+        (3, ObjectiveConfig(kl_block_factor=1e200)),
+        (1, ObjectiveConfig(kl_weight=1e200, kl_block_factor=1e200)),
+    ):
+        with pytest.raises(ConfigError, match=f"whose power in block {number} times .* is no finite number"):
+            kl_weight(objective, LossContext(16, number=number), num_classes=10)
+
+
 def test_a_block_knows_which_one_it_is() -> None:
     terms = []
     for factor in (1.0, 0.25):
