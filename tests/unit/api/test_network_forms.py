@@ -144,7 +144,7 @@ REFUSED: dict[str, tuple[Network, list[str], str]] = {
     "one image in a head": (  # which ended in torch's own error, "a fault in bllpipe"
         maps,
         ["blocks=2", "data.batch_size=1", "objective.head=strided", "objective.head_width=64"],
-        "the head of 0: the batch norm [0-9]+ sees one value a channel of an image, and training batches have 1 image",
+        "the head of 1: the batch norm [0-9]+ sees one value a channel of an image, and training batches have 1 image",
     ),
     "a KL without end": (  # OverflowError
         maps,
