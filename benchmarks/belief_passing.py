@@ -46,7 +46,7 @@ class BeliefPassing(nn.Module):
         if before is None or (before[0] >= self.number and not self.has_run):
             self.is_first = True
         self.has_run = True
-        if self.is_first:
+        if before is None or self.is_first:
             return terms
         number, labels_B, before_BK = before
         if number != self.number - 1 or not torch.equal(labels_B, label_B):
