@@ -244,7 +244,7 @@ def test_the_budget_interrupts_and_the_run_goes_on_to_the_same_state(
 ) -> None:
     out, runs = tmp_path / "out.jsonl", tmp_path / "runs"
     settings = {"steps": 20, "checkpoint.every_steps": 5, "evaluate.every_epochs": 0}
-    pause = jobs.fault_variables("rank=0,step=8,point=update,action=sleep,seconds=3")  # or it might end before
+    pause = jobs.fault_variables("rank=0,step=8,point=update,action=sleep,seconds=10")  # or it might end before
     trial, next_ended = tiny("long", **settings), Processes.next_ended
 
     def spent_with_the_first_checkpoint(self: Processes, timeout: float) -> tuple[str, int] | None:
