@@ -79,6 +79,8 @@ def _choose(
         notes += left_out
     tuned = {rate: {seed: own[seed] for seed in tune if seed in own} for rate, own in kept.items()}
     candidates = {rate: own for rate, own in tuned.items() if own} or kept
+    if candidates is kept and len(kept) > 1:
+        notes.append(f"{name}: no record of a seed for tuning; its rate is chosen by the accuracies of the report")
     most = max(len(own) for own in candidates.values())
     short = [str(rate) for rate, own in candidates.items() if len(own) < most]
     if short:

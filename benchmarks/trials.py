@@ -222,7 +222,8 @@ def _not_complete(run_dir: Path) -> str:
     """Why a run that ended well has no result; empty if it has."""
     status = _json(run_dir / "status.json")["status"]
     if status == "completed" and (run_dir / "summary.json").exists():
-        return ""
+        is_tested = _json(run_dir / "summary.json")["test_accuracy"] is not None
+        return "" if is_tested else "it was never tested; use evaluate.every_epochs=0 or more"
     return f"status {status}: it ended without its last figures; remove its newest checkpoint, or all of {run_dir}"
 
 

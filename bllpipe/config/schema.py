@@ -156,7 +156,8 @@ class ObjectiveConfig:
     head: Literal["linear", "mlp", "conv", "narrow", "gap", "strided", "auglocal"] = key(
         "linear",
         "linear (on a pool), mlp (hidden layer on it), conv (3x3, then linear), narrow (1x1, then conv), gap, strided "
-        "(3x3 with stride 2 to the network's last width, then gap), auglocal (residual units like later ones, gap)",
+        "(3x3 with stride 2 to the network's last width, then gap), auglocal (residual units like later ones, gap); of "
+        "tokens and vectors always linear",
     )
     tokens: Literal["auto", "class", "mean"] = key(
         "auto",

@@ -57,6 +57,14 @@ def test_what_is_compared_with_must_be_there() -> None:
         compare(TRIALS, "fa", [3, 4], [0, 1, 2])
 
 
+def test_a_rate_that_the_reported_seeds_chose_themselves_is_told() -> None:
+    both = [record("bp-lr0.1", 0, 0.6), record("bp-lr0.4", 0, 0.7), record("gap", 0, 0.6)]
+    text = compare(both, "bp", [3, 4], [0], markdown=True)
+    assert "bp: no record of a seed for tuning; its rate is chosen by the accuracies of the report" in text
+    assert "gap: no" not in text, "it has one rate"
+    assert "for tuning" not in compare(TRIALS, "bp", [3, 4], [0, 1, 2])
+
+
 def test_the_command_reads_files_and_takes_some_methods(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "some.jsonl"
     file.write_text("".join(json.dumps(each) + "\n" for each in TRIALS))

@@ -140,9 +140,10 @@ def test_pieces_of_several_files_are_shown_together(tmp_path: Path, capsys: pyte
 
 UNFINISHED = '{"key": "a", "config": {}, "finished": "2030-01-01"}'  # without seed and accuracies
 NO_CONFIG = json.dumps({**BP[0], "config": []})
+UNTESTED = json.dumps({**BP[0], "test_accuracy": None})
 
 
-@pytest.mark.parametrize("line", ['{"key": "a", "con', '{"key": "a"}', "3", "\udcff", UNFINISHED, NO_CONFIG])
+@pytest.mark.parametrize("line", ['{"key": "a", "con', '{"key": "a"}', "3", "\udcff", UNFINISHED, NO_CONFIG, UNTESTED])
 def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
     append(tmp_path / "a.jsonl", BP[0])
     with (tmp_path / "a.jsonl").open("ab") as file:
@@ -212,10 +213,13 @@ def test_trials_run_once_and_a_failure_leaves_the_others_alone(
 ) -> None:
     out, runs = tmp_path / "out.jsonl", tmp_path / "runs"
     bad, part = tiny("bad", **{"optimizer.lr": -1}), tiny("part", stop_at=3)
+    untested = tiny("untested", steps=1, **{"evaluate.every_epochs": "never"})
     good = [tiny("s0"), tiny("s1", seed=1)]
-    outcome = run_trials([bad, part, *good], out, runs, workers=2)
-    assert (sorted(outcome.failed), sorted(outcome.finished), outcome.exit_code) == (["bad", "part"], ["s0", "s1"], 1)
+    outcome = run_trials([bad, untested, part, *good], out, runs, workers=2)
+    assert (sorted(outcome.failed), sorted(outcome.finished)) == (["bad", "part", "untested"], ["s0", "s1"])
+    assert outcome.exit_code == 1
     text = capsys.readouterr().out
+    assert "untested failed, it was never tested; use evaluate.every_epochs=0 or more" in text
     assert "bad failed, exit code 2" in text and "    bllpipe: optimizer.lr" in text
     assert "part failed, status preempted: it ended without its last figures" in text
     _check_records(read(out), runs)
