@@ -62,8 +62,12 @@ def _parse(line: str, where: str) -> Record:
         record = json.loads(line)
     except ValueError:
         record = None
-    is_whole = isinstance(record, dict) and record.keys() >= NEEDED and isinstance(record["config"], dict)
-    if not is_whole or record["test_accuracy"] is None:  # of a run that was never tested
+    if (
+        not isinstance(record, dict)
+        or not record.keys() >= NEEDED
+        or not isinstance(record["config"], dict)
+        or record["test_accuracy"] is None  # of a run that was never tested
+    ):
         raise ConfigError(f"{where}: {line[:40]!r} is no finished trial; delete the line and run the trial again")
     return record
 
