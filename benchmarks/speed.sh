@@ -29,6 +29,7 @@ throughput --work emulated --blocks 1 2 4 --engines bll --milliseconds 0 --steps
     --json "$out/overhead-emulated.json"
 measure benchmarks.endurance --steps 10000 --json "$out/endurance-emulated.json"
 measure benchmarks.spans --json "$out/spans.json"
+measure benchmarks.formats --steps 30 --json "$out/formats-cpu.json"
 measure bllpipe.cli plan --config configs/cifar10_resnet50.yaml --set device=cpu --set data.batch_size=32 \
     --set cpu_threads=2 --blocks 4 --repetitions 5 --json "$out/plan-resnet50.json"
 if [ -f "$data" ]; then

@@ -213,7 +213,8 @@ def test_trials_run_once_and_a_failure_leaves_the_others_alone(
 ) -> None:
     out, runs = tmp_path / "out.jsonl", tmp_path / "runs"
     bad, part = tiny("bad", **{"optimizer.lr": -1}), tiny("part", stop_at=3)
-    untested = tiny("untested", steps=1, **{"evaluate.every_epochs": "never"})
+    never: dict[str, Any] = {"steps": 1, "evaluate.every_epochs": "never"}
+    untested = tiny("untested", **never)
     good = [tiny("s0"), tiny("s1", seed=1)]
     outcome = run_trials([bad, untested, part, *good], out, runs, workers=2)
     assert (sorted(outcome.failed), sorted(outcome.finished)) == (["bad", "part", "untested"], ["s0", "s1"])
