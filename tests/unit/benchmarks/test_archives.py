@@ -61,6 +61,6 @@ def test_some_variants_of_a_question() -> None:
     trials = experiment_trials(file, [3, 4], only=["bp-*", "strided-kl0-lr0.4"])
     names = [*(f"bp-lr{rate}" for rate in (0.1, 0.2, 0.4, 0.8)), "strided-kl0-lr0.4"]
     assert [trial.key for trial in trials] == [f"{name}-s{seed}" for seed in (3, 4) for name in names]
-    assert len(experiment_trials(file, [3])) == 4 + 3 * 5 * 4 + 4
+    assert len(experiment_trials(file, [3])) == 4 + 3 * 5 * 4 + 5
     with pytest.raises(ConfigError, match=r"--only dgl-\*: .* no variant of .*rates_and_heads.*use one of bp-lr0\.1"):
         experiment_trials(file, [3], only=["bp-*", "dgl-*"])
