@@ -1,8 +1,9 @@
-"""The process of one tracker: ``python -m bllpipe.tools.monitoring.tracker_process NAME RUN_DIRECTORY START SECONDS``.
+"""The process of one tracker.
 
-It follows metrics.jsonl until its standard input closes, which is when the run or rank 0 has ended, and then reads how
-the run ended from status.json. What the tracker has taken is written to its state file, so that a resumed run continues
-the same run of the tracker, and no line goes there twice.
+``python -m bllpipe.tools.monitoring.tracker_process NAME RUN_DIRECTORY START SECONDS ATTEMPT`` follows metrics.jsonl
+until its standard input closes, which is when the run or rank 0 has ended, and then reads from status.json how the run
+ended. What the tracker has taken is written to its state file, so that a resumed run continues the same run of the
+tracker, and no line goes there twice.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 
 from bllpipe.config.loader import flat, stored_mapping
 from bllpipe.tools.monitoring.trackers import TRACKERS, TrackedRun, Tracker
-from bllpipe.tools.monitoring.tracking import read_state, state_file
+from bllpipe.tools.monitoring.tracking import attempt_file, read_state, state_file
 from bllpipe.utils.console import warn
 from bllpipe.utils.files import atomic_write, json_object
 from bllpipe.utils.process import name_process
@@ -57,8 +58,8 @@ class Lines:
 class Delivery:
     """Passes the new lines of a run to its tracker, and keeps account of it in the state file."""
 
-    def __init__(self, name: str, directory: Path, start: int, ended: threading.Event) -> None:
-        self._name, self._directory, self._ended = name, directory, ended
+    def __init__(self, name: str, directory: Path, start: int, ended: threading.Event, attempt: str) -> None:
+        self._name, self._directory, self._ended, self._attempt = name, directory, ended, attempt
         known = read_state(directory, name)
         self._lines = Lines(directory / "metrics.jsonl")
         self._taken = 0
@@ -90,7 +91,15 @@ class Delivery:
         pause, deadline = threading.Event(), time.monotonic() + STATUS_SECONDS
         while (status := self._record("status.json").get("status")) == "running" and time.monotonic() < deadline:
             pause.wait(0.1)
+        if self._is_overtaken():
+            status = "running"  # what status.json says is the status of a later attempt
         self.tracker.finish(str(status), self._record("summary.json") if status in ("completed", "preempted") else {})
+
+    def _is_overtaken(self) -> bool:
+        try:
+            return attempt_file(self._directory, self._name).read_text().strip() != self._attempt
+        except OSError:  # the run directory is gone
+            return False
 
     def _new(self, records: Iterator[dict[str, Any]]) -> Iterator[Mapping[str, Any]]:
         """The records that the tracker does not have from an earlier process of this run."""
@@ -138,7 +147,7 @@ def end_of_input(seconds: float) -> threading.Event:
 
 def main(arguments: Sequence[str]) -> int:
     """Follows the run; the exit code is 1 if the tracker has failed, which the last line of the output explains."""
-    name, directory, start, seconds = arguments
+    name, directory, start, seconds, attempt = arguments
     name_process(f"bllpipe {name}")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # rank 0 decides when the run ends
         signal.signal(number, signal.SIG_IGN)
@@ -147,7 +156,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         with suppress(OSError):  # a file system without locks
             fcntl.flock(sys.stdout.fileno(), fcntl.LOCK_EX)  # the tracker of an earlier attempt may still be at work
-        delivery = Delivery(name, Path(directory), int(start), ended)
+        delivery = Delivery(name, Path(directory), int(start), ended, attempt)
         while not ended.wait(EVERY_SECONDS):
             delivery.catch_up()
         delivery.catch_up()

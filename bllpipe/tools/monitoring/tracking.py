@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib.util import find_spec
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from bllpipe.engines import Callback
 from bllpipe.errors import ConfigError
 from bllpipe.utils.console import warn
-from bllpipe.utils.files import json_object
+from bllpipe.utils.files import atomic_write, json_object
 
 if TYPE_CHECKING:
     from bllpipe.engines.job import Job
@@ -97,7 +98,9 @@ class TrackerProcess:
         self._name, self._directory = name, directory
         (directory / FOLDER).mkdir(parents=True, exist_ok=True)
         self._log = directory / FOLDER / f"{name}.log"
-        arguments = [name, str(directory.absolute()), str(start), str(LAST_SECONDS + SPARE_SECONDS)]
+        attempt = uuid.uuid4().hex
+        atomic_write(attempt_file(directory, name), attempt + "\n")
+        arguments = [name, str(directory.absolute()), str(start), str(LAST_SECONDS + SPARE_SECONDS), attempt]
         command = [sys.executable, "-m", PROGRAM, *arguments]
         with self._log.open("ab") as log:  # what a tracker prints would mix with the progress display
             self._process = subprocess.Popen(
@@ -148,6 +151,11 @@ def _is_stopped(directory: Path) -> bool:
 def state_file(directory: Path, name: str) -> Path:
     """Where a tracker keeps the identity of its run and what it has taken."""
     return directory / FOLDER / f"{name}.json"
+
+
+def attempt_file(directory: Path, name: str) -> Path:
+    """Holds the name of the newest attempt at the run that a tracker follows."""
+    return directory / FOLDER / f"{name}.attempt"
 
 
 def read_state(directory: Path, name: str) -> dict[str, Any]:

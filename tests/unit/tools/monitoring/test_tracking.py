@@ -143,6 +143,22 @@ def test_a_tracker_outlives_rank_0_and_learns_how_it_ended(
     assert [step for step, _ in tracker.curve("block 1/train/loss")] == [5, 10]
 
 
+def test_a_tracker_does_not_tell_how_a_later_attempt_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker, run = RecordingTracker(tmp_path, monkeypatch), directory_of_a_run(tmp_path / "small")
+    slow = TrackerProcess("wandb", run, 0)
+    wait_until(lambda: tracker.calls("init"))
+    next_one = TrackerProcess("wandb", run, 5)
+    (run / "status.json").write_text('{"status": "completed"}')
+    (run / "summary.json").write_text('{"steps": 10}')
+    slow.end_of_run()
+    wait_until(lambda: len(tracker.calls("finish")) == 1)
+    next_one.end_of_run()
+    wait_until(lambda: len(tracker.calls("finish")) == 2)
+    killed, completed = tracker.calls("finish")
+    assert killed == [1, {"status": "running"}]
+    assert completed == [0, {"status": "completed", "steps": 10}]
+
+
 def test_a_tracker_that_blocks_ends_after_rank_0_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tracker, run = RecordingTracker(tmp_path, monkeypatch, "init blocks"), directory_of_a_run(tmp_path / "small")
     monkeypatch.setattr(tracking, "LAST_SECONDS", 0.5)
